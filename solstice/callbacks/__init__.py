@@ -1,0 +1,8 @@
+"""Callbacks: everything of a run that touches the host, the clock, the disk or the screen."""
+
+from solstice.callbacks.base import Callback
+from solstice.callbacks.early_stopping import EarlyStoppingCallback
+from solstice.callbacks.logging import LoggingCallback
+from solstice.callbacks.profiling import ProfilingCallback
+
+__all__ = ["Callback", "EarlyStoppingCallback", "LoggingCallback", "ProfilingCallback"]

@@ -1,0 +1,54 @@
+"""What a callback is: hooks that watch a run, called by the trainer on the host.
+
+A callback sees experiments and outs; it cannot change them. To end the run it raises
+`EarlyStoppingException`.
+"""
+
+from typing import Any
+
+from solstice.experiment import Experiment
+
+
+class Callback:
+    """Hooks into a run; a subclass defines those it needs, all of which return None.
+
+    `mode` is "train", "val" or "test". Steps and epochs count from 0: `global_step` is the index
+    of the step concerned among the steps of its mode since the start of the run.
+
+    >>> import solstice
+    >>> class CountSteps(solstice.Callback):
+    ...     seen = 0
+    ...
+    ...     def on_step_end(self, outs, exp, global_step, mode, batch):
+    ...         self.seen += 1
+    """
+
+    def on_run_start(self, exp: Experiment) -> None:
+        """Called before anything else of a `train` or `test`."""
+
+    def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
+        """Called last, whatever happens, with the error that ends the run or None.
+
+        An early stop is no error.
+        """
+
+    def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
+        """Called before a pass over a dataset."""
+
+    def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
+        """Called after a pass over a dataset, cut short by an early stop or not."""
+
+    def on_step_start(self, exp: Experiment, global_step: int, mode: str, batch: Any) -> None:
+        """Called before each step with the experiment and the batch it will get."""
+
+    def on_step_end(
+        self, outs: Any, exp: Experiment, global_step: int, mode: str, batch: Any
+    ) -> None:
+        """Called after each step with what it returned."""
+
+    def get_state(self) -> Any:
+        """Return what must survive a resume, as a pytree of arrays, numbers and strings."""
+        return None
+
+    def set_state(self, state: Any) -> None:
+        """Take back what `get_state` returned."""

@@ -1,0 +1,191 @@
+"""Equinox networks (`equinox.Module`), which are written for one example."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree
+
+from solstice.compat.flags import Flags, check_train, find_flags, flag_values, parameters
+from solstice.compat.model import (
+    Keys,
+    Model,
+    bind_call,
+    join_params,
+    missing_key,
+    single_key,
+    split_params,
+)
+from solstice.compat.static import Static
+from solstice.tree import describe, owned, replace
+
+_NAME = "EquinoxModel"
+
+
+class EquinoxModel(Model):
+    """An Equinox network, applied to each example of a batch.
+
+    The call is `jax.vmap`ped over inputs (and array keywords) with the axis name of the network's
+    batch norm; each example gets a key of its own, and a state goes to all examples and comes back
+    as one. `inference` is set in the whole network by the train flag.
+
+    >>> import equinox as eqx, jax, jax.numpy as jnp
+    >>> from solstice.compat import EquinoxModel
+    >>> model = EquinoxModel(eqx.nn.MLP(3, 4, 8, 1, key=jax.random.key(0)))
+    >>> model(jnp.ones((2, 3)))[0].shape
+    (2, 4)
+    """
+
+    params: PyTree
+    frozen: PyTree
+    state: eqx.nn.State | None
+    # All that is no array, in training and in evaluation: `inference` flags are such leaves.
+    _rest: Static[tuple[PyTree, PyTree]] = eqx.field(static=True)
+    _call: Static[Callable[..., Any] | None] = eqx.field(static=True)
+    _flags: Flags = eqx.field(static=True)
+    _takes_key: bool = eqx.field(static=True)
+    _state_by_name: bool = eqx.field(static=True)
+    _axis_name: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        module: Callable[..., Any],
+        state: eqx.nn.State | None = None,
+        *,
+        flags: Mapping[str, bool] | None = None,
+        call: Callable[..., Any] | None = None,
+    ) -> None:
+        """Take the values over from an initialised module.
+
+        Args:
+            module: The network, with the key (where it takes one) as its argument `key` and the
+                state as its argument `state`, or the first one after the inputs.
+            state: What `eqx.nn.make_with_state` returned beside it.
+            flags: Keywords of the call that say whether it trains, with their values in training.
+                None finds them among the call's parameters.
+            call: Called as `call(module, *inputs, ...)` instead of the mapped module, with whole
+                batches, a `key` if it has such an argument, and the state.
+        """
+        if state is None and _has_initial_state(module):
+            state = eqx.nn.State(module)
+            module = eqx.nn.delete_init_state(module)
+        if state is None and any(map(_is_index, jax.tree.leaves(module, is_leaf=_is_index))):
+            raise ValueError(
+                f"{_NAME}: the network keeps state. Pass both parts of "
+                f"`module, state = eqx.nn.make_with_state(Network)(...)`: EquinoxModel(module, state)."
+            )
+        function = call or type(module).__call__
+        names = parameters(function)
+        self._call = Static(call)
+        self._takes_key = "key" in names
+        self._state_by_name = "state" in names
+        self._flags = tuple(
+            (name, value)
+            for name, value in find_flags(function, flags)
+            # Equinox's own layers heed `inference` in the tree and warn of it in the call.
+            if flags is not None
+            or name not in ("inference", "deterministic")
+            or names[name].default is names[name].empty
+        )
+        self._axis_name = _axis_name(module)
+        arrays, training = eqx.partition(eqx.nn.inference_mode(module, False), eqx.is_array)
+        evaluating = eqx.filter(
+            eqx.nn.inference_mode(module, True), eqx.is_array, inverse=True
+        )
+        self._rest = Static((training, evaluating))
+        self.params, self.frozen = split_params(arrays)
+        self.state = owned(state)
+
+    def __call__(
+        self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
+    ) -> tuple[Any, Self]:
+        train = check_train(train, _NAME)
+        key = single_key(key, _NAME) if train else None
+        kwargs = flag_values(self._flags, train) | kwargs
+        module = self._module(train)
+        # A State can be used once only, and this model's must live on.
+        state = jax.tree.map(lambda leaf: leaf, self.state)
+        try:
+            if self._call.value is None:
+                outputs, state = self._mapped(module, inputs, state, key, kwargs)
+            else:
+                call = bind_call(module, self._call.value)
+                outputs, state = self._one(call, inputs, state, key, kwargs)
+        except RuntimeError as error:
+            if train and key is None and "requires a key" in str(error):
+                raise missing_key(_NAME) from error
+            raise
+        return outputs, replace(self, state=state) if train else self
+
+    def unwrap(self) -> Any:
+        """Return the module, or `(module, state)` of a network with state, in training mode."""
+        module = self._module(train=True)
+        return module if self.state is None else (module, jax.tree.map(lambda a: a, self.state))
+
+    def _module(self, train: bool) -> Any:
+        training, evaluating = self._rest.value
+        return eqx.combine(join_params(self), training if train else evaluating)
+
+    def _mapped(
+        self, module: Any, inputs: tuple, state: Any, key: Array | None, kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        # Array keywords belong to the examples; a flag or a name is the same for all.
+        arrays, constants = eqx.partition(kwargs, eqx.is_array)
+        keys = key
+        if key is not None and self._takes_key:
+            keys = jax.random.split(key, _batch_size(inputs))
+        mapped = jax.vmap(
+            lambda inputs, state, key, arrays: self._one(
+                module, inputs, state, key, eqx.combine(arrays, constants)
+            ),
+            in_axes=(0, None, 0 if self._takes_key else None, 0),
+            out_axes=(0, None),
+            axis_name=self._axis_name,
+        )
+        return mapped(inputs, state, keys, arrays)
+
+    def _one(
+        self, call: Any, inputs: tuple, state: Any, key: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        if self._takes_key:
+            kwargs = {"key": key} | kwargs
+        if state is None:
+            return call(*inputs, **kwargs), None
+        if self._state_by_name:
+            return call(*inputs, state=state, **kwargs)
+        return call(*inputs, state, **kwargs)
+
+
+def _is_index(node: Any) -> bool:
+    return isinstance(node, eqx.nn.StateIndex)
+
+
+def _has_initial_state(module: Any) -> bool:
+    indices = filter(_is_index, jax.tree.leaves(module, is_leaf=_is_index))
+    return any(jax.tree.leaves(index.init) for index in indices)
+
+
+def _axis_name(module: Any) -> str:
+    """The axis that the network's batch norm averages over; "batch" where there is none."""
+
+    def is_norm(node: Any) -> bool:
+        return isinstance(getattr(node, "axis_name", None), str)
+
+    norms = filter(is_norm, jax.tree.leaves(module, is_leaf=is_norm))
+    names = sorted({norm.axis_name for norm in norms})
+    if len(names) > 1:
+        raise ValueError(
+            f"{_NAME}: the network's layers average over the axes {', '.join(map(repr, names))}; "
+            f"one batch axis is expected. Give them one axis_name, or pass call=."
+        )
+    return names[0] if names else "batch"
+
+
+def _batch_size(inputs: tuple) -> int:
+    arrays = [leaf for leaf in jax.tree.leaves(inputs) if getattr(leaf, "ndim", 0)]
+    if not arrays:
+        raise ValueError(
+            f"{_NAME}: inputs are expected to have a leading batch axis; they are {describe(inputs)}."
+        )
+    return arrays[0].shape[0]

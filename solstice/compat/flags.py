@@ -1,0 +1,89 @@
+"""The train flag: which keyword of a network's call says whether it is training.
+
+Every library and every user names it differently. A name is taken only from the call's own
+named parameters; where there is none, nothing is guessed.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from solstice.tree import describe
+
+POSITIVE = ("train", "training", "is_training", "is_train")
+NEGATIVE = ("deterministic", "use_running_average", "inference", "eval", "evaluate", "is_eval")
+
+# The keywords to pass, each with its value in training; in evaluation it is the opposite.
+Flags = tuple[tuple[str, bool], ...]
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return a call's named parameters; none for a callable that does not tell.
+
+    >>> list(parameters(lambda x, *rest, train: x))
+    ['x', 'train']
+    """
+    try:
+        found = inspect.signature(function).parameters
+    except ValueError:  # written in C
+        return {}
+    starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: p for name, p in found.items() if p.kind not in starred}
+
+
+def accepts(function: Callable[..., Any], name: str) -> bool:
+    """Say whether a call takes the keyword `name`, by that name or among any others.
+
+    >>> accepts(lambda x, **rest: x, "rng"), accepts(lambda x: x, "rng")
+    (True, False)
+    """
+    if name in parameters(function):
+        return True
+    try:
+        found = inspect.signature(function).parameters.values()
+    except ValueError:
+        return False
+    return any(p.kind is p.VAR_KEYWORD for p in found)
+
+
+def find_flags(function: Callable[..., Any], given: Mapping[str, bool] | None) -> Flags:
+    """Return the train flags among a call's parameters, or the given ones as they are.
+
+    >>> find_flags(lambda x, deterministic: x, None)
+    (('deterministic', False),)
+    """
+    if given is not None:
+        if not isinstance(given, Mapping) or not all(isinstance(v, bool) for v in given.values()):
+            raise TypeError(
+                f"flags are expected to map a keyword of the network's call to its value in "
+                f"training, such as {{'deterministic': False}}; it got {describe(given)}."
+            )
+        return tuple(given.items())
+    names = parameters(function)
+    return tuple((name, name in POSITIVE) for name in names if name in POSITIVE + NEGATIVE)
+
+
+def flag_values(flags: Flags, train: bool) -> dict[str, bool]:
+    """Return the flags as keywords.
+
+    >>> flag_values((("train", True), ("deterministic", False)), train=False)
+    {'train': False, 'deterministic': True}
+    """
+    return {name: value if train else not value for name, value in flags}
+
+
+def check_train(train: Any, adapter: str) -> bool:
+    """Return `train`, which must be a Python bool.
+
+    Raises:
+        TypeError: It is traced, or no bool.
+    """
+    if isinstance(train, bool | np.bool_):
+        return bool(train)
+    raise TypeError(
+        f"{adapter}: train is expected to be a Python bool, since it chooses between two programs; "
+        f"it is {describe(train)}. Under jax.jit, make it static (static_argnames='train') or "
+        f"write one function for each mode."
+    )

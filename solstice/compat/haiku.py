@@ -1,0 +1,118 @@
+"""Haiku networks (`hk.transform`, `hk.transform_with_state`)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import equinox as eqx
+import haiku as hk
+import jax
+from jaxtyping import Array, PyTree
+
+from solstice.compat.flags import Flags, check_train, find_flags, flag_values, parameters
+from solstice.compat.model import (
+    Keys,
+    Model,
+    as_inputs,
+    bind_call,
+    join_params,
+    missing_key,
+    random_evaluation,
+    single_key,
+    split_params,
+)
+from solstice.compat.static import Static
+from solstice.tree import as_key, depends_on, owned, replace
+
+_NAME = "HaikuModel"
+
+
+class HaikuModel(Model):
+    """A transformed Haiku function, with state or without.
+
+    >>> import haiku as hk, jax, jax.numpy as jnp
+    >>> from solstice.compat import HaikuModel
+    >>> x = jnp.ones((2, 3))
+    >>> model = HaikuModel(hk.transform(lambda x: hk.Linear(4)(x)), x, key=jax.random.key(0))
+    >>> model(x)[0].shape
+    (2, 4)
+    """
+
+    params: PyTree
+    frozen: PyTree
+    state: PyTree
+    _functions: Static[tuple[Callable[..., Any], Callable[..., Any] | None]] = eqx.field(static=True)
+    _flags: Flags = eqx.field(static=True)
+    _has_state: bool = eqx.field(static=True)
+    _takes_key: bool = eqx.field(static=True)
+    _random_evaluation: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        transformed: hk.Transformed | hk.TransformedWithState,
+        example: Any,
+        *,
+        key: Array | int,
+        flags: Mapping[str, bool] | None = None,
+        call: Callable[..., Any] | None = None,
+    ) -> None:
+        """Initialise the network as `transformed.init(key, example)` does.
+
+        Args:
+            transformed: The network.
+            example: A batch's inputs, or as many `jax.ShapeDtypeStruct`; a tuple is several.
+            key: For the initialisation.
+            flags: The keywords that say whether it trains, with their values in training; None
+                finds them among the function's parameters.
+            call: Called as `call(function, *arguments, **keywords)` instead of
+                `function(*arguments, **keywords)`, for `transformed.init` and `.apply` alike.
+        """
+        inputs = as_inputs(example)
+        self._has_state = isinstance(transformed, hk.TransformedWithState)
+        self._takes_key = "rng" in parameters(transformed.apply)
+        self._flags = find_flags(call or transformed.apply, flags)
+        self._functions = Static((transformed.apply, call))
+        # Batch norm makes its statistics only when it trains.
+        on = flag_values(self._flags, train=True)
+        initial = bind_call(transformed.init, call)(as_key(key), *inputs, **on)
+        weights, state = initial if self._has_state else (initial, {})
+        self.params, self.frozen = split_params(weights)
+        self.state = owned(state)
+        self._random_evaluation = depends_on(
+            lambda key, inputs: self._forward(key, inputs, flag_values(self._flags, train=False))[0],
+            jax.random.key(0),
+            inputs,
+        )
+
+    def __call__(
+        self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
+    ) -> tuple[Any, Self]:
+        train = check_train(train, _NAME)
+        kwargs = flag_values(self._flags, train) | kwargs
+        if not train:
+            if self._random_evaluation:
+                raise random_evaluation(
+                    _NAME, "Give its function an argument `is_training` and heed it."
+                )
+            # Some networks ask for a key and then drop nothing, so any one will do.
+            return self._forward(jax.random.key(0), inputs, kwargs)[0], self
+        key = single_key(key, _NAME)
+        try:
+            outputs, state = self._forward(key, inputs, kwargs)
+        except ValueError as error:
+            if key is None and "PRNGKey" in str(error):
+                raise missing_key(_NAME) from error
+            raise
+        return outputs, replace(self, state=state)
+
+    def unwrap(self) -> Any:
+        """Return `params`, or `(params, state)` of a network with state, as `apply` takes them."""
+        return (join_params(self), self.state) if self._has_state else join_params(self)
+
+    def _forward(
+        self, key: Array | None, inputs: tuple, kwargs: dict[str, Any]
+    ) -> tuple[Any, PyTree]:
+        state = (self.state,) if self._has_state else ()
+        rng = (key,) if self._takes_key else ()
+        apply = bind_call(*self._functions.value)
+        result = apply(join_params(self), *state, *rng, *inputs, **kwargs)
+        return result if self._has_state else (result, self.state)

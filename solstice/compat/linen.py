@@ -1,0 +1,156 @@
+"""Flax Linen networks (`flax.linen.Module`)."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import equinox as eqx
+import flax.core
+import flax.errors
+import flax.linen as nn
+import jax
+from jaxtyping import Array, PyTree
+
+from solstice.compat.flags import Flags, check_train, find_flags, flag_values
+from solstice.compat.model import (
+    Keys,
+    Model,
+    as_inputs,
+    check_key,
+    join_params,
+    missing_key,
+    random_evaluation,
+    split_params,
+)
+from solstice.compat.static import Static
+from solstice.tree import as_key, owned, replace
+
+_NAME = "FlaxModel"
+
+
+class FlaxModel(Model):
+    """A Flax Linen network.
+
+    `params` (with `frozen`) is the collection "params"; `state` holds the other collections that a
+    training step updates in place. Collections that grow with each call (sown values) are
+    dropped.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> from solstice.compat import FlaxModel
+    >>> x = jnp.ones((2, 3))
+    >>> model = FlaxModel(nn.Dense(4), x, key=jax.random.key(0))
+    >>> model(x)[0].shape
+    (2, 4)
+    """
+
+    params: PyTree
+    frozen: PyTree
+    state: dict[str, PyTree]
+    _module: Static[nn.Module] = eqx.field(static=True)
+    _method: Static[Any] = eqx.field(static=True)
+    _flags: Flags = eqx.field(static=True)
+    _streams: tuple[str, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        module: nn.Module,
+        example: Any,
+        *,
+        key: Array | int | None = None,
+        variables: Mapping[str, PyTree] | None = None,
+        streams: tuple[str, ...] = ("dropout",),
+        flags: Mapping[str, bool] | None = None,
+        call: Callable[..., Any] | str | None = None,
+    ) -> None:
+        """Initialise the network as `module.init(key, example)` does.
+
+        Args:
+            module: The network.
+            example: A batch's inputs, or as many `jax.ShapeDtypeStruct`; a tuple is several.
+            key: For the initialisation; not needed with `variables`.
+            variables: Values to start from, instead of an initialisation.
+            streams: The random streams the network draws from. One key is split over them: the
+                first gets the key itself, the others keys folded from it.
+            flags: The keywords that say whether it trains, with their values in training; None
+                finds them among the call's parameters.
+            call: A method's name, or a function of (module, *inputs), to call instead of
+                `module.__call__`.
+        """
+        if variables is None and key is None:
+            raise ValueError(f"{_NAME}: pass key= to initialise the network, or variables=.")
+        inputs = as_inputs(example)
+        function = getattr(type(module), call) if isinstance(call, str) else call
+        self._module = Static(module)
+        self._method = Static(call)
+        self._flags = find_flags(function or type(module).__call__, flags)
+        self._streams = tuple(streams)
+        if variables is None:
+            off = flag_values(self._flags, train=False)
+            variables = module.init(as_key(key), *inputs, method=call, **off)
+        collections = dict(flax.core.unfreeze(variables))  # pyright: ignore[reportArgumentType]
+        self.params, self.frozen = split_params(collections.pop("params", {}))
+        self.state = {}
+        self.state = owned(self._persistent(collections, inputs))
+
+    def __call__(
+        self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
+    ) -> tuple[Any, Self]:
+        train = check_train(train, _NAME)
+        kwargs = flag_values(self._flags, train) | kwargs
+        rngs = self._rngs(key) if train else {}
+        try:
+            outputs, state = self._module.value.apply(
+                self.unwrap(),
+                *inputs,
+                rngs=rngs,
+                method=self._method.value,
+                # A list, even an empty one, makes apply return the changed collections too.
+                mutable=list(self.state) if train else [],
+                **kwargs,
+            )
+        except flax.errors.InvalidRngError as error:
+            if train:
+                wanted = re.search(r'PRNG for "(.+?)"', str(error))
+                raise missing_key(_NAME, wanted[1] if wanted else self._streams[0]) from error
+            raise random_evaluation(
+                _NAME,
+                "If it has a train flag that was not recognised, name it: flags={'my_flag': True}.",
+            ) from error
+        return outputs, replace(self, state=state) if train else self
+
+    def unwrap(self) -> dict[str, PyTree]:
+        """Return the variables, as `module.apply` takes them."""
+        return {"params": join_params(self), **self.state}
+
+    def _rngs(self, key: Keys) -> dict[str, Array]:
+        if isinstance(key, Mapping):
+            return {name: check_key(one, _NAME) for name, one in key.items()}  # pyright: ignore[reportReturnType]
+        if check_key(key, _NAME) is None:
+            return {}
+        # Never rngs=key, which gives all streams one key. The network's other streams fall back
+        # to "params", so that one must be given too.
+        names = (*self._streams, "params")
+        return {name: jax.random.fold_in(key, i) if i else key for i, name in enumerate(names)}  # pyright: ignore[reportReturnType,reportArgumentType]
+
+    def _persistent(self, collections: dict[str, PyTree], inputs: tuple) -> dict[str, PyTree]:
+        """Keep the collections whose structure a training step leaves as it is."""
+        if not collections:
+            return {}
+
+        def step(collections: dict[str, PyTree], inputs: tuple) -> PyTree:
+            return self._module.value.apply(
+                {"params": join_params(self), **collections},
+                *inputs,
+                rngs=self._rngs(jax.random.key(0)),
+                method=self._method.value,
+                mutable=list(collections),
+                **flag_values(self._flags, train=True),
+            )[1]
+
+        before = jax.eval_shape(lambda tree: tree, collections)
+        after = jax.eval_shape(step, collections, inputs)
+        return {
+            name: values
+            for name, values in collections.items()
+            if name not in after or after[name] == before[name]
+        }

@@ -1,0 +1,150 @@
+"""What a network is to Solstice: one immutable pytree, the same for every library.
+
+The helpers below are what the adapters have in common; none of them names a framework.
+"""
+
+import abc
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from solstice.tree import describe, is_key, owned
+
+# A key for each named stream, or one key for all of them.
+Keys = Array | Mapping[str, Array] | None
+
+
+class Model(eqx.Module):
+    """An initialised network: three fields of arrays, and a call over batched inputs.
+
+    Attributes:
+        params: Strongly typed float or complex arrays: what the optimizer sees. It may have
+            holes (None) where a leaf is in `frozen`.
+        frozen: The network's other constants: integer buffers, frozen weights.
+        state: What the forward pass updates: batch statistics and other collections.
+
+    >>> import jax, jax.numpy as jnp, solstice
+    >>> from jax.example_libraries import stax
+    >>> x = jnp.ones((3, 4))
+    >>> model = solstice.compat.as_model(stax.serial(stax.Dense(2)), x, key=jax.random.key(0))
+    >>> outputs, same = model(x)
+    >>> outputs.shape, same is model
+    ((3, 2), True)
+    >>> def loss(params):
+    ...     return solstice.replace(model, params=params)(x, train=True)[0].sum()
+    >>> jax.tree.structure(jax.grad(loss)(model.params)) == jax.tree.structure(model.params)
+    True
+    """
+
+    params: eqx.AbstractVar[PyTree]
+    frozen: eqx.AbstractVar[PyTree]
+    state: eqx.AbstractVar[PyTree]
+
+    @abc.abstractmethod
+    def __call__(
+        self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
+    ) -> tuple[Any, Self]:
+        """Return the outputs and the model to go on with.
+
+        Args:
+            *inputs: Batched inputs, as the library's own call takes them.
+            key: A raw or typed PRNG key, or a mapping of them by stream; None where the network
+                draws no random numbers. Evaluation ignores it.
+            train: Whether to train. In evaluation the very same model is returned.
+            **kwargs: Go to the library's own call; a train flag among them wins over `train`.
+
+        Raises:
+            TypeError: `train` is traced, or `key` is no key.
+            ValueError: The network draws random numbers and `key` is None.
+        """
+
+    @abc.abstractmethod
+    def unwrap(self) -> Any:
+        """Return what the library itself would use, with the current values."""
+
+
+def split_params(weights: PyTree) -> tuple[PyTree, PyTree]:
+    """Split a library's tree of weights into `params` and `frozen`, with None for the others'.
+
+    >>> import numpy as np
+    >>> split_params({"w": np.ones(1), "table": np.arange(2)})[1]
+    {'table': Array([0, 1], dtype=int32), 'w': None}
+    """
+    weights = owned(jax.tree.map(lambda leaf: leaf if eqx.is_array(leaf) else jnp.asarray(leaf), weights))
+    return eqx.partition(weights, eqx.is_inexact_array)
+
+
+def join_params(model: Model) -> PyTree:
+    """Return the library's tree of weights: `params` with its holes filled from `frozen`."""
+    return eqx.combine(model.params, model.frozen)
+
+
+def as_inputs(example: Any) -> tuple[Any, ...]:
+    """Return an example as the tuple of a call's inputs; a tuple holds several, all else is one.
+
+    A `jax.ShapeDtypeStruct` stands for zeros.
+    """
+    inputs = example if type(example) is tuple else (example,)
+    return jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
+        if isinstance(leaf, jax.ShapeDtypeStruct)
+        else leaf,
+        inputs,
+    )
+
+
+def bind_call(function: Callable[..., Any], call: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Return the user's `call` around a library's function; the function itself for None."""
+    return function if call is None else functools.partial(call, function)
+
+
+def single_key(key: Keys, adapter: str) -> Array | None:
+    """Return the one key of a library that has no named streams.
+
+    Raises:
+        TypeError: It is no key, or a mapping of several.
+    """
+    if isinstance(key, Mapping):
+        if len(key) != 1:
+            raise TypeError(
+                f"{adapter}: this library has one stream of random numbers, so one key is "
+                f"expected; it got the streams {', '.join(map(repr, key)) or 'none'}."
+            )
+        (key,) = key.values()
+    return check_key(key, adapter)
+
+
+def check_key(key: Any, adapter: str) -> Array | None:
+    """Return `key`, which must be None or one raw or typed key.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if key is None or is_key(key):
+        return key
+    raise TypeError(
+        f"{adapter}: key is expected to be a PRNG key such as jax.random.key(0), a mapping of "
+        f"them by stream, or None; it got {describe(key)}."
+    )
+
+
+def missing_key(adapter: str, stream: str = "dropout") -> ValueError:
+    """Return the error for a network that draws random numbers in training and got no key."""
+    return ValueError(
+        f"{adapter}: in training this network draws random numbers from the stream {stream!r}, and "
+        f"no key was given for it. Pass one: model(x, key=jax.random.key(0), train=True), or "
+        f"key={{{stream!r}: ...}} for this stream alone; an experiment takes key= when it is made."
+    )
+
+
+def random_evaluation(adapter: str, remedy: str) -> ValueError:
+    """Return the error for a network that would draw random numbers in evaluation."""
+    return ValueError(
+        f"{adapter}: evaluation is expected to be deterministic, but this network draws random "
+        f"numbers with train=False. {remedy}"
+    )

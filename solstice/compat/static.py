@@ -1,0 +1,45 @@
+"""A box for the user's own objects in a pytree's static part.
+
+jax compares static parts to decide whether to compile again. A user's object may be unhashable,
+may raise when compared (an array attribute), and is nearly always the very same object.
+"""
+
+from typing import Any, Generic, TypeVar
+
+_T = TypeVar("_T")
+
+
+class Static(Generic[_T]):
+    """Holds `value`; two boxes are equal if their values are the same object or compare equal.
+
+    >>> shared = [1, 2]
+    >>> Static(shared) == Static(shared), hash(Static(shared)) == hash(Static([1, 2]))
+    (True, True)
+    """
+
+    __slots__ = ("_hash", "value")
+
+    def __init__(self, value: _T) -> None:
+        self.value = value
+        try:
+            self._hash = hash(value)
+        except TypeError:  # a list or dict inside; equal values still share the type
+            self._hash = hash(type(value))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Static):
+            return NotImplemented
+        if self.value is other.value:
+            return True
+        if type(self.value) is not type(other.value) or self._hash != other._hash:
+            return False
+        try:
+            return bool(self.value == other.value)
+        except (TypeError, ValueError):  # arrays inside do not compare to one truth
+            return False
+
+    def __repr__(self) -> str:
+        return f"Static({self.value!r})"

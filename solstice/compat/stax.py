@@ -1,0 +1,118 @@
+"""Stax networks (`jax.example_libraries.stax`): a pair of an init and an apply function."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree
+
+from solstice.compat.flags import Flags, accepts, check_train, find_flags, flag_values
+from solstice.compat.model import (
+    Keys,
+    Model,
+    as_inputs,
+    bind_call,
+    join_params,
+    missing_key,
+    random_evaluation,
+    single_key,
+    split_params,
+)
+from solstice.compat.static import Static
+from solstice.tree import as_key, depends_on
+
+_NAME = "StaxModel"
+
+
+class StaxModel(Model):
+    """A Stax network.
+
+    A Stax layer has its mode fixed when it is built, so a network with dropout is two pairs of
+    functions over the same parameters: give the second one's apply function as `eval_apply`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jax.example_libraries import stax
+    >>> from solstice.compat import StaxModel
+    >>> def network(mode):
+    ...     return stax.serial(stax.Dense(8), stax.Dropout(0.9, mode=mode), stax.Dense(2))
+    >>> x = jnp.ones((2, 3))
+    >>> model = StaxModel(network("train"), x, key=jax.random.key(0), eval_apply=network("test")[1])
+    >>> model(x)[0].shape
+    (2, 2)
+    """
+
+    params: PyTree
+    frozen: PyTree
+    state: None
+    _functions: Static[tuple[Callable[..., Any], ...]] = eqx.field(static=True)
+    _call: Static[Callable[..., Any] | None] = eqx.field(static=True)
+    _flags: Flags = eqx.field(static=True)
+    _random_evaluation: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        network: tuple[Callable[..., Any], Callable[..., Any]],
+        example: Any,
+        *,
+        key: Array | int,
+        eval_apply: Callable[..., Any] | None = None,
+        flags: Mapping[str, bool] | None = None,
+        call: Callable[..., Any] | None = None,
+    ) -> None:
+        """Initialise the network as `init(key, example.shape)` does.
+
+        Args:
+            network: The pair of functions.
+            example: A batch's input, or a `jax.ShapeDtypeStruct`; a tuple is several.
+            key: For the initialisation.
+            eval_apply: The apply function of evaluation; None evaluates with the pair's own.
+            flags: The keywords that say whether it trains, with their values in training; None
+                finds them among the apply function's parameters.
+            call: Called as `call(apply, params, inputs, rng=..., **keywords)` instead of `apply`.
+        """
+        init, apply = network
+        inputs = as_inputs(example)
+        shapes = tuple(tuple(one.shape) for one in inputs)
+        self._functions = Static((apply, eval_apply or apply))
+        self._call = Static(call)
+        self._flags = find_flags(call or apply, flags)
+        _, weights = init(as_key(key), shapes if len(shapes) > 1 else shapes[0])
+        self.params, self.frozen = split_params(weights)
+        self.state = None
+        self._random_evaluation = depends_on(self._evaluate, jax.random.key(0), inputs, {})
+
+    def __call__(
+        self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
+    ) -> tuple[Any, Self]:
+        if not check_train(train, _NAME):
+            if self._random_evaluation:
+                raise random_evaluation(
+                    _NAME, "Pass the apply function of the same network in mode 'test': eval_apply=."
+                )
+            # Dropout demands a key in evaluation too, and then drops nothing.
+            return self._evaluate(jax.random.key(0), inputs, kwargs), self
+        key = single_key(key, _NAME)
+        try:
+            return self._forward(key, inputs, kwargs, train=True), self
+        except ValueError as error:
+            if key is None and "PRNG key" in str(error):
+                raise missing_key(_NAME) from error
+            raise
+
+    def unwrap(self) -> PyTree:
+        """Return the parameters, as the apply function takes them."""
+        return join_params(self)
+
+    def _evaluate(self, key: Array, inputs: tuple, kwargs: dict[str, Any]) -> Any:
+        return self._forward(key, inputs, kwargs, train=False)
+
+    def _forward(
+        self, key: Array | None, inputs: tuple, kwargs: dict[str, Any], *, train: bool
+    ) -> Any:
+        train_apply, eval_apply = self._functions.value
+        apply = train_apply if train else eval_apply
+        rng = {"rng": key} if accepts(apply, "rng") else {}
+        joined = inputs if len(inputs) > 1 else inputs[0]
+        kwargs = rng | flag_values(self._flags, train) | kwargs
+        return bind_call(apply, self._call.value)(join_params(self), joined, **kwargs)

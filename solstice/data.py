@@ -1,0 +1,136 @@
+"""What counts as a dataset: any re-iterable of batches, from any library.
+
+It recognises datasets by what they can do, never by the library they come from, and holds no
+data of its own.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import GeneratorType
+from typing import Any
+
+import jax
+import numpy as np
+
+from solstice.tree import describe
+
+# list_iterator, zip, map, enumerate, islice, ...: once through, they stay empty.
+_ONE_SHOT_HOMES = ("builtins", "itertools")
+
+
+def check_dataset(dataset: Any, name: str, passes: int | None = 1) -> None:
+    """Raise for what can be seen to be no dataset, or one that will run dry, without reading it.
+
+    Args:
+        dataset: What the user passed.
+        name: The argument's name, for the message.
+        passes: How many times it will be read; None when that is not known.
+
+    Raises:
+        TypeError: It is not an iterable of batches (or a callable that makes one).
+        ValueError: It is empty, or can be read once only and more passes are wanted.
+
+    >>> check_dataset([], "train_ds")
+    Traceback (most recent call last):
+        ...
+    ValueError: train_ds is empty: it has no batch at all.
+    """
+    array = hasattr(dataset, "shape") and hasattr(dataset, "dtype")
+    iterable = isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__")
+    if (
+        isinstance(dataset, str | bytes | Mapping | type)
+        or array
+        or not (iterable or callable(dataset))
+    ):
+        raise TypeError(
+            f"{name} is expected to be a re-iterable of batches (a list of (x, y) tuples, a "
+            f"tf.data or grain dataset, a DataLoader, ...) or a function that returns an iterator "
+            f"over them; it is {describe(dataset)}. Arrays must be cut into batches first."
+        )
+    if _length(dataset) == 0:
+        raise ValueError(f"{name} is empty: it has no batch at all.")
+    one_shot = isinstance(dataset, GeneratorType) or (
+        isinstance(dataset, Iterator) and type(dataset).__module__ in _ONE_SHOT_HOMES
+    )
+    if one_shot and passes is not None and passes > 1:
+        raise ValueError(
+            f"{name} is a {type(dataset).__name__}, which can be read only once, but {passes} "
+            f"epochs are wanted. Pass a list, or a function that returns a new iterator each epoch."
+        )
+
+
+def batches(dataset: Any, epoch: int, name: str) -> Iterator[Any]:
+    """Yield one pass over the dataset, each array-like leaf as something jax takes.
+
+    `dataset.set_epoch(epoch)` is called first where there is one. A callable is called, with the
+    epoch if it takes an argument.
+
+    Raises:
+        ValueError: The pass has no batch.
+
+    >>> list(batches(lambda epoch: iter([epoch, epoch + 1]), 5, "train_ds"))
+    [5, 6]
+    """
+    set_epoch = getattr(dataset, "set_epoch", None)
+    if callable(set_epoch):
+        set_epoch(epoch)
+    if callable(dataset) and not isinstance(dataset, Iterable):
+        dataset = dataset(epoch) if _takes_argument(dataset) else dataset()
+    empty = True
+    for batch in iter(dataset):
+        empty = False
+        yield as_arrays(batch)
+    if empty:
+        raise ValueError(
+            f"{name} gave no batch in epoch {epoch}. "
+            + (
+                "An iterator that can be read only once is used up after the first epoch: pass a "
+                "list, or a function that returns a new iterator each epoch."
+                if isinstance(dataset, Iterator)
+                else "The dataset is empty."
+            )
+        )
+
+
+def length(dataset: Any) -> int | None:
+    """Return how many batches a pass has, None when the dataset does not say.
+
+    >>> length([1, 2]), length(iter([1, 2]))
+    (2, None)
+    """
+    return None if callable(dataset) and not isinstance(dataset, Iterable) else _length(dataset)
+
+
+def as_arrays(batch: Any) -> Any:
+    """Return the batch with foreign arrays (TensorFlow's, torch's) as numpy ones, uncopied.
+
+    numpy and jax arrays, numbers and anything that is no array stay as they are.
+
+    >>> as_arrays({"x": np.zeros(2), "name": "a"})
+    {'x': array([0., 0.]), 'name': 'a'}
+    """
+    return jax.tree.map(_as_array, batch)
+
+
+def _as_array(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray | np.generic | jax.Array) or not hasattr(leaf, "__array__"):
+        return leaf
+    return np.asarray(leaf)
+
+
+def _length(dataset: Any) -> int | None:
+    if not hasattr(dataset, "__len__"):
+        return None
+    try:
+        return len(dataset)
+    except TypeError:  # how tf.data and DataLoader say that they do not know
+        return None
+
+
+def _takes_argument(function: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # a callable written in C that does not tell
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(p.kind in kinds or p.kind is p.VAR_POSITIONAL for p in parameters)

@@ -1,0 +1,35 @@
+"""The exceptions that are Solstice's own.
+
+    ValueError ── UsageError (also an AssertionError)
+    Exception  ── EarlyStoppingException
+
+Everything else that a user can get wrong raises a plain `ValueError`, `TypeError`,
+`AttributeError` or `ImportError` with a message that says what to do.
+"""
+
+
+class UsageError(ValueError, AssertionError):
+    """A misuse of the training interface: raised where older code asserted.
+
+    It is an `AssertionError` too, because users of this interface already catch that.
+
+    >>> import solstice
+    >>> try:
+    ...     solstice.reduce([])
+    ... except AssertionError as error:
+    ...     print(error)
+    reduce() needs at least one Metrics; it got an empty list. Was the dataset empty?
+    """
+
+
+class EarlyStoppingException(Exception):
+    """Raise it from any callback hook to end the run cleanly.
+
+    The other callbacks finish their epoch, and `train` returns the trained experiment.
+
+    >>> import solstice
+    >>> class StopAtStep(solstice.Callback):
+    ...     def on_step_end(self, outs, exp, global_step, mode, batch):
+    ...         if mode == "train" and global_step == 99:
+    ...             raise solstice.EarlyStoppingException("100 steps are enough")
+    """

@@ -1,0 +1,53 @@
+"""What an experiment is: an immutable pytree with a training and an evaluation step.
+
+It knows neither the trainer that runs it nor the libraries it is made of.
+"""
+
+import abc
+from typing import Any, Self
+
+import equinox as eqx
+
+
+class Experiment(eqx.Module):
+    """Everything a run needs (model, optimizer, keys, counters) and what one step does with it.
+
+    A subclass declares its fields, as any `equinox.Module` does, and defines both steps as pure
+    functions. A step may be undecorated, `jax.jit`ted or `equinox.filter_jit`ted; change fields
+    with `solstice.replace`.
+
+    The trainer also uses two methods where a subclass has them:
+
+    - `check_batch(batch)` is called on the host with the first batch of each mode of a run, before
+      its step, and raises an error when the input is bad;
+    - `predict(inputs)`, with `batch_inputs(batch)` to say what of a batch the inputs are, makes
+      `solstice.predict` work.
+
+    >>> import jax, jax.numpy as jnp, solstice
+    >>> class Fit(solstice.Experiment):
+    ...     weight: jax.Array
+    ...
+    ...     @jax.jit
+    ...     def train_step(self, batch):
+    ...         x, y = batch
+    ...         loss, slope = jax.value_and_grad(lambda w: jnp.mean((w * x - y) ** 2))(self.weight)
+    ...         return solstice.replace(self, weight=self.weight - 0.1 * slope), loss
+    ...
+    ...     def eval_step(self, batch):
+    ...         return self, None
+    >>> batch = (jnp.array([1.0, 2.0]), jnp.array([3.0, 6.0]))
+    >>> fitted = solstice.train(Fit(jnp.zeros(())), 50, [batch], progress=False)
+    >>> round(float(fitted.weight), 3)
+    3.0
+    """
+
+    @abc.abstractmethod
+    def train_step(self, batch: Any) -> tuple[Self, Any]:
+        """Learn from one batch; return the new experiment and the step's outs.
+
+        Outs are any pytree, usually a `Metrics`.
+        """
+
+    @abc.abstractmethod
+    def eval_step(self, batch: Any) -> tuple[Self, Any]:
+        """Evaluate one batch; return the experiment to go on with and the step's outs."""

@@ -1,0 +1,94 @@
+"""What a metric is: statistics with a `merge`, and a `compute` that reads them.
+
+A metric holds sums, never averages, so that the answer cannot depend on how the examples
+were batched, padded or ordered.
+"""
+
+import abc
+import functools
+from collections.abc import Iterable
+from typing import Any, Self, TypeVar
+
+import equinox as eqx
+
+from solstice.errors import UsageError
+from solstice.tree import describe
+
+_T = TypeVar("_T")
+
+
+class Metrics(eqx.Module):
+    """The statistics of some examples; two of them merge into those of all examples.
+
+    A subclass keeps its laws: `merge` is associative and commutative, any batching of the same
+    examples gives the same answer, and everything works under `jax.jit`. Masked examples count
+    nowhere. A `check()` method, where there is one, is called by the trainer on the host with the
+    outs of a run's first step, and raises an error when they show bad input.
+
+    >>> import jax.numpy as jnp
+    >>> import solstice
+    >>> class MeanError(solstice.Metrics):
+    ...     total: jnp.ndarray
+    ...     count: jnp.ndarray
+    ...
+    ...     def merge(self, other):
+    ...         return MeanError(self.total + other.total, self.count + other.count)
+    ...
+    ...     def compute(self):
+    ...         return {"mean_error": self.total / self.count}
+    >>> batches = [MeanError(jnp.array(2.0), jnp.array(1)), MeanError(jnp.array(4.0), jnp.array(3))]
+    >>> float(solstice.reduce(batches).compute()["mean_error"])
+    1.5
+    """
+
+    @abc.abstractmethod
+    def merge(self, other: Self) -> Self:
+        """Return the statistics of the examples of both."""
+
+    @abc.abstractmethod
+    def compute(self) -> dict[str, Any]:
+        """Return what the statistics say, by name."""
+
+
+def is_metrics(value: Any) -> bool:
+    """Say whether `value` can be merged and computed: a `Metrics`, or anything with both methods.
+
+    >>> is_metrics({"loss": 1.0})
+    False
+    """
+    return isinstance(value, Metrics) or (
+        not isinstance(value, type)
+        and callable(getattr(value, "merge", None))
+        and callable(getattr(value, "compute", None))
+    )
+
+
+def reduce(metrics: Iterable[_T]) -> _T:
+    """Merge a list of metrics, first to last, into one.
+
+    Args:
+        metrics: Metrics of one kind, at least one.
+
+    Raises:
+        UsageError: The list is empty or holds something that does not merge.
+
+    >>> import jax.numpy as jnp
+    >>> import solstice
+    >>> def batch(pred, target):
+    ...     return solstice.ClassificationMetrics(pred, target, loss=0.5, num_classes=2)
+    >>> both = solstice.reduce([batch([0, 1], [0, 1]), batch([0, 0], [0, 1])])
+    >>> float(both.compute()["accuracy"])
+    0.75
+    """
+    found = list(metrics)
+    if not found:
+        raise UsageError(
+            "reduce() needs at least one Metrics; it got an empty list. Was the dataset empty?"
+        )
+    for one in found:
+        if not is_metrics(one):
+            raise UsageError(
+                f"reduce() merges Metrics (objects with `merge` and `compute`); it got "
+                f"{describe(one)}. Return a Metrics from the step."
+            )
+    return functools.reduce(lambda left, right: left.merge(right), found)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,153 @@
+"""Small functions on pytrees that name neither a framework nor a metric.
+
+They never look at what an array means; that belongs to the rooms above.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex_core
+from jaxtyping import Array, PyTree
+
+_M = TypeVar("_M", bound=eqx.Module)
+
+
+def replace(obj: _M, **changes: Any) -> _M:
+    """Return a copy of `obj` with some of its fields changed; `obj` stays as it is.
+
+    It works on every `equinox.Module`, with a custom `__init__` or without: neither
+    `__init__` nor `__check_init__` runs again.
+
+    Args:
+        obj: The module to copy.
+        **changes: New values by field name.
+
+    Raises:
+        TypeError: `obj` is not an `equinox.Module`.
+        AttributeError: A name is not a field; the message lists the fields.
+
+    >>> import equinox, solstice
+    >>> class Point(equinox.Module):
+    ...     x: int
+    ...     y: int
+    >>> solstice.replace(Point(1, 2), y=5)
+    Point(x=1, y=5)
+    """
+    if not isinstance(obj, eqx.Module) or isinstance(obj, type):
+        raise TypeError(
+            f"replace() copies an equinox.Module (an Experiment, a Model, a Metrics, ...); it got "
+            f"{describe(obj)}. For a plain dataclass use dataclasses.replace."
+        )
+    fields = [field.name for field in dataclasses.fields(obj)]
+    unknown = [name for name in changes if name not in fields]
+    if unknown:
+        raise AttributeError(
+            f"{type(obj).__name__} has no field {', '.join(map(repr, unknown))}. "
+            f"Its fields are: {', '.join(fields)}."
+        )
+    new = object.__new__(type(obj))
+    for name in fields:
+        if name in changes:
+            object.__setattr__(new, name, changes[name])
+        elif name in obj.__dict__:
+            object.__setattr__(new, name, obj.__dict__[name])
+    return new
+
+
+def owned(tree: PyTree) -> PyTree:
+    """Return `tree` with each array as a fresh, strongly typed jax array.
+
+    Fresh, so that donating it never takes a buffer that somebody else still holds; strongly
+    typed, so that the second step does not trace again. Anything but an array is left alone.
+
+    >>> import jax.numpy as jnp
+import numpy as np
+    >>> owned({"rate": jnp.asarray(0.1)})["rate"].weak_type
+    False
+    """
+    return jax.tree.map(lambda leaf: _owned_array(leaf) if eqx.is_array(leaf) else leaf, tree)
+
+
+def _owned_array(leaf: Any) -> Array:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jnp.copy(leaf)
+    return jnp.array(leaf, dtype=leaf.dtype, copy=True)
+
+
+def is_key(value: Any) -> bool:
+    """Say whether `value` is one PRNG key, raw or typed.
+
+    >>> is_key(jax.random.key(0)), is_key(jax.random.PRNGKey(0)), is_key(0)
+    (True, True, False)
+    """
+    if not eqx.is_array(value):
+        return False
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return value.ndim == 0
+    return value.dtype == jnp.uint32 and value.ndim == 1
+
+
+def as_key(key: Any) -> Array:
+    """Return `key` as a jax PRNG key: an int seed becomes one, a raw or typed key stays as it is.
+
+    Raises:
+        TypeError: `key` is neither a seed nor one single key.
+
+    >>> as_key(0) == jax.random.key(0)
+    Array(True, dtype=bool)
+    """
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        return jax.random.key(key)
+    if is_key(key):
+        return jnp.asarray(key)
+    raise TypeError(
+        f"key is expected to be an int seed or one PRNG key, such as jax.random.key(0); it is "
+        f"{describe(key)}."
+    )
+
+
+def depends_on(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree) -> bool:
+    """Say whether an output of `function(argument, *rest)` is computed from `argument`.
+
+    The function is traced, never run. The answer is conservative: a nested computation that
+    takes the argument counts as using it.
+
+    >>> depends_on(lambda key, x: x + 1, jax.random.key(0), 1.0)
+    False
+    >>> depends_on(lambda key, x: x + jax.random.normal(key), jax.random.key(0), 1.0)
+    True
+    """
+    # A function of its own: jax hashes what it traces, which a half-built module cannot do.
+    jaxpr = jax.make_jaxpr(lambda *arguments: function(*arguments))(argument, *rest).jaxpr
+    needed = {v for v in jaxpr.outvars if isinstance(v, jex_core.Var)}
+    for equation in reversed(jaxpr.eqns):
+        if needed.intersection(equation.outvars):
+            needed.update(v for v in equation.invars if isinstance(v, jex_core.Var))
+    return not needed.isdisjoint(jaxpr.invars[: len(jax.tree.leaves(argument))])
+
+
+def describe(value: Any) -> str:
+    """Say in a few words what `value` is, for an error message: type, shape, dtype or value.
+
+    >>> import numpy as np
+    >>> describe(np.zeros((2, 3), np.float32)), describe("adam"), describe(int)
+    ('float32[2,3]', "the str 'adam'", "the class 'int'")
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__!r}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    if isinstance(value, tuple | list | dict) and len(value) <= 4:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{k!r}: {describe(v)}" for k, v in value.items()) + "}"
+        inner = ", ".join(map(describe, value))
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+    text = repr(value)
+    if len(text) > 60:
+        return f"a {type(value).__module__}.{type(value).__qualname__}"
+    return f"the {type(value).__name__} {text}"
