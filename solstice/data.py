@@ -106,8 +106,8 @@ def as_arrays(batch: Any) -> Any:
 
     numpy and jax arrays, numbers and anything that is no array stay as they are.
 
-    >>> as_arrays({"x": np.zeros(2), "name": "a"})
-    {'x': array([0., 0.]), 'name': 'a'}
+    >>> as_arrays((np.zeros(2), "a"))
+    (array([0., 0.]), 'a')
     """
     return jax.tree.map(_as_array, batch)
 

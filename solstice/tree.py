@@ -66,7 +66,6 @@ def owned(tree: PyTree) -> PyTree:
     typed, so that the second step does not trace again. Anything but an array is left alone.
 
     >>> import jax.numpy as jnp
-import numpy as np
     >>> owned({"rate": jnp.asarray(0.1)})["rate"].weak_type
     False
     """
@@ -76,7 +75,7 @@ import numpy as np
 def _owned_array(leaf: Any) -> Array:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jnp.copy(leaf)
-    return jnp.array(leaf, dtype=leaf.dtype, copy=True)
+    return jnp.array(leaf, dtype=jax.dtypes.canonicalize_dtype(leaf.dtype), copy=True)
 
 
 def is_key(value: Any) -> bool:

@@ -77,6 +77,8 @@ class EquinoxModel(Model):
             )
         function = call or type(module).__call__
         names = parameters(function)
+        if not jax.tree.leaves(state) and "state" not in names:
+            state = None  # make_with_state around a network that keeps none
         self._call = Static(call)
         self._takes_key = "key" in names
         self._state_by_name = "state" in names

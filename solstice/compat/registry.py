@@ -97,7 +97,7 @@ def as_model(network: Any, example: Any = None, *, key: Any = None) -> Model:
     """
     if isinstance(network, Model):
         return network
-    _refuse_class(network, "network")
+    _refuse_class(network, "a network")
     for kind in _MODELS:
         if kind.matches(network):
             return kind.adapt(network, example, key)
@@ -125,7 +125,7 @@ def as_optimizer(optimizer: Any) -> Optimizer:
     """
     if isinstance(optimizer, Optimizer):
         return optimizer
-    _refuse_class(optimizer, "optimizer")
+    _refuse_class(optimizer, "an optimizer")
     for kind in _OPTIMIZERS:
         if kind.matches(optimizer):
             return kind.adapt(optimizer)
@@ -141,7 +141,7 @@ def _is_with_state(pair: tuple[Any, Any]) -> bool:
 def _refuse_class(thing: Any, what: str) -> None:
     if isinstance(thing, type):
         raise TypeError(
-            f"An instance of a {what} is expected; it got the class {thing.__name__!r}. "
+            f"An instance of {what} is expected; it got the class {thing.__name__!r}. "
             f"Make one first: {thing.__name__}(...)."
         )
 

@@ -1,0 +1,63 @@
+"""The package's map, and what importing it costs."""
+
+import subprocess
+import sys
+
+import pytest
+
+import solstice
+
+FRAMEWORKS = (
+    "flax",
+    "haiku",
+    "keras",
+    "optax",
+    "tensorflow",
+    "tensorflow_datasets",
+    "grain",
+    "orbax",
+    "matplotlib",
+    "hypothesis",
+    "sklearn",
+    "torch",
+)
+
+
+def test_importing_loads_no_framework():
+    code = (
+        "import sys, solstice, solstice.compat; solstice.compat.as_model;"
+        f"print([name for name in {FRAMEWORKS!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_using_one_library_loads_no_other():
+    code = (
+        "import sys, jax.numpy as jnp, solstice; from jax.example_libraries import stax;"
+        "solstice.compat.as_model(stax.Dense(2), jnp.ones((1, 3)), key=0);"
+        f"print([name for name in {FRAMEWORKS!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", [solstice, solstice.compat, solstice.metrics, solstice.callbacks])
+def test_all_is_what_can_be_imported(module):
+    assert len(set(module.__all__)) == len(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    assert set(module.__all__) <= set(dir(module))
+
+
+def test_every_public_name_has_a_docstring():
+    for name in solstice.__all__:
+        assert getattr(solstice, name).__doc__, name
+    for name in solstice.compat.__all__:
+        assert getattr(solstice.compat, name).__doc__, name
+
+
+def test_the_version_is_the_distributions():
+    from importlib.metadata import version
+
+    assert solstice.__version__ == version("solstice")
