@@ -349,7 +349,11 @@ def _first_element(batch: Any) -> Any:
 
 def _check_experiment(exp: Any) -> None:
     if not isinstance(exp, Experiment):
-        what = f"the class {exp.__name__!r}: pass an instance" if isinstance(exp, type) else describe(exp)
+        what = (
+            f"the class {exp.__name__!r}: pass an instance"
+            if isinstance(exp, type)
+            else describe(exp)
+        )
         raise TypeError(f"An instance of solstice.Experiment is expected; it is {what}.")
 
 

@@ -150,3 +150,12 @@ def describe(value: Any) -> str:
     if len(text) > 60:
         return f"a {type(value).__module__}.{type(value).__qualname__}"
     return f"the {type(value).__name__} {text}"
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """Return a jax key path as one string of names, joined by slashes.
+
+    >>> path_name(jax.tree_util.tree_leaves_with_path({"dense": [1.0]})[0][0])
+    'dense/0'
+    """
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -42,7 +42,9 @@ def test_using_one_library_loads_no_other():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", [solstice, solstice.compat, solstice.metrics, solstice.callbacks])
+@pytest.mark.parametrize(
+    "module", [solstice, solstice.compat, solstice.metrics, solstice.callbacks]
+)
 def test_all_is_what_can_be_imported(module):
     assert len(set(module.__all__)) == len(module.__all__)
     for name in module.__all__:

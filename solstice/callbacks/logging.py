@@ -96,7 +96,9 @@ def to_host(computed: dict[str, Any]) -> dict[str, Any]:
     {'loss': 1.0, 'name': 'a'}
     """
     return {
-        name: value.item() if isinstance(value, np.ndarray | np.generic) and value.ndim == 0 else value
+        name: value.item()
+        if isinstance(value, np.ndarray | np.generic) and value.ndim == 0
+        else value
         for name, value in jax.device_get(computed).items()
     }
 

@@ -6,38 +6,52 @@ An adapter is loaded when its name is first used, so that `import solstice` load
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from solstice.compat.freeze import freeze, unfreeze
 from solstice.compat.model import Model
 from solstice.compat.optimizer import Optimizer
 
 if TYPE_CHECKING:
     from solstice.compat.equinox import EquinoxModel
+    from solstice.compat.function import FunctionModel
     from solstice.compat.haiku import HaikuModel
+    from solstice.compat.keras import KerasModel
     from solstice.compat.linen import FlaxModel
+    from solstice.compat.nnx import NNXModel
     from solstice.compat.optax import OptaxOptimizer
-    from solstice.compat.registry import as_model, as_optimizer
+    from solstice.compat.registry import as_model, as_optimizer, register
     from solstice.compat.stax import StaxModel
 
 __all__ = [
     "EquinoxModel",
     "FlaxModel",
+    "FunctionModel",
     "HaikuModel",
+    "KerasModel",
     "Model",
+    "NNXModel",
     "OptaxOptimizer",
     "Optimizer",
     "StaxModel",
     "as_model",
     "as_optimizer",
+    "freeze",
+    "register",
+    "unfreeze",
 ]
 
 # Where a name lives, and the framework and extra it needs beside Solstice itself.
 _LAZY = {
     "EquinoxModel": ("equinox", None),
     "FlaxModel": ("linen", "flax"),
+    "FunctionModel": ("function", None),
     "HaikuModel": ("haiku", "haiku"),
+    "KerasModel": ("keras", "keras"),
+    "NNXModel": ("nnx", "flax"),
     "OptaxOptimizer": ("optax", "optax"),
     "StaxModel": ("stax", None),
     "as_model": ("registry", None),
     "as_optimizer": ("registry", None),
+    "register": ("registry", None),
 }
 
 

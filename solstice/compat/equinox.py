@@ -82,19 +82,11 @@ class EquinoxModel(Model):
         self._call = Static(call)
         self._takes_key = "key" in names
         self._state_by_name = "state" in names
-        self._flags = tuple(
-            (name, value)
-            for name, value in find_flags(function, flags)
-            # Equinox's own layers heed `inference` in the tree and warn of it in the call.
-            if flags is not None
-            or name not in ("inference", "deterministic")
-            or names[name].default is names[name].empty
-        )
+        # A flag that is None by default is one that inference_mode() sets in the tree.
+        self._flags = find_flags(function, flags, skip_none=True)
         self._axis_name = _axis_name(module)
         arrays, training = eqx.partition(eqx.nn.inference_mode(module, False), eqx.is_array)
-        evaluating = eqx.filter(
-            eqx.nn.inference_mode(module, True), eqx.is_array, inverse=True
-        )
+        evaluating = eqx.filter(eqx.nn.inference_mode(module, True), eqx.is_array, inverse=True)
         self._rest = Static((training, evaluating))
         self.params, self.frozen = split_params(arrays)
         self.state = owned(state)

@@ -48,8 +48,13 @@ def accepts(function: Callable[..., Any], name: str) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in found)
 
 
-def find_flags(function: Callable[..., Any], given: Mapping[str, bool] | None) -> Flags:
+def find_flags(
+    function: Callable[..., Any], given: Mapping[str, bool] | None, *, skip_none: bool = False
+) -> Flags:
     """Return the train flags among a call's parameters, or the given ones as they are.
+
+    With `skip_none`, a parameter that is None by default is left out: in libraries that also set
+    the mode in the network itself, None means to go by that.
 
     >>> find_flags(lambda x, deterministic: x, None)
     (('deterministic', False),)
@@ -62,7 +67,11 @@ def find_flags(function: Callable[..., Any], given: Mapping[str, bool] | None) -
             )
         return tuple(given.items())
     names = parameters(function)
-    return tuple((name, name in POSITIVE) for name in names if name in POSITIVE + NEGATIVE)
+    return tuple(
+        (name, name in POSITIVE)
+        for name, parameter in names.items()
+        if name in POSITIVE + NEGATIVE and not (skip_none and parameter.default is None)
+    )
 
 
 def flag_values(flags: Flags, train: bool) -> dict[str, bool]:

@@ -40,7 +40,9 @@ class HaikuModel(Model):
     params: PyTree
     frozen: PyTree
     state: PyTree
-    _functions: Static[tuple[Callable[..., Any], Callable[..., Any] | None]] = eqx.field(static=True)
+    _functions: Static[tuple[Callable[..., Any], Callable[..., Any] | None]] = eqx.field(
+        static=True
+    )
     _flags: Flags = eqx.field(static=True)
     _has_state: bool = eqx.field(static=True)
     _takes_key: bool = eqx.field(static=True)
@@ -78,7 +80,9 @@ class HaikuModel(Model):
         self.params, self.frozen = split_params(weights)
         self.state = owned(state)
         self._random_evaluation = depends_on(
-            lambda key, inputs: self._forward(key, inputs, flag_values(self._flags, train=False))[0],
+            lambda key, inputs: self._forward(key, inputs, flag_values(self._flags, train=False))[
+                0
+            ],
             jax.random.key(0),
             inputs,
         )

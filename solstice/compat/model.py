@@ -75,7 +75,9 @@ def split_params(weights: PyTree) -> tuple[PyTree, PyTree]:
     >>> split_params({"w": np.ones(1), "table": np.arange(2)})[1]
     {'table': Array([0, 1], dtype=int32), 'w': None}
     """
-    weights = owned(jax.tree.map(lambda leaf: leaf if eqx.is_array(leaf) else jnp.asarray(leaf), weights))
+    weights = owned(
+        jax.tree.map(lambda leaf: leaf if eqx.is_array(leaf) else jnp.asarray(leaf), weights)
+    )
     return eqx.partition(weights, eqx.is_inexact_array)
 
 
@@ -91,9 +93,9 @@ def as_inputs(example: Any) -> tuple[Any, ...]:
     """
     inputs = example if type(example) is tuple else (example,)
     return jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
-        if isinstance(leaf, jax.ShapeDtypeStruct)
-        else leaf,
+        lambda leaf: (
+            jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+        ),
         inputs,
     )
 

@@ -4,9 +4,11 @@ An object of a library can only exist once that library is loaded, so it is enou
 the loaded modules. What is not recognised is an error, never passed through.
 """
 
+import functools
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from typing import Any, Literal, NamedTuple
 
 from solstice import compat
 from solstice.compat.model import Model
@@ -14,31 +16,32 @@ from solstice.compat.optimizer import Optimizer
 from solstice.tree import describe
 
 
-class _Kind(NamedTuple):
-    """Objects of one library: where their classes are, and what adapts them."""
+class Kind(NamedTuple):
+    """The objects of one class, and what adapts them."""
 
-    title: str
-    module: str
-    classes: tuple[str, ...]
+    # The class, or its dotted path where it may not be loaded.
+    cls: type | str
     adapt: Callable[..., Any]
+    title: str
 
     def matches(self, thing: Any) -> bool:
-        home = sys.modules.get(self.module)
-        if home is None:
-            return False
-        return isinstance(thing, tuple(getattr(home, name) for name in self.classes))
+        cls = self.cls
+        if isinstance(cls, str):
+            module, _, name = cls.rpartition(".")
+            # A class of a loaded module; getattr alone could import one that is lazy.
+            cls = getattr(sys.modules[module], name, ()) if module in sys.modules else ()
+        return isinstance(thing, cls)
 
 
-def _with_example(name: str) -> Callable[..., Model]:
+def _initialised(name: str) -> Callable[..., Model]:
+    """Adapt a network that needs an example and a key to initialise it."""
+
     def adapt(network: Any, example: Any, key: Any) -> Model:
-        missing = [
-            text
-            for text, value in (
-                ("example_input, a batch's inputs or their shapes", example),
-                ("key, a seed or PRNG key", key),
-            )
-            if value is None
-        ]
+        needed = {
+            "example_input, a batch's inputs or their shapes": example,
+            "key, a seed or PRNG key": key,
+        }
+        missing = [text for text, value in needed.items() if value is None]
         if missing:
             raise ValueError(
                 f"{name} initialises the network, which takes {' and '.join(missing)}; "
@@ -49,39 +52,115 @@ def _with_example(name: str) -> Callable[..., Model]:
     return adapt
 
 
-# Most specific first: what is nobody's class comes last, in `as_model` itself.
-_MODELS = (
-    _Kind("a Flax Linen module", "flax.linen", ("Module",), _with_example("FlaxModel")),
-    _Kind(
-        "a transformed Haiku function",
-        "haiku",
-        ("Transformed", "TransformedWithState"),
-        _with_example("HaikuModel"),
-    ),
-    _Kind(
-        "an Equinox module, or (module, state)",
-        "equinox",
-        ("Module",),
-        lambda network, example, key: compat.EquinoxModel(network),
-    ),
-)
+def _ready(name: str) -> Callable[..., Any]:
+    """Adapt a network that holds its own values, or an optimizer."""
+    return lambda thing, example=None, key=None: getattr(compat, name)(thing)
 
-_OPTIMIZERS = (
-    _Kind(
-        "an optax.GradientTransformation",
-        "optax",
-        ("GradientTransformation",),
-        lambda optimizer: compat.OptaxOptimizer(optimizer),
+
+_KINDS: dict[str, tuple[Kind, ...]] = {
+    # Most specific first; what is nobody's class comes last, in `_pair`.
+    "model": (
+        Kind("keras.Layer", _ready("KerasModel"), "a Keras network"),
+        Kind("flax.nnx.Module", _ready("NNXModel"), "a Flax NNX module"),
+        Kind("flax.linen.Module", _initialised("FlaxModel"), "a Flax Linen module"),
+        Kind("haiku.Transformed", _initialised("HaikuModel"), "a transformed Haiku function"),
+        Kind(
+            "haiku.TransformedWithState",
+            _initialised("HaikuModel"),
+            "a transformed Haiku function with state",
+        ),
+        Kind(
+            "equinox.Module",
+            _ready("EquinoxModel"),
+            "an Equinox module, or the (module, state) of eqx.nn.make_with_state",
+        ),
     ),
-)
+    "optimizer": (
+        Kind("optax.GradientTransformation", _ready("OptaxOptimizer"), "an Optax transformation"),
+    ),
+}
+
+# A third party's, newest first.
+_REGISTERED: dict[str, list[Kind]] = {"model": [], "optimizer": []}
+
+
+def register(
+    cls: type | str,
+    adapt: Callable[..., Any],
+    *,
+    what: Literal["model", "optimizer"] = "model",
+) -> None:
+    """Teach `as_model` or `as_optimizer` the objects of another class.
+
+    It goes before what is known already; registering a class again replaces its adapter.
+
+    An installed package can do the same without being imported, by an entry point in the group
+    `solstice.models` or `solstice.optimizers`: its name is the dotted path of the class, its
+    value that of the function, as in `"mylib.Network" = "mylib.adapters:adapt"`.
+
+    Args:
+        cls: The class, or its dotted path such as "mylib.Network".
+        adapt: For a model, called as `adapt(network, example, key)`, with None for what the user
+            did not give; for an optimizer, as `adapt(optimizer)`. Returns the adapted object.
+        what: Whether it adapts a "model" or an "optimizer".
+
+    Raises:
+        TypeError: `cls` is no class or path, or `adapt` cannot be called.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from solstice import compat
+    >>> class Affine:
+    ...     def init(self, key, x):
+    ...         return {"w": jax.random.normal(key, (x.shape[-1], 2))}
+    ...
+    ...     def apply(self, params, x):
+    ...         return x @ params["w"]
+    >>> def adapt(network, example, key):
+    ...     return compat.FunctionModel(network.init, network.apply, example, key=key)
+    >>> compat.register(Affine, adapt)
+    >>> compat.as_model(Affine(), jnp.ones((1, 3)), key=0)(jnp.ones((5, 3)))[0].shape
+    (5, 2)
+    """
+    if what not in _REGISTERED:
+        raise ValueError(f"what is expected to be 'model' or 'optimizer'; it is {what!r}.")
+    if not isinstance(cls, type) and not (isinstance(cls, str) and "." in cls):
+        raise TypeError(
+            f"register() is expected to get a class or its dotted path, such as 'mylib.Network'; "
+            f"it got {describe(cls)}."
+        )
+    if not callable(adapt):
+        raise TypeError(f"adapt is expected to be a function; it is {describe(adapt)}.")
+    title = cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
+    others = [kind for kind in _REGISTERED[what] if kind.cls != cls]
+    _REGISTERED[what][:] = [Kind(cls, adapt, f"{title} (registered)"), *others]
+
+
+@functools.cache
+def _installed(what: str) -> tuple[Kind, ...]:
+    """Return what installed packages add; an entry point is loaded when it is first used."""
+    return tuple(
+        Kind(point.name, functools.partial(_load_and_adapt, point), f"{point.name} (installed)")
+        for point in entry_points(group=f"solstice.{what}s")
+    )
+
+
+def _load_and_adapt(point: Any, *arguments: Any) -> Any:
+    return point.load()(*arguments)
+
+
+def _kinds(what: str) -> Iterator[Kind]:
+    yield from _REGISTERED[what]
+    yield from _installed(what)
+    yield from _KINDS[what]
 
 
 def as_model(network: Any, example: Any = None, *, key: Any = None) -> Model:
     """Return any supported network as a `Model`; a `Model` as it is.
 
     Args:
-        network: A Flax Linen module, a transformed Haiku function, an Equinox module or the
-            `(module, state)` of `eqx.nn.make_with_state`, a Stax `(init, apply)` pair.
+        network: A Flax Linen or NNX module, a transformed Haiku function, an Equinox module or
+            the `(module, state)` of `eqx.nn.make_with_state`, a Keras network, a Stax
+            `(init, apply)` pair, or what was registered.
         example: A batch's inputs, or as many `jax.ShapeDtypeStruct`, where the network must be
             initialised; a tuple is several inputs.
         key: A seed or PRNG key for the initialisation.
@@ -98,23 +177,23 @@ def as_model(network: Any, example: Any = None, *, key: Any = None) -> Model:
     if isinstance(network, Model):
         return network
     _refuse_class(network, "a network")
-    for kind in _MODELS:
+    for kind in _kinds("model"):
         if kind.matches(network):
-            return kind.adapt(network, example, key)
+            return _checked(kind.adapt(network, example, key), Model, kind)
     if type(network) is tuple and len(network) == 2:
         if _is_with_state(network):
             return compat.EquinoxModel(*network)
         if all(map(callable, network)):
-            return _with_example("StaxModel")(network, example, key)
-    known = [kind.title for kind in _MODELS] + ["a Stax (init, apply) pair", "a compat.Model"]
-    raise TypeError(_unknown("network", network, known))
+            return _initialised("StaxModel")(network, example, key)
+    known = [kind.title for kind in _kinds("model")]
+    raise TypeError(_unknown("network", network, [*known, "a Stax (init, apply) pair"]))
 
 
 def as_optimizer(optimizer: Any) -> Optimizer:
     """Return any supported optimizer as an `Optimizer`; an `Optimizer` as it is.
 
     Args:
-        optimizer: An `optax.GradientTransformation`.
+        optimizer: An Optax transformation, or what was registered.
 
     Raises:
         TypeError: The optimizer is of no known kind, or a class or function instead of its result.
@@ -126,11 +205,20 @@ def as_optimizer(optimizer: Any) -> Optimizer:
     if isinstance(optimizer, Optimizer):
         return optimizer
     _refuse_class(optimizer, "an optimizer")
-    for kind in _OPTIMIZERS:
+    for kind in _kinds("optimizer"):
         if kind.matches(optimizer):
-            return kind.adapt(optimizer)
-    known = [kind.title for kind in _OPTIMIZERS] + ["a compat.Optimizer"]
+            return _checked(kind.adapt(optimizer), Optimizer, kind)
+    known = [kind.title for kind in _kinds("optimizer")]
     raise TypeError(_unknown("optimizer", optimizer, known))
+
+
+def _checked(adapted: Any, protocol: type, kind: Kind) -> Any:
+    if isinstance(adapted, protocol):
+        return adapted
+    raise TypeError(
+        f"The adapter of {kind.title} is expected to return a compat.{protocol.__name__}; it "
+        f"returned {describe(adapted)}."
+    )
 
 
 def _is_with_state(pair: tuple[Any, Any]) -> bool:
@@ -151,8 +239,13 @@ def _unknown(what: str, thing: Any, known: list[str]) -> str:
         what == "optimizer" and callable(thing)
     )
     listed = "".join(f"\n  - {title}" for title in known)
+    protocol, adapt = (
+        ("Model", "network, example, key") if what == "network" else ("Optimizer", "optimizer")
+    )
     return (
         f"This {what} is of no known kind: {describe(thing)}, of type "
         f"{type(thing).__module__}.{type(thing).__qualname__}.{hint} Known are:{listed}\n"
-        f"For anything else, write a subclass of compat.{'Model' if what == 'network' else 'Optimizer'}."
+        f"  - a compat.{protocol}\n"
+        f"For another library, register an adapter: compat.register(TheClass, adapt) with "
+        f"adapt({adapt}) -> compat.{protocol}."
     )

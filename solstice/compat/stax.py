@@ -88,7 +88,8 @@ class StaxModel(Model):
         if not check_train(train, _NAME):
             if self._random_evaluation:
                 raise random_evaluation(
-                    _NAME, "Pass the apply function of the same network in mode 'test': eval_apply=."
+                    _NAME,
+                    "Pass the apply function of the same network in mode 'test': eval_apply=.",
                 )
             # Dropout demands a key in evaluation too, and then drops nothing.
             return self._evaluate(jax.random.key(0), inputs, kwargs), self

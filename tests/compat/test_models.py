@@ -311,7 +311,9 @@ def test_donating_an_equinox_model_leaves_the_users_module_alive():
     module, state = eqx.nn.make_with_state(EquinoxCNN)(KEY)
     model = EquinoxModel(module, state)
     jax.jit(lambda model: jax.tree.map(lambda a: a + 1, model), donate_argnums=0)(model)
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(eqx.filter((module, state), eqx.is_array)))
+    assert not any(
+        leaf.is_deleted() for leaf in jax.tree.leaves(eqx.filter((module, state), eqx.is_array))
+    )
 
 
 def test_flags_and_calls_that_cannot_be_inferred():

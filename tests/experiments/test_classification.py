@@ -210,7 +210,9 @@ def test_a_missing_key_example_or_number_of_classes_is_asked_for():
     with pytest.raises(ValueError, match=r"takes key, a seed or PRNG key"):
         solstice.ClassificationExperiment(MLP(), TX, example_input=X)
     model = solstice.compat.FlaxModel(LinenCNN(), X, key=jax.random.key(0))
-    with pytest.raises(ValueError, match=r"number of classes is not known: pass num_classes, or ex"):
+    with pytest.raises(
+        ValueError, match=r"number of classes is not known: pass num_classes, or ex"
+    ):
         solstice.ClassificationExperiment(model, TX)
     with pytest.raises(ValueError, match=r"stream 'dropout'.*an experiment takes key="):
         solstice.ClassificationExperiment(model, TX, example_input=X)
@@ -239,9 +241,9 @@ def train_on(batch, **options):
 def test_bad_batches_are_refused_before_training(bad, error, message):
     with pytest.raises(error, match=message) as caught:
         train_on(bad)
-    assert "This is the first batch of train_ds." in getattr(caught.value, "__notes__", [""])[0] or (
-        "position" in str(caught.value)
-    )
+    assert "This is the first batch of train_ds." in getattr(caught.value, "__notes__", [""])[
+        0
+    ] or ("position" in str(caught.value))
 
 
 def test_bad_validation_data_is_refused_before_training():
@@ -265,7 +267,9 @@ def test_outputs_that_do_not_fit_are_refused():
     exp = solstice.ClassificationExperiment(model, TX, 5)
     with pytest.raises(ValueError, match=r"num_classes=5 logits.*Change the last layer"):
         exp.train(num_epochs=1, train_ds=[(X, Y)], progress=False)
-    two_headed = stax.serial(stax.Flatten, stax.FanOut(2), stax.parallel(stax.Dense(3), stax.Dense(3)))
+    two_headed = stax.serial(
+        stax.Flatten, stax.FanOut(2), stax.parallel(stax.Dense(3), stax.Dense(3))
+    )
     with pytest.raises(TypeError, match=r"expected to return one array of logits.*it returned \["):
         solstice.ClassificationExperiment(two_headed, TX, example_input=X, key=0)
 

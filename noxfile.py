@@ -1,0 +1,65 @@
+"""Everything a developer runs: `nox -s quickstart`, `nox -s tests`, `nox -s lint types`, ..."""
+
+import shutil
+import sys
+
+import nox
+
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["tests", "lint", "types"]
+nox.needs_version = ">=2025.2.9"
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+QUIET = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+def group(name: str) -> list[str]:
+    return nox.project.dependency_groups(PROJECT, name)
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """Run the main job: four network libraries, two optimizers, one experiment."""
+    session.install(".[flax,haiku,optax,plot,tfds]", "scikit-learn")
+    session.run("python", "examples/quickstart.py", *session.posargs, env=QUIET)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run all tests on the current Python; arguments after -- go to pytest."""
+    session.install("-e", ".[all]", *group("test"))
+    session.run("pytest", "-n", "auto", *session.posargs, env=QUIET)
+
+
+# Beside `tests`, not instead of it: one command has to do on any machine, with any one Python.
+@nox.session(python=[v for v in PYTHONS if shutil.which(f"python{v}")], name="tests-on")
+def tests_on(session: nox.Session) -> None:
+    """Run all tests on each Python that is found."""
+    absent = [v for v in PYTHONS if not shutil.which(f"python{v}")]
+    if absent:
+        session.warn(f"Not found, so not tested: Python {', '.join(absent)}")
+    tests(session)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check format, style and who imports whom."""
+    session.install("-e", ".", *group("lint"))
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of the package."""
+    session.install("-e", ".[all]", *group("types"))
+    session.run("pyright")
+
+
+@nox.session(venv_backend="uv")
+def minimums(session: nox.Session) -> None:
+    """Run the tests with the lowest versions that pyproject.toml allows."""
+    session.install("--resolution", "lowest-direct", "-e", ".[all]", *group("test"))
+    session.run("pytest", "-n", "auto", *session.posargs, env=QUIET)

@@ -1,0 +1,63 @@
+"""Freezing: which of a network's parameters the optimizer sees, the same for every library.
+
+Freezing moves leaves from `params` to `frozen` and back; the network computes the same.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+from jaxtyping import Array
+
+from solstice.compat.model import Model, join_params
+from solstice.tree import path_name, replace
+
+_M = TypeVar("_M", bound=Model)
+
+
+def freeze(model: _M, predicate: Callable[[str, Array], Any]) -> _M:
+    """Return the model with the parameters that `predicate` chooses frozen as well.
+
+    Args:
+        model: An adapted network of any library.
+        predicate: Takes a parameter's path, such as "Dense_0/kernel", and its value, and says
+            whether to freeze it.
+
+    Raises:
+        ValueError: It chooses no parameter; the message lists the paths.
+
+    Fine-tune only a head, by its name; an optimizer is initialised after that:
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> from solstice import compat
+    >>> network = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)])
+    >>> model = compat.FlaxModel(network, jnp.ones((1, 3)), key=jax.random.key(0))
+    >>> tuned = compat.freeze(model, lambda path, leaf: not path.startswith("layers_2"))
+    >>> [leaf.shape for leaf in jax.tree.leaves(tuned.params)]
+    [(2,), (8, 2)]
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(model.params)
+    chosen = [bool(predicate(path_name(path), leaf)) for path, leaf in leaves]
+    if not any(chosen):
+        paths = ", ".join(path_name(path) for path, _ in leaves)
+        raise ValueError(
+            f"freeze() was to freeze some parameters, but the predicate chose none of: {paths}."
+        )
+    keep = jax.tree.unflatten(structure, [not one for one in chosen])
+    params, frozen = eqx.partition(model.params, keep)
+    return replace(model, params=params, frozen=eqx.combine(frozen, model.frozen))
+
+
+def unfreeze(model: _M) -> _M:
+    """Return the model with all that can be trained among its parameters again.
+
+    >>> import equinox as eqx, jax
+    >>> from solstice import compat
+    >>> model = compat.as_model(eqx.nn.Linear(3, 2, key=jax.random.key(0)))
+    >>> frozen = compat.freeze(model, lambda path, leaf: True)
+    >>> len(jax.tree.leaves(frozen.params)), len(jax.tree.leaves(compat.unfreeze(frozen).params))
+    (0, 2)
+    """
+    params, frozen = eqx.partition(join_params(model), eqx.is_inexact_array)
+    return replace(model, params=params, frozen=frozen)

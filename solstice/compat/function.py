@@ -1,0 +1,104 @@
+"""A network that is a plain pair of functions, of no library or of one's own."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import equinox as eqx
+from jaxtyping import Array, PyTree
+
+from solstice.compat.flags import Flags, accepts, check_train, find_flags, flag_values, parameters
+from solstice.compat.model import (
+    Keys,
+    Model,
+    as_inputs,
+    bind_call,
+    join_params,
+    single_key,
+    split_params,
+)
+from solstice.compat.static import Static
+from solstice.tree import as_key, owned, replace
+
+_NAME = "FunctionModel"
+
+
+class FunctionModel(Model):
+    """A network given as `init(key, *inputs)` and `apply(params, *inputs)`.
+
+    If `apply` has a parameter `state`, `init` returns `(params, state)` and `apply` returns
+    `(outputs, state)`. If it has a parameter `key` or `rng`, it gets the key of a training step
+    there, and None in evaluation.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from solstice.compat import FunctionModel
+    >>> def init(key, x):
+    ...     return {"w": jax.random.normal(key, (x.shape[-1], 2))}
+    >>> def apply(params, x):
+    ...     return x @ params["w"]
+    >>> model = FunctionModel(init, apply, jnp.ones((1, 3)), key=0)
+    >>> model(jnp.ones((5, 3)))[0].shape
+    (5, 2)
+    """
+
+    params: PyTree
+    frozen: PyTree
+    state: PyTree
+    _functions: Static[tuple[Callable[..., Any], Callable[..., Any] | None]] = eqx.field(
+        static=True
+    )
+    _flags: Flags = eqx.field(static=True)
+    _has_state: bool = eqx.field(static=True)
+    _key_name: str | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        init: Callable[..., PyTree],
+        apply: Callable[..., Any],
+        example: Any,
+        *,
+        key: Array | int,
+        flags: Mapping[str, bool] | None = None,
+        call: Callable[..., Any] | None = None,
+    ) -> None:
+        """Initialise the network as `init(key, *example)` does.
+
+        Args:
+            init: Makes the parameters from a key and a batch's inputs.
+            apply: The forward pass over a batch.
+            example: A batch's inputs, or as many `jax.ShapeDtypeStruct`; a tuple is several.
+            key: For the initialisation.
+            flags: The keywords that say whether it trains, with their values in training; None
+                finds them among the parameters of `apply`.
+            call: Called as `call(apply, params, *inputs, **keywords)` instead of `apply`.
+        """
+        function = call or apply
+        self._functions = Static((apply, call))
+        self._flags = find_flags(function, flags)
+        self._has_state = "state" in parameters(function)
+        self._key_name = next((name for name in ("key", "rng") if accepts(function, name)), None)
+        initial = init(as_key(key), *as_inputs(example))
+        if self._has_state and not (type(initial) is tuple and len(initial) == 2):
+            raise TypeError(
+                f"{_NAME}: apply takes a state, so init is expected to return (params, state)."
+            )
+        weights, state = initial if self._has_state else (initial, None)
+        self.params, self.frozen = split_params(weights)
+        self.state = owned(state)
+
+    def __call__(
+        self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
+    ) -> tuple[Any, Self]:
+        train = check_train(train, _NAME)
+        key = single_key(key, _NAME) if train else None
+        kwargs = flag_values(self._flags, train) | kwargs
+        if self._key_name is not None:
+            kwargs = {self._key_name: key} | kwargs
+        if self._has_state:
+            kwargs = {"state": self.state} | kwargs
+        result = bind_call(*self._functions.value)(join_params(self), *inputs, **kwargs)
+        outputs, state = result if self._has_state else (result, None)
+        return outputs, replace(self, state=state) if train else self
+
+    def unwrap(self) -> Any:
+        """Return `params`, or `(params, state)` of a network with state."""
+        return (join_params(self), self.state) if self._has_state else join_params(self)

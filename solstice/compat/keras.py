@@ -1,0 +1,185 @@
+"""Keras 3 networks on the JAX backend (`keras.Model`, `keras.layers.Layer`)."""
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+import keras
+from jaxtyping import Array
+
+from solstice.compat.flags import Flags, check_train, find_flags, flag_values
+from solstice.compat.model import Keys, Model, bind_call, join_params, single_key, split_params
+from solstice.compat.static import Static
+from solstice.tree import owned, replace
+
+_NAME = "KerasModel"
+
+
+class KerasModel(Model):
+    """A built Keras network on the JAX backend.
+
+    Variables are known by their position and name, as in `"00_dense/kernel"`: Keras numbers its
+    own names anew with each network built. `state` holds the batch statistics, and the
+    seeds of dropout: without a key, a training step draws from these and advances them, as
+    the network itself does; with a key, it draws from seeds made of that key and leaves the
+    stored ones alone. Weights that Keras does not train (`layer.trainable = False`) are `frozen`.
+
+    >>> import jax.numpy as jnp, keras
+    >>> from solstice.compat import KerasModel
+    >>> network = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(4)])
+    >>> model = KerasModel(network)
+    >>> model(jnp.ones((2, 3)))[0].shape, sorted(model.params)
+    ((2, 4), ['00_dense/bias', '00_dense/kernel'])
+    """
+
+    params: dict[str, Array | None]
+    frozen: dict[str, Array | None]
+    state: dict[str, Array]
+    _network: Static[Any] = eqx.field(static=True)
+    # The network's variables by name, captured now: the network may be trained on elsewhere.
+    _variables: Static[dict[str, Any]] = eqx.field(static=True)
+    _call: Static[Callable[..., Any] | None] = eqx.field(static=True)
+    _flags: Flags = eqx.field(static=True)
+
+    def __init__(
+        self,
+        network: Any,
+        *,
+        flags: Mapping[str, bool] | None = None,
+        call: Callable[..., Any] | None = None,
+    ) -> None:
+        """Take the values over from a built network, which stays as it is.
+
+        Args:
+            network: The network; it has been called or built once.
+            flags: The keywords that say whether it trains, with their values in training; None
+                is `training`, which every Keras layer takes.
+            call: Called as `call(network, *inputs, ...)` instead of the network.
+        """
+        if keras.backend.backend() != "jax":
+            raise ValueError(
+                f"{_NAME}: Keras runs on the backend {keras.backend.backend()!r} here, and JAX is "
+                f"needed: set the environment variable KERAS_BACKEND=jax before importing keras."
+            )
+        if not network.built:
+            raise ValueError(
+                f"{_NAME}: the network {network.name!r} is not built, so it has no variables yet. "
+                f"Call it once on a batch, or network.build(shape)."
+            )
+        if network.losses:
+            warnings.warn(
+                f"{_NAME}: the network {network.name!r} adds losses of its own (regularizers), "
+                f"which a Model does not report. Use weight decay in the optimizer.",
+                stacklevel=2,
+            )
+        self._network = Static(network)
+        self._call = Static(call)
+        self._flags = (
+            (("training", True),)
+            if call is flags is None
+            else find_flags(call or network.call, flags)
+        )
+        variables = _named_variables(network)
+        self._variables = Static(variables)
+        values = {name: variable.value for name, variable in variables.items()}
+        # A weight that Keras was told not to train is still among its layer's trainable ones.
+        weights = {id(v) for layer in _layers(network) for v in layer._trainable_variables}
+        constants = {name: values.pop(name) for name, v in variables.items() if id(v) in weights}
+        trained = {name: variables[name].trainable for name in constants}
+        params, frozen = split_params(constants)
+        self.params = {name: leaf if trained[name] else None for name, leaf in params.items()}
+        self.frozen = {
+            name: leaf if trained[name] else params[name] for name, leaf in frozen.items()
+        }
+        self.state = owned(values)
+
+    def __call__(
+        self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
+    ) -> tuple[Any, Self]:
+        train = check_train(train, _NAME)
+        kwargs = flag_values(self._flags, train) | kwargs
+        network, variables = self._network.value, self._variables.value
+        stored = {name: value for name, value in self.state.items() if _is_seed(name)}
+        drawn = train and key is not None
+        state = self.state | (_seeds_from(single_key(key, _NAME), stored) if drawn else {})
+        values = join_params(self) | state
+        call = bind_call(network, self._call.value)
+        if len(inputs) > 1 and isinstance(network, keras.Model) and network.inputs is not None:
+            inputs = (list(inputs),)  # how a functional network takes them
+        # Not network.stateless_call: it skips __call__, which is what passes `training` on.
+        with keras.StatelessScope([(variables[name], values[name]) for name in variables]) as scope:
+            outputs = call(*inputs, **kwargs)
+        if not train:
+            return outputs, self
+        state = {name: scope.get_current_value(variables[name]) for name in state}
+        return outputs, replace(self, state=state | (stored if drawn else {}))
+
+    def unwrap(self) -> Any:
+        """Return a Keras network of its own with the current values.
+
+        Raises:
+            TypeError: It is a subclass that Keras cannot clone.
+        """
+        network = self._network.value
+        try:
+            copy = _clone(network)
+        except (TypeError, NotImplementedError) as error:
+            raise TypeError(
+                f"{_NAME}: Keras cannot clone {type(network).__name__}; give it a get_config that "
+                f"its constructor takes (**kwargs too), or assign the model's values to the "
+                f"variables of a network of your own."
+            ) from error
+        values = join_params(self) | self.state
+        for name, variable in _named_variables(copy).items():
+            variable.assign(values[name])
+        return copy
+
+
+def _clone(network: Any) -> Any:
+    if isinstance(network, keras.Model) and network.inputs is not None:
+        return keras.models.clone_model(network)
+    copy = type(network).from_config(network.get_config())
+    copy.build_from_config(network.get_build_config())
+    return copy
+
+
+def _named_variables(network: Any) -> dict[str, Any]:
+    own = {_snake_case(type(layer).__name__) for layer in _layers(network)} | {"seed_generator"}
+
+    def given(part: str) -> str:
+        base = re.sub(r"_\d+$", "", part)
+        return base if base in own else part
+
+    variables = network.variables
+    width = max(2, len(str(len(variables))))
+    named = {}
+    for i, variable in enumerate(variables):
+        parts = variable.path.split("/")
+        inner = parts[1:] if len(parts) > 2 else parts  # without the network's own name
+        named[f"{i:0{width}}_{'/'.join(map(given, inner))}"] = variable
+    return named
+
+
+def _layers(network: Any) -> list[Any]:
+    return list(network._flatten_layers())
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _is_seed(name: str) -> bool:
+    return name.endswith("seed_generator_state")
+
+
+def _seeds_from(key: Array | None, seeds: dict[str, Array]) -> dict[str, Array]:
+    """Return a fresh seed for each generator, made of `key`."""
+    if key is None:
+        return {}
+    return {
+        name: jax.random.bits(jax.random.fold_in(key, i), seed.shape, seed.dtype)
+        for i, (name, seed) in enumerate(seeds.items())
+    }

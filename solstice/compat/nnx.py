@@ -1,0 +1,126 @@
+"""Flax NNX networks (`flax.nnx.Module`)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+from flax import nnx
+from jaxtyping import Array, PyTree
+
+from solstice.compat.flags import Flags, check_train, find_flags, flag_values
+from solstice.compat.model import Keys, Model, bind_call, join_params, single_key, split_params
+from solstice.compat.static import Static
+from solstice.tree import owned, replace
+
+_NAME = "NNXModel"
+
+
+class NNXModel(Model):
+    """A Flax NNX network.
+
+    `params` (with `frozen`) holds the `nnx.Param`s, `state` all other variables: `"vars"` batch
+    statistics and the like, `"rngs"` the streams of random numbers. Without a key, a training step
+    draws from these streams and advances them, as the network itself does; with a key, it draws
+    from streams made of that key and leaves the stored ones alone.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from solstice.compat import NNXModel
+    >>> model = NNXModel(nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
+    >>> model(jnp.ones((2, 3)))[0].shape
+    (2, 4)
+    """
+
+    params: PyTree
+    frozen: PyTree
+    state: dict[str, PyTree]
+    # The graph in training and in evaluation, as it is before a call.
+    _graphs: Static[tuple[Any, Any]] = eqx.field(static=True)
+    _call: Static[Callable[..., Any] | None] = eqx.field(static=True)
+    _flags: Flags = eqx.field(static=True)
+
+    def __init__(
+        self,
+        module: nnx.Module,
+        *,
+        flags: Mapping[str, bool] | None = None,
+        call: Callable[..., Any] | None = None,
+    ) -> None:
+        """Take the values over from an initialised module, which stays as it is.
+
+        Args:
+            module: The network.
+            flags: Keywords of the call that say whether it trains, with their values in training.
+                None finds them among the call's parameters. What `module.train()` and
+                `module.eval()` set needs none.
+            call: Called as `call(module, *inputs, ...)` instead of the module.
+        """
+        copy = nnx.clone(module)
+        copy.eval()
+        evaluating = nnx.split(copy)[0]
+        copy.train()
+        training, weights, rngs, others = nnx.split(copy, nnx.Param, nnx.RngState, ...)
+        self._graphs = Static((training, evaluating))
+        self._call = Static(call)
+        # A flag that is None by default is one that train() and eval() set.
+        self._flags = find_flags(call or type(module).__call__, flags, skip_none=True)
+        self.params, self.frozen = split_params(nnx.to_pure_dict(weights))
+        self.state = owned({"rngs": nnx.to_pure_dict(rngs), "vars": nnx.to_pure_dict(others)})
+
+    def __call__(
+        self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
+    ) -> tuple[Any, Self]:
+        train = check_train(train, _NAME)
+        rngs = self.state["rngs"]
+        drawn = train and key is not None
+        if drawn:
+            rngs = _streams_from(key, rngs)
+        module = self._module(train, rngs)
+        kwargs = flag_values(self._flags, train) | kwargs
+        outputs = bind_call(module, self._call.value)(*inputs, **kwargs)
+        if not train:
+            return outputs, self
+        graph, _, rngs, others = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        if graph != self._graphs.value[0]:
+            raise ValueError(
+                f"{_NAME}: the call changed the module itself (an attribute was set, or a Variable "
+                f"was made in it), so the next step would be another program. Make all Variables "
+                f"in __init__, and keep what changes in a Variable. Before:\n"
+                f"{self._graphs.value[0]}\nAfter:\n{graph}"
+            )
+        state = {
+            "rngs": self.state["rngs"] if drawn else nnx.to_pure_dict(rngs),
+            "vars": nnx.to_pure_dict(others),
+        }
+        return outputs, replace(self, state=state)
+
+    def unwrap(self) -> nnx.Module:
+        """Return a module of its own with the current values, in training mode."""
+        return nnx.clone(self._module(train=True, rngs=self.state["rngs"]))
+
+    def _module(self, train: bool, rngs: PyTree) -> nnx.Module:
+        training, evaluating = self._graphs.value
+        graph = training if train else evaluating
+        return nnx.merge(graph, join_params(self), rngs, self.state["vars"])
+
+
+def _streams_from(key: Keys, rngs: PyTree) -> PyTree:
+    """Return the streams with keys made of `key`, one or a mapping by stream, and counts of 0."""
+    if isinstance(key, Mapping):
+        raise TypeError(
+            f"{_NAME}: this network stores its own streams, so one key for all of them is "
+            f"expected; it got the streams {', '.join(map(repr, key))}."
+        )
+    key = single_key(key, _NAME)
+    if not jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):  # pyright: ignore[reportOptionalMemberAccess]
+        key = jax.random.wrap_key_data(key)
+    leaves, structure = jax.tree.flatten(rngs)
+    fresh = []
+    for i, leaf in enumerate(leaves):
+        if not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            fresh.append(jax.numpy.zeros_like(leaf))
+            continue
+        one = jax.random.fold_in(key, i)
+        fresh.append(jax.random.split(one, leaf.shape) if leaf.shape else one)
+    return jax.tree.unflatten(structure, fresh)
