@@ -1,7 +1,6 @@
 """Everything a developer runs: `nox -s quickstart`, `nox -s tests`, `nox -s lint types`, ..."""
 
 import shutil
-import sys
 
 import nox
 

@@ -326,7 +326,7 @@ class _Run:
                 callback.on_run_end(self.exp, error)
             except EarlyStoppingException:
                 continue  # the run has ended already
-            except Exception as failure:
+            except Exception as failure:  # noqa: BLE001 - raised once all were called
                 failure.add_note(f"Raised by {type(callback).__name__}.on_run_end.")
                 failures.append(failure)
         if failures:

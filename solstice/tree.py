@@ -122,7 +122,7 @@ def depends_on(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree)
     True
     """
     # A function of its own: jax hashes what it traces, which a half-built module cannot do.
-    jaxpr = jax.make_jaxpr(lambda *arguments: function(*arguments))(argument, *rest).jaxpr
+    jaxpr = jax.make_jaxpr(lambda *given: function(*given))(argument, *rest).jaxpr  # noqa: PLW0108
     needed = {v for v in jaxpr.outvars if isinstance(v, jex_core.Var)}
     for equation in reversed(jaxpr.eqns):
         if needed.intersection(equation.outvars):

@@ -1,7 +1,7 @@
 """Early stopping: ends a run when a criterion on its outs is met."""
 
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from solstice.callbacks.base import Callback
 from solstice.callbacks.logging import to_host

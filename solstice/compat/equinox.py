@@ -73,7 +73,8 @@ class EquinoxModel(Model):
         if state is None and any(map(_is_index, jax.tree.leaves(module, is_leaf=_is_index))):
             raise ValueError(
                 f"{_NAME}: the network keeps state. Pass both parts of "
-                f"`module, state = eqx.nn.make_with_state(Network)(...)`: EquinoxModel(module, state)."
+                f"`module, state = eqx.nn.make_with_state(Network)(...)`: "
+                f"EquinoxModel(module, state)."
             )
         function = call or type(module).__call__
         names = parameters(function)
@@ -122,7 +123,12 @@ class EquinoxModel(Model):
         return eqx.combine(join_params(self), training if train else evaluating)
 
     def _mapped(
-        self, module: Any, inputs: tuple, state: Any, key: Array | None, kwargs: dict[str, Any]
+        self,
+        module: Any,
+        inputs: tuple[Any, ...],
+        state: Any,
+        key: Array | None,
+        kwargs: dict[str, Any],
     ) -> tuple[Any, Any]:
         # Array keywords belong to the examples; a flag or a name is the same for all.
         arrays, constants = eqx.partition(kwargs, eqx.is_array)
@@ -140,7 +146,7 @@ class EquinoxModel(Model):
         return mapped(inputs, state, keys, arrays)
 
     def _one(
-        self, call: Any, inputs: tuple, state: Any, key: Any, kwargs: dict[str, Any]
+        self, call: Any, inputs: tuple[Any, ...], state: Any, key: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
         if self._takes_key:
             kwargs = {"key": key} | kwargs
@@ -176,10 +182,11 @@ def _axis_name(module: Any) -> str:
     return names[0] if names else "batch"
 
 
-def _batch_size(inputs: tuple) -> int:
+def _batch_size(inputs: tuple[Any, ...]) -> int:
     arrays = [leaf for leaf in jax.tree.leaves(inputs) if getattr(leaf, "ndim", 0)]
     if not arrays:
         raise ValueError(
-            f"{_NAME}: inputs are expected to have a leading batch axis; they are {describe(inputs)}."
+            f"{_NAME}: inputs are expected to have a leading batch axis; they are "
+            f"{describe(inputs)}."
         )
     return arrays[0].shape[0]

@@ -113,7 +113,7 @@ class HaikuModel(Model):
         return (join_params(self), self.state) if self._has_state else join_params(self)
 
     def _forward(
-        self, key: Array | None, inputs: tuple, kwargs: dict[str, Any]
+        self, key: Array | None, inputs: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, PyTree]:
         state = (self.state,) if self._has_state else ()
         rng = (key,) if self._takes_key else ()

@@ -132,12 +132,14 @@ class FlaxModel(Model):
         names = (*self._streams, "params")
         return {name: jax.random.fold_in(key, i) if i else key for i, name in enumerate(names)}  # pyright: ignore[reportReturnType,reportArgumentType]
 
-    def _persistent(self, collections: dict[str, PyTree], inputs: tuple) -> dict[str, PyTree]:
+    def _persistent(
+        self, collections: dict[str, PyTree], inputs: tuple[Any, ...]
+    ) -> dict[str, PyTree]:
         """Keep the collections whose structure a training step leaves as it is."""
         if not collections:
             return {}
 
-        def step(collections: dict[str, PyTree], inputs: tuple) -> PyTree:
+        def step(collections: dict[str, PyTree], inputs: tuple[Any, ...]) -> PyTree:
             return self._module.value.apply(
                 {"params": join_params(self), **collections},
                 *inputs,

@@ -5,8 +5,9 @@ from typing import Any, Self
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values
 from solstice.compat.model import Keys, Model, bind_call, join_params, single_key, split_params
@@ -75,7 +76,7 @@ class NNXModel(Model):
         rngs = self.state["rngs"]
         drawn = train and key is not None
         if drawn:
-            rngs = _streams_from(key, rngs)
+            rngs = _streams_from(single_key(key, _NAME), rngs)
         module = self._module(train, rngs)
         kwargs = flag_values(self._flags, train) | kwargs
         outputs = bind_call(module, self._call.value)(*inputs, **kwargs)
@@ -105,21 +106,15 @@ class NNXModel(Model):
         return nnx.merge(graph, join_params(self), rngs, self.state["vars"])
 
 
-def _streams_from(key: Keys, rngs: PyTree) -> PyTree:
-    """Return the streams with keys made of `key`, one or a mapping by stream, and counts of 0."""
-    if isinstance(key, Mapping):
-        raise TypeError(
-            f"{_NAME}: this network stores its own streams, so one key for all of them is "
-            f"expected; it got the streams {', '.join(map(repr, key))}."
-        )
-    key = single_key(key, _NAME)
-    if not jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):  # pyright: ignore[reportOptionalMemberAccess]
+def _streams_from(key: Any, rngs: PyTree) -> PyTree:
+    """Return the streams with keys made of the one `key`, and counts of 0."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     leaves, structure = jax.tree.flatten(rngs)
     fresh = []
     for i, leaf in enumerate(leaves):
-        if not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            fresh.append(jax.numpy.zeros_like(leaf))
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            fresh.append(jnp.zeros_like(leaf))
             continue
         one = jax.random.fold_in(key, i)
         fresh.append(jax.random.split(one, leaf.shape) if leaf.shape else one)

@@ -4,7 +4,7 @@ jax compares static parts to decide whether to compile again. A user's object ma
 may raise when compared (an array attribute), and is nearly always the very same object.
 """
 
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
 

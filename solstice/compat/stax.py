@@ -77,7 +77,7 @@ class StaxModel(Model):
         self._functions = Static((apply, eval_apply or apply))
         self._call = Static(call)
         self._flags = find_flags(call or apply, flags)
-        _, weights = init(as_key(key), shapes if len(shapes) > 1 else shapes[0])
+        _, weights = init(as_key(key), shapes[0] if len(shapes) == 1 else shapes)
         self.params, self.frozen = split_params(weights)
         self.state = None
         self._random_evaluation = depends_on(self._evaluate, jax.random.key(0), inputs, {})
@@ -105,15 +105,15 @@ class StaxModel(Model):
         """Return the parameters, as the apply function takes them."""
         return join_params(self)
 
-    def _evaluate(self, key: Array, inputs: tuple, kwargs: dict[str, Any]) -> Any:
+    def _evaluate(self, key: Array, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._forward(key, inputs, kwargs, train=False)
 
     def _forward(
-        self, key: Array | None, inputs: tuple, kwargs: dict[str, Any], *, train: bool
+        self, key: Array | None, inputs: tuple[Any, ...], kwargs: dict[str, Any], *, train: bool
     ) -> Any:
         train_apply, eval_apply = self._functions.value
         apply = train_apply if train else eval_apply
         rng = {"rng": key} if accepts(apply, "rng") else {}
-        joined = inputs if len(inputs) > 1 else inputs[0]
+        joined = inputs[0] if len(inputs) == 1 else inputs
         kwargs = rng | flag_values(self._flags, train) | kwargs
         return bind_call(apply, self._call.value)(join_params(self), joined, **kwargs)

@@ -129,7 +129,9 @@ class ClassificationExperiment(Experiment):
             self._check_outputs(outputs)
 
     @jax.jit
-    def train_step(self, batch: Any) -> tuple[Self, ClassificationMetrics]:
+    def train_step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, batch: Any
+    ) -> tuple[Self, ClassificationMetrics]:
         """Take one optimizer step on the mean loss over the batch's real positions."""
         inputs, labels, mask = self._unpack(batch)
         key, step_key = self._next_key(inputs)
@@ -229,8 +231,8 @@ class ClassificationExperiment(Experiment):
         if losses.shape != labels.shape:
             raise ValueError(
                 f"loss(logits, labels) is expected to return a loss for each position, of shape "
-                f"{labels.shape}; it returned {describe(losses)}. Leave the mean to the experiment, "
-                f"which knows the mask."
+                f"{labels.shape}; it returned {describe(losses)}. Leave the mean to the "
+                f"experiment, which knows the mask."
             )
         return jnp.where(valid, losses, 0).sum() / jnp.maximum(valid.sum(), 1)
 
@@ -265,7 +267,8 @@ class ClassificationExperiment(Experiment):
             x, labels = (self._entry(batch, name) for name in self._batch_keys[:2])
             mask = batch.get(self._batch_keys[2])
         elif isinstance(batch, tuple | list) and len(batch) in (2, 3):
-            x, labels, mask = (*batch, None)[:3]
+            x, labels = batch[:2]
+            mask = batch[2] if len(batch) == 3 else None
         else:
             raise TypeError(
                 f"A batch is expected to be (x, y), (x, y, mask) or a mapping with "

@@ -42,7 +42,7 @@ class Metrics(eqx.Module):
     """
 
     @abc.abstractmethod
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: Any) -> Self:
         """Return the statistics of the examples of both."""
 
     @abc.abstractmethod

@@ -10,6 +10,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
@@ -113,7 +114,7 @@ class ClassificationMetrics(Metrics):
     def num_classes(self) -> int:
         return self.confusion_matrix.shape[-1]
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: Any) -> Self:
         """Return the metrics of both sets of examples.
 
         Raises:
@@ -141,7 +142,7 @@ class ClassificationMetrics(Metrics):
 
     def compute(self) -> dict[str, Any]:
         """Return the metrics by name, each a float scalar."""
-        concrete = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self))
+        concrete = not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self))
         averages, per_class = _report(self.confusion_matrix, self.loss_sum, self.count)
         if concrete:
             if int(self.invalid):

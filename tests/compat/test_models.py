@@ -402,7 +402,7 @@ def test_unwrap_gives_what_the_library_uses():
             module, state = values
             assert type(module).__name__ == "EquinoxCNN"
             module = eqx.nn.inference_mode(module)
-            outputs = jax.vmap(lambda x: module(x, state)[0])(x)
+            outputs, _ = jax.vmap(module, in_axes=(0, None), out_axes=(0, None))(x, state)
             np.testing.assert_allclose(outputs, model(x)[0], rtol=1e-5, atol=1e-6)
         elif library == "haiku":
             assert len(values) == 2

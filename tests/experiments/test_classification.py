@@ -16,7 +16,7 @@ import solstice
 from solstice.experiments.classification import softmax_cross_entropy
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "compat"))
-from natives import CLASSES, HAIKU_CNN, STAX_CNN, EquinoxCNN, LinenCNN, batch  # noqa: E402
+from natives import CLASSES, HAIKU_CNN, STAX_CNN, EquinoxCNN, LinenCNN, batch
 
 TX = optax.adam(1e-2)
 X, Y = batch(size=8)
