@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from solstice import callbacks, compat, experiments, metrics, tree
+from solstice import callbacks, compat, experiments, metrics, testing, tree
 from solstice.callbacks import (
     Callback,
     EarlyStoppingCallback,
@@ -37,6 +37,7 @@ __all__ = [
     "reduce",
     "replace",
     "test",
+    "testing",
     "train",
     "tree",
 ]

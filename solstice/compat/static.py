@@ -41,5 +41,9 @@ class Static(Generic[_T]):
         except (TypeError, ValueError):  # arrays inside do not compare to one truth
             return False
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "Static[_T]":
+        # What is static does not change, and a copy of it would compile anew.
+        return self
+
     def __repr__(self) -> str:
         return f"Static({self.value!r})"

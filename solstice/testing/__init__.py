@@ -1,0 +1,28 @@
+"""testing: the laws of adapters, metrics and experiments, for anybody's own, with Hypothesis."""
+
+from solstice.testing import strategies
+from solstice.testing.experiment import EXPERIMENT_LAWS, ExperimentSubject, check_experiment
+from solstice.testing.law import Law, LawError, Outcome, Report
+from solstice.testing.metrics import METRICS_LAWS, MetricsSubject, check_metrics
+from solstice.testing.model import MODEL_LAWS, ModelSubject, check_model
+from solstice.testing.optimizer import OPTIMIZER_LAWS, OptimizerSubject, check_optimizer
+
+__all__ = [
+    "EXPERIMENT_LAWS",
+    "METRICS_LAWS",
+    "MODEL_LAWS",
+    "OPTIMIZER_LAWS",
+    "ExperimentSubject",
+    "Law",
+    "LawError",
+    "MetricsSubject",
+    "ModelSubject",
+    "OptimizerSubject",
+    "Outcome",
+    "Report",
+    "check_experiment",
+    "check_metrics",
+    "check_model",
+    "check_optimizer",
+    "strategies",
+]

@@ -1,0 +1,205 @@
+"""What a law is, and how it is run: a statement, a check, and the inputs that Hypothesis draws.
+
+Nothing here knows what the laws are about.
+"""
+
+import dataclasses
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+EXAMPLES = 5
+
+
+class LawError(AssertionError):
+    """A law is broken; the message says which, by what, and with which smallest input.
+
+    >>> raise LawError("eval_returns_itself: ...")
+    Traceback (most recent call last):
+        ...
+    solstice.testing.law.LawError: eval_returns_itself: ...
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """One statement about every object of a kind.
+
+    Call it with the subject to check it, in pytest one test a law:
+
+    >>> import pytest, solstice
+    >>> @pytest.mark.parametrize("law", solstice.testing.MODEL_LAWS, ids=str)
+    ... def test_law(law):
+    ...     law.check(solstice.testing.ModelSubject(make_model, inputs))
+
+    Attributes:
+        name: Its identifier, for `exclude`.
+        statement: What it says.
+        draw: Returns the Hypothesis strategy of each input, by name, for a subject.
+    """
+
+    name: str
+    statement: str
+    assertion: Callable[..., None]
+    draw: Callable[[Any], dict[str, Any]]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def check(self, subject: Any, *, examples: int = EXAMPLES) -> None:
+        """Check the law on a subject.
+
+        Raises:
+            LawError: It is broken; the cause is what went wrong with the smallest input found.
+        """
+        drawn: dict[str, Any] = {}
+        try:
+            self._run(subject, examples, drawn)
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            inputs = ", ".join(f"{name}={value!r}" for name, value in drawn.items()) or "any"
+            raise LawError(
+                f"{subject} breaks the law {self.name}: {self.statement}\n"
+                f"  smallest input: {inputs}\n"
+                f"  {type(error).__name__}: {error}\n"
+                f"  at {where.name}, line {where.lineno} of {where.filename}"
+            ) from error
+
+    def _run(self, subject: Any, examples: int, drawn: dict[str, Any]) -> None:
+        strategies = self.draw(subject)
+        if not strategies:
+            self.assertion(subject)
+            return
+        hypothesis = import_hypothesis()
+
+        # Hypothesis runs the smallest failing input last, so `drawn` then holds it.
+        def attempt(**inputs: Any) -> None:
+            drawn.clear()
+            drawn.update(inputs)
+            self.assertion(subject, **inputs)
+
+        settings = hypothesis.settings(
+            max_examples=examples,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            report_multiple_bugs=False,
+            phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        settings(hypothesis.given(**strategies)(attempt))()
+
+
+class LawBook:
+    """The laws of one kind of subject, in the order they were written.
+
+    Args:
+        **draws: For each input that a law may name, a function from the subject to the
+            Hypothesis strategy it is drawn from.
+    """
+
+    def __init__(self, **draws: Callable[[Any], Any]) -> None:
+        self.laws: list[Law] = []
+        self._draws = draws
+
+    def law(self, *inputs: str) -> Callable[[Callable[..., None]], Law]:
+        """Return a decorator that makes a law, its docstring being the statement, and keeps it."""
+
+        def decorate(function: Callable[..., None]) -> Law:
+            one = Law(
+                name=function.__name__,
+                statement=" ".join((function.__doc__ or "").split()),
+                assertion=function,
+                draw=lambda subject: {name: self._draws[name](subject) for name in inputs},
+            )
+            self.laws.append(one)
+            return one
+
+        return decorate
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one law: it held, it was broken (`error`), or it was left out (`skipped`)."""
+
+    law: Law
+    error: LawError | None = None
+    skipped: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The laws that were checked on one subject; printed, a line a law."""
+
+    subject: str
+    outcomes: Sequence[Outcome]
+
+    @property
+    def failures(self) -> list[LawError]:
+        """The broken laws' errors."""
+        return [outcome.error for outcome in self.outcomes if outcome.error is not None]
+
+    def __str__(self) -> str:
+        lines = [f"Laws of {self.subject}"]
+        for outcome in self.outcomes:
+            mark = "FAILED" if outcome.error else "left out" if outcome.skipped else "passed"
+            lines.append(
+                f"  {mark:>8}  {outcome.law.name}: {outcome.skipped or outcome.law.statement}"
+            )
+        lines.extend(f"\n{error}" for error in self.failures)
+        return "\n".join(lines)
+
+
+def run(
+    laws: Iterable[Law],
+    subject: Any,
+    *,
+    exclude: Iterable[str],
+    examples: int,
+    on_failure: str,
+    progress: bool,
+) -> Report:
+    """Check every law on a subject.
+
+    Raises:
+        LawError: A law is broken and `on_failure` is "raise"; the message is the whole report.
+        ValueError: `exclude` names no law, or `on_failure` is unknown.
+    """
+    from tqdm import tqdm
+
+    laws = list(laws)
+    exclude = {exclude} if isinstance(exclude, str) else set(exclude)
+    if unknown := exclude - {law.name for law in laws}:
+        raise ValueError(
+            f"exclude names no law: {', '.join(sorted(unknown))}. The laws are: "
+            f"{', '.join(law.name for law in laws)}."
+        )
+    if on_failure not in ("raise", "report"):
+        raise ValueError(f"on_failure is expected to be 'raise' or 'report'; it is {on_failure!r}.")
+    outcomes = []
+    for law in tqdm(laws, desc=f"laws of {subject}", disable=not progress, leave=False):
+        if law.name in exclude:
+            outcomes.append(Outcome(law, skipped="excluded"))
+            continue
+        try:
+            law.check(subject, examples=examples)
+        except LawError as error:
+            outcomes.append(Outcome(law, error=error))
+        else:
+            outcomes.append(Outcome(law))
+    report = Report(str(subject), outcomes)
+    if report.failures and on_failure == "raise":
+        raise LawError(str(report)) from report.failures[0]
+    return report
+
+
+def import_hypothesis() -> Any:
+    """Return Hypothesis, or say how to install it."""
+    try:
+        import hypothesis
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "solstice.testing needs the package 'hypothesis', which is not installed: "
+            "pip install 'solstice[testing]'"
+        ) from error
+    return hypothesis

@@ -1,0 +1,129 @@
+"""The laws of a `Metrics`, and `check_metrics`, which runs them on anybody's metric."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from solstice.metrics import reduce
+from solstice.testing.compare import assert_close
+from solstice.testing.law import EXAMPLES, Law, LawBook, Report, run
+from solstice.testing.strategies import permutations, splits
+
+
+class MetricsSubject:
+    """A metric under the laws: how to make it, and a batch of examples to make it of."""
+
+    def __init__(self, make_metrics: Callable[..., Any], batch: PyTree) -> None:
+        self.make_metrics = make_metrics
+        self.batch = jax.tree.map(np.asarray, batch)
+        self.size = len(jax.tree.leaves(self.batch)[0])
+        self.takes_mask = "mask" in inspect.signature(make_metrics).parameters
+
+    def __str__(self) -> str:
+        return type(self.make_metrics(self.batch)).__name__
+
+    def of(self, examples: Any) -> Any:
+        """The metric of some of the examples, by their indices."""
+        return self.make_metrics(jax.tree.map(lambda x: x[examples], self.batch))
+
+
+_book = LawBook(
+    split=lambda subject: splits(subject.size),
+    order=lambda subject: permutations(subject.size),
+)
+
+
+@_book.law("split")
+def merge_is_commutative(subject: MetricsSubject, split: int) -> None:
+    """Merging a with b gives what merging b with a does."""
+    one, two = subject.of(slice(None, split)), subject.of(slice(split, None))
+    assert_close(one.merge(two).compute(), two.merge(one).compute(), "a with b, and b with a")
+
+
+@_book.law("split", "order")
+def merge_is_associative(subject: MetricsSubject, split: int, order: list[int]) -> None:
+    """Merging (a with b) with c gives what merging a with (b with c) does."""
+    parts = np.array_split(np.array(order), 3) if subject.size > 2 else [order] * 3
+    a, b, c = (subject.of(np.array(part)) for part in parts)
+    left, right = a.merge(b).merge(c), a.merge(b.merge(c))
+    assert_close(left.compute(), right.compute(), "(a b) c, and a (b c)")
+
+
+@_book.law("split", "order")
+def batching_does_not_matter(subject: MetricsSubject, split: int, order: list[int]) -> None:
+    """Any batching and any order of the same examples give the same answer."""
+    whole = subject.of(slice(None)).compute()
+    shuffled = np.array(order)
+    parts = [subject.of(shuffled[:split]), subject.of(shuffled[split:])]
+    assert_close(whole, reduce(parts).compute(), "all examples at once, and in two batches")
+
+
+@_book.law("split")
+def masked_examples_count_nowhere(subject: MetricsSubject, split: int) -> None:
+    """If the metric takes a mask, masked examples change nothing."""
+    if not subject.takes_mask:
+        return
+    mask = np.arange(subject.size) < split
+    masked = subject.make_metrics(subject.batch, mask=mask).compute()
+    assert_close(subject.of(slice(None, split)).compute(), masked, "without them, and masked")
+
+
+@_book.law("split")
+def jit_equals_eager(subject: MetricsSubject, split: int) -> None:
+    """Making, merging and computing under jit give what they do without."""
+    one, two = subject.of(slice(None, split)), subject.of(slice(split, None))
+    eager = one.merge(two).compute()
+    jitted = jax.jit(lambda a, b: a.merge(b).compute())(one, two)
+    assert_close(eager, jitted, "merged and computed with and without jit")
+    made = jax.jit(lambda batch: subject.make_metrics(batch).compute())(subject.batch)
+    assert_close(subject.of(slice(None)).compute(), made, "made with and without jit")
+
+
+METRICS_LAWS: tuple[Law, ...] = tuple(_book.laws)
+
+
+def check_metrics(
+    make_metrics: Callable[..., Any],
+    batch: PyTree,
+    *,
+    exclude: Iterable[str] = (),
+    examples: int = EXAMPLES,
+    on_failure: str = "raise",
+    progress: bool = False,
+) -> Report:
+    """Check every law of a `Metrics` on a metric, and return the report.
+
+    Args:
+        make_metrics: Makes the metric of a batch; if it has a parameter `mask`, of its real part.
+        batch: Examples along the first axis of every array, two or more.
+        exclude: Names of laws to leave out.
+        examples: How many inputs Hypothesis draws for each law.
+        on_failure: "raise" or "report", as in `check_model`.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        LawError: A law is broken.
+
+    >>> import numpy as np, solstice
+    >>> def make_metrics(batch, mask=None):
+    ...     preds, targets, losses = batch
+    ...     weight = 1.0 if mask is None else mask
+    ...     loss = (losses * weight).sum() / (np.ones(len(preds)) * weight).sum()
+    ...     return solstice.ClassificationMetrics(preds, targets, loss, 3, mask=mask)
+    >>> batch = np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2]), np.array([0.1, 0.5, 2.0, 0.3])
+    >>> len(solstice.testing.check_metrics(make_metrics, batch).failures)
+    0
+    """
+    subject = MetricsSubject(make_metrics, batch)
+    return run(
+        METRICS_LAWS,
+        subject,
+        exclude=exclude,
+        examples=examples,
+        on_failure=on_failure,
+        progress=progress,
+    )

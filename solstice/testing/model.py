@@ -1,0 +1,540 @@
+"""The laws of a `compat.Model`, and `check_model`, which runs them on anybody's adapter."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from solstice.compat import Model, as_model, freeze
+from solstice.compat.model import as_inputs
+from solstice.testing.compare import (
+    assert_close,
+    assert_same_bits,
+    assert_same_signature,
+    values,
+)
+from solstice.testing.law import EXAMPLES, Law, LawBook, Report, run
+from solstice.testing.strategies import masks, permutations, seeds, splits
+from solstice.tree import depends_on, path_name, replace
+
+Native = Callable[..., Any]
+
+
+class ModelSubject:
+    """A network under the laws: how to make it, inputs for it, and its library's own call.
+
+    What costs a compilation is made once and shared by all laws.
+    """
+
+    def __init__(
+        self, make_model: Callable[[Array], Model], inputs: Any, native: Native | None = None
+    ) -> None:
+        self.make_model = make_model
+        self.inputs = as_inputs(inputs)
+        self.native = native
+        self.batch_size = jax.tree.leaves(self.inputs)[0].shape[0]
+        self.evaluate = jax.jit(lambda model, *inputs: model(*inputs)[0])
+        self.train = jax.jit(lambda model, key, *inputs: model(*inputs, key=key, train=True))
+        self.gradients = jax.jit(jax.grad(self.loss))
+
+    def __str__(self) -> str:
+        return f"{type(self.model).__name__}"
+
+    @functools.cached_property
+    def model(self) -> Model:
+        return self.made(0)
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - lives as long as the laws run
+    def made(self, seed: int) -> Model:
+        return self.make_model(jax.random.key(seed))
+
+    def repeated(self) -> tuple[Any, ...]:
+        """The inputs with the first example in every place."""
+        return jax.tree.map(lambda x: jnp.repeat(x[:1], self.batch_size, axis=0), self.inputs)
+
+    def loss(self, params: PyTree, model: Model, key: Array, *inputs: Any) -> Array:
+        outputs, _ = replace(model, params=params)(*inputs, key=key, train=True)
+        # Weights that differ, so that no output's gradient cancels another's.
+        return sum(
+            (
+                (jnp.abs(leaf) * jnp.linspace(0.5, 1.5, leaf.size).reshape(leaf.shape)).sum()
+                for leaf in jax.tree.leaves(outputs)
+                if eqx.is_inexact_array(leaf)
+            ),
+            jnp.zeros(()),
+        )
+
+
+_book = LawBook(
+    seed=lambda subject: seeds(),
+    permutation=lambda subject: permutations(subject.batch_size),
+    split=lambda subject: splits(subject.batch_size),
+    mask=lambda subject: masks(len(jax.tree.leaves(subject.model.params))),
+)
+
+
+@_book.law()
+def leaves_are_arrays(subject: ModelSubject) -> None:
+    """Every leaf is a jax array; params are strongly typed and inexact."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(subject.model):
+        name = path_name(path)
+        assert isinstance(leaf, jax.Array), f"{name} is {type(leaf).__name__}, not a jax array"
+        assert not leaf.weak_type, f"{name} is weakly typed; adapt it with a dtype of its own"
+    for path, leaf in jax.tree_util.tree_leaves_with_path(subject.model.params):
+        assert jnp.issubdtype(leaf.dtype, jnp.inexact), (
+            f"params hold {path_name(path)} of {leaf.dtype}, which has no gradient: it is frozen"
+        )
+
+
+@_book.law("seed")
+def signature_is_stable(subject: ModelSubject, seed: int) -> None:
+    """Training leaves tree, shapes, dtypes and weak types as they are."""
+    model = subject.model
+    for i in range(2):
+        _, model = subject.train(model, jax.random.key(seed + i), *subject.inputs)
+        assert_same_signature(subject.model, model, f"after {i + 1} training steps")
+
+
+@_book.law("seed")
+def steps_trace_once(subject: ModelSubject, seed: int) -> None:
+    """Any number of training steps compiles once."""
+    traces = []
+
+    @jax.jit
+    def step(model: Model, key: Array, *inputs: Any) -> Model:
+        traces.append(1)
+        return model(*inputs, key=key, train=True)[1]
+
+    model = subject.model
+    for i in range(3):
+        model = step(model, jax.random.key(seed + i), *subject.inputs)
+    assert len(traces) == 1, f"3 steps were traced {len(traces)} times"
+
+
+@_book.law("seed")
+def eval_returns_itself(subject: ModelSubject, seed: int) -> None:
+    """Evaluation returns the identical model, repeats bit for bit and ignores the key."""
+    outputs, model = subject.model(*subject.inputs)
+    assert model is subject.model, "evaluation returned another model: its state changed"
+    again, _ = subject.model(*subject.inputs)
+    assert_same_bits(outputs, again, "evaluated twice")
+    keyed, _ = subject.model(*subject.inputs, key=jax.random.key(seed))
+    assert_same_bits(outputs, keyed, "evaluated with a key")
+
+
+@_book.law("seed")
+def training_is_a_function(subject: ModelSubject, seed: int) -> None:
+    """Training depends on model, inputs and key alone: the same give the same bits."""
+    # Traced anew, so that a value captured while tracing shows.
+    first = jax.jit(lambda model, key, *inputs: model(*inputs, key=key, train=True))
+    key = jax.random.key(seed)
+    one = first(subject.model, key, *subject.inputs)
+    two = subject.train(subject.model, key, *subject.inputs)
+    assert_same_bits(one, two, "the same training step twice")
+
+
+@_book.law("seed")
+def calls_change_nothing(subject: ModelSubject, seed: int) -> None:
+    """No call changes its model or its inputs."""
+    model = subject.model
+    before, structure = values((model, subject.inputs)), jax.tree.structure(model)
+    model(*subject.inputs)
+    model(*subject.inputs, key=jax.random.key(seed), train=True)
+    assert jax.tree.structure(model) == structure, "the model's structure changed"
+    assert_same_bits(before, values((model, subject.inputs)), "before and after calls")
+
+
+@_book.law("seed")
+def keys_decide_randomness(subject: ModelSubject, seed: int) -> None:
+    """A network that draws random numbers in training draws others with another key."""
+    model, key = subject.model, jax.random.key(seed)
+    outputs, _ = subject.train(model, key, *subject.repeated())
+    rows_differ = any(bool((row[:1] != row).any()) for row in jax.tree.leaves(outputs))
+    used = depends_on(lambda key: model(*subject.inputs, key=key, train=True)[0], key)
+    if not (rows_differ or used):
+        return  # it draws none
+    one, _ = subject.train(model, key, *subject.inputs)
+    two, _ = subject.train(model, jax.random.key(seed + 1), *subject.inputs)
+    same = [bool((a == b).all()) for a, b in zip(*map(jax.tree.leaves, (one, two)), strict=True)]
+    assert not all(same), (
+        "equal examples get different outputs in training, but two keys give the same: the key is "
+        "not what the random numbers come from (a constant mask, a seed that was dropped)"
+    )
+
+
+@_book.law("seed")
+def raw_and_typed_keys_agree(subject: ModelSubject, seed: int) -> None:
+    """A raw key and the typed key of the same seed give the same bits."""
+    typed = subject.train(subject.model, jax.random.key(seed), *subject.inputs)
+    raw = subject.train(subject.model, jax.random.PRNGKey(seed), *subject.inputs)
+    assert_same_bits(typed, raw, "a typed and a raw key")
+
+
+@_book.law()
+def training_updates_state(subject: ModelSubject) -> None:
+    """If there is state, a training step changes some of it."""
+    if not jax.tree.leaves(subject.model.state):
+        return
+    before = values(subject.model.state)
+    # A network may also keep its own random streams, which only a call without a key advances.
+    for key in (jax.random.key(0), None):
+        _, model = subject.model(*subject.inputs, key=key, train=True)
+        after = values(model.state)
+        if any(before[path].tobytes() != after[path].tobytes() for path in before):
+            return
+    raise AssertionError(
+        "a training step returned all state unchanged: batch statistics are dropped, or constants "
+        "are kept in `state` (they belong into `frozen`)"
+    )
+
+
+@_book.law("seed")
+def forward_keeps_weights(subject: ModelSubject, seed: int) -> None:
+    """A forward pass never changes params or frozen."""
+    model = subject.model
+    _, trained = subject.train(model, jax.random.key(seed), *subject.inputs)
+    assert_same_bits(model.params, trained.params, "params after a forward pass")
+    assert_same_bits(model.frozen, trained.frozen, "frozen after a forward pass")
+
+
+@_book.law()
+def params_are_no_buffers(subject: ModelSubject) -> None:
+    """No parameter is used in evaluation alone: that is a buffer, such as a running average."""
+    model = subject.model
+    leaves, structure = jax.tree.flatten(model.params)
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(model.params)]
+
+    def outputs(leaf: Array, i: int, train: bool) -> Any:
+        params = jax.tree.unflatten(structure, [*leaves[:i], leaf, *leaves[i + 1 :]])
+        return replace(model, params=params)(*subject.inputs, key=jax.random.key(0), train=train)[0]
+
+    for i, path in enumerate(paths):
+        in_training, in_evaluation = (
+            depends_on(functools.partial(outputs, i=i, train=train), leaves[i])
+            for train in (True, False)
+        )
+        assert in_training or not in_evaluation, (
+            f"params hold {path}, which only evaluation uses: it belongs into `state`"
+        )
+
+
+@_book.law("permutation")
+def eval_is_equivariant(subject: ModelSubject, permutation: list[int]) -> None:
+    """Evaluating permuted examples permutes the outputs."""
+    order = np.array(permutation)
+    outputs = subject.evaluate(subject.model, *subject.inputs)
+    permuted = subject.evaluate(subject.model, *jax.tree.map(lambda x: x[order], subject.inputs))
+    assert_close(
+        jax.tree.map(lambda y: y[order], outputs), permuted, "permuted outputs, and inputs"
+    )
+
+
+@_book.law("split")
+def eval_is_per_example(subject: ModelSubject, split: int) -> None:
+    """Evaluating two batches gives what evaluating them as one does."""
+    outputs = subject.evaluate(subject.model, *subject.inputs)
+    parts = [
+        subject.evaluate(subject.model, *jax.tree.map(lambda x, s=s: x[s], subject.inputs))
+        for s in (slice(None, split), slice(split, None))
+    ]
+    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    assert_close(outputs, joined, "one batch, and two joined")
+
+
+@_book.law("seed")
+def jit_equals_eager(subject: ModelSubject, seed: int) -> None:
+    """A jitted call gives what the eager one does, in both modes."""
+    key = jax.random.key(seed)
+    assert_close(
+        subject.evaluate(subject.model, *subject.inputs),
+        subject.model(*subject.inputs)[0],
+        "evaluation with and without jit",
+    )
+    assert_close(
+        subject.train(subject.model, key, *subject.inputs),
+        subject.model(*subject.inputs, key=key, train=True),
+        "training with and without jit",
+    )
+
+
+@_book.law("seed")
+def gradients_match_params(subject: ModelSubject, seed: int) -> None:
+    """Gradients have the tree, shapes and dtypes of params."""
+    model = subject.model
+    grads = subject.gradients(model.params, model, jax.random.key(seed), *subject.inputs)
+    assert_same_signature(model.params, grads, "params and their gradients")
+
+
+@_book.law("mask")
+def freezing_keeps_outputs(subject: ModelSubject, mask: list[bool]) -> None:
+    """Freezing parameters changes no output."""
+    frozen = _frozen(subject.model, mask)
+    assert_close(
+        subject.evaluate(subject.model, *subject.inputs),
+        jax.jit(lambda model, *inputs: model(*inputs)[0])(frozen, *subject.inputs),
+        "before and after freezing",
+    )
+
+
+@_book.law("mask", "seed")
+def a_subset_trains_as_in_the_whole(subject: ModelSubject, mask: list[bool], seed: int) -> None:
+    """Training some of the parameters gives them the gradients they have among all."""
+    model, key = subject.model, jax.random.key(seed)
+    frozen = _frozen(model, mask)
+    whole = subject.gradients(model.params, model, key, *subject.inputs)
+    part = jax.jit(jax.grad(subject.loss))(frozen.params, frozen, key, *subject.inputs)
+    whole, part = values(whole), values(part)
+    kept = [path for path, off in zip(whole, mask, strict=True) if not off]
+    assert list(part) == kept, f"the gradients are those of {list(part)}, and not of {kept}"
+    assert_close({path: whole[path] for path in kept}, part, "gradients in the whole and in a part")
+
+
+@_book.law()
+def values_decide_outputs(subject: ModelSubject) -> None:
+    """A model that is given another's arrays gives the other's outputs."""
+    one, other = subject.made(0), subject.made(1)
+    swapped = replace(one, params=other.params, frozen=other.frozen, state=other.state)
+    assert_same_bits(
+        subject.evaluate(swapped, *subject.inputs),
+        subject.evaluate(other, *subject.inputs),
+        "a model with another's arrays, and the other",
+    )
+
+
+@_book.law()
+def copies_are_equal(subject: ModelSubject) -> None:
+    """Flattening, deep copying and writing the leaves out and in again are identities."""
+    model = subject.model
+    leaves, structure = jax.tree.flatten(model)
+    written = [
+        jax.random.wrap_key_data(jax.random.key_data(leaf))
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else jnp.asarray(np.frombuffer(np.asarray(leaf).tobytes(), leaf.dtype).reshape(leaf.shape))
+        for leaf in leaves
+    ]
+    copies = {
+        "flattened": jax.tree.unflatten(structure, leaves),
+        "deep copied": copy.deepcopy(model),
+        "written and read": jax.tree.unflatten(structure, written),
+    }
+    outputs = subject.evaluate(model, *subject.inputs)
+    for name, other in copies.items():
+        assert_same_signature(model, other, f"a model and itself {name}")
+        assert_same_bits(model, other, f"a model and itself {name}")
+        again = subject.evaluate(other, *subject.inputs)
+        assert_same_bits(outputs, again, f"outputs of a model and of itself {name}")
+
+
+@_book.law("seed")
+def one_key_makes_one_model(subject: ModelSubject, seed: int) -> None:
+    """The same network and key give bit-equal models that share one compilation."""
+    one, two = (subject.make_model(jax.random.key(seed)) for _ in range(2))
+    assert_same_bits(one, two, "two models of one key")
+    assert_same_signature(one, two, "two models of one key")
+    traces = []
+
+    @jax.jit
+    def evaluate(model: Model, *inputs: Any) -> Any:
+        traces.append(1)
+        return model(*inputs)[0]
+
+    evaluate(one, *subject.inputs)
+    evaluate(two, *subject.inputs)
+    assert len(traces) == 1, "the second one compiled again: something static is made anew"
+
+
+@_book.law()
+def keys_decide_parameters(subject: ModelSubject) -> None:
+    """Another key initialises other parameters, unless all of them start as constants."""
+    one, two = values(subject.made(0).params), values(subject.made(1).params)
+    random = [path for path, leaf in one.items() if leaf.size > 1 and np.ptp(leaf) > 0]
+    assert not random or any(one[path].tobytes() != two[path].tobytes() for path in random), (
+        "two keys give the same parameters: the seed is ignored"
+    )
+
+
+@_book.law()
+def vmap_evaluates_each(subject: ModelSubject) -> None:
+    """Evaluating stacked models under vmap gives what each gives alone."""
+    models = [subject.made(seed) for seed in range(2)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+    together = jax.jit(jax.vmap(lambda model: model(*subject.inputs)[0]))(stacked)
+    for i, model in enumerate(models):
+        alone = subject.evaluate(model, *subject.inputs)
+        assert_close(alone, jax.tree.map(lambda y, i=i: y[i], together), f"model {i} of a stack")
+
+
+@_book.law("seed")
+def vmap_trains_each(subject: ModelSubject, seed: int) -> None:
+    """Training stacked models under vmap gives what each gives alone."""
+    models = [subject.made(seed) for seed in range(2)]
+    keys = jax.random.split(jax.random.key(seed), 2)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+    together = jax.jit(jax.vmap(lambda model, key: model(*subject.inputs, key=key, train=True)))(
+        stacked, keys
+    )
+    for i, model in enumerate(models):
+        alone = subject.train(model, keys[i], *subject.inputs)
+        one = jax.tree.map(lambda y, i=i: y[i], together)
+        assert_close(alone, one, f"model {i} of a stack", rtol=1e-4)
+
+
+@_book.law("seed")
+def scan_equals_loop(subject: ModelSubject, seed: int) -> None:
+    """Training steps in a scan give what a loop gives."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+
+    def step(model: Model, key: Array) -> tuple[Model, Any]:
+        outputs, model = model(*subject.inputs, key=key, train=True)
+        return model, outputs
+
+    model, outputs = subject.model, None
+    for key in keys:
+        outputs, model = subject.train(model, key, *subject.inputs)
+    scanned, stacked = jax.jit(lambda model: jax.lax.scan(step, model, keys))(subject.model)
+    assert_close(model, scanned, "the model after a loop and a scan")
+    assert_close(outputs, jax.tree.map(lambda y: y[-1], stacked), "the last outputs of both")
+
+
+@_book.law()
+def traced_train_is_refused(subject: ModelSubject) -> None:
+    """A traced `train` is a TypeError, since it chooses between two programs."""
+
+    def call(train: Any) -> Any:
+        return subject.model(*subject.inputs, key=jax.random.key(0), train=train)[0]
+
+    try:
+        jax.eval_shape(call, True)
+    except jax.errors.JAXTypeError as error:
+        # jax's own complaint about a tracer is a TypeError too, but says nothing of `train`.
+        raise AssertionError(f"only jax noticed: {error}") from error
+    except TypeError:
+        return
+    raise AssertionError("a traced `train` was accepted")
+
+
+@_book.law()
+def donating_is_safe(subject: ModelSubject) -> None:
+    """A donated model takes no buffer that the user's own object, or another model, holds."""
+    before = values(subject.make_model(jax.random.key(0)))
+    donor = subject.make_model(jax.random.key(0))
+    owned = [leaf.unsafe_buffer_pointer() for leaf in _plain(donor)]
+    assert len(set(owned)) == len(owned), "two leaves share a buffer, which cannot be donated twice"
+    doubled = jax.jit(lambda model: jax.tree.map(_changed, model), donate_argnums=0)
+    jax.block_until_ready(jax.tree.leaves(doubled(donor)))
+    assert_same_bits(
+        before,
+        values(subject.make_model(jax.random.key(0))),
+        "the user's values before and after a donation",
+    )
+
+
+@_book.law()
+def adapting_twice_is_once(subject: ModelSubject) -> None:
+    """Adapting an adapted model gives the very same model."""
+    assert as_model(subject.model) is subject.model
+
+
+@_book.law("seed")
+def equals_the_native_call(subject: ModelSubject, seed: int) -> None:
+    """Outputs equal those of the library's own call, bit for bit under jit, in both modes."""
+    if subject.native is None:
+        return
+    native, model = subject.native, subject.model
+    key = jax.random.key(seed)
+    for train in (False, True):
+        # One program each, from the same model, so that the compiler sees the same.
+        ours = jax.jit(lambda model, *x, t=train: model(*x, key=key, train=t)[0])
+        theirs = jax.jit(lambda model, *x, t=train: native(model.unwrap(), *x, key=key, train=t))
+        assert_same_bits(
+            ours(model, *subject.inputs),
+            theirs(model, *subject.inputs),
+            f"{'training' if train else 'evaluation'} through the adapter and by the library",
+        )
+
+
+MODEL_LAWS: tuple[Law, ...] = tuple(_book.laws)
+
+
+def check_model(
+    make_model: Callable[[Array], Model],
+    batch: Any,
+    *,
+    exclude: Iterable[str] = (),
+    native: Native | None = None,
+    examples: int = EXAMPLES,
+    on_failure: str = "raise",
+    progress: bool = False,
+) -> Report:
+    """Check every law of a `Model` on an adapter, and return the report.
+
+    Args:
+        make_model: Makes the model from a key; the network it adapts is made once, outside.
+        batch: A batch's inputs (no labels), of two examples or more; a tuple is several inputs.
+        exclude: Names of laws to leave out.
+        native: The library's own call, `native(model.unwrap(), *inputs, key=..., train=...)`,
+            returning outputs; without it, the law that compares with it says nothing.
+        examples: How many inputs Hypothesis draws for each law.
+        on_failure: "raise" raises a `LawError` with the whole report if a law is broken,
+            "report" leaves that to the caller.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        LawError: A law is broken: which, how, and with which smallest input.
+        ImportError: Hypothesis is not installed.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from solstice.compat import FunctionModel
+    >>> from solstice.testing import check_model
+    >>> def init(key, x):
+    ...     return {"w": jax.random.normal(key, (x.shape[-1], 2))}
+    >>> def apply(params, x):
+    ...     return x @ params["w"]
+    >>> x = jnp.arange(12.0).reshape(4, 3)
+    >>> report = check_model(lambda key: FunctionModel(init, apply, x, key=key), x)
+    >>> len(report.failures)
+    0
+    """
+    subject = ModelSubject(make_model, batch, native)
+    return run(
+        MODEL_LAWS,
+        subject,
+        exclude=exclude,
+        examples=examples,
+        on_failure=on_failure,
+        progress=progress,
+    )
+
+
+def _frozen(model: Model, mask: list[bool]) -> Model:
+    """Freeze the leaves of params that the mask names; none where it names none."""
+    if not any(mask):
+        return model
+    chosen = {
+        path_name(path)
+        for (path, _), off in zip(
+            jax.tree_util.tree_leaves_with_path(model.params), mask, strict=True
+        )
+        if off
+    }
+    return freeze(model, lambda path, leaf: path in chosen)
+
+
+def _plain(tree: PyTree) -> list[Array]:
+    return [
+        leaf
+        for leaf in jax.tree.leaves(tree)
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    ]
+
+
+def _changed(leaf: Array) -> Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    return leaf + jnp.ones((), leaf.dtype) if leaf.dtype != bool else ~leaf

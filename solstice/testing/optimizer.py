@@ -1,0 +1,211 @@
+"""The laws of a `compat.Optimizer`, and `check_optimizer`, which runs them on anybody's."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from solstice.compat import Optimizer
+from solstice.testing.compare import assert_close, assert_same_bits, assert_same_signature, values
+from solstice.testing.law import EXAMPLES, Law, LawBook, Report, run
+from solstice.testing.strategies import seeds
+
+_STEPS = 3
+
+
+class OptimizerSubject:
+    """An optimizer under the laws: how to make it, and parameters for it to move.
+
+    It minimises the squared distance to a target that a seed decides.
+    """
+
+    def __init__(
+        self,
+        make_optimizer: Callable[[], Optimizer],
+        params: PyTree,
+        native: Callable[..., Any] | None = None,
+    ) -> None:
+        self.make_optimizer = make_optimizer
+        self.params = jax.tree.map(jnp.asarray, params)
+        self.native = native
+        self.optimizer = make_optimizer()
+        self.initial = self.optimizer.init(self.params)
+        self.step = jax.jit(descend)
+
+    def __str__(self) -> str:
+        return type(self.optimizer).__name__
+
+
+def objective(params: PyTree, seed: Any) -> Array:
+    """Return the squared distance of params to a target; every leaf has a scale of its own."""
+    total = jnp.zeros(())
+    for i, leaf in enumerate(jax.tree.leaves(params)):
+        target = jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), leaf.shape)
+        total += (i + 1) * jnp.sum(jnp.abs(leaf - target) ** 2)
+    return total
+
+
+def descend(params: PyTree, optimizer: Optimizer, seed: Any) -> tuple[PyTree, Optimizer]:
+    """Take one step on the objective."""
+    value, grad = jax.value_and_grad(objective)(params, seed)
+    return optimizer(
+        grad, params, value=value, grad=grad, value_fn=lambda params: objective(params, seed)
+    )
+
+
+_book = LawBook(seed=lambda subject: seeds())
+
+
+@_book.law("seed")
+def signature_is_stable(subject: OptimizerSubject, seed: int) -> None:
+    """Steps leave tree, shapes, dtypes and weak types of params and state as they are."""
+    params, optimizer = subject.params, subject.initial
+    for i in range(2):
+        params, optimizer = subject.step(params, optimizer, seed)
+        assert_same_signature(subject.params, params, f"params after {i + 1} steps")
+        assert_same_signature(subject.initial, optimizer, f"the optimizer after {i + 1} steps")
+
+
+@_book.law()
+def steps_trace_once(subject: OptimizerSubject) -> None:
+    """Any number of steps compiles once."""
+    traces = []
+
+    @jax.jit
+    def step(params: PyTree, optimizer: Optimizer) -> tuple[PyTree, Optimizer]:
+        traces.append(1)
+        return descend(params, optimizer, 0)
+
+    params, optimizer = subject.params, subject.initial
+    for _ in range(_STEPS):
+        params, optimizer = step(params, optimizer)
+    assert len(traces) == 1, f"{_STEPS} steps were traced {len(traces)} times"
+
+
+@_book.law("seed")
+def steps_are_pure(subject: OptimizerSubject, seed: int) -> None:
+    """A step changes neither parameters nor optimizer, and repeats bit for bit."""
+    before = values((subject.params, subject.initial))
+    one, two = (subject.step(subject.params, subject.initial, seed) for _ in range(2))
+    descend(subject.params, subject.initial, seed)
+    assert_same_bits(before, values((subject.params, subject.initial)), "before and after a step")
+    assert_same_bits(one, two, "the same step twice")
+
+
+@_book.law("seed")
+def init_starts_anew(subject: OptimizerSubject, seed: int) -> None:
+    """Initialising again, after steps too, gives the same fresh optimizer."""
+    _, stepped = subject.step(subject.params, subject.initial, seed)
+    for optimizer in (subject.optimizer, subject.initial, stepped):
+        assert_same_bits(subject.initial, optimizer.init(subject.params), "initialised twice")
+
+
+@_book.law("seed")
+def it_moves_the_parameters(subject: OptimizerSubject, seed: int) -> None:
+    """Steps on a gradient change the parameters."""
+    params, optimizer = subject.params, subject.initial
+    for _ in range(_STEPS):
+        params, optimizer = subject.step(params, optimizer, seed)
+    before, after = values(subject.params), values(params)
+    assert not before or any(before[path].tobytes() != after[path].tobytes() for path in before), (
+        f"{_STEPS} steps left every parameter as it was"
+    )
+
+
+@_book.law("seed")
+def scan_equals_loop(subject: OptimizerSubject, seed: int) -> None:
+    """Steps in a scan give what a loop gives."""
+    params, optimizer = subject.params, subject.initial
+    for _ in range(_STEPS):
+        params, optimizer = subject.step(params, optimizer, seed)
+
+    def body(carry: tuple[PyTree, Optimizer], _: None) -> tuple[tuple[PyTree, Optimizer], None]:
+        return descend(*carry, seed), None
+
+    start = (subject.params, subject.initial)
+    scanned, _ = jax.jit(lambda start: jax.lax.scan(body, start, length=_STEPS))(start)
+    assert_close((params, optimizer), scanned, "after a loop and a scan", rtol=1e-4)
+
+
+@_book.law("seed")
+def names_do_not_matter(subject: OptimizerSubject, seed: int) -> None:
+    """The same parameters in another tree move the same way."""
+    # The same order of leaves, so that rounding is the same too.
+    leaves = jax.tree.leaves(subject.params)
+    relabelled = {f"{i:03d}": leaf for i, leaf in enumerate(leaves)}
+    params, _ = subject.step(subject.params, subject.initial, seed)
+    moved, _ = jax.jit(descend)(relabelled, subject.optimizer.init(relabelled), seed)
+    assert_close(jax.tree.leaves(params), jax.tree.leaves(moved), "in two trees")
+
+
+@_book.law("seed")
+def none_leaves_pass(subject: OptimizerSubject, seed: int) -> None:
+    """Holes (None) in the tree, where parameters are frozen, stay holes and change nothing."""
+    holed = {"real": subject.params, "hole": None, "more": [None, None]}
+    params, _ = subject.step(subject.params, subject.initial, seed)
+    moved, _ = jax.jit(descend)(holed, subject.optimizer.init(holed), seed)
+    assert moved["hole"] is None and moved["more"] == [None, None], "a hole was filled"
+    assert_close(params, moved["real"], "with and without holes")
+
+
+@_book.law("seed")
+def equals_the_native_loop(subject: OptimizerSubject, seed: int) -> None:
+    """Steps equal those of the library's own loop, bit for bit under jit."""
+    if subject.native is None:
+        return
+    params, optimizer = subject.params, subject.initial
+    for _ in range(_STEPS):
+        params, optimizer = subject.step(params, optimizer, seed)
+    theirs = subject.native(subject.params, lambda params: objective(params, seed), _STEPS)
+    assert_same_bits(params, theirs, "through the adapter and by the library")
+
+
+OPTIMIZER_LAWS: tuple[Law, ...] = tuple(_book.laws)
+
+
+def check_optimizer(
+    make_optimizer: Callable[[], Optimizer],
+    params: PyTree,
+    *,
+    exclude: Iterable[str] = (),
+    native: Callable[..., Any] | None = None,
+    examples: int = EXAMPLES,
+    on_failure: str = "raise",
+    progress: bool = False,
+) -> Report:
+    """Check every law of an `Optimizer` on an adapter, and return the report.
+
+    Args:
+        make_optimizer: Makes the optimizer, not initialised yet.
+        params: Parameters to initialise it with: a pytree of float arrays.
+        exclude: Names of laws to leave out.
+        native: The library's own loop, `native(params, value_fn, steps)`, returning the
+            parameters after so many jitted steps on `value_fn`; without it, the law that
+            compares with it says nothing.
+        examples: How many inputs Hypothesis draws for each law.
+        on_failure: "raise" or "report", as in `check_model`.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        LawError: A law is broken.
+
+    >>> import jax.numpy as jnp, optax, solstice
+    >>> tx = optax.adam(1e-2)
+    >>> params = {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}
+    >>> report = solstice.testing.check_optimizer(
+    ...     lambda: solstice.compat.OptaxOptimizer(tx), params, examples=2
+    ... )
+    >>> len(report.failures)
+    0
+    """
+    subject = OptimizerSubject(make_optimizer, params, native)
+    return run(
+        OPTIMIZER_LAWS,
+        subject,
+        exclude=exclude,
+        examples=examples,
+        on_failure=on_failure,
+        progress=progress,
+    )

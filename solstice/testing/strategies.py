@@ -1,0 +1,174 @@
+"""Hypothesis strategies: small networks, batches, trees and metrics, and what the laws draw.
+
+Every strategy draws plain seeds and sizes and builds arrays from them, so that a smallest failing
+input is short to read.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from solstice.compat import FunctionModel, Model
+from solstice.metrics import ClassificationMetrics
+from solstice.testing.law import import_hypothesis
+
+
+def seeds() -> Any:
+    """Seeds of PRNG keys.
+
+    >>> import hypothesis
+    >>> @hypothesis.given(seeds())
+    ... def test_seeded(seed):
+    ...     jax.random.key(seed)
+    """
+    return _st().integers(0, 2**31 - 8)
+
+
+def permutations(size: int) -> Any:
+    """Orders of `size` examples, as lists."""
+    return _st().permutations(range(size)).map(list)
+
+
+def splits(size: int) -> Any:
+    """Places to cut a batch of `size` examples in two, neither of them empty."""
+    if size < 2:
+        raise ValueError(
+            f"The laws cut batches in two: at least 2 examples are expected, not {size}."
+        )
+    return _st().integers(1, size - 1)
+
+
+def masks(size: int) -> Any:
+    """Lists of `size` booleans."""
+    return _st().lists(_st().booleans(), min_size=size, max_size=size)
+
+
+def batches(shape: Sequence[int] = (4,), num_classes: int = 3, *, max_size: int = 16) -> Any:
+    """Batches (x, y) of 1 to `max_size` examples, numpy arrays: float inputs, integer labels.
+
+    Not every class need occur in a batch.
+
+    >>> import hypothesis
+    >>> @hypothesis.given(batches((2, 2), num_classes=5))
+    ... def test_batch(batch):
+    ...     x, y = batch
+    ...     assert x.shape[1:] == (2, 2) and (y < 5).all()
+    >>> test_batch()
+    """
+
+    def build(seed: int, size: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(size, *shape)).astype(np.float32)
+        return x, rng.integers(0, classes, size).astype(np.int32)
+
+    st = _st()
+    return st.builds(
+        build, st.integers(0, 99), st.integers(1, max_size), st.integers(1, num_classes)
+    )
+
+
+def trees(leaf: Callable[[int], Any] | None = None) -> Any:
+    """Pytrees of float32 arrays: dicts, lists and tuples of them, with None here and there.
+
+    Args:
+        leaf: Makes a leaf from a seed; None makes normal arrays of up to two axes.
+
+    >>> import hypothesis
+    >>> @hypothesis.given(trees())
+    ... def test_tree(tree):
+    ...     assert jax.tree.leaves(jax.tree.map(lambda x: x, tree)) is not None
+    """
+    st = _st()
+
+    def array(seed: int) -> Array:
+        rng = np.random.default_rng(seed)
+        return jnp.asarray(rng.normal(size=rng.integers(1, 4, size=seed % 3)), jnp.float32)
+
+    leaves = st.integers(0, 99).map(leaf or array)
+    names = st.sampled_from(["w", "b", "layer", "head"])
+    return st.recursive(
+        leaves,
+        lambda inner: st.one_of(
+            st.dictionaries(names, st.one_of(inner, st.none()), min_size=1, max_size=3),
+            st.lists(inner, min_size=1, max_size=3),
+            st.tuples(inner, inner),
+        ),
+        max_leaves=6,
+    )
+
+
+def networks(inputs: int = 4, outputs: int = 3) -> Any:
+    """Functions from a key to a `Model`: multilayer perceptrons, some with dropout or state.
+
+    What consumes models (an experiment, a callback) can be tested on them without any library.
+
+    >>> import hypothesis
+    >>> @hypothesis.given(networks())
+    ... def test_network(make_model):
+    ...     outputs, _ = make_model(jax.random.key(0))(jnp.ones((2, 4)))
+    ...     assert outputs.shape == (2, 3)
+    """
+    st = _st()
+    widths = st.lists(st.integers(1, 8), max_size=2)
+
+    def build(widths: list[int], dropout: bool, counts: bool) -> Callable[[Array], Model]:
+        return _perceptron((inputs, *widths, outputs), dropout, counts)
+
+    return st.builds(build, widths, st.booleans(), st.booleans())
+
+
+def metrics(num_classes: int = 3) -> Any:
+    """`ClassificationMetrics` of small batches.
+
+    >>> import hypothesis
+    >>> @hypothesis.given(metrics(), metrics())
+    ... def test_merge(one, two):
+    ...     assert one.merge(two).count == one.count + two.count
+    >>> test_merge()
+    """
+    st = _st()
+
+    def build(seed: int, size: int) -> ClassificationMetrics:
+        rng = np.random.default_rng(seed)
+        preds, targets = rng.integers(0, num_classes, (2, size))
+        return ClassificationMetrics(preds, targets, rng.random(), num_classes)
+
+    return st.builds(build, st.integers(0, 99), st.integers(1, 16))
+
+
+def _perceptron(sizes: tuple[int, ...], dropout: bool, counts: bool) -> Callable[[Array], Model]:
+    def init(key: Array, x: Array) -> Any:
+        keys = jax.random.split(key, len(sizes) - 1)
+        params = [
+            {"w": jax.random.normal(k, (m, n)) / m**0.5, "b": jnp.zeros(n)}
+            for k, m, n in zip(keys, sizes[:-1], sizes[1:], strict=True)
+        ]
+        return (params, jnp.zeros((), jnp.int32)) if counts else params
+
+    def layers(params: Any, x: Array, key: Array | None, train: bool) -> Array:
+        for i, layer in enumerate(params):
+            x = x @ layer["w"] + layer["b"]
+            if i < len(params) - 1:
+                x = jax.nn.relu(x)
+        if dropout and train:
+            if key is None:
+                raise ValueError("this network drops outputs in training: pass key=")
+            x = jnp.where(jax.random.bernoulli(key, 0.5, x.shape), 2 * x, 0)
+        return x
+
+    def counting(params: Any, x: Array, *, state: Array, key: Any, train: bool) -> Any:
+        return layers(params, x, key, train), state + 1
+
+    def plain(params: Any, x: Array, *, key: Any, train: bool) -> Any:
+        return layers(params, x, key, train)
+
+    example = jax.ShapeDtypeStruct((1, sizes[0]), jnp.float32)
+    return lambda key: FunctionModel(init, counting if counts else plain, example, key=key)
+
+
+def _st() -> Any:
+    return import_hypothesis().strategies
