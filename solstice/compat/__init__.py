@@ -7,8 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from solstice.compat.freeze import freeze, unfreeze
-from solstice.compat.model import Model
+from solstice.compat.flags import check_train
+from solstice.compat.model import Model, join_params, missing_key, single_key, split_params
 from solstice.compat.optimizer import Optimizer
+from solstice.compat.static import Static
 
 if TYPE_CHECKING:
     from solstice.compat.equinox import EquinoxModel
@@ -31,11 +33,17 @@ __all__ = [
     "NNXModel",
     "OptaxOptimizer",
     "Optimizer",
+    "Static",
     "StaxModel",
     "as_model",
     "as_optimizer",
+    "check_train",
     "freeze",
+    "join_params",
+    "missing_key",
     "register",
+    "single_key",
+    "split_params",
     "unfreeze",
 ]
 

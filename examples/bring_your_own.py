@@ -1,0 +1,107 @@
+"""Bring your own library: thirty lines of it, adapted, registered, checked and trained.
+
+    python examples/bring_your_own.py
+
+The library, `pebble`, is made up. Its layers keep weights and running statistics in two dicts and
+say with `learning=` whether they train, so there is something for an adapter to do.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+
+import solstice
+from solstice import compat
+from solstice.testing import check_model
+
+# --- the library ------------------------------------------------------------------------------
+
+
+class Pebble:
+    """A perceptron with one hidden layer, a running mean of its inputs, and dropout."""
+
+    def __init__(self, hidden, outputs, drop=0.2):
+        self.hidden, self.outputs, self.drop = hidden, outputs, drop
+
+    def start(self, key, x):
+        one, two = jax.random.split(key)
+        weights = {
+            "in": jax.random.normal(one, (x.shape[-1], self.hidden)) * x.shape[-1] ** -0.5,
+            "out": jax.random.normal(two, (self.hidden, self.outputs)) * self.hidden**-0.5,
+            "bias": jnp.zeros(self.outputs),
+        }
+        return weights, {"mean": jnp.zeros(x.shape[-1])}
+
+    def forward(self, weights, running, x, key, learning):
+        mean = x.mean(0) if learning else running["mean"]
+        if learning:
+            running = {"mean": 0.9 * running["mean"] + 0.1 * mean}
+        h = jax.nn.relu((x - mean) @ weights["in"])
+        if learning:
+            keep = jax.random.bernoulli(key, 1 - self.drop, h.shape)
+            h = jnp.where(keep, h / (1 - self.drop), 0)
+        return h @ weights["out"] + weights["bias"], running
+
+
+# --- its adapter ------------------------------------------------------------------------------
+
+
+class PebbleModel(compat.Model):
+    """Three fields of arrays, the network itself as a static one, and a call."""
+
+    params: dict
+    frozen: dict
+    state: dict
+    network: compat.Static = eqx.field(static=True)
+
+    def __init__(self, network, example, *, key):
+        weights, running = network.start(key, example)
+        self.params, self.frozen = compat.split_params(weights)
+        self.state = solstice.tree.owned(running)
+        self.network = compat.Static(network)
+
+    def __call__(self, x, *, key=None, train=False):
+        train = compat.check_train(train, "PebbleModel")
+        if train and key is None:
+            raise compat.missing_key("PebbleModel")
+        key = compat.single_key(key, "PebbleModel")
+        weights = compat.join_params(self)
+        outputs, running = self.network.value.forward(weights, self.state, x, key, train)
+        return outputs, solstice.replace(self, state=running) if train else self
+
+    def unwrap(self):
+        return compat.join_params(self), self.state
+
+
+compat.register(Pebble, lambda network, example, key: PebbleModel(network, example, key=key))
+
+
+# --- and its use ------------------------------------------------------------------------------
+
+
+def main(num_epochs=20, progress=True):
+    """Check the adapter, train the network through it, and return the test accuracy."""
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    x, y = (x[order] / 16).astype("float32"), y[order]
+    train_ds = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 1437, 64)]
+    test_ds = [(x[1437:], y[1437:])]
+
+    network = Pebble(hidden=64, outputs=10)
+    report = check_model(
+        lambda key: compat.as_model(network, x[:1], key=key), x[:8], progress=progress
+    )
+    print(report)
+
+    exp = solstice.ClassificationExperiment(network, optax.adam(3e-3), example_input=x[:1], key=0)
+    exp = exp.train(num_epochs=num_epochs, train_ds=train_ds, progress=progress)
+    accuracy = exp.test(test_ds, progress=progress)["accuracy"]
+    print(f"\ntest accuracy of a network of one's own library: {accuracy:.3f}")
+    return accuracy
+
+
+if __name__ == "__main__":
+    main()
