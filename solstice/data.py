@@ -74,22 +74,25 @@ def batches(dataset: Any, epoch: int, name: str) -> Iterator[Any]:
     set_epoch = getattr(dataset, "set_epoch", None)
     if callable(set_epoch):
         set_epoch(epoch)
-    if callable(dataset) and not isinstance(dataset, Iterable):
-        dataset = dataset(epoch) if _takes_argument(dataset) else dataset()
+    made = _makes_iterators(dataset)
+    source = dataset
+    if made:
+        source = dataset(epoch) if _takes_argument(dataset) else dataset()
     empty = True
-    for batch in iter(dataset):
+    for batch in iter(source):
         empty = False
         yield as_arrays(batch)
     if empty:
-        raise ValueError(
-            f"{name} gave no batch in epoch {epoch}. "
-            + (
+        if made:
+            cause = "It is a function: have it return a new iterator, with batches, at each call."
+        elif isinstance(dataset, Iterator):
+            cause = (
                 "An iterator that can be read only once is used up after the first epoch: pass a "
                 "list, or a function that returns a new iterator each epoch."
-                if isinstance(dataset, Iterator)
-                else "The dataset is empty."
             )
-        )
+        else:
+            cause = "The dataset is empty."
+        raise ValueError(f"{name} gave no batch in epoch {epoch}. {cause}")
 
 
 def length(dataset: Any) -> int | None:
@@ -98,7 +101,7 @@ def length(dataset: Any) -> int | None:
     >>> length([1, 2]), length(iter([1, 2]))
     (2, None)
     """
-    return None if callable(dataset) and not isinstance(dataset, Iterable) else _length(dataset)
+    return None if _makes_iterators(dataset) else _length(dataset)
 
 
 def as_arrays(batch: Any) -> Any:
@@ -125,6 +128,10 @@ def _length(dataset: Any) -> int | None:
         return len(dataset)
     except TypeError:  # how tf.data and DataLoader say that they do not know
         return None
+
+
+def _makes_iterators(dataset: Any) -> bool:
+    return callable(dataset) and not isinstance(dataset, Iterable)
 
 
 def _takes_argument(function: Callable[..., Any]) -> bool:

@@ -71,19 +71,8 @@ def test_mnist_comes_through_tfds(quickstart, tmp_path):
     import tensorflow_datasets as tfds
 
     with tfds.testing.mock_data(num_examples=64):
-        rows = quickstart.main(
-            [
-                "--dataset",
-                "mnist",
-                "--epochs",
-                "1",
-                "--quiet",
-                "--libraries",
-                "haiku",
-                "--output",
-                str(tmp_path),
-            ]
-        )
+        flags = "--dataset mnist --epochs 1 --quiet --libraries haiku --output"
+        rows = quickstart.main([*flags.split(), str(tmp_path)])
     assert len(rows) == 2
     assert rows[0].parameters > 400_000
     assert_drawn(tmp_path / "learning_curves.png")

@@ -95,12 +95,14 @@ def to_host(computed: dict[str, Any]) -> dict[str, Any]:
     >>> to_host({"loss": jnp.ones(()), "name": "a"})
     {'loss': 1.0, 'name': 'a'}
     """
-    return {
-        name: value.item()
-        if isinstance(value, np.ndarray | np.generic) and value.ndim == 0
-        else value
-        for name, value in jax.device_get(computed).items()
-    }
+    # device_get sorts the names; compute() may have ordered them with care.
+    host = jax.device_get(computed)
+    return {name: _to_python(host[name]) for name in computed}
+
+
+def _to_python(value: Any) -> Any:
+    is_number = isinstance(value, np.ndarray | np.generic) and value.ndim == 0
+    return value.item() if is_number else value
 
 
 def _log_line(metrics: dict[str, Any], step: int, mode: str) -> None:

@@ -6,8 +6,8 @@ An adapter is loaded when its name is first used, so that `import solstice` load
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from solstice.compat.freeze import freeze, unfreeze
 from solstice.compat.flags import check_train
+from solstice.compat.freeze import freeze, unfreeze
 from solstice.compat.model import Model, join_params, missing_key, single_key, split_params
 from solstice.compat.optimizer import Optimizer
 from solstice.compat.static import Static
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from solstice.compat.equinox import EquinoxModel
     from solstice.compat.function import FunctionModel
     from solstice.compat.haiku import HaikuModel
+    from solstice.compat.jax_optimizers import JaxOptimizer
     from solstice.compat.keras import KerasModel
+    from solstice.compat.keras_optimizer import KerasOptimizer
     from solstice.compat.linen import FlaxModel
     from solstice.compat.nnx import NNXModel
     from solstice.compat.optax import OptaxOptimizer
@@ -28,7 +30,9 @@ __all__ = [
     "FlaxModel",
     "FunctionModel",
     "HaikuModel",
+    "JaxOptimizer",
     "KerasModel",
+    "KerasOptimizer",
     "Model",
     "NNXModel",
     "OptaxOptimizer",
@@ -53,7 +57,9 @@ _LAZY = {
     "FlaxModel": ("linen", "flax"),
     "FunctionModel": ("function", None),
     "HaikuModel": ("haiku", "haiku"),
+    "JaxOptimizer": ("jax_optimizers", None),
     "KerasModel": ("keras", "keras"),
+    "KerasOptimizer": ("keras_optimizer", "keras"),
     "NNXModel": ("nnx", "flax"),
     "OptaxOptimizer": ("optax", "optax"),
     "StaxModel": ("stax", None),

@@ -1,86 +1,291 @@
-"""Optax's gradient transformations."""
+"""Optax's gradient transformations.
 
+Everything that runs natively runs here, with one call for all: what an update takes beside the
+gradients is found once by tracing, and made of what a training step gives.
+"""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
+import optax.transforms
 import optax.tree_utils
 from jaxtyping import Array, PyTree
 
-from solstice.compat.optimizer import Optimizer, check_extras, check_trees
+from solstice.compat.optimizer import (
+    Optimizer,
+    Signature,
+    check_extras,
+    check_trees,
+    keep_types,
+    signature,
+)
 from solstice.compat.static import Static
-from solstice.tree import owned, replace
+from solstice.tree import describe, owned, replace
 
 _NAME = "OptaxOptimizer"
 
-# What optimizers that look at the loss itself take: asked in this order, the first that works.
-_OFFERS = ((), ("value",), ("value", "grad"), ("value", "grad", "value_fn"))
+# What an update may take, in the order in which it is offered; the first that works is taken.
+# Never more than needed: line searches hand what they do not know on to `value_fn`.
+_OFFERS = (
+    (),
+    ("value",),
+    ("value", "grad"),
+    ("value", "grad", "value_fn"),
+    ("grad_fn",),
+    ("obj_fn",),
+    ("value_fn",),
+    ("value", "value_fn"),
+    ("value", "grad_fn"),
+    ("value", "obj_fn"),
+    ("value", "grad", "value_fn", "grad_fn", "obj_fn"),
+)
+
+# Optax's other names for what a training step gives as `value_fn`, and how they are called.
+_FROM_VALUE_FN: dict[str, Callable[..., Any]] = {
+    "obj_fn": lambda value_fn: value_fn,
+    # The second argument numbers the inner steps of optax.contrib.sam.
+    "grad_fn": lambda value_fn: lambda params, step=0: jax.grad(value_fn)(params),
+}
 
 
 class OptaxOptimizer(Optimizer):
-    """An Optax gradient transformation with its state.
+    """An Optax gradient transformation, or `optax.MultiSteps`, with its state.
+
+    Learning rates can be seen where they are in Optax's state: with `optax.inject_hyperparams`
+    and in line searches. `optax.contrib.reduce_on_plateau` scales what is seen. Where several
+    parts have rates of their own, there is no one rate, and `learning_rate()` is None; look in
+    `state`. The factors of optimizers that estimate their own (Prodigy, D-Adaptation, Mechanic)
+    are left out.
+
+    Attributes:
+        state: Optax's own state.
+        slow: The slow parameters of `optax.lookahead`, None elsewhere.
 
     >>> import jax.numpy as jnp, optax
     >>> from solstice.compat import OptaxOptimizer
     >>> opt = OptaxOptimizer(optax.inject_hyperparams(optax.adam)(3e-4)).init(jnp.ones(2))
     >>> round(float(opt.learning_rate()), 6), opt.wants
     (0.0003, ())
+    >>> OptaxOptimizer(optax.lbfgs()).init(jnp.ones(2)).wants
+    ('value', 'grad', 'value_fn')
     """
 
     state: PyTree
+    slow: PyTree
     wants: tuple[str, ...] = eqx.field(static=True)
-    _transformation: Static[optax.GradientTransformation] = eqx.field(static=True)
-    _structure: Any = eqx.field(static=True)
+    # What its update takes, by Optax's names; None until it is found.
+    _takes: tuple[str, ...] | None = eqx.field(static=True)
+    _transformation: Static[Any] = eqx.field(static=True)
+    _signature: Static[Signature] | None = eqx.field(static=True)
 
-    def __init__(self, transformation: optax.GradientTransformation) -> None:
+    def __init__(
+        self,
+        transformation: optax.GradientTransformation | optax.MultiSteps,
+        *,
+        wants: tuple[str, ...] | None = None,
+    ) -> None:
+        """Take a transformation; it is initialised by `init`.
+
+        Args:
+            transformation: The transformation.
+            wants: The keywords to call its `update` with, where tracing does not find them: it
+                stops at the fewest that it runs with. Those that a training step gives are
+                `value`, `grad` and `value_fn`; `grad_fn` and `obj_fn` are made of `value_fn`; any
+                other is passed on from the step.
+
+        Raises:
+            TypeError: It is not a transformation.
+        """
+        parts = [getattr(transformation, name, None) for name in ("init", "update")]
+        if isinstance(transformation, type) or not all(map(callable, parts)):
+            raise TypeError(
+                f"{_NAME} is expected to get an Optax transformation such as optax.adam(1e-3); it "
+                f"got {describe(transformation)}. A function of optax is called first."
+            )
         self.state = None
-        self.wants = ()
+        self.slow = None
+        self._takes = None if wants is None else tuple(wants)
+        self.wants = _solstice_names(self._takes or ())
         self._transformation = Static(transformation)
-        self._structure = None
+        self._signature = None
 
     def init(self, params: PyTree) -> Self:
-        state = owned(self._transformation.value.init(params))
-        wants = self._find_wants(state, params)
-        return replace(self, state=state, wants=wants, _structure=jax.tree.structure(params))
+        transformation = self._transformation.value
+        with _no_lookahead_warning():
+            state = transformation.init(params)
+        slow = None
+        if _nodes(state, optax.LookaheadState):
+            slow = owned(params)
+            state = transformation.init(optax.LookaheadParams(params, slow))
+        state = owned(jax.tree.map(jnp.asarray, state))
+        takes = self._takes
+        if takes is None:
+            takes, after = _trace_step(transformation, params, _with_slow(params, slow), state)
+            state = _settled(state, after)
+        return replace(
+            self,
+            state=state,
+            slow=slow,
+            wants=_solstice_names(takes),
+            _takes=takes,
+            _signature=signature(params),
+        )
 
     def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, Self]:
-        check_trees(_NAME, self._structure, gradients=grads, parameters=params)
-        extras = check_extras(_NAME, self.wants, extras)
-        updates, state = self._transformation.value.update(grads, self.state, params, **extras)
-        return optax.apply_updates(params, updates), replace(self, state=state)
+        check_trees(_NAME, self._signature, gradients=grads, parameters=params)
+        extras = _optax_extras(self._takes or (), check_extras(_NAME, self.wants, extras))
+        before = _with_slow(params, self.slow)
+        after, state = _step(self._transformation.value, grads, before, self.state, extras)
+        state = keep_types(state, self.state)
+        if self.slow is None:
+            return after, replace(self, state=state)
+        return after.fast, replace(self, state=state, slow=after.slow)
 
     def eval_params(self, params: PyTree) -> PyTree:
+        if self.slow is not None:
+            return self.slow
+        for node in _nodes(self.state, optax.contrib.ScheduleFreeState):
+            params = _schedule_free_params(node, params)
         return params
 
     def learning_rate(self) -> Array | None:
-        return optax.tree_utils.tree_get(
+        found = optax.tree_utils.tree_get_all_with_path(
             self.state,
             "learning_rate",
             filtering=lambda path, value: eqx.is_array(value),  # not a schedule of that name
         )
+        plateaus = _nodes(self.state, optax.contrib.ReduceLROnPlateauState)
+        if len(found) != 1 or (plateaus and _nodes(self.state, optax.transforms.PartitionState)):
+            return None  # one of several, or it is not known which parameters a plateau scales
+        (_, rate), *_ = found
+        for plateau in plateaus:
+            rate = rate * plateau.scale
+        return rate
 
-    def _find_wants(self, state: PyTree, params: PyTree) -> tuple[str, ...]:
-        """Find by tracing, never running, which extras an update needs."""
-        update = self._transformation.value.update
-        if not isinstance(self._transformation.value, optax.GradientTransformationExtraArgs):
-            return ()
 
-        def value_fn(params: PyTree) -> Array:
-            return sum((jnp.sum(leaf.real) for leaf in jax.tree.leaves(params)), jnp.zeros(()))
+def _nodes(state: PyTree, kind: type) -> list[Any]:
+    """Return the parts of a state that are of one kind, wherever they are."""
+    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
+    return [leaf for leaf in leaves if isinstance(leaf, kind)]
 
-        extras = {"value": jnp.zeros(()), "grad": params, "value_fn": value_fn}
-        failure: Exception | None = None
-        for offer in _OFFERS:
-            given = {name: extras[name] for name in offer}
-            try:
-                jax.eval_shape(lambda: update(params, state, params, **given))  # noqa: B023
-            except TypeError as error:  # a missing argument
-                failure = failure or error
-            else:
-                return offer
+
+def _with_slow(params: PyTree, slow: PyTree) -> PyTree:
+    return params if slow is None else optax.LookaheadParams(params, slow)
+
+
+@contextlib.contextmanager
+def _no_lookahead_warning() -> Iterator[None]:
+    """Silence what `optax.lookahead` logs when it is initialised with plain parameters.
+
+    The state tells whether there is a lookahead inside; it is then initialised anew with the pair.
+    """
+    logger = logging.getLogger("absl")
+
+    def unrelated(record: logging.LogRecord) -> bool:
+        return "lookahead init" not in record.getMessage()
+
+    logger.addFilter(unrelated)
+    try:
+        yield
+    finally:
+        logger.removeFilter(unrelated)
+
+
+def _schedule_free_params(node: Any, params: PyTree) -> PyTree:
+    """Return the averaged parameters, and those that this part does not train as they are."""
+
+    def is_masked(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
+
+    masked = jax.tree.map(lambda z, p: z if is_masked(z) else p, node.z, params, is_leaf=is_masked)
+    averaged = optax.contrib.schedule_free_eval_params(node, masked)
+    return jax.tree.map(lambda x, p: p if is_masked(x) else x, averaged, params, is_leaf=is_masked)
+
+
+def _solstice_names(takes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys("value_fn" if name in _FROM_VALUE_FN else name for name in takes))
+
+
+def _optax_extras(takes: tuple[str, ...], extras: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _FROM_VALUE_FN[name](extras["value_fn"]) if name in _FROM_VALUE_FN else extras[name]
+        for name in takes
+    }
+
+
+def _step(
+    transformation: Any, grads: PyTree, params: PyTree, state: PyTree, extras: dict[str, Any]
+) -> tuple[PyTree, PyTree]:
+    updates, state = transformation.update(grads, state, params, **extras)
+    return optax.apply_updates(params, updates), state
+
+
+def _trace_step(
+    transformation: Any, grads: PyTree, params: PyTree, state: PyTree
+) -> tuple[tuple[str, ...], PyTree]:
+    """Find by tracing, never running, what an update takes and the state that it returns."""
+    dtype = jnp.result_type(jnp.float32, *(leaf.real.dtype for leaf in jax.tree.leaves(grads)))
+
+    def value_fn(params: PyTree) -> Array:
+        sums = [jnp.sum(leaf.real).astype(dtype) for leaf in jax.tree.leaves(params)]
+        return sum(sums, jnp.zeros((), dtype))
+
+    extras = {"value": jnp.zeros((), dtype), "grad": grads, "value_fn": value_fn}
+    failure: Exception | None = None
+    for takes in _OFFERS:
+        step = functools.partial(_step, transformation, extras=_optax_extras(takes, extras))
+        try:
+            new_params, new_state = jax.eval_shape(step, grads, params, state)
+        except (TypeError, ValueError, KeyError) as error:  # how a missing extra shows
+            failure = failure or error
+        else:
+            _check_same("the parameters", params, new_params)
+            return takes, new_state
+    raise TypeError(
+        f"{_NAME}: this transformation's update is expected to run for these parameters with "
+        f"extras that a training step can give ({', '.join(extras)}) or none; with none it raised "
+        f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]} If it takes other extras, "
+        f"name them: OptaxOptimizer(transformation, wants=(...))."
+    ) from failure
+
+
+def _settled(state: PyTree, after: PyTree) -> PyTree:
+    """Return a state that is, from the first step on, of the types that updates return.
+
+    Some start in the parameters' low precision and go on in float32; a monitor starts without
+    measurements.
+    """
+    monitor = getattr(optax.transforms, "MonitorState", ())  # Optax 0.2.7
+    if monitor and (monitored := iter(_nodes(after, monitor))):
+        state = jax.tree.map(
+            lambda node: (
+                node._replace(measurements=optax.tree.zeros_like(next(monitored).measurements))
+                if isinstance(node, monitor)
+                else node
+            ),
+            state,
+            is_leaf=lambda node: isinstance(node, monitor),
+        )
+    _check_same("its state", state, after)
+    return keep_types(state, after)
+
+
+def _check_same(what: str, before: PyTree, after: PyTree) -> None:
+    found = [
+        (jax.tree.structure(tree), [leaf.shape for leaf in jax.tree.leaves(tree)])
+        for tree in (before, after)
+    ]
+    if found[0] != found[1]:
         raise TypeError(
-            f"{_NAME}: this transformation's update runs with none of the extras that a training "
-            f"step can give: {', '.join(_OFFERS[-1])}."
-        ) from failure
+            f"{_NAME}: an update of this transformation is expected to keep the tree and the "
+            f"shapes of {what}, or the next step would be another program; it changes them from "
+            f"{found[0]} to {found[1]}. Use one that does, or mend the transformation."
+        )

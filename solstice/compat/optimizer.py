@@ -1,11 +1,18 @@
-"""What an optimizer is to Solstice: one immutable pytree, the same for every library."""
+"""What an optimizer is to Solstice: one immutable pytree, the same for every library.
+
+The helpers below are what the adapters have in common; none of them names a framework.
+"""
 
 import abc
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
+
+from solstice.compat.static import Static
+from solstice.tree import describe, path_name
 
 
 class Optimizer(eqx.Module):
@@ -38,8 +45,8 @@ class Optimizer(eqx.Module):
                 (the loss as a function of the parameters); others are ignored.
 
         Raises:
-            ValueError: It is not initialised, or the trees are not those it was initialised with,
-                or an extra that it wants is missing.
+            ValueError: It is not initialised, or the trees, shapes or dtypes are not those it was
+                initialised with, or an extra that it wants is missing.
         """
 
     @abc.abstractmethod
@@ -48,26 +55,79 @@ class Optimizer(eqx.Module):
 
     @abc.abstractmethod
     def learning_rate(self) -> Array | None:
-        """Return the rate in use, None where the optimizer does not tell."""
+        """Return the rate that the last step took, None where the optimizer does not tell.
+
+        Before the first step, it is the rate that this will take.
+        """
 
 
-def check_trees(adapter: str, structure: Any, **trees: PyTree) -> None:
-    """Raise where a tree is not built like the parameters the optimizer was initialised with.
+class Signature(NamedTuple):
+    """What the parameters are that an optimizer was initialised with."""
+
+    structure: Any
+    leaves: tuple[jax.ShapeDtypeStruct, ...]
+
+
+def signature(params: PyTree) -> Static[Signature]:
+    """Return what `check_trees` compares later trees with.
+
+    >>> signature({"w": jnp.ones(3)}).value.leaves
+    (ShapeDtypeStruct(shape=(3,), dtype=float32),)
+    """
+    leaves, structure = jax.tree.flatten(params)
+    return Static(Signature(structure, tuple(map(_shape_dtype, leaves))))
+
+
+def _shape_dtype(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+
+
+def check_trees(adapter: str, expected: Static[Signature] | None, **trees: PyTree) -> None:
+    """Raise where a tree is not like the parameters that the optimizer was initialised with.
 
     Raises:
-        ValueError: The first tree that differs is named.
+        ValueError: The first tree that differs is named, and the leaf where it does.
     """
-    if structure is None:
+    if expected is None:
         raise ValueError(
             f"{adapter} is not initialised: call `opt = opt.init(params)` once before the steps."
         )
+    structure, leaves = expected.value
     for name, tree in trees.items():
-        if (found := jax.tree.structure(tree)) != structure:
-            raise ValueError(
-                f"{adapter}: {name} are expected to be built like the parameters it was initialised "
-                f"with, {structure}; they are {found}. After changing which parameters are "
-                f"trained, initialise it again: opt.init(params)."
-            )
+        found = signature(tree).value
+        if found.structure != structure:
+            difference = _tree_difference(structure, found.structure)
+        elif found.leaves != leaves:
+            difference = _leaf_difference(structure, leaves, found.leaves)
+        else:
+            continue
+        raise ValueError(
+            f"{adapter}: {name} are expected to be like the parameters it was initialised with; "
+            f"{difference}. Pass those parameters and their gradients; after changing which "
+            f"parameters are trained, or their shapes or dtypes, initialise it again: "
+            f"opt.init(params)."
+        )
+
+
+def _paths(structure: Any) -> list[str]:
+    numbered = jax.tree.unflatten(structure, range(structure.num_leaves))
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(numbered)]
+
+
+def _tree_difference(expected: Any, found: Any) -> str:
+    expected_paths, found_paths = _paths(expected), _paths(found)
+    missing = [repr(path) for path in expected_paths if path not in found_paths]
+    unknown = [repr(path) for path in found_paths if path not in expected_paths]
+    parts = [f"they lack {', '.join(missing[:3])}"] * bool(missing)
+    parts += [f"they have {', '.join(unknown[:3])} besides"] * bool(unknown)
+    return " and ".join(parts) or f"those were {expected}, these are {found}"
+
+
+def _leaf_difference(structure: Any, expected: tuple, found: tuple) -> str:
+    path, was, now = next(
+        leaf for leaf in zip(_paths(structure), expected, found, strict=True) if leaf[1] != leaf[2]
+    )
+    return f"{path!r} was {describe(was)} and is {describe(now)} here"
 
 
 def check_extras(adapter: str, wants: tuple[str, ...], extras: dict[str, Any]) -> dict[str, Any]:
@@ -83,3 +143,19 @@ def check_extras(adapter: str, wants: tuple[str, ...], extras: dict[str, Any]) -
             f"opt(grads, params, {', '.join(f'{name}=...' for name in wants)})."
         )
     return {name: extras[name] for name in wants}
+
+
+def keep_types(new: PyTree, old: PyTree) -> PyTree:
+    """Return `new` with the dtypes of `old`, strongly typed, so that no step compiles again.
+
+    >>> keep_types(jnp.asarray(0.5), jnp.ones((), jnp.bfloat16)).dtype
+    dtype(bfloat16)
+    """
+    return jax.tree.map(_keep_type, new, old)
+
+
+def _keep_type(new: Array, old: Array) -> Array:
+    # Asked first because a typed PRNG key cannot be cast.
+    if new.dtype == old.dtype and not getattr(new, "weak_type", False):
+        return new
+    return jnp.asarray(new, old.dtype)

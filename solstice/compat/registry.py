@@ -77,6 +77,18 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
     ),
     "optimizer": (
         Kind("optax.GradientTransformation", _ready("OptaxOptimizer"), "an Optax transformation"),
+        Kind("optax.MultiSteps", _ready("OptaxOptimizer"), "an optax.MultiSteps"),
+        Kind(
+            "jax.example_libraries.optimizers.Optimizer",
+            _ready("JaxOptimizer"),
+            "an optimizer of jax.example_libraries",
+        ),
+        Kind("keras.optimizers.Optimizer", _ready("KerasOptimizer"), "a Keras optimizer"),
+        Kind(
+            "flax.nnx.Optimizer",
+            lambda optimizer: compat.OptaxOptimizer(optimizer.tx),
+            "an nnx.Optimizer, for its Optax transformation",
+        ),
     ),
 }
 
@@ -193,7 +205,9 @@ def as_optimizer(optimizer: Any) -> Optimizer:
     """Return any supported optimizer as an `Optimizer`; an `Optimizer` as it is.
 
     Args:
-        optimizer: An Optax transformation, or what was registered.
+        optimizer: An Optax transformation, an optimizer of Keras or `jax.example_libraries`, an
+            `nnx.Optimizer` (for its transformation; its state is left behind), or what was
+            registered.
 
     Raises:
         TypeError: The optimizer is of no known kind, or a class or function instead of its result.

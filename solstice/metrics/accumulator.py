@@ -59,7 +59,7 @@ def _merge_all(metrics: list[Any]) -> Any:
     if all(eqx.is_array(leaf) for leaf in jax.tree.leaves(metrics)):
         try:
             return _jitted_reduce(metrics)
-        except jax.errors.JAXTypeError:
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
             return reduce(metrics)
     return reduce(metrics)
 

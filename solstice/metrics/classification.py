@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
+from numpy.typing import ArrayLike
 
 from solstice.errors import UsageError
 from solstice.metrics.base import Metrics
@@ -228,8 +228,9 @@ def check_mask(mask: ArrayLike | None, targets: Array) -> Array:
 
 
 def _in_range(classes: Array, num_classes: int) -> Array:
-    # A narrow type (uint8 labels) must be able to hold num_classes for the comparison.
-    wide = classes.astype(jnp.promote_types(classes.dtype, jnp.int32))
+    # A narrow type (uint8 labels, bfloat16 predictions) must hold num_classes to compare with it.
+    least = jnp.float32 if _is_real(classes) else jnp.int32
+    wide = classes.astype(jnp.promote_types(classes.dtype, least))
     return (wide >= 0) & (wide < num_classes)
 
 

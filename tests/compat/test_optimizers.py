@@ -1,95 +1,801 @@
-"""Optax through the adapter is Optax, and mistakes are named."""
+"""Every optimizer through its adapter is the library's own, and mistakes are named."""
+
+import inspect
+import logging
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import keras
+import numpy as np
 import optax
 import pytest
+from jax.example_libraries import optimizers
+from optax import contrib
 
-import solstice
 from solstice.compat import OptaxOptimizer
+from solstice.compat.jax_optimizers import JaxOptimizer
+from solstice.compat.keras_optimizer import KerasOptimizer
+from solstice.tree import owned
 
-PARAMS = {"w": jnp.arange(3.0), "hole": None, "b": jnp.ones(())}
+STEPS = 5
+RATE = 0.05
+PARAMS = {
+    "w": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3),
+    "b": jnp.arange(3.0),
+    "hole": None,
+    "s": jnp.ones(()),
+}
+# For optimizers that fail natively with a scalar, or with a hole.
+NO_SCALAR = {"w": PARAMS["w"], "b": PARAMS["b"], "hole": None}
+NO_HOLE = {"w": PARAMS["w"], "b": PARAMS["b"]}
+MATRIX = {"w": PARAMS["w"], "hole": None}
 
 
 def value_fn(params):
-    return sum(jnp.sum((leaf - 3.0) ** 2) for leaf in jax.tree.leaves(params))
+    return sum(jnp.sum(jnp.abs(leaf - 3.0) ** 2) for leaf in jax.tree.leaves(params))
 
 
-TABLE = {
-    "sgd": optax.sgd(0.1),
-    "adamw": optax.adamw(1e-2),
-    "clipped": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)),
-    "scheduled": optax.sgd(optax.cosine_decay_schedule(0.1, 10)),
-    "injected": optax.inject_hyperparams(optax.adam)(learning_rate=1e-2),
-    "plateau": optax.chain(optax.adam(1e-2), optax.contrib.reduce_on_plateau()),
-    "polyak": optax.polyak_sgd(),
-    "lbfgs": optax.lbfgs(),
+def is_matrix(params):
+    return jax.tree.map(lambda leaf: leaf.ndim == 2, params)
+
+
+def label(params):
+    return jax.tree.map(lambda leaf: "matrix" if leaf.ndim == 2 else "other", params)
+
+
+def all_matrices(params):
+    return jax.tree.map(lambda _: contrib.MuonDimensionNumbers(), params)
+
+
+SEARCH = ("value", "grad", "value_fn")
+
+
+class Row(NamedTuple):
+    # Makes the library's own optimizer.
+    make: Callable[[], Any]
+    # The extras that an Optax update takes, by Optax's names.
+    takes: tuple[str, ...] = ()
+    params: Any = PARAMS
+    # What the native loop trains instead of plain parameters.
+    pair: Callable[[Any], Any] = staticmethod(lambda params: params)
+
+
+def scaled(name: str, *args: Any, module: Any = optax, takes: tuple = (), params: Any = PARAMS):
+    """A transformation that is no optimizer by itself, with a rate behind it."""
+    return Row(lambda: optax.chain(getattr(module, name)(*args), optax.scale(-RATE)), takes, params)
+
+
+# Those called with a learning rate alone.
+ALIASES = (
+    "adabelief adadelta adafactor adagrad adam adamax adamaxw adamw adan amsgrad fromage lamb lars "
+    "lion nadam nadamw novograd optimistic_adam optimistic_adam_v2 optimistic_gradient_descent "
+    "radam rmsprop rprop sgd sign_sgd yogi"
+)
+CONTRIB_ALIASES = (
+    "acprop ademamix adopt cocob dadapt_adamw dog dowg muon prodigy schedule_free_adamw "
+    "schedule_free_sgd simplified_ademamix"
+)
+# Those called with nothing, which are no optimizers by themselves.
+PARTS = (
+    "centralize identity normalize_by_update_norm scale_by_adadelta scale_by_adam scale_by_adamax "
+    "scale_by_adan scale_by_amsgrad scale_by_belief scale_by_factored_rms scale_by_lion "
+    "scale_by_novograd scale_by_optimistic_gradient scale_by_param_block_norm "
+    "scale_by_param_block_rms scale_by_radam scale_by_rms scale_by_rss scale_by_sign "
+    "scale_by_stddev scale_by_trust_ratio scale_by_yogi set_to_zero zero_nans"
+)
+CONTRIB_PARTS = (
+    "normalize scale_by_acprop scale_by_ademamix scale_by_adopt scale_by_cocob "
+    "scale_by_simplified_ademamix"
+)
+OPTAX = {name: Row(lambda name=name: getattr(optax, name)(RATE)) for name in ALIASES.split()}
+OPTAX |= {
+    name: Row(lambda name=name: getattr(contrib, name)(RATE)) for name in CONTRIB_ALIASES.split()
+}
+OPTAX |= {name: scaled(name) for name in PARTS.split()}
+OPTAX |= {name: scaled(name, module=contrib) for name in CONTRIB_PARTS.split()}
+OPTAX |= {
+    "noisy_sgd": Row(lambda: optax.noisy_sgd(RATE, key=jax.random.key(0))),
+    "sm3": Row(lambda: optax.sm3(RATE), params=NO_SCALAR),
+    "scale_by_sm3": scaled("scale_by_sm3", params=NO_SCALAR),
+    "scale_by_distance_over_gradients": scaled(
+        "scale_by_distance_over_gradients", params=NO_SCALAR
+    ),
+    "scale_by_muon": Row(
+        lambda: optax.chain(
+            contrib.scale_by_muon(weight_dimension_numbers=all_matrices),
+            optax.scale(-RATE),
+        ),
+        params=MATRIX,
+    ),
+    "scale_by_lbfgs": scaled("scale_by_lbfgs", 2),
+    "scale": Row(lambda: optax.scale(-RATE)),
+    "scale_by_learning_rate": Row(lambda: optax.scale_by_learning_rate(RATE)),
+    "scale_by_rprop": scaled("scale_by_rprop", RATE),
+    "scale_by_schedule": Row(
+        lambda: optax.scale_by_schedule(optax.linear_schedule(-RATE, -2 * RATE, 4))
+    ),
+    "scale_by_polyak": scaled("scale_by_polyak", takes=("value",)),
+    "keep_params_nonnegative": Row(
+        lambda: optax.chain(optax.sgd(RATE), optax.keep_params_nonnegative())
+    ),
+    "adaptive_grad_clip": scaled("adaptive_grad_clip", 0.1),
+    "clip": scaled("clip", 0.5),
+    "clip_by_block_rms": scaled("clip_by_block_rms", 0.5),
+    "clip_by_global_norm": scaled("clip_by_global_norm", 1.0),
+    "add_decayed_weights": scaled("add_decayed_weights", 0.1),
+    "add_noise": Row(
+        lambda: optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(0)), optax.sgd(RATE))
+    ),
+    "trace": scaled("trace", 0.9),
+    "ema": scaled("ema", 0.9),
+    "apply_every": Row(lambda: optax.chain(optax.sgd(RATE), optax.apply_every(2))),
+    "snapshot": scaled("snapshot", "norm", optax.tree.norm),
+    "freeze": Row(
+        lambda: optax.chain(
+            optax.sgd(RATE), optax.freeze({"w": True, "b": False, "hole": None, "s": False})
+        )
+    ),
+    "selective_transform": Row(
+        lambda: optax.selective_transform(
+            optax.adam(RATE), freeze_mask={"w": True, "b": False, "hole": None, "s": False}
+        )
+    ),
+    # What takes extras.
+    "lbfgs": Row(lambda: optax.lbfgs(memory_size=2), SEARCH),
+    "scale_by_zoom_linesearch": Row(
+        lambda: optax.chain(optax.sgd(1.0), optax.scale_by_zoom_linesearch(5)), SEARCH
+    ),
+    "scale_by_backtracking_linesearch": Row(
+        lambda: optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(5)), SEARCH
+    ),
+    "polyak_sgd": Row(lambda: optax.polyak_sgd(), ("value",)),
+    "momo": Row(lambda: contrib.momo(RATE), ("value",)),
+    "momo_adam": Row(lambda: contrib.momo_adam(RATE), ("value",)),
+    "reduce_on_plateau": Row(
+        lambda: optax.chain(optax.adam(RATE), contrib.reduce_on_plateau(patience=1)), ("value",)
+    ),
+    "sophia": Row(lambda: contrib.sophia(RATE, update_interval=2), ("obj_fn",)),
+    "sophia and plateau": Row(
+        lambda: optax.chain(contrib.sophia(RATE), contrib.reduce_on_plateau()), ("value", "obj_fn")
+    ),
+    "sam": Row(
+        lambda: contrib.sam(optax.sgd(RATE), optax.chain(contrib.normalize(), optax.sgd(0.1)))
+    ),
+    "opaque sam": Row(
+        lambda: contrib.sam(
+            optax.adam(RATE), optax.chain(contrib.normalize(), optax.sgd(0.1)), opaque_mode=True
+        ),
+        ("grad_fn",),
+    ),
+    # Wrappers.
+    "chain": Row(lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(RATE))),
+    "named_chain": Row(
+        lambda: optax.named_chain(("z", optax.scale_by_adam()), ("a", optax.scale(-RATE)))
+    ),
+    "scheduled": Row(lambda: optax.adam(optax.cosine_decay_schedule(RATE, 10))),
+    "masked decay": Row(lambda: optax.adamw(RATE, mask=is_matrix)),
+    "inject_hyperparams": Row(lambda: optax.inject_hyperparams(optax.adam)(RATE)),
+    "injected schedule": Row(
+        lambda: optax.inject_hyperparams(optax.adamw)(optax.linear_schedule(RATE, 0.0, 10))
+    ),
+    "masked": Row(lambda: optax.masked(optax.adam(RATE), is_matrix)),
+    "partition": Row(
+        lambda: optax.partition({"matrix": contrib.muon(RATE), "other": optax.adam(RATE)}, label)
+    ),
+    "multi_transform": Row(
+        lambda: optax.multi_transform({"matrix": optax.lion(RATE), "other": optax.sgd(RATE)}, label)
+    ),
+    "conditionally_mask": Row(
+        lambda: optax.conditionally_mask(optax.adam(RATE), lambda step: step % 2 == 0)
+    ),
+    "conditionally_transform": Row(
+        lambda: optax.conditionally_transform(optax.sgd(RATE), lambda step: step > 0)
+    ),
+    "apply_if_finite": Row(lambda: optax.apply_if_finite(optax.adam(RATE), 2)),
+    "flatten": Row(lambda: optax.flatten(optax.adam(RATE))),
+    "mechanize": Row(lambda: contrib.mechanize(optax.adam(RATE))),
+    "schedule_free": Row(
+        lambda: optax.chain(
+            optax.clip(1.0), contrib.schedule_free(optax.rmsprop(RATE), learning_rate=RATE)
+        )
+    ),
+    "split_real_and_imaginary": Row(
+        lambda: contrib.split_real_and_imaginary(optax.adam(RATE)),
+        params=PARAMS | {"b": jnp.arange(3.0) + 1j},
+    ),
+    "lookahead": Row(
+        lambda: optax.lookahead(optax.adam(RATE), 2, 0.5, reset_state=True),
+        pair=optax.LookaheadParams.init_synced,
+    ),
+    "clipped lookahead": Row(
+        lambda: optax.chain(optax.clip(1.0), optax.lookahead(optax.sgd(RATE), 2, 0.5)),
+        pair=optax.LookaheadParams.init_synced,
+    ),
+    "MultiSteps": Row(lambda: optax.MultiSteps(optax.adam(RATE), 2)),
+    "MultiSteps, skipping": Row(
+        lambda: optax.MultiSteps(
+            optax.polyak_sgd(), 2, should_skip_update_fn=optax.skip_not_finite
+        ),
+        ("value",),
+    ),
+    "MultiSteps as transformation": Row(
+        lambda: optax.MultiSteps(optax.adam(RATE), 2).gradient_transformation()
+    ),
+}
+
+# Of Optax 0.2.7 and later.
+OPTAX |= {
+    name: row
+    for name, row in {
+        "signum": Row(lambda: optax.signum(RATE)),
+        "madgrad": Row(lambda: contrib.madgrad(RATE)),
+        "scale_by_madgrad": Row(lambda: contrib.scale_by_madgrad(RATE)),
+        "galore": Row(lambda: contrib.galore(RATE, rank=2), params=NO_HOLE),
+        "scale_by_galore": scaled("scale_by_galore", 2, module=contrib, params=NO_HOLE),
+        "monitor": scaled("monitor", {"norm": optax.tree.norm}),
+        "measure_with_ema": Row(
+            lambda: optax.chain(
+                optax.monitor({"norm": optax.measure_with_ema(optax.tree.norm, 0.9)}),
+                optax.sgd(RATE),
+            )
+        ),
+    }.items()
+    if hasattr(optax, name) or hasattr(contrib, name)
+}
+
+JAX = {
+    name: Row(lambda name=name: getattr(optimizers, name)(RATE))
+    for name in ("sgd", "adagrad", "rmsprop", "rmsprop_momentum", "adam", "adamax")
+}
+JAX |= {
+    "momentum": Row(lambda: optimizers.momentum(RATE, 0.9)),
+    "nesterov": Row(lambda: optimizers.nesterov(optimizers.inverse_time_decay(RATE, 2, 0.5), 0.9)),
+    "piecewise": Row(lambda: optimizers.adam(optimizers.piecewise_constant([2], [RATE, 0.01]))),
 }
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_steps_equal_native_with_one_trace(name):
-    tx = TABLE[name]
-    opt = OptaxOptimizer(tx).init(PARAMS)
+def without_decay(optimizer):
+    optimizer.exclude_from_weight_decay(var_names=["b"])
+    return optimizer
+
+
+KERAS_NAMES = "Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lamb Lion Muon Nadam RMSprop SGD"
+KERAS = {
+    name: Row(lambda name=name: getattr(keras.optimizers, name)(RATE))
+    for name in KERAS_NAMES.split()
+}
+KERAS |= {
+    "Nesterov": Row(lambda: keras.optimizers.SGD(RATE, momentum=0.9, nesterov=True, clipnorm=1.0)),
+    "scheduled": Row(
+        lambda: keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(RATE, 10))
+    ),
+    "decaying weights": Row(lambda: without_decay(keras.optimizers.AdamW(RATE, weight_decay=0.5))),
+    "accumulating": Row(lambda: keras.optimizers.Adam(RATE, gradient_accumulation_steps=2)),
+}
+if hasattr(keras.optimizers, "ScheduleFreeAdamW"):  # Keras 3.14
+    KERAS["ScheduleFreeAdamW"] = Row(lambda: keras.optimizers.ScheduleFreeAdamW(RATE))
+
+TABLES = {"optax": OPTAX, "jax": JAX, "keras": KERAS}
+ADAPTERS = {"optax": OptaxOptimizer, "jax": JaxOptimizer, "keras": KerasOptimizer}
+
+
+def optax_loop(row):
+    tx = row.make()
+
+    def step(carry):
+        params, state = carry
+        value, grad = jax.value_and_grad(value_fn)(getattr(params, "fast", params))
+        extras = {
+            "value": value,
+            "grad": grad,
+            "value_fn": value_fn,
+            "obj_fn": value_fn,
+            "grad_fn": lambda params, _: jax.grad(value_fn)(params),
+        }
+        updates, state = tx.update(
+            grad, state, params, **{name: extras[name] for name in row.takes}
+        )
+        return optax.apply_updates(params, updates), state
+
+    params = row.pair(row.params)
+    return (params, owned(tx.init(params))), step, lambda carry: getattr(carry[0], "fast", carry[0])
+
+
+def jax_loop(row):
+    init, update, get_params = row.make()
+
+    def step(carry):
+        count, state = carry
+        return count + 1, update(count, jax.grad(value_fn)(get_params(state)), state)
+
+    return (0, init(row.params)), step, lambda carry: get_params(carry[1])
+
+
+def keras_loop(row):
+    optimizer = row.make()
+    leaves, structure = jax.tree.flatten(row.params)
+    names = [name for name, leaf in sorted(row.params.items()) if leaf is not None]
+    optimizer.build([keras.Variable(leaf, name=n) for n, leaf in zip(names, leaves, strict=True)])
+
+    def step(carry):
+        leaves, state = carry
+        grads = jax.tree.leaves(jax.grad(value_fn)(jax.tree.unflatten(structure, leaves)))
+        return optimizer.stateless_apply(state, grads, leaves)
+
+    state = [variable.value for variable in optimizer.variables]
+    return (leaves, state), step, lambda carry: jax.tree.unflatten(structure, carry[0])
+
+
+LOOPS = {"optax": optax_loop, "jax": jax_loop, "keras": keras_loop}
+
+
+def take_step(params, opt):
+    """One step for all of them."""
+    value, grad = jax.value_and_grad(value_fn)(params)
+    return opt(grad, params, value=value, grad=grad, value_fn=value_fn)
+
+
+def types(tree):
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [
+        (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves
+    ]
+
+
+def raw(leaf):
+    is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
+
+def bits(tree):
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [leaf.tobytes() for leaf in map(np.asarray, map(raw, leaves))]
+
+
+# The rows that run each time; the others are slow together.
+QUICK = {
+    "optax": {"adam", "adamw", "muon", "lbfgs", "polyak_sgd", "sophia", "opaque sam", "lookahead"}
+    | {"schedule_free", "MultiSteps", "partition", "masked", "chain", "prodigy"}
+    | {"reduce_on_plateau", "injected schedule"},
+    "jax": set(JAX),
+    "keras": {"Adam", "SGD", "decaying weights", "accumulating"},
+}
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        pytest.param(library, name, marks=() if name in QUICK[library] else pytest.mark.slow)
+        for library, table in TABLES.items()
+        for name in table
+    ],
+)
+def test_an_adapted_optimizer_is_the_librarys_own(library, name):
+    row = TABLES[library][name]
+    start = ADAPTERS[library](row.make()).init(row.params)
+    assert start.wants == tuple(
+        {"obj_fn": "value_fn", "grad_fn": "value_fn"}.get(extra, extra) for extra in row.takes
+    )
+    leaves = jax.tree.leaves(start)
+    assert not any(getattr(leaf, "weak_type", False) for leaf in leaves)
+    assert_unshared(start, row.params)
+
+    carry, native_step, params_of = LOOPS[library](row)
+
+    def scan(*carry):
+        return jax.lax.scan(lambda carry, _: (take_step(*carry), None), carry, length=STEPS)[0]
+
+    assert types(jax.eval_shape(scan, row.params, start)) == types((row.params, start))
+    # One program on the same inputs need not be run twice to give the same bits.
+    if name not in QUICK[library] and same_program(
+        (native_step, carry), (lambda carry: take_step(*carry), (row.params, start))
+    ):
+        return
+
     traces = []
 
     @jax.jit
     def step(params, opt):
         traces.append(1)
-        value, grad = jax.value_and_grad(value_fn)(params)
-        return opt(grad, params, value=value, grad=grad, value_fn=value_fn)
+        return take_step(params, opt)
 
-    @jax.jit
-    def native(params, state):
-        value, grad = jax.value_and_grad(value_fn)(params)
-        extras = {"value": value, "grad": grad, "value_fn": value_fn}
-        wanted = {name: extras[name] for name in opt.wants}
-        updates, state = tx.update(grad, state, params, **wanted)
-        return optax.apply_updates(params, updates), state
-
-    params, native_params, state = PARAMS, PARAMS, solstice.tree.owned(tx.init(PARAMS))
-    for _ in range(5):
+    native_step = jax.jit(native_step)
+    params, opt = row.params, start
+    for _ in range(STEPS):
         params, opt = step(params, opt)
-        native_params, state = native(native_params, state)
-    same = jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), params, native_params)
-    assert all(jax.tree.leaves(same))
-    assert value_fn(params) < value_fn(PARAMS)
+        carry = native_step(carry)
+    assert bits(params) == bits(params_of(carry)) != bits(row.params)
     assert len(traces) == 1
+    assert types((params, opt)) == types((row.params, start))
+    if name in QUICK[library]:
+        scanned, _ = jax.jit(scan)(row.params, start)
+        for a, b in zip(jax.tree.leaves(scanned), jax.tree.leaves(params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_an_optimizer_says_what_it_wants():
-    wants = {name: OptaxOptimizer(tx).init(PARAMS).wants for name, tx in TABLE.items()}
-    assert wants["sgd"] == wants["adamw"] == wants["injected"] == ()
-    assert wants["plateau"] == wants["polyak"] == ("value",)
-    assert wants["lbfgs"] == ("value", "grad", "value_fn")
+def same_program(*steps):
+    """Say whether steps start with the same values and compile to the same, names aside."""
+    (_, values), (_, others) = (bits(carry) for _, carry in steps)
+    program, other = (
+        re.sub(r'jax\.result_info = "[^"]*"', "", jax.jit(step).lower(carry).as_text())
+        for step, carry in steps
+    )
+    return values == others and program.partition("\n")[2] == other.partition("\n")[2]
+
+
+def assert_unshared(*trees):
+    arrays = [raw(leaf) for leaf in jax.tree.leaves(trees)]
+    assert len({array.unsafe_buffer_pointer() for array in arrays}) == len(arrays)
+
+
+def public_constructors():
+    for module in (optax, contrib):
+        for name, function in vars(module).items():
+            if inspect.isfunction(function) and "GradientTransformation" in str(
+                inspect.signature(function).return_annotation
+            ):
+                yield name.removeprefix("_deprecated_")
+
+
+# Not optimizers or parts of them: what makes one of functions, deprecated names.
+HELPERS = {"stateless", "stateless_with_tree_map", "with_extra_args_support"} | {
+    "inject_stateful_hyperparams"
+}
+# Wants a gradient for each example, which has another shape than the parameters.
+PER_EXAMPLE = {"dpsgd", "differentially_private_aggregate"}
+
+
+def test_every_public_constructor_of_optax_has_a_row():
+    assert set(public_constructors()) - set(OPTAX) == HELPERS | PER_EXAMPLE
+
+
+@pytest.mark.parametrize(
+    ("make", "params", "error"),
+    [
+        (lambda: optax.sm3(RATE), {"s": jnp.ones(())}, IndexError),
+        (lambda: contrib.scale_by_muon(), MATRIX, ValueError),
+        (lambda: optax.lbfgs(), {}, IndexError),
+        (lambda: contrib.dpsgd(RATE, 1.0, 0.1, 0), NO_HOLE, ValueError),
+    ],
+)
+def test_what_fails_natively_fails_when_it_is_initialised(make, params, error):
+    def native_step():
+        tx = make()
+        return tx.update(params, tx.init(params), params)
+
+    with pytest.raises(error):
+        native_step()
+    with pytest.raises((error, TypeError)):
+        OptaxOptimizer(make()).init(params)
+
+
+@pytest.mark.skipif(not hasattr(contrib, "galore"), reason="optax.contrib.galore: Optax 0.2.7")
+def test_galore_fails_natively_on_a_hole():
+    with pytest.raises(AttributeError):
+        contrib.galore(RATE, rank=2).init(NO_SCALAR)
+
+
+def test_an_update_that_changes_the_parameters_shape_is_named():
+    tx = optax.scale_by_distance_over_gradients()
+    params = {"s": jnp.ones(())}
+    assert optax.apply_updates(params, tx.update(params, tx.init(params), params)[0])["s"].ndim == 1
+    with pytest.raises(TypeError, match=r"OptaxOptimizer: .* shapes of the parameters"):
+        OptaxOptimizer(tx).init(params)
+
+
+def test_a_state_that_grows_is_named():
+    def init(params):
+        return ()
+
+    def update(updates, state, params=None):
+        return updates, (*state, jnp.zeros(()))
+
+    with pytest.raises(TypeError, match=r"OptaxOptimizer: .* shapes of its state"):
+        OptaxOptimizer(optax.GradientTransformation(init, update)).init(PARAMS)
+
+
+def test_low_precision_states_keep_one_type():
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), NO_SCALAR)
+    for make in (
+        lambda: optax.adam(RATE),
+        lambda: optax.scale_by_distance_over_gradients(),  # begins in bfloat16, goes on in float32
+        lambda: contrib.reduce_on_plateau(),
+    ):
+        opt = OptaxOptimizer(make()).init(params)
+        assert types(jax.eval_shape(take_step, params, opt)) == types((params, opt))
+
+
+MAKERS = [
+    lambda: OptaxOptimizer(optax.adam(RATE)),
+    lambda: OptaxOptimizer(optax.lookahead(optax.sgd(RATE), 2, 0.5)),
+    lambda: OptaxOptimizer(contrib.schedule_free_sgd(RATE)),
+    lambda: JaxOptimizer(optimizers.adam(RATE)),
+    lambda: KerasOptimizer(keras.optimizers.Adam(RATE)),
+]
+each_maker = pytest.mark.parametrize(
+    "make", MAKERS, ids=["optax", "lookahead", "free", "jax", "keras"]
+)
+
+
+@each_maker
+def test_initialising_works_under_jit_and_eval_shape(make):
+    opt = make()
+    ready = opt.init(PARAMS)
+    assert bits(jax.jit(opt.init)(PARAMS)) == bits(ready)
+    assert types(jax.eval_shape(opt.init, PARAMS)) == types(ready)
+
+
+@each_maker
+def test_vmapped_optimizers_equal_each(make):
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1, leaf - 2]), PARAMS)
+
+    def train(params, opt):
+        for _ in range(3):
+            params, opt = take_step(params, opt)
+        return params, opt
+
+    params, opts = jax.jit(jax.vmap(train))(stacked, jax.vmap(make().init)(stacked))
+    for i in range(3):
+        alone = jax.tree.map(lambda leaf: leaf[i], stacked)  # noqa: B023
+        expected = train(alone, make().init(alone))
+        for a, b in zip(jax.tree.leaves((params, opts)), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
+
+
+@each_maker
+def test_parameters_and_state_can_be_donated(make):
+    params = owned(PARAMS)
+    step = jax.jit(take_step, donate_argnums=(0, 1))
+    params, _ = step(*step(params, make().init(params)))
+    assert value_fn(params) < value_fn(PARAMS)
+
+
+@each_maker
+def test_a_model_without_parameters_can_be_trained(make):
+    nothing = {"hole": None}
+    params, opt = jax.jit(lambda opt: opt(nothing, nothing))(make().init(nothing))
+    assert params == nothing and opt.eval_params(params) == nothing
+
+
+def trained(opt, steps, params=PARAMS):
+    opt = opt.init(params)
+    for _ in range(steps):
+        params, opt = take_step(params, opt)
+    return params, opt
+
+
+def injected(rate):
+    return optax.inject_hyperparams(optax.sgd)(learning_rate=rate)
+
+
+def plateau():
+    return contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=1.0)
+
+
+def decay(count):
+    return 0.1 / (count + 1)
+
+
+@pytest.mark.parametrize(
+    ("opt", "first", "after_two"),
+    [
+        (lambda: OptaxOptimizer(optax.sgd(0.1)), None, None),
+        (lambda: OptaxOptimizer(injected(0.1)), 0.1, 0.1),
+        (lambda: OptaxOptimizer(injected(decay)), 0.1, 0.05),
+        (lambda: OptaxOptimizer(optax.MultiSteps(injected(0.1), 2)), 0.1, 0.1),
+        (lambda: OptaxOptimizer(optax.chain(injected(0.1), plateau())), 0.1, 0.025),
+        (
+            lambda: OptaxOptimizer(
+                optax.partition({"matrix": injected(0.1), "other": optax.set_to_zero()}, label)
+            ),
+            0.1,
+            0.1,
+        ),
+        (
+            lambda: OptaxOptimizer(
+                optax.partition({"matrix": injected(0.1), "other": injected(0.2)}, label)
+            ),
+            None,
+            None,
+        ),
+        (lambda: JaxOptimizer(optimizers.sgd(0.1)), None, None),
+        (lambda: KerasOptimizer(keras.optimizers.SGD(0.1)), 0.1, 0.1),
+        (
+            lambda: KerasOptimizer(
+                keras.optimizers.SGD(keras.optimizers.schedules.InverseTimeDecay(0.1, 1, 1.0))
+            ),
+            0.1,
+            0.05,
+        ),
+    ],
+)
+def test_the_learning_rate_is_the_one_in_use(opt, first, after_two):
+    assert opt().learning_rate() is None
+    for steps, expected in ((0, first), (2, after_two)):
+        rate = trained(opt(), steps)[1].learning_rate()
+        assert rate == (expected if expected is None else pytest.approx(expected))
+
+
+def test_the_step_of_a_line_search_is_its_learning_rate():
+    _, opt = trained(OptaxOptimizer(TABLES["optax"]["lbfgs"].make()), 1)
+    assert opt.learning_rate() == opt.state[-1].learning_rate
+    assert opt.learning_rate().shape == ()
+
+
+def test_schedule_free_parameters_are_found_inside_others():
+    free = contrib.schedule_free_sgd(RATE)
+    for tx in (free, optax.chain(optax.clip(1.0), free), optax.MultiSteps(free, 2)):
+        params, opt = trained(OptaxOptimizer(tx), 3)
+        (node,) = (
+            leaf
+            for leaf in jax.tree.leaves(opt.state, is_leaf=is_schedule_free)
+            if is_schedule_free(leaf)
+        )
+        expected = contrib.schedule_free_eval_params(node, params)
+        assert bits(opt.eval_params(params)) == bits(expected) != bits(params)
+
+
+def is_schedule_free(node):
+    return isinstance(node, contrib.ScheduleFreeState)
+
+
+def test_schedule_free_in_a_partition_averages_its_part():
+    tx = optax.partition(
+        {"matrix": contrib.schedule_free_sgd(RATE), "other": optax.sgd(RATE)}, label
+    )
+    params, opt = trained(OptaxOptimizer(tx), 3)
+    averaged = opt.eval_params(params)
+    alone, opt = trained(OptaxOptimizer(contrib.schedule_free_sgd(RATE)), 3, MATRIX)
+    np.testing.assert_allclose(averaged["w"], opt.eval_params(alone)["w"], rtol=1e-6)
+    assert averaged["b"] is params["b"] and averaged["hole"] is None
+
+
+def test_lookahead_evaluates_the_slow_parameters(caplog):
+    row = OPTAX["lookahead"]
+    params, opt = trained(OptaxOptimizer(row.make()), 3)
+    carry, step, _ = optax_loop(row)
+    for _ in range(3):
+        carry = step(carry)
+    assert bits(opt.eval_params(params)) == bits(carry[0].slow) != bits(params)
+    assert not caplog.records and not logging.getLogger("absl").filters
+
+
+def test_most_optimizers_evaluate_what_they_train():
+    for make in (MAKERS[0], MAKERS[3], MAKERS[4]):
+        assert make().init(PARAMS).eval_params(PARAMS) is PARAMS
+
+
+def asks_for(name):
+    """A transformation that scales by an extra where it is given it."""
+
+    def update(updates, state, params=None, **extras):
+        return jax.tree.map(lambda g: g * extras.get(name, 1.0), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: (), update)
+
+
+def test_wants_can_be_named_where_tracing_does_not_find_them():
+    assert OptaxOptimizer(asks_for("scale")).init(PARAMS).wants == ()
+    opt = OptaxOptimizer(asks_for("scale"), wants=("scale",)).init(PARAMS)
+    assert opt.wants == ("scale",)
+    params, _ = opt(PARAMS, PARAMS, scale=-1.0, value=0.0)
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(params))
+    assert OptaxOptimizer(asks_for("x"), wants=("value", "grad_fn")).wants == ("value", "value_fn")
+
+
+def test_an_update_that_needs_what_no_step_gives_is_named():
+    def update(updates, state, params=None, *, batch):
+        return updates, state
+
+    tx = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    with pytest.raises(TypeError, match=r"OptaxOptimizer: .*'batch'.* wants=\("):
+        OptaxOptimizer(tx).init(PARAMS)
+
+
+@each_maker
+def test_other_parameters_are_named(make):
+    opt = make()
+    name = type(opt).__name__
+    with pytest.raises(ValueError, match=rf"{name} is not initialised.*opt\.init\(params\)"):
+        opt(PARAMS, PARAMS)
+    opt = opt.init(PARAMS)
+    wrong = {
+        "gradients .* lack 'b', 's'.* opt.init": ({"w": PARAMS["w"]}, PARAMS),
+        "parameters .* have 'new' besides": (PARAMS, PARAMS | {"new": jnp.ones(1)}),
+        "parameters .* those were .* these are": (PARAMS, PARAMS | {"hole": ()}),
+        r"parameters .* 'b' was float32\[3\] and is float32\[4\]": (
+            PARAMS,
+            PARAMS | {"b": jnp.ones(4)},
+        ),
+        r"gradients .* 's' was float32\[\] and is bfloat16\[\]": (
+            PARAMS | {"s": jnp.ones((), jnp.bfloat16)},
+            PARAMS,
+        ),
+    }
+    for message, trees in wrong.items():
+        with pytest.raises(ValueError, match=f"{name}: {message}"):
+            opt(*trees)
+
+
+def test_a_missing_extra_is_named():
     opt = OptaxOptimizer(optax.polyak_sgd()).init(PARAMS)
     with pytest.raises(ValueError, match=r"OptaxOptimizer: .* wants value .*value=\.\.\."):
         opt(PARAMS, PARAMS)
 
 
-def test_the_learning_rate_in_use():
-    scheduled = optax.inject_hyperparams(optax.sgd)(learning_rate=lambda count: 0.1 / (count + 1))
-    opt = OptaxOptimizer(scheduled).init(PARAMS)
-    _, opt = opt(PARAMS, PARAMS)
-    _, opt = opt(PARAMS, PARAMS)
-    assert opt.learning_rate() == pytest.approx(0.05)
-    assert OptaxOptimizer(optax.sgd(0.1)).init(PARAMS).learning_rate() is None
+@pytest.mark.parametrize(
+    ("adapter", "thing"),
+    [
+        (OptaxOptimizer, optax.adam),
+        (OptaxOptimizer, optax.GradientTransformation),
+        (JaxOptimizer, optimizers.adam),
+        (JaxOptimizer, optax.adam(RATE)),
+        (KerasOptimizer, keras.optimizers.Adam),
+        (KerasOptimizer, "adam"),
+    ],
+)
+def test_what_is_no_optimizer_is_named(adapter, thing):
+    with pytest.raises(TypeError, match=rf"{adapter.__name__} is expected to get an? .*it got"):
+        adapter(thing)
 
 
-def test_other_trees_and_no_init_are_named():
-    opt = OptaxOptimizer(optax.adam(1e-3))
-    with pytest.raises(ValueError, match=r"OptaxOptimizer is not initialised.*opt\.init\(params\)"):
-        opt(PARAMS, PARAMS)
-    opt = opt.init(PARAMS)
-    with pytest.raises(ValueError, match=r"OptaxOptimizer: gradients are expected .*opt\.init"):
-        opt({"w": jnp.ones(3)}, PARAMS)
-    with pytest.raises(ValueError, match=r"OptaxOptimizer: parameters are expected"):
-        opt(PARAMS, PARAMS | {"new": jnp.ones(1)})
+def test_sm3_of_jax_is_named():
+    with pytest.raises(TypeError, match=r"JaxOptimizer: .*sm3.*optax\.sm3"):
+        JaxOptimizer(optimizers.sm3(RATE)).init(NO_SCALAR)
 
 
-def test_the_state_is_strong_and_unshared():
-    opt = OptaxOptimizer(optax.adam(1e-3)).init(PARAMS)
-    leaves = jax.tree.leaves(opt)
-    assert not any(leaf.weak_type for leaf in leaves)
-    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
-    assert opt.eval_params(PARAMS) is PARAMS
+def test_the_keras_optimizer_stays_as_it_is():
+    optimizer = keras.optimizers.Adam(RATE)
+    before = [variable.numpy().tobytes() for variable in optimizer.variables]
+    trained(KerasOptimizer(optimizer), 2)
+    assert not optimizer.built
+    assert [variable.numpy().tobytes() for variable in optimizer.variables] == before
+
+
+def test_equal_keras_optimizers_share_a_compilation():
+    step = jax.jit(take_step)
+    for _ in range(2):
+        step(PARAMS, KerasOptimizer(keras.optimizers.SGD(RATE)).init(PARAMS))
+    assert step._cache_size() == 1
+
+
+def without_variables(optimizer):
+    optimizer.exclude_from_weight_decay(var_list=[keras.Variable(1.0)])
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: keras.optimizers.Adam(use_ema=True), "use_ema"),
+        (lambda: keras.optimizers.Adam(loss_scale_factor=2.0), "loss_scale_factor"),
+        (
+            lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
+            "LossScaleOptimizer",
+        ),
+        (lambda: without_variables(keras.optimizers.AdamW()), "var_list"),
+    ],
+)
+def test_keras_optimizers_that_need_more_than_gradients_are_refused(make, named):
+    with pytest.raises(ValueError, match=rf"KerasOptimizer .*{named}.* needs .* Use "):
+        KerasOptimizer(make())
+
+
+def test_a_keras_optimizer_that_cannot_be_cloned_is_named():
+    class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return 0.1
+
+    with pytest.raises(TypeError, match=r"KerasOptimizer .*SGD that raised NotImpl.*schedule"):
+        KerasOptimizer(keras.optimizers.SGD(Schedule()))
+    with pytest.raises(TypeError, match=r"KerasOptimizer .*Make it outside of jax\.jit"):
+        jax.jit(lambda x: KerasOptimizer(keras.optimizers.SGD(RATE)))(0)
+
+
+def test_another_keras_backend_is_named(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(ValueError, match=r"'torch'.*KERAS_BACKEND=jax"):
+        KerasOptimizer(keras.optimizers.SGD(RATE))

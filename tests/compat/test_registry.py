@@ -1,5 +1,6 @@
 """as_model and as_optimizer pick by type, and say what they do not know."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -9,8 +10,11 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import keras
 import optax
 import pytest
+from flax import nnx
+from jax.example_libraries import optimizers as jax_optimizers
 from jax.example_libraries import stax
 
 from solstice import compat
@@ -78,7 +82,14 @@ def test_what_initialisation_needs_is_asked_for():
 
 @pytest.mark.parametrize(
     ("name", "package"),
-    [("FlaxModel", "flax"), ("HaikuModel", "haiku"), ("OptaxOptimizer", "optax")],
+    [
+        ("FlaxModel", "flax"),
+        ("NNXModel", "flax"),
+        ("HaikuModel", "haiku"),
+        ("KerasModel", "keras"),
+        ("KerasOptimizer", "keras"),
+        ("OptaxOptimizer", "optax"),
+    ],
 )
 def test_a_missing_library_names_feature_and_command(name, package):
     # A finder that refuses the package stands for an environment without it.
@@ -110,3 +121,139 @@ def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'TorchModel'"):
         compat.TorchModel  # noqa: B018
     assert set(dir(compat)) == set(compat.__all__)
+
+
+@pytest.mark.parametrize(
+    ("make", "adapter"),
+    [
+        (lambda: optax.MultiSteps(optax.sgd(0.1), 2), "OptaxOptimizer"),
+        (lambda: jax_optimizers.adam(1e-3), "JaxOptimizer"),
+        (lambda: keras.optimizers.SGD(0.1), "KerasOptimizer"),
+        (
+            lambda: nnx.Optimizer(
+                nnx.Linear(2, 2, rngs=nnx.Rngs(0)), optax.sgd(0.1), wrt=nnx.Param
+            ),
+            "OptaxOptimizer",
+        ),
+    ],
+)
+def test_other_optimizers_are_recognised(make, adapter):
+    assert type(as_optimizer(make())) is getattr(compat, adapter)
+
+
+def test_other_networks_are_recognised():
+    network = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
+    assert type(as_model(network)) is compat.KerasModel
+    assert type(as_model(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))) is compat.NNXModel
+
+
+@pytest.fixture
+def registry():
+    from solstice.compat import registry
+
+    before = {what: list(kinds) for what, kinds in registry._REGISTERED.items()}
+    yield registry
+    for what, kinds in before.items():
+        registry._REGISTERED[what][:] = kinds
+
+
+class Affine:
+    def init(self, key, x):
+        return {"w": jax.random.normal(key, (x.shape[-1], 2))}
+
+    def apply(self, params, x):
+        return x @ params["w"]
+
+
+def adapt_affine(network, example, key):
+    return compat.FunctionModel(network.init, network.apply, example, key=key)
+
+
+def test_a_third_partys_network_is_registered_by_class_or_path(registry):
+    with pytest.raises(TypeError, match="of no known kind"):
+        as_model(Affine(), X, key=0)
+    compat.register(Affine, adapt_affine)
+    assert as_model(Affine(), X, key=0)(X)[0].shape == (2, 2)
+    compat.register(f"{__name__}.Affine", lambda *arguments: None)
+    with pytest.raises(
+        TypeError, match=r"Affine \(registered\) is expected to return a compat.Model"
+    ):
+        as_model(Affine(), X, key=0)
+    compat.register(f"{__name__}.Affine", adapt_affine)
+    assert as_model(Affine(), X, key=0)(X)[0].shape == (2, 2)
+    with pytest.raises(TypeError, match=r"Known are:\n  - .*Affine \(registered\)"):
+        as_model(3)
+
+
+def test_a_registered_class_goes_before_what_is_known(registry):
+    class Own(eqx.nn.Linear):
+        pass
+
+    network = Own(3, 2, key=jax.random.key(0))
+    assert type(as_model(network)) is compat.EquinoxModel
+    compat.register(Own, lambda network, example, key: compat.EquinoxModel(network, call=one))
+    assert (as_model(network)(X)[0] == 1).all()
+
+
+def one(module, x):
+    return jnp.ones_like(x)
+
+
+def test_a_third_partys_optimizer_is_registered(registry):
+    class Descent(float):
+        pass
+
+    compat.register(
+        Descent, lambda rate: compat.OptaxOptimizer(optax.sgd(float(rate))), what="optimizer"
+    )
+    assert type(as_optimizer(Descent(0.1))) is compat.OptaxOptimizer
+
+
+def test_registering_nonsense_is_refused(registry):
+    with pytest.raises(TypeError, match=r"a class or its dotted path.*it got the str 'Network'"):
+        compat.register("Network", adapt_affine)
+    with pytest.raises(TypeError, match="adapt is expected to be a function"):
+        compat.register(Affine, "adapt")
+    with pytest.raises(ValueError, match="'model' or 'optimizer'"):
+        compat.register(Affine, adapt_affine, what="metric")
+
+
+def test_an_installed_package_registers_through_an_entry_point(tmp_path):
+    # What pip leaves behind: the package, and its metadata with the entry point.
+    (tmp_path / "pebbles.py").write_text("class Pebble:\n    pass\n")
+    (tmp_path / "pebbles_solstice.py").write_text(
+        textwrap.dedent("""
+            from solstice import compat
+
+            def adapt(network, example, key):
+                double = lambda params, x: 2 * x
+                return compat.FunctionModel(lambda key, x: {}, double, example, key=key)
+        """)
+    )
+    info = tmp_path / "pebbles-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pebbles\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[solstice.models]\npebbles.Pebble = pebbles_solstice:adapt\n"
+    )
+    code = """
+        import sys
+        import jax.numpy as jnp
+        import numpy as np
+        from solstice import compat
+        from jax.example_libraries import stax
+
+        compat.as_model(stax.Dense(2), jnp.ones((1, 3)), key=0)
+        assert "pebbles" not in sys.modules and "pebbles_solstice" not in sys.modules
+        import pebbles
+
+        print(compat.as_model(pebbles.Pebble(), jnp.ones((1, 3)), key=0)(jnp.ones((2, 3)))[0].sum())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.stdout.strip() == "12.0", done.stderr

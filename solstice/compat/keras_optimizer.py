@@ -1,0 +1,175 @@
+"""Keras 3 optimizers on the JAX backend (`keras.optimizers`)."""
+
+import contextlib
+import copy
+from typing import Any, NamedTuple, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import keras
+from jaxtyping import Array, PyTree
+
+from solstice.compat.optimizer import Optimizer, Signature, check_trees, keep_types, signature
+from solstice.compat.static import Static
+from solstice.tree import describe, owned, path_name, replace
+
+_NAME = "KerasOptimizer"
+
+
+class _Recipe(NamedTuple):
+    """What another optimizer like the user's is made of."""
+
+    cls: type
+    config: dict[str, Any]
+    # Names of parameters that weight decay leaves out; Keras has it in no config.
+    no_decay: Any
+
+
+class KerasOptimizer(Optimizer):
+    """A Keras optimizer's rule and configuration, with a state of its own.
+
+    The user's object is read once and never changed; what it may have learnt already is not
+    taken over. The parameters' paths are what Keras knows the variables by, as in
+    `exclude_from_weight_decay(var_names=["bias"])`.
+
+    Attributes:
+        state: The values of Keras's own optimizer variables, a dict by their position and name.
+
+    >>> import jax.numpy as jnp, keras
+    >>> from solstice.compat import KerasOptimizer
+    >>> opt = KerasOptimizer(keras.optimizers.SGD(0.5, momentum=0.9)).init({"w": jnp.ones(2)})
+    >>> params, opt = opt({"w": jnp.ones(2)}, {"w": jnp.ones(2)})
+    >>> params["w"].tolist(), float(opt.learning_rate()), list(opt.state)
+    ([0.5, 0.5], 0.5, ['00_iteration', '01_learning_rate', '02_w_momentum'])
+    """
+
+    state: PyTree
+    wants: tuple[str, ...] = eqx.field(static=True)
+    _recipe: Static[_Recipe] = eqx.field(static=True)
+    _signature: Static[Signature] | None = eqx.field(static=True)
+
+    def __init__(self, optimizer: Any) -> None:
+        """Read the configuration of a Keras optimizer; `init` makes the state.
+
+        Raises:
+            TypeError: It is not an instance of a Keras optimizer, or Keras cannot clone it.
+            ValueError: The backend is not JAX, or the optimizer does what can be done only
+                together with Keras's own training loop.
+        """
+        if keras.backend.backend() != "jax":
+            raise ValueError(
+                f"{_NAME}: Keras runs on the backend {keras.backend.backend()!r} here, and JAX is "
+                f"needed: set the environment variable KERAS_BACKEND=jax before importing keras."
+            )
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            raise TypeError(
+                f"{_NAME} is expected to get a Keras optimizer such as keras.optimizers.Adam(1e-3)"
+                f"; it got {describe(optimizer)}."
+            )
+        _refuse(optimizer)
+        self.state = None
+        self.wants = ()
+        self._recipe = Static(_read(optimizer))
+        self._signature = None
+
+    def init(self, params: PyTree) -> Self:
+        variables = self._build(params).variables
+        width = max(2, len(str(len(variables))))  # so that they sort by position
+        state = {f"{i:0{width}}_{v.name}": v.value for i, v in enumerate(variables)}
+        return replace(self, state=owned(state), _signature=signature(params))
+
+    def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, Self]:
+        check_trees(_NAME, self._signature, gradients=grads, parameters=params)
+        leaves, values = self._build(params).stateless_apply(
+            self._values(), jax.tree.leaves(grads), jax.tree.leaves(params)
+        )
+        after = jax.tree.unflatten(jax.tree.structure(params), leaves)
+        state = keep_types(dict(zip(sorted(self.state), values, strict=True)), self.state)
+        return keep_types(after, params), replace(self, state=state)
+
+    def eval_params(self, params: PyTree) -> PyTree:
+        return params
+
+    def learning_rate(self) -> Array | None:
+        if self.state is None:
+            return None
+        optimizer = _clone(self._recipe.value)
+        # Not built, it has only the first variables: the count, and a rate that is a number.
+        variables = optimizer.variables
+        count, *rest = self._values()[: len(variables)]
+        last = jnp.maximum(count - 1, 0)  # Keras has counted the step that is over
+        with keras.StatelessScope([*zip(variables, [last, *rest], strict=True)]):
+            return jnp.asarray(keras.ops.convert_to_tensor(optimizer.learning_rate))
+
+    def _values(self) -> list[Array]:
+        return [value for _, value in sorted(self.state.items())]
+
+    def _build(self, params: PyTree) -> Any:
+        """Return a Keras optimizer for these parameters, to be used within one trace.
+
+        One kept for longer would hold tracers, or a second copy of all its variables.
+        """
+        optimizer = _clone(self._recipe.value)
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        optimizer.build([_variable(path_name(path), leaf) for path, leaf in leaves])
+        return optimizer
+
+
+def _refuse(optimizer: Any) -> None:
+    """Raise for what would be silently wrong outside Keras's own training loop."""
+    cannot = None
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        cannot = "LossScaleOptimizer", "scaled losses", "its inner optimizer"
+    elif isinstance(optimizer, getattr(keras.optimizers, "MultiOptimizer", ())):
+        cannot = "MultiOptimizer", "the variables' own paths", "optax.partition"
+    elif optimizer.loss_scale_factor is not None:
+        cannot = "loss_scale_factor", "scaled losses", "an optimizer without it"
+    elif optimizer.use_ema:
+        cannot = "use_ema", "fit() to put the averages in place", "an experiment's ema_decay"
+    elif getattr(optimizer, "_exclude_from_weight_decay", ()):
+        cannot = (
+            "exclude_from_weight_decay(var_list)",
+            "the variables themselves",
+            "exclude_from_weight_decay(var_names=...)",
+        )
+    if cannot is not None:
+        feature, needed, remedy = cannot
+        raise ValueError(
+            f"{_NAME} takes Keras optimizers that need only gradients and parameters; {feature} "
+            f"of this {type(optimizer).__name__} needs {needed}. Use {remedy}."
+        )
+
+
+def _read(optimizer: Any) -> _Recipe:
+    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+    try:
+        config = copy.deepcopy(optimizer.get_config())
+        if "name" in config:  # numbered by Keras; without, equal optimizers share a compilation
+            config["name"] = type(optimizer).__name__
+        recipe = _Recipe(type(optimizer), config, pattern)
+        _clone(recipe)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise TypeError(
+            f"{_NAME} is expected to get an optimizer that Keras can clone by get_config and "
+            f"from_config; with this {type(optimizer).__name__} that raised "
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]} Make it outside of "
+            f"jax.jit, and its learning rate a number or a keras.optimizers.schedules schedule."
+        ) from error
+    return recipe
+
+
+def _clone(recipe: _Recipe) -> Any:
+    optimizer = recipe.cls.from_config(dict(recipe.config))  # it changes the dict it is given
+    if recipe.no_decay is not None:
+        optimizer.exclude_from_weight_decay(var_names=[recipe.no_decay.pattern])
+    return optimizer
+
+
+def _variable(path: str, leaf: Any) -> Any:
+    """Return a Keras variable known by a parameter's path, as some optimizers look at it."""
+    *scopes, name = path.split("/")
+    with contextlib.ExitStack() as stack:
+        for scope in scopes:
+            stack.enter_context(keras.name_scope(scope))
+        return keras.Variable(leaf, dtype=leaf.dtype, name=name or "params")
