@@ -203,6 +203,8 @@ class _Run:
                     f"{describe(callback)}."
                 )
         self._checked: set[str] = set()
+        # How many steps the last whole pass had, for the bar of a dataset that does not say.
+        self._lengths: dict[str, int] = {}
         # A hook that a callback leaves out costs a step nothing.
         self._hooks = {
             name: [c for c in self._callbacks if _defines(c, name)]
@@ -266,9 +268,10 @@ class _Run:
         outs: list[Any] | None,
     ) -> None:
         step_name = "train_step" if mode == "train" else "eval_step"
-        total = length(dataset)
+        start = self.steps[mode]
+        total = length(dataset) or self._lengths.get(mode)
         if last_step is not None and total is not None:
-            total = min(total, last_step - self.steps[mode])
+            total = min(total, last_step - start)
         with _bar(title, total, self._progress, keep=mode != "val") as bar:
             for batch in batches(dataset, epoch, f"{mode}_ds"):
                 self._check_batch(batch, mode)
@@ -284,6 +287,7 @@ class _Run:
                 self._fire("on_step_end", out, self.exp, step, mode, batch)
                 if step + 1 == last_step:
                     return
+        self._lengths[mode] = self.steps[mode] - start
 
     def _checked_result(self, step_name: str, batch: Any) -> tuple[Any, Any]:
         result = getattr(self.exp, step_name)(batch)
@@ -335,7 +339,7 @@ class _Run:
 
 def _bar(title: str, total: int | None, show: bool, *, keep: bool = True) -> tqdm:
     return tqdm(
-        total=total, desc=title, unit="step", disable=not show, leave=keep, dynamic_ncols=True
+        total=total, desc=title, unit=" steps", disable=not show, leave=keep, dynamic_ncols=True
     )
 
 

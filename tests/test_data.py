@@ -361,6 +361,7 @@ def tf():
     return pytest.importorskip("tensorflow", reason="tensorflow")
 
 
+@pytest.mark.slow  # imports TensorFlow
 def test_tf_data_trains_as_it_is(tf):
     x, y = examples()
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
@@ -368,6 +369,7 @@ def test_tf_data_trains_as_it_is(tf):
     assert_trains_as_lists_do(dataset, x, y, 4)
 
 
+@pytest.mark.slow  # imports TensorFlow
 def test_tf_data_of_unknown_length_trains_as_it_is(tf):
     x, y = examples()
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).filter(lambda x, y: True)
@@ -376,6 +378,7 @@ def test_tf_data_of_unknown_length_trains_as_it_is(tf):
     assert_trains_as_lists_do(dataset.batch(4).prefetch(2), x, y, 4)
 
 
+@pytest.mark.slow  # imports TensorFlow
 def test_tf_data_may_be_endless_shuffled_and_of_mappings(tf):
     x, y = examples()
     dataset = tf.data.Dataset.from_tensor_slices({"image": x, "label": y})
@@ -386,13 +389,14 @@ def test_tf_data_may_be_endless_shuffled_and_of_mappings(tf):
     assert [batch["image"].shape for _, batch in watch.seen] == [(4, 4)] * 7
 
 
+@pytest.mark.slow  # imports TensorFlow
 def test_empty_tf_data_is_refused_before_training(tf):
     dataset = tf.data.Dataset.range(0)
     with pytest.raises(ValueError, match="train_ds is empty"):
         linear_classifier(np.ones((1, 4)), 3).train(1, dataset)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # imports TensorFlow
 def test_tfds_trains_as_it_is(tf, tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow_datasets")
     with tfds.testing.mock_data(num_examples=10):

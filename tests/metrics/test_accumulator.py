@@ -131,15 +131,16 @@ def test_unlike_metrics_are_a_usage_error():
         seen.pop()
 
 
+alive = weakref.WeakSet()
+
+
 class Tracked:
     """Says that it is large; `alive` holds those that exist."""
-
-    alive = weakref.WeakSet()
 
     def __init__(self, nbytes, steps=1):
         self.nbytes = nbytes
         self.steps = steps
-        self.alive.add(self)
+        alive.add(self)
 
     def merge(self, other):
         return Tracked(self.nbytes, self.steps + other.steps)
@@ -150,13 +151,13 @@ class Tracked:
 
 @pytest.mark.parametrize(("nbytes", "most"), [(4, 36), (2**20, 20), (2**24, 5), (2**40, 5)])
 def test_few_large_metrics_wait_at_once(nbytes, most):
-    seen, alive = Accumulator(), []
+    seen, counts = Accumulator(), []
     for _ in range(100):
         seen.add(Tracked(nbytes))
-        alive.append(len(Tracked.alive))
-    assert max(alive) <= most
+        counts.append(len(alive))
+    assert max(counts) <= most
     assert seen.pop().steps == 100
-    assert not Tracked.alive
+    assert not alive
 
 
 def test_folding_compiles_once(mean):
