@@ -63,7 +63,7 @@ def batches(dataset: Any, epoch: int, name: str) -> Iterator[Any]:
     """Yield one pass over the dataset, each array-like leaf as something jax takes.
 
     `dataset.set_epoch(epoch)` is called first where there is one. A callable is called, with the
-    epoch if it takes an argument.
+    epoch if it needs an argument or takes one of that name.
 
     Raises:
         ValueError: The pass has no batch.
@@ -139,5 +139,6 @@ def _takes_argument(function: Callable[..., Any]) -> bool:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # a callable written in C that does not tell
         return False
+    # An argument with a default is the function's own (`lambda ds=ds: iter(ds)`), but for `epoch`.
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(p.kind in kinds or p.kind is p.VAR_POSITIONAL for p in parameters)
+    return any(p.kind in kinds and (p.default is p.empty or p.name == "epoch") for p in parameters)

@@ -333,8 +333,14 @@ class _Run:
             except Exception as failure:  # noqa: BLE001 - raised once all were called
                 failure.add_note(f"Raised by {type(callback).__name__}.on_run_end.")
                 failures.append(failure)
-        if failures:
+        if not failures:
+            return
+        if error is None:
             raise failures[0]
+        # The run's own error goes on; what went wrong after it is told beside it.
+        error.add_note(f"After that, {type(failures[0]).__name__}: {failures[0]}")
+        for failure in failures:
+            _logger.error("A callback failed at the end of a failed run.", exc_info=failure)
 
 
 def _bar(title: str, total: int | None, show: bool, *, keep: bool = True) -> tqdm:

@@ -423,3 +423,12 @@ def test_grain_trains_as_it_is():
     assert_trains_as_lists_do(source.to_iter_dataset().batch(4), x, y, 4)
     with pytest.raises(ValueError, match="train_ds is empty"):
         linear_classifier(x[:1], 3).train(1, grain.MapDataset.source([]).batch(4))
+
+
+def test_a_functions_own_default_is_not_the_epoch(train, recorder):
+    batches = [1, 2]
+    events = []
+    train(2, lambda ds=batches: iter(ds), None, [recorder(events)])
+    assert [event[3] for event in events if event[0] == "step_end"] == [1, 2, 1, 2]
+    train(2, lambda epoch=7: iter([epoch]), None, [recorder(events)])
+    assert [event[3] for event in events if event[0] == "step_end"][4:] == [0, 1]

@@ -548,3 +548,18 @@ def test_what_is_no_experiment_is_refused(adding):
             run(type(adding))
         with pytest.raises(TypeError, match=r"solstice\.Experiment is expected; it is the str 'm'"):
             run("m")
+
+
+def test_a_failing_run_end_does_not_hide_the_runs_own_error(train, caplog):
+    class Failing(solstice.Callback):
+        def on_run_end(self, exp, error):
+            raise OSError("the disk is full")
+
+    def broken():
+        yield 1
+        raise KeyError("no such record")
+
+    with pytest.raises(KeyError, match="no such record") as raised:
+        train(1, broken, None, [Failing()])
+    assert raised.value.__notes__ == ["After that, OSError: the disk is full"]
+    assert "A callback failed at the end of a failed run." in caplog.text

@@ -32,7 +32,7 @@ class KerasModel(Model):
     >>> network = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(4)])
     >>> model = KerasModel(network)
     >>> model(jnp.ones((2, 3)))[0].shape, sorted(model.params)
-    ((2, 4), ['00_dense/bias', '00_dense/kernel'])
+    ((2, 4), ['00_dense/kernel', '01_dense/bias'])
     """
 
     params: dict[str, Array | None]

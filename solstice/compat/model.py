@@ -89,15 +89,17 @@ def join_params(model: Model) -> PyTree:
 def as_inputs(example: Any) -> tuple[Any, ...]:
     """Return an example as the tuple of a call's inputs; a tuple holds several, all else is one.
 
-    A `jax.ShapeDtypeStruct` stands for zeros.
+    A `jax.ShapeDtypeStruct` stands for zeros. Arrays become jax's, of a type that it has, as they
+    do under jit: float64 from numpy must not make a library ask for float64 parameters.
     """
     inputs = example if type(example) is tuple else (example,)
-    return jax.tree.map(
-        lambda leaf: (
-            jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-        ),
-        inputs,
-    )
+    return jax.tree.map(_as_input, inputs)
+
+
+def _as_input(leaf: Any) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jnp.zeros(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
+    return jnp.asarray(leaf) if eqx.is_array(leaf) else leaf
 
 
 def bind_call(function: Callable[..., Any], call: Callable[..., Any] | None) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ gradients is found once by tracing, and made of what a training step gives.
 import contextlib
 import functools
 import logging
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -32,7 +33,8 @@ from solstice.tree import describe, owned, replace
 
 _NAME = "OptaxOptimizer"
 
-# What an update may take, in the order in which it is offered; the first that works is taken.
+# What an update may take; the first that works is taken. They are offered in this order, but those
+# with what the first failure names go first, since tracing a large model takes a while.
 # Never more than needed: line searches hand what they do not know on to `value_fn`.
 _OFFERS = (
     (),
@@ -47,6 +49,8 @@ _OFFERS = (
     ("value", "obj_fn"),
     ("value", "grad", "value_fn", "grad_fn", "obj_fn"),
 )
+
+_NAMES = frozenset(_OFFERS[-1])
 
 # Optax's other names for what a training step gives as `value_fn`, and how they are called.
 _FROM_VALUE_FN: dict[str, Callable[..., Any]] = {
@@ -240,12 +244,16 @@ def _trace_step(
 
     extras = {"value": jnp.zeros((), dtype), "grad": grads, "value_fn": value_fn}
     failure: Exception | None = None
-    for takes in _OFFERS:
+    offers = list(_OFFERS)
+    while offers:
+        takes = offers.pop(0)
         step = functools.partial(_step, transformation, extras=_optax_extras(takes, extras))
         try:
             new_params, new_state = jax.eval_shape(step, grads, params, state)
         except (TypeError, ValueError, KeyError) as error:  # how a missing extra shows
-            failure = failure or error
+            if failure is None:
+                failure, named = error, set(re.findall(r"\w+", str(error)))
+                offers.sort(key=lambda offer: not named & _NAMES <= set(offer))
         else:
             _check_same("the parameters", params, new_params)
             return takes, new_state
