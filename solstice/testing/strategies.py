@@ -43,8 +43,9 @@ def splits(size: int) -> Any:
 
 
 def masks(size: int) -> Any:
-    """Lists of `size` booleans."""
-    return _st().lists(_st().booleans(), min_size=size, max_size=size)
+    """Lists of `size` booleans; some true and some false, where there are two or more."""
+    lists = _st().lists(_st().booleans(), min_size=size, max_size=size)
+    return lists if size < 2 else lists.filter(lambda mask: any(mask) and not all(mask))
 
 
 def batches(shape: Sequence[int] = (4,), num_classes: int = 3, *, max_size: int = 16) -> Any:

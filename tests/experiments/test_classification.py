@@ -1,25 +1,29 @@
 """ClassificationExperiment: any network, any optimizer, masks, keys, and what it refuses."""
 
-import sys
-from pathlib import Path
-
 import equinox as eqx
 import flax.linen as nn
+import flax.nnx
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from jax.example_libraries import stax
+from networks import keras, nnx
+from networks.equinox import CNN as EquinoxCNN
+from networks.function import cnn, cnn_init
+from networks.haiku import cnn as haiku_cnn
+from networks.linen import CNN as LinenCNN
+from networks.stax import cnn as stax_cnn
 
 import solstice
 from solstice.experiments.classification import softmax_cross_entropy
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "compat"))
-from natives import CLASSES, HAIKU_CNN, STAX_CNN, EquinoxCNN, LinenCNN, batch
-
+CLASSES = 3
 TX = optax.adam(1e-2)
-X, Y = batch(size=8)
+X = jax.random.normal(jax.random.key(0), (8, 4, 4, 1))
+Y = jax.random.randint(jax.random.key(1), (8,), 0, CLASSES)
 
 
 class MLP(nn.Module):
@@ -38,11 +42,14 @@ def mlp(**options):
 
 NETWORKS = {
     "linen": LinenCNN,
-    "haiku": lambda: HAIKU_CNN,
+    "nnx": lambda: nnx.CNN(flax.nnx.Rngs(0)),
+    "haiku": lambda: hk.transform_with_state(haiku_cnn),
     "equinox": lambda: eqx.nn.make_with_state(EquinoxCNN)(jax.random.key(0)),
     "stax": lambda: solstice.compat.StaxModel(
-        STAX_CNN["train"], X, key=0, eval_apply=STAX_CNN["test"][1]
+        stax_cnn("train"), X, key=0, eval_apply=stax_cnn("test")[1]
     ),
+    "keras": keras.cnn,
+    "function": lambda: solstice.compat.FunctionModel(cnn_init, cnn, X, key=0),
 }
 
 
@@ -50,7 +57,7 @@ NETWORKS = {
 def test_any_network_learns(library):
     rng = np.random.default_rng(0)
     y = rng.integers(0, CLASSES, 96)
-    x = rng.normal(size=(96, 6, 6, 1)).astype("float32") + y[:, None, None, None] - 1
+    x = rng.normal(size=(96, 4, 4, 1)).astype("float32") + 2 * y[:, None, None, None] - 2
     ds = [(x[i : i + 32], y[i : i + 32]) for i in range(0, 96, 32)]
     exp = solstice.ClassificationExperiment(NETWORKS[library](), TX, example_input=x[:2], key=0)
     assert exp.num_classes == CLASSES
@@ -227,7 +234,7 @@ def train_on(batch, **options):
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        ((X,), TypeError, r"A batch is expected to be \(x, y\).*it is \(float32\[8,6,6,1\]\)"),
+        ((X,), TypeError, r"A batch is expected to be \(x, y\).*it is \(float32\[8,4,4,1\]\)"),
         (X, TypeError, r"A batch is expected to be .*; it is float32"),
         ({"x": X, "y": Y}, ValueError, r"expected to have 'image'; it has 'x', 'y'.*batch_keys="),
         ((X, Y * 1.0), TypeError, r"labels are expected to be integer classes.*float32\[8\]"),

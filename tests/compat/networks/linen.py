@@ -1,0 +1,104 @@
+"""Flax Linen."""
+
+import flax.linen as nn
+import jax
+
+from networks.common import CLASSES, INPUTS, Subject, functional
+from solstice.compat import FlaxModel
+
+
+class MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(CLASSES)(nn.relu(nn.Dense(5)(x)))
+
+
+class CNN(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = nn.Conv(4, (3, 3))(x)
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        x = nn.relu(x).reshape(x.shape[0], -1)
+        x = nn.Dropout(0.4, deterministic=not train)(x)
+        return nn.Dense(CLASSES)(x)
+
+
+class Recurrent(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(CLASSES)(nn.RNN(nn.GRUCell(5))(x)[:, -1])
+
+
+class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, queries, memory, deterministic: bool):
+        x = nn.MultiHeadDotProductAttention(num_heads=2, dropout_rate=0.3)(
+            queries, memory, deterministic=deterministic
+        )
+        if not deterministic:
+            x += 0.1 * jax.random.normal(self.make_rng("noise"), x.shape)
+        x = nn.LayerNorm()(queries + x)
+        return {"sequence": x, "classes": nn.Dense(CLASSES)(x.mean(1))}
+
+
+class Embedding(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        return nn.Dense(CLASSES)(nn.Embed(7, 4)(tokens).mean(1))
+
+
+class Parameterless(nn.Module):
+    def __call__(self, x):
+        return nn.softmax(x)
+
+
+class Shared(nn.Module):
+    def setup(self):
+        self.dense = nn.Dense(4)
+
+    def __call__(self, x):
+        return self.dense(nn.relu(self.dense(x)))
+
+
+STREAMS = ("dropout", "noise")
+
+
+def _subject(kind: str, module: nn.Module, *flags: tuple[str, bool]) -> Subject:
+    inputs = INPUTS[kind]
+
+    def mode(train):
+        return {name: value == train for name, value in flags}
+
+    def init(key):
+        variables = dict(module.init(key, *inputs, **mode(False)))
+        return variables.pop("params", {}), variables
+
+    def apply(params, state, inputs, key, train):
+        variables = {"params": params, **state}
+        if not train:
+            return module.apply(variables, *inputs, **mode(False)), state
+        rngs = {name: jax.random.fold_in(key, i) if i else key for i, name in enumerate(STREAMS)}
+        return module.apply(variables, *inputs, **mode(True), rngs=rngs, mutable=list(state))
+
+    return functional(
+        inputs,
+        lambda key: FlaxModel(module, inputs, key=key, streams=STREAMS),
+        init,
+        apply,
+        lambda params, state: {"params": params, **state},
+        lambda variables: (
+            variables["params"],
+            {name: values for name, values in variables.items() if name != "params"},
+        ),
+    )
+
+
+SUBJECTS = {
+    "mlp": _subject("mlp", MLP()),
+    "cnn": _subject("cnn", CNN(), ("train", True)),
+    "recurrent": _subject("recurrent", Recurrent()),
+    "attention": _subject("attention", Attention(), ("deterministic", False)),
+    "embedding": _subject("embedding", Embedding()),
+    "parameterless": _subject("parameterless", Parameterless()),
+    "shared": _subject("shared", Shared()),
+}
