@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_bring_your_own_library(capsys):
     program = runpy.run_path(str(ROOT / "examples" / "bring_your_own.py"))
     accuracy = program["main"](num_epochs=15, progress=False)
@@ -21,6 +22,7 @@ def test_bring_your_own_library(capsys):
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_python_block_of_a_page_runs(page):
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)

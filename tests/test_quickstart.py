@@ -29,6 +29,7 @@ def assert_drawn(path):
     assert np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0).shape[0] > 20
 
 
+@pytest.mark.slow
 def test_two_libraries_for_an_epoch(quickstart, tmp_path, capsys):
     arguments = ["--epochs", "1", "--quiet", "--output", str(tmp_path)]
     rows = quickstart.main([*arguments, "--libraries", "stax", "flax"])
@@ -46,6 +47,7 @@ def test_two_libraries_for_an_epoch(quickstart, tmp_path, capsys):
     assert_drawn(tmp_path / "confusion_matrix.png")
 
 
+@pytest.mark.slow
 def test_the_four_networks_are_one_architecture(quickstart):
     import jax
     import jax.numpy as jnp
@@ -67,6 +69,7 @@ def test_each_epoch_has_its_own_order_and_every_run_the_same(quickstart):
     assert sum(len(y) for _, y in data.test) == 360
 
 
+@pytest.mark.slow
 def test_mnist_comes_through_tfds(quickstart, tmp_path):
     import tensorflow_datasets as tfds
 

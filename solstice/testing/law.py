@@ -195,7 +195,7 @@ def run(
             outcomes.append(Outcome(law, skipped="excluded"))
             continue
         if law.says_nothing(subject):
-            outcomes.append(Outcome(law, skipped=f"nothing was given for {law.needs}="))
+            outcomes.append(Outcome(law, skipped=f"it needs `{law.needs}`, which was not given"))
             continue
         try:
             law.check(subject, examples=examples)

@@ -243,6 +243,7 @@ def test_one_key_may_come_by_its_stream(library):
 
 
 # Keras makes its own values, outside of jax.
+@pytest.mark.slow
 @pytest.mark.parametrize("library", [name for name in CNNS if name != "keras"])
 def test_construction_works_under_jit_vmap_and_eval_shape(library):
     make = CNNS[library].make_model

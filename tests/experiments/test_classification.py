@@ -53,7 +53,13 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("library", NETWORKS)
+@pytest.mark.parametrize(
+    "library",
+    [
+        pytest.param(name, marks=() if name in ("linen", "equinox") else pytest.mark.slow)
+        for name in NETWORKS
+    ],
+)
 def test_any_network_learns(library):
     rng = np.random.default_rng(0)
     y = rng.integers(0, CLASSES, 96)

@@ -1,5 +1,7 @@
 """Keras 3 on JAX: networks that hold their variables, called on other values in a scope."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -67,19 +69,22 @@ def shared():
 
 def _subject(kind: str, build) -> Subject:
     inputs = INPUTS[kind]
-    keras.utils.set_random_seed(0)
-    network = build()
-    seeds = [v for v in network.variables if v.path.endswith("seed_generator_state")]
+
+    @functools.cache
+    def made():
+        keras.utils.set_random_seed(0)
+        return build()
 
     def make_model(key) -> Model:
         # Keras draws its initial values itself, from its own seed; these are drawn from the key.
-        model = KerasModel(network)
+        model = KerasModel(made())
         leaves, structure = jax.tree.flatten(model.params)
         keys = jax.random.split(key, len(leaves) + 1)[1:]
         fresh = [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
         return replace(model, params=jax.tree.unflatten(structure, fresh))
 
     def forward(values, others, inputs, train, streams=()):
+        network = made()
         pairs = [
             *zip(network.trainable_variables, values, strict=True),
             *zip(network.non_trainable_variables, others, strict=True),
@@ -92,7 +97,7 @@ def _subject(kind: str, build) -> Subject:
     def start(key):
         # In the order of the variables, as the adapter names them by.
         values = list(make_model(key).params.values())
-        others = [jnp.array(v.value) for v in network.non_trainable_variables]
+        others = [jnp.array(v.value) for v in made().non_trainable_variables]
         return values, others, TX.init(values)
 
     @jax.jit
@@ -112,7 +117,7 @@ def _subject(kind: str, build) -> Subject:
         return forward(carry[0], carry[1], inputs, False)[0]
 
     def own(carry):
-        copy = keras.models.clone_model(network)
+        copy = keras.models.clone_model(made())
         for variable, value in zip(copy.trainable_variables, carry[0], strict=True):
             variable.assign(value)
         for variable, value in zip(copy.non_trainable_variables, carry[1], strict=True):
@@ -120,6 +125,7 @@ def _subject(kind: str, build) -> Subject:
         return copy
 
     def call(own, *inputs, key, train):
+        seeds = [v for v in made().variables if v.path.endswith("seed_generator_state")]
         streams = [
             (seed, jax.random.bits(jax.random.fold_in(key, i), seed.shape, jnp.uint32))
             for i, seed in enumerate(seeds)
