@@ -1,4 +1,4 @@
-"""Haiku networks (`hk.transform`, `hk.transform_with_state`)."""
+"""Haiku networks (`hk.transform`, `hk.multi_transform`, and both with state)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -27,7 +27,7 @@ _NAME = "HaikuModel"
 
 
 class HaikuModel(Model):
-    """A transformed Haiku function, with state or without.
+    """A transformed Haiku function, or several of `hk.multi_transform`, with state or without.
 
     >>> import haiku as hk, jax, jax.numpy as jnp
     >>> from solstice.compat import HaikuModel
@@ -35,6 +35,18 @@ class HaikuModel(Model):
     >>> model = HaikuModel(hk.transform(lambda x: hk.Linear(4)(x)), x, key=jax.random.key(0))
     >>> model(x)[0].shape
     (2, 4)
+
+    Of several functions, `call` chooses:
+
+    >>> def autoencoder():
+    ...     encode, decode = hk.Linear(2), hk.Linear(3)
+    ...     return lambda x: decode(encode(x)), {"encode": encode, "decode": decode}
+    >>> def choose(apply, *arguments, name="encode"):
+    ...     return apply[name](*arguments)
+    >>> model = HaikuModel(hk.multi_transform(autoencoder), x, key=0, call=choose)
+    >>> codes, _ = model(x)
+    >>> codes.shape, model(codes, name="decode")[0].shape
+    ((2, 2), (2, 3))
     """
 
     params: PyTree
@@ -50,7 +62,10 @@ class HaikuModel(Model):
 
     def __init__(
         self,
-        transformed: hk.Transformed | hk.TransformedWithState,
+        transformed: hk.Transformed
+        | hk.TransformedWithState
+        | hk.MultiTransformed
+        | hk.MultiTransformedWithState,
         example: Any,
         *,
         key: Array | int,
@@ -66,16 +81,31 @@ class HaikuModel(Model):
             flags: The keywords that say whether it trains, with their values in training; None
                 finds them among the function's parameters.
             call: Called as `call(function, *arguments, **keywords)` instead of
-                `function(*arguments, **keywords)`, for `transformed.init` and `.apply` alike.
+                `function(*arguments, **keywords)`, for `transformed.init` and `.apply` alike. Of a
+                multi-transformed network, it is called with the tree of its apply functions, to
+                choose one; `transformed.init` is then called plainly, with the example alone.
+
+        Raises:
+            ValueError: A multi-transformed network comes without `call`.
         """
         inputs = as_inputs(example)
-        self._has_state = isinstance(transformed, hk.TransformedWithState)
-        self._takes_key = "rng" in parameters(transformed.apply)
+        several = isinstance(transformed, hk.MultiTransformed | hk.MultiTransformedWithState)
+        if several and call is None:
+            raise ValueError(
+                f"{_NAME}: this network has several apply functions, {transformed.apply}. Choose "
+                f"one: HaikuModel(..., call=lambda apply, *arguments: apply[0](*arguments))."
+            )
+        self._has_state = isinstance(
+            transformed, hk.TransformedWithState | hk.MultiTransformedWithState
+        )
+        self._takes_key = "rng" in parameters(jax.tree.leaves(transformed.apply)[0])
         self._flags = find_flags(call or transformed.apply, flags)
         self._functions = Static((transformed.apply, call))
-        # Batch norm makes its statistics only when it trains.
-        on = flag_values(self._flags, train=True)
-        initial = bind_call(transformed.init, call)(as_key(key), *inputs, **on)
+        if several:
+            initial = transformed.init(as_key(key), *inputs)
+        else:  # batch norm makes its statistics only when it trains
+            on = flag_values(self._flags, train=True)
+            initial = bind_call(transformed.init, call)(as_key(key), *inputs, **on)
         weights, state = initial if self._has_state else (initial, {})
         self.params, self.frozen = split_params(weights)
         self.state = owned(state)

@@ -107,8 +107,8 @@ class KerasModel(Model):
         state = self.state | (_seeds_from(single_key(key, _NAME), stored) if drawn else {})
         values = join_params(self) | state
         call = bind_call(network, self._call.value)
-        if len(inputs) > 1 and isinstance(network, keras.Model) and network.inputs is not None:
-            inputs = (list(inputs),)  # how a functional network takes them
+        if len(inputs) > 1 and _is_functional(network):
+            inputs = (list(inputs),)
         # Not network.stateless_call: it skips __call__, which is what passes `training` on.
         with keras.StatelessScope([(variables[name], values[name]) for name in variables]) as scope:
             outputs = call(*inputs, **kwargs)
@@ -138,8 +138,13 @@ class KerasModel(Model):
         return copy
 
 
+def _is_functional(network: Any) -> bool:
+    """Whether Keras knows the network's graph; it takes several inputs as a list then."""
+    return getattr(network, "inputs", None) is not None
+
+
 def _clone(network: Any) -> Any:
-    if isinstance(network, keras.Model) and network.inputs is not None:
+    if _is_functional(network):
         return keras.models.clone_model(network)
     copy = type(network).from_config(network.get_config())
     copy.build_from_config(network.get_build_config())

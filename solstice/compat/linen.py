@@ -1,5 +1,6 @@
 """Flax Linen networks (`flax.linen.Module`)."""
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -56,7 +57,7 @@ class FlaxModel(Model):
         module: nn.Module,
         example: Any,
         *,
-        key: Array | int | None = None,
+        key: Keys | int = None,
         variables: Mapping[str, PyTree] | None = None,
         streams: tuple[str, ...] = ("dropout",),
         flags: Mapping[str, bool] | None = None,
@@ -67,26 +68,29 @@ class FlaxModel(Model):
         Args:
             module: The network.
             example: A batch's inputs, or as many `jax.ShapeDtypeStruct`; a tuple is several.
-            key: For the initialisation; not needed with `variables`.
+            key: For the initialisation, or a mapping of keys by stream; not needed with
+                `variables`.
             variables: Values to start from, instead of an initialisation.
             streams: The random streams the network draws from. One key is split over them: the
                 first gets the key itself, the others keys folded from it.
             flags: The keywords that say whether it trains, with their values in training; None
                 finds them among the call's parameters.
             call: A method's name, or a function of (module, *inputs), to call instead of
-                `module.__call__`.
+                `module.__call__`; `model(*inputs, method=...)` calls another one.
         """
         if variables is None and key is None:
             raise ValueError(f"{_NAME}: pass key= to initialise the network, or variables=.")
         inputs = as_inputs(example)
-        function = getattr(type(module), call) if isinstance(call, str) else call
         self._module = Static(module)
         self._method = Static(call)
-        self._flags = find_flags(function or type(module).__call__, flags)
+        function = self._function(call)
+        self._flags = find_flags(function, flags)
         self._streams = tuple(streams)
         if variables is None:
             off = flag_values(self._flags, train=False)
-            variables = module.init(as_key(key), *inputs, method=call, **off)
+            rngs = self._rngs(key) if isinstance(key, Mapping) else as_key(key)
+            given, off = _by_position(function, inputs, off)
+            variables = module.init(rngs, *given, method=call, **off)
         collections = dict(flax.core.unfreeze(variables))  # pyright: ignore[reportArgumentType]
         self.params, self.frozen = split_params(collections.pop("params", {}))
         self.state = {}
@@ -97,13 +101,15 @@ class FlaxModel(Model):
     ) -> tuple[Any, Self]:
         train = check_train(train, _NAME)
         kwargs = flag_values(self._flags, train) | kwargs
+        method = kwargs.pop("method", self._method.value)
+        inputs, kwargs = _by_position(self._function(method), inputs, kwargs)
         rngs = self._rngs(key) if train else {}
         try:
             outputs, state = self._module.value.apply(
                 self.unwrap(),
                 *inputs,
                 rngs=rngs,
-                method=self._method.value,
+                method=method,
                 # A list, even an empty one, makes apply return the changed collections too.
                 mutable=list(self.state) if train else [],
                 **kwargs,
@@ -121,6 +127,10 @@ class FlaxModel(Model):
     def unwrap(self) -> dict[str, PyTree]:
         """Return the variables, as `module.apply` takes them."""
         return {"params": join_params(self), **self.state}
+
+    def _function(self, method: Any) -> Callable[..., Any]:
+        cls = type(self._module.value)
+        return getattr(cls, method) if isinstance(method, str) else method or cls.__call__
 
     def _rngs(self, key: Keys) -> dict[str, Array]:
         if isinstance(key, Mapping):
@@ -140,13 +150,15 @@ class FlaxModel(Model):
             return {}
 
         def step(collections: dict[str, PyTree], inputs: tuple[Any, ...]) -> PyTree:
+            on = flag_values(self._flags, train=True)
+            given, on = _by_position(self._function(self._method.value), inputs, on)
             return self._module.value.apply(
                 {"params": join_params(self), **collections},
-                *inputs,
+                *given,
                 rngs=self._rngs(jax.random.key(0)),
                 method=self._method.value,
                 mutable=list(collections),
-                **flag_values(self._flags, train=True),
+                **on,
             )[1]
 
         before = jax.eval_shape(lambda tree: tree, collections)
@@ -156,3 +168,14 @@ class FlaxModel(Model):
             for name, values in collections.items()
             if name not in after or after[name] == before[name]
         }
+
+
+def _by_position(
+    function: Callable[..., Any], inputs: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a call's arguments, by position where possible: `nn.remat` traces all keywords."""
+    try:
+        bound = inspect.signature(function).bind(None, *inputs, **kwargs)
+    except TypeError:  # which the call itself tells better
+        return inputs, kwargs
+    return bound.args[1:], bound.kwargs

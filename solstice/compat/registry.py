@@ -69,6 +69,10 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
             _initialised("HaikuModel"),
             "a transformed Haiku function with state",
         ),
+        *(
+            Kind(f"haiku.{name}", _initialised("HaikuModel"), "a multi-transformed Haiku function")
+            for name in ("MultiTransformed", "MultiTransformedWithState")
+        ),
         Kind(
             "equinox.Module",
             _ready("EquinoxModel"),

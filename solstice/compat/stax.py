@@ -64,7 +64,8 @@ class StaxModel(Model):
 
         Args:
             network: The pair of functions.
-            example: A batch's input, or a `jax.ShapeDtypeStruct`; a tuple is several.
+            example: A batch's input, or a `jax.ShapeDtypeStruct`; a tuple is several. The init
+                function gets the shape of each array in it.
             key: For the initialisation.
             eval_apply: The apply function of evaluation; None evaluates with the pair's own.
             flags: The keywords that say whether it trains, with their values in training; None
@@ -73,7 +74,7 @@ class StaxModel(Model):
         """
         init, apply = network
         inputs = as_inputs(example)
-        shapes = tuple(tuple(one.shape) for one in inputs)
+        shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), inputs)
         self._functions = Static((apply, eval_apply or apply))
         self._call = Static(call)
         self._flags = find_flags(call or apply, flags)
