@@ -53,7 +53,7 @@ class PebbleModel(compat.Model):
     """Three fields of arrays, the network itself as a static one, and a call."""
 
     params: dict
-    frozen: dict
+    frozen: dict | None
     state: dict
     network: compat.Static = eqx.field(static=True)
 

@@ -167,3 +167,21 @@ def path_name(path: tuple[Any, ...]) -> str:
     'dense/0'
     """
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def leaves_by_path(tree: PyTree) -> dict[str, Any]:
+    """Return the leaves of a tree by the names of their paths, in the tree's order.
+
+    Raises:
+        ValueError: Two paths have one name, as "a/b" beside {"a": {"b": ...}} do.
+
+    >>> leaves_by_path({"dense": [1.0, 2.0]})
+    {'dense/0': 1.0, 'dense/1': 2.0}
+    """
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = path_name(path)
+        if name in leaves:
+            raise ValueError(f"Two leaves of the tree are named {name!r}; rename one of them.")
+        leaves[name] = leaf
+    return leaves

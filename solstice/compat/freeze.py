@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
-from solstice.compat.model import Model, join_params
+from solstice.compat.model import Model, divide, join_params
 from solstice.tree import path_name, replace
 
 _M = TypeVar("_M", bound=Model)
@@ -37,16 +37,18 @@ def freeze(model: _M, predicate: Callable[[str, Array], Any]) -> _M:
     >>> [leaf.shape for leaf in jax.tree.leaves(tuned.params)]
     [(2,), (8, 2)]
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(model.params)
-    chosen = [bool(predicate(path_name(path), leaf)) for path, leaf in leaves]
-    if not any(chosen):
+    leaves = jax.tree_util.tree_leaves_with_path(model.params)
+    chosen = {path for path, leaf in leaves if predicate(path_name(path), leaf)}
+    if not chosen:
         paths = ", ".join(path_name(path) for path, _ in leaves)
         raise ValueError(
             f"freeze() was to freeze some parameters, but the predicate chose none of: {paths}."
         )
-    keep = jax.tree.unflatten(structure, [not one for one in chosen])
-    params, frozen = eqx.partition(model.params, keep)
-    return replace(model, params=params, frozen=eqx.combine(frozen, model.frozen))
+    still = {path for path, _ in leaves} - chosen
+    weights = join_params(model)
+    trained = jax.tree_util.tree_map_with_path(lambda path, _: path in still, weights)
+    params, frozen = divide(weights, trained)
+    return replace(model, params=params, frozen=frozen)
 
 
 def unfreeze(model: _M) -> _M:
@@ -59,5 +61,6 @@ def unfreeze(model: _M) -> _M:
     >>> len(jax.tree.leaves(frozen.params)), len(jax.tree.leaves(compat.unfreeze(frozen).params))
     (0, 2)
     """
-    params, frozen = eqx.partition(join_params(model), eqx.is_inexact_array)
+    weights = join_params(model)
+    params, frozen = divide(weights, jax.tree.map(eqx.is_inexact_array, weights))
     return replace(model, params=params, frozen=frozen)

@@ -7,11 +7,12 @@ from typing import Any, Self
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import keras
 from jaxtyping import Array
 
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values
-from solstice.compat.model import Keys, Model, bind_call, join_params, single_key, split_params
+from solstice.compat.model import Keys, Model, bind_call, divide, join_params, single_key
 from solstice.compat.static import Static
 from solstice.tree import owned, replace
 
@@ -36,7 +37,7 @@ class KerasModel(Model):
     """
 
     params: dict[str, Array | None]
-    frozen: dict[str, Array | None]
+    frozen: dict[str, Array | None] | None
     state: dict[str, Array]
     _network: Static[Any] = eqx.field(static=True)
     # The network's variables by name, captured now: the network may be trained on elsewhere.
@@ -88,12 +89,11 @@ class KerasModel(Model):
         # A weight that Keras was told not to train is still among its layer's trainable ones.
         weights = {id(v) for layer in _layers(network) for v in layer._trainable_variables}
         constants = {name: values.pop(name) for name, v in variables.items() if id(v) in weights}
-        trained = {name: variables[name].trainable for name in constants}
-        params, frozen = split_params(constants)
-        self.params = {name: leaf if trained[name] else None for name, leaf in params.items()}
-        self.frozen = {
-            name: leaf if trained[name] else params[name] for name, leaf in frozen.items()
+        trained = {
+            name: variables[name].trainable and jnp.issubdtype(value.dtype, jnp.inexact)
+            for name, value in constants.items()
         }
+        self.params, self.frozen = divide(owned(constants), trained)
         self.state = owned(values)
 
     def __call__(

@@ -25,7 +25,8 @@ class Model(eqx.Module):
     Attributes:
         params: Strongly typed float or complex arrays: what the optimizer sees. It may have
             holes (None) where a leaf is in `frozen`.
-        frozen: The network's other constants: integer buffers, frozen weights.
+        frozen: The network's other constants, integer buffers and frozen weights, in a tree like
+            `params`; None where there are none.
         state: What the forward pass updates: batch statistics and other collections.
 
     >>> import jax, jax.numpy as jnp, solstice
@@ -74,16 +75,27 @@ def split_params(weights: PyTree) -> tuple[PyTree, PyTree]:
     >>> import numpy as np
     >>> split_params({"w": np.ones(1), "table": np.arange(2)})[1]
     {'table': Array([0, 1], dtype=int32), 'w': None}
+    >>> split_params({"w": np.ones(1)})[1] is None
+    True
     """
     weights = owned(
         jax.tree.map(lambda leaf: leaf if eqx.is_array(leaf) else jnp.asarray(leaf), weights)
     )
-    return eqx.partition(weights, eqx.is_inexact_array)
+    return divide(weights, jax.tree.map(eqx.is_inexact_array, weights))
+
+
+def divide(weights: PyTree, trained: PyTree) -> tuple[PyTree, PyTree]:
+    """Return the weights as `params` and `frozen`, by a tree of booleans.
+
+    Where nothing is frozen, `frozen` is None: a tree of holes would be walked in every call.
+    """
+    params, frozen = eqx.partition(weights, trained)
+    return params, frozen if jax.tree.leaves(frozen) else None
 
 
 def join_params(model: Model) -> PyTree:
     """Return the library's tree of weights: `params` with its holes filled from `frozen`."""
-    return eqx.combine(model.params, model.frozen)
+    return model.params if model.frozen is None else eqx.combine(model.params, model.frozen)
 
 
 def as_inputs(example: Any) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from solstice.tree import path_name
+from solstice.tree import leaves_by_path
 
 RTOL = 1e-5
 
@@ -20,9 +20,7 @@ def values(tree: PyTree) -> dict[str, np.ndarray]:
     {'w': array([1., 1.], dtype=float32)}
     """
     return {
-        path_name(path): _on_host(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if eqx.is_array(leaf)
+        name: _on_host(leaf) for name, leaf in leaves_by_path(tree).items() if eqx.is_array(leaf)
     }
 
 
@@ -40,8 +38,7 @@ def assert_same_signature(left: PyTree, right: PyTree, what: str) -> None:
     (left_structure, left_leaves), (right_structure, right_leaves) = map(signature, (left, right))
     if left_structure != right_structure:
         raise AssertionError(f"{what}: the tree changed from {left_structure} to {right_structure}")
-    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(left)]
-    for path, a, b in zip(paths, left_leaves, right_leaves, strict=True):
+    for path, a, b in zip(leaves_by_path(left), left_leaves, right_leaves, strict=True):
         if a != b:
             raise AssertionError(
                 f"{what}: {path or 'the leaf'} changed from (shape, dtype, weak type) {a} to {b}"

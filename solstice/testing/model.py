@@ -21,7 +21,7 @@ from solstice.testing.compare import (
 )
 from solstice.testing.law import EXAMPLES, Law, LawBook, Report, run
 from solstice.testing.strategies import masks, permutations, seeds, splits
-from solstice.tree import depends_on, path_name, replace, used_leaves
+from solstice.tree import depends_on, leaves_by_path, replace, used_leaves
 
 Native = Callable[..., Any]
 
@@ -82,15 +82,14 @@ _book = LawBook(
 @_book.law()
 def leaves_are_arrays(subject: ModelSubject) -> None:
     """Every leaf is a jax array; params are strongly typed and inexact."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(subject.model):
-        name = path_name(path)
+    for name, leaf in leaves_by_path(subject.model).items():
         assert isinstance(leaf, jax.Array), f"{name} is {type(leaf).__name__}, not a jax array"
         assert not getattr(leaf, "weak_type", False), (
             f"{name} is weakly typed; adapt it with a dtype of its own"
         )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(subject.model.params):
+    for name, leaf in leaves_by_path(subject.model.params).items():
         assert jnp.issubdtype(leaf.dtype, jnp.inexact), (
-            f"params hold {path_name(path)} of {leaf.dtype}, which has no gradient: it is frozen"
+            f"params hold {name} of {leaf.dtype}, which has no gradient: it is frozen"
         )
 
 
@@ -528,13 +527,8 @@ def _frozen(model: Model, mask: list[bool]) -> Model:
     """Freeze the leaves of params that the mask names; none where it names none."""
     if not any(mask):
         return model
-    chosen = {
-        path_name(path)
-        for (path, _), off in zip(
-            jax.tree_util.tree_leaves_with_path(model.params), mask, strict=True
-        )
-        if off
-    }
+    paths = leaves_by_path(model.params)
+    chosen = {path for path, off in zip(paths, mask, strict=True) if off}
     return freeze(model, lambda path, leaf: path in chosen)
 
 
