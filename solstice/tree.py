@@ -185,3 +185,26 @@ def leaves_by_path(tree: PyTree) -> dict[str, Any]:
             raise ValueError(f"Two leaves of the tree are named {name!r}; rename one of them.")
         leaves[name] = leaf
     return leaves
+
+
+def leaf_names(structure: Any) -> list[str]:
+    """Return the names of the leaves' paths in a tree's structure.
+
+    >>> leaf_names(jax.tree.structure({"dense": [1.0, 2.0]}))
+    ['dense/0', 'dense/1']
+    """
+    return list(leaves_by_path(jax.tree.unflatten(structure, range(structure.num_leaves))))
+
+
+def tree_difference(expected: Any, found: Any) -> str:
+    """Say in a few words how two structures differ, for an error message.
+
+    >>> tree_difference(jax.tree.structure({"w": 1, "b": 2}), jax.tree.structure({"w": 1}))
+    "they lack 'b'"
+    """
+    expected_names, found_names = leaf_names(expected), leaf_names(found)
+    missing = [repr(name) for name in expected_names if name not in found_names]
+    unknown = [repr(name) for name in found_names if name not in expected_names]
+    parts = [f"they lack {', '.join(missing[:3])}"] * bool(missing)
+    parts += [f"they have {', '.join(unknown[:3])} besides"] * bool(unknown)
+    return " and ".join(parts) or f"those were {expected}, these are {found}"

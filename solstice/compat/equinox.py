@@ -48,6 +48,7 @@ class EquinoxModel(Model):
     params: dict[str, Array | None]
     frozen: dict[str, Array | None] | None
     state: eqx.nn.State | None
+    _tree: Static[Any] = eqx.field(static=True)
     # The arrays' places, and all that is no array, in training and in evaluation: `inference`
     # flags are such leaves.
     _rest: Static[tuple[_Places, PyTree, PyTree]] = eqx.field(static=True)
@@ -97,9 +98,11 @@ class EquinoxModel(Model):
         self._axis_name = _axis_name(module)
         arrays, training = eqx.partition(eqx.nn.inference_mode(module, False), eqx.is_array)
         evaluating = eqx.filter(eqx.nn.inference_mode(module, True), eqx.is_array, inverse=True)
-        places = _Places(jax.tree.structure(arrays), tuple(leaves_by_path(arrays)))
+        weights = leaves_by_path(arrays)
+        places = _Places(jax.tree.structure(arrays), tuple(weights))
         self._rest = Static((places, training, evaluating))
-        self.params, self.frozen = split_params(leaves_by_path(arrays))
+        self._tree = Static(jax.tree.structure(weights))
+        self.params, self.frozen = split_params(weights)
         self.state = owned(state)
 
     def __call__(
@@ -130,7 +133,7 @@ class EquinoxModel(Model):
 
     def _module(self, train: bool) -> Any:
         places, training, evaluating = self._rest.value
-        values = join_params(self)
+        values = join_params(self, self._tree)
         arrays = jax.tree.unflatten(places.structure, [values[name] for name in places.names])
         return eqx.combine(arrays, training if train else evaluating)
 

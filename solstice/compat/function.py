@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, PyTree
 
 from solstice.compat.flags import Flags, accepts, check_train, find_flags, flag_values, parameters
@@ -43,6 +44,7 @@ class FunctionModel(Model):
     params: PyTree
     frozen: PyTree
     state: PyTree
+    _tree: Static[Any] = eqx.field(static=True)
     _functions: Static[tuple[Callable[..., Any], Callable[..., Any] | None]] = eqx.field(
         static=True
     )
@@ -82,6 +84,7 @@ class FunctionModel(Model):
                 f"{_NAME}: apply takes a state, so init is expected to return (params, state)."
             )
         weights, state = initial if self._has_state else (initial, None)
+        self._tree = Static(jax.tree.structure(weights))
         self.params, self.frozen = split_params(weights)
         self.state = owned(state)
 
@@ -95,10 +98,14 @@ class FunctionModel(Model):
             kwargs = {self._key_name: key} | kwargs
         if self._has_state:
             kwargs = {"state": self.state} | kwargs
-        result = bind_call(*self._functions.value)(join_params(self), *inputs, **kwargs)
+        result = bind_call(*self._functions.value)(join_params(self, self._tree), *inputs, **kwargs)
         outputs, state = result if self._has_state else (result, None)
         return outputs, replace(self, state=state) if train else self
 
     def unwrap(self) -> Any:
         """Return `params`, or `(params, state)` of a network with state."""
-        return (join_params(self), self.state) if self._has_state else join_params(self)
+        return (
+            (join_params(self, self._tree), self.state)
+            if self._has_state
+            else join_params(self, self._tree)
+        )

@@ -52,6 +52,7 @@ class HaikuModel(Model):
     params: PyTree
     frozen: PyTree
     state: PyTree
+    _tree: Static[Any] = eqx.field(static=True)
     _functions: Static[tuple[Callable[..., Any], Callable[..., Any] | None]] = eqx.field(
         static=True
     )
@@ -107,6 +108,7 @@ class HaikuModel(Model):
             on = flag_values(self._flags, train=True)
             initial = bind_call(transformed.init, call)(as_key(key), *inputs, **on)
         weights, state = initial if self._has_state else (initial, {})
+        self._tree = Static(jax.tree.structure(weights))
         self.params, self.frozen = split_params(weights)
         self.state = owned(state)
         self._random_evaluation = depends_on(
@@ -140,7 +142,11 @@ class HaikuModel(Model):
 
     def unwrap(self) -> Any:
         """Return `params`, or `(params, state)` of a network with state, as `apply` takes them."""
-        return (join_params(self), self.state) if self._has_state else join_params(self)
+        return (
+            (join_params(self, self._tree), self.state)
+            if self._has_state
+            else join_params(self, self._tree)
+        )
 
     def _forward(
         self, key: Array | None, inputs: tuple[Any, ...], kwargs: dict[str, Any]
@@ -148,5 +154,5 @@ class HaikuModel(Model):
         state = (self.state,) if self._has_state else ()
         rng = (key,) if self._takes_key else ()
         apply = bind_call(*self._functions.value)
-        result = apply(join_params(self), *state, *rng, *inputs, **kwargs)
+        result = apply(join_params(self, self._tree), *state, *rng, *inputs, **kwargs)
         return result if self._has_state else (result, self.state)

@@ -39,6 +39,7 @@ class KerasModel(Model):
     params: dict[str, Array | None]
     frozen: dict[str, Array | None] | None
     state: dict[str, Array]
+    _tree: Static[Any] = eqx.field(static=True)
     _network: Static[Any] = eqx.field(static=True)
     # The network's variables by name, captured now: the network may be trained on elsewhere.
     _variables: Static[dict[str, Any]] = eqx.field(static=True)
@@ -93,6 +94,7 @@ class KerasModel(Model):
             name: variables[name].trainable and jnp.issubdtype(value.dtype, jnp.inexact)
             for name, value in constants.items()
         }
+        self._tree = Static(jax.tree.structure(constants))
         self.params, self.frozen = divide(owned(constants), trained)
         self.state = owned(values)
 
@@ -105,7 +107,7 @@ class KerasModel(Model):
         stored = {name: value for name, value in self.state.items() if _is_seed(name)}
         drawn = train and key is not None
         state = self.state | (_seeds_from(single_key(key, _NAME), stored) if drawn else {})
-        values = join_params(self) | state
+        values = join_params(self, self._tree) | state
         call = bind_call(network, self._call.value)
         if len(inputs) > 1 and _is_functional(network):
             inputs = (list(inputs),)
@@ -132,7 +134,7 @@ class KerasModel(Model):
                 f"its constructor takes (**kwargs too), or assign the model's values to the "
                 f"variables of a network of your own."
             ) from error
-        values = join_params(self) | self.state
+        values = join_params(self, self._tree) | self.state
         for name, variable in _named_variables(copy).items():
             variable.assign(values[name])
         return copy

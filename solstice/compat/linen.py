@@ -47,6 +47,7 @@ class FlaxModel(Model):
     params: PyTree
     frozen: PyTree
     state: dict[str, PyTree]
+    _tree: Static[Any] = eqx.field(static=True)
     _module: Static[nn.Module] = eqx.field(static=True)
     _method: Static[Any] = eqx.field(static=True)
     _flags: Flags = eqx.field(static=True)
@@ -92,7 +93,9 @@ class FlaxModel(Model):
             given, off = _by_position(function, inputs, off)
             variables = module.init(rngs, *given, method=call, **off)
         collections = dict(flax.core.unfreeze(variables))  # pyright: ignore[reportArgumentType]
-        self.params, self.frozen = split_params(collections.pop("params", {}))
+        weights = collections.pop("params", {})
+        self._tree = Static(jax.tree.structure(weights))
+        self.params, self.frozen = split_params(weights)
         self.state = {}
         self.state = owned(self._persistent(collections, inputs))
 
@@ -126,7 +129,7 @@ class FlaxModel(Model):
 
     def unwrap(self) -> dict[str, PyTree]:
         """Return the variables, as `module.apply` takes them."""
-        return {"params": join_params(self), **self.state}
+        return {"params": join_params(self, self._tree), **self.state}
 
     def _function(self, method: Any) -> Callable[..., Any]:
         cls = type(self._module.value)
@@ -153,7 +156,7 @@ class FlaxModel(Model):
             on = flag_values(self._flags, train=True)
             given, on = _by_position(self._function(self._method.value), inputs, on)
             return self._module.value.apply(
-                {"params": join_params(self), **collections},
+                {"params": join_params(self, self._tree), **collections},
                 *given,
                 rngs=self._rngs(jax.random.key(0)),
                 method=self._method.value,

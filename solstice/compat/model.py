@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from solstice.tree import describe, is_key, owned
+from solstice.compat.static import Static
+from solstice.tree import describe, is_key, owned, tree_difference
 
 # A key for each named stream, or one key for all of them.
 Keys = Array | Mapping[str, Array] | None
@@ -93,9 +94,21 @@ def divide(weights: PyTree, trained: PyTree) -> tuple[PyTree, PyTree]:
     return params, frozen if jax.tree.leaves(frozen) else None
 
 
-def join_params(model: Model) -> PyTree:
-    """Return the library's tree of weights: `params` with its holes filled from `frozen`."""
-    return model.params if model.frozen is None else eqx.combine(model.params, model.frozen)
+def join_params(model: Model, like: Static[Any] | None = None) -> PyTree:
+    """Return the library's tree of weights: `params` with its holes filled from `frozen`.
+
+    Raises:
+        ValueError: It has another structure than `like`, that of the weights the model was made
+            with.
+    """
+    weights = model.params if model.frozen is None else eqx.combine(model.params, model.frozen)
+    if like is not None and (found := jax.tree.structure(weights)) != like.value:
+        raise ValueError(
+            f"{type(model).__name__}: params (with frozen) are expected to be a tree like the one "
+            f"the model was made with; {tree_difference(like.value, found)}. Replace values and "
+            f"keep the tree: solstice.replace(model, params=jax.tree.map(..., model.params))."
+        )
+    return weights
 
 
 def as_inputs(example: Any) -> tuple[Any, ...]:

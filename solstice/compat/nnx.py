@@ -36,6 +36,7 @@ class NNXModel(Model):
     params: PyTree
     frozen: PyTree
     state: dict[str, PyTree]
+    _tree: Static[Any] = eqx.field(static=True)
     # The graph in training and in evaluation, as it is before a call.
     _graphs: Static[tuple[Any, Any]] = eqx.field(static=True)
     _call: Static[Callable[..., Any] | None] = eqx.field(static=True)
@@ -66,7 +67,9 @@ class NNXModel(Model):
         self._call = Static(call)
         # A flag that is None by default is one that train() and eval() set.
         self._flags = find_flags(call or type(module).__call__, flags, skip_none=True)
-        self.params, self.frozen = split_params(nnx.to_pure_dict(weights))
+        values = nnx.to_pure_dict(weights)
+        self._tree = Static(jax.tree.structure(values))
+        self.params, self.frozen = split_params(values)
         self.state = owned({"rngs": nnx.to_pure_dict(rngs), "vars": nnx.to_pure_dict(others)})
 
     def __call__(
@@ -103,7 +106,7 @@ class NNXModel(Model):
     def _module(self, train: bool, rngs: PyTree) -> nnx.Module:
         training, evaluating = self._graphs.value
         graph = training if train else evaluating
-        return nnx.merge(graph, join_params(self), rngs, self.state["vars"])
+        return nnx.merge(graph, join_params(self, self._tree), rngs, self.state["vars"])
 
 
 def _streams_from(key: Any, rngs: PyTree) -> PyTree:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from solstice.compat.static import Static
-from solstice.tree import describe, path_name
+from solstice.tree import describe, leaf_names, tree_difference
 
 
 class Optimizer(eqx.Module):
@@ -96,7 +96,7 @@ def check_trees(adapter: str, expected: Static[Signature] | None, **trees: PyTre
     for name, tree in trees.items():
         found = signature(tree).value
         if found.structure != structure:
-            difference = _tree_difference(structure, found.structure)
+            difference = tree_difference(structure, found.structure)
         elif found.leaves != leaves:
             difference = _leaf_difference(structure, leaves, found.leaves)
         else:
@@ -109,23 +109,11 @@ def check_trees(adapter: str, expected: Static[Signature] | None, **trees: PyTre
         )
 
 
-def _paths(structure: Any) -> list[str]:
-    numbered = jax.tree.unflatten(structure, range(structure.num_leaves))
-    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(numbered)]
-
-
-def _tree_difference(expected: Any, found: Any) -> str:
-    expected_paths, found_paths = _paths(expected), _paths(found)
-    missing = [repr(path) for path in expected_paths if path not in found_paths]
-    unknown = [repr(path) for path in found_paths if path not in expected_paths]
-    parts = [f"they lack {', '.join(missing[:3])}"] * bool(missing)
-    parts += [f"they have {', '.join(unknown[:3])} besides"] * bool(unknown)
-    return " and ".join(parts) or f"those were {expected}, these are {found}"
-
-
 def _leaf_difference(structure: Any, expected: tuple, found: tuple) -> str:
     path, was, now = next(
-        leaf for leaf in zip(_paths(structure), expected, found, strict=True) if leaf[1] != leaf[2]
+        leaf
+        for leaf in zip(leaf_names(structure), expected, found, strict=True)
+        if leaf[1] != leaf[2]
     )
     return f"{path!r} was {describe(was)} and is {describe(now)} here"
 

@@ -45,6 +45,7 @@ class StaxModel(Model):
     params: PyTree
     frozen: PyTree
     state: None
+    _tree: Static[Any] = eqx.field(static=True)
     _functions: Static[tuple[Callable[..., Any], ...]] = eqx.field(static=True)
     _call: Static[Callable[..., Any] | None] = eqx.field(static=True)
     _flags: Flags = eqx.field(static=True)
@@ -79,6 +80,7 @@ class StaxModel(Model):
         self._call = Static(call)
         self._flags = find_flags(call or apply, flags)
         _, weights = init(as_key(key), shapes[0] if len(shapes) == 1 else shapes)
+        self._tree = Static(jax.tree.structure(weights))
         self.params, self.frozen = split_params(weights)
         self.state = None
         self._random_evaluation = depends_on(self._evaluate, jax.random.key(0), inputs, {})
@@ -104,7 +106,7 @@ class StaxModel(Model):
 
     def unwrap(self) -> PyTree:
         """Return the parameters, as the apply function takes them."""
-        return join_params(self)
+        return join_params(self, self._tree)
 
     def _evaluate(self, key: Array, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._forward(key, inputs, kwargs, train=False)
@@ -117,4 +119,4 @@ class StaxModel(Model):
         rng = {"rng": key} if accepts(apply, "rng") else {}
         joined = inputs[0] if len(inputs) == 1 else inputs
         kwargs = rng | flag_values(self._flags, train) | kwargs
-        return bind_call(apply, self._call.value)(join_params(self), joined, **kwargs)
+        return bind_call(apply, self._call.value)(join_params(self, self._tree), joined, **kwargs)

@@ -385,7 +385,7 @@ def test_training_equals_keras_own_fit():
         )
 
     x = np.asarray(jax.random.normal(KEY, (32, 3)))
-    y = np.arange(32) % 2
+    y = np.arange(32, dtype="int32") % 2
     own = make()
     own.compile(
         keras.optimizers.SGD(0.1, momentum=0.9),

@@ -233,6 +233,16 @@ def test_bad_train_and_bad_keys_are_type_errors(library):
 
 
 @pytest.mark.parametrize("library", CNNS)
+def test_a_changed_tree_names_adapter_difference_and_remedy(library):
+    model = CNNS[library].make_model(KEY)
+    other = solstice.replace(model, params={"other": jnp.ones(3)})
+    name = type(model).__name__
+    message = rf"{name}: params .* lack '.*' and they have 'other' besides.*keep the tree: solstice"
+    with pytest.raises(ValueError, match=message):
+        other(*CNNS[library].inputs)
+
+
+@pytest.mark.parametrize("library", CNNS)
 def test_one_key_may_come_by_its_stream(library):
     model = CNNS[library].make_model(KEY)
     (x,) = CNNS[library].inputs
