@@ -13,6 +13,7 @@ from solstice.errors import EarlyStoppingException, UsageError
 from solstice.experiment import Experiment
 from solstice.experiments import ClassificationExperiment
 from solstice.metrics import ClassificationMetrics, Metrics, reduce
+from solstice.step import jit, snapshot
 from solstice.trainer import predict, test, train
 from solstice.tree import replace
 
@@ -32,10 +33,12 @@ __all__ = [
     "callbacks",
     "compat",
     "experiments",
+    "jit",
     "metrics",
     "predict",
     "reduce",
     "replace",
+    "snapshot",
     "test",
     "testing",
     "train",

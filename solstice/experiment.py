@@ -13,8 +13,8 @@ class Experiment(eqx.Module):
     """Everything a run needs (model, optimizer, keys, counters) and what one step does with it.
 
     A subclass declares its fields, as any `equinox.Module` does, and defines both steps as pure
-    functions. A step may be undecorated, `jax.jit`ted or `equinox.filter_jit`ted; change fields
-    with `solstice.replace`.
+    functions. `solstice.jit` compiles a step, and the trainer runs it fused; a step may as well be
+    undecorated, `jax.jit`ted or `equinox.filter_jit`ted. Change fields with `solstice.replace`.
 
     The trainer also uses two methods where a subclass has them:
 
@@ -27,7 +27,7 @@ class Experiment(eqx.Module):
     >>> class Fit(solstice.Experiment):
     ...     weight: jax.Array
     ...
-    ...     @jax.jit
+    ...     @solstice.jit
     ...     def train_step(self, batch):
     ...         x, y = batch
     ...         loss, slope = jax.value_and_grad(lambda w: jnp.mean((w * x - y) ** 2))(self.weight)

@@ -18,6 +18,7 @@ from solstice.data import as_arrays, batches, check_dataset, length
 from solstice.errors import EarlyStoppingException, UsageError
 from solstice.experiment import Experiment
 from solstice.metrics import Metrics
+from solstice.step import Flat, Step
 from solstice.tree import describe
 
 _E = TypeVar("_E", bound=Experiment)
@@ -193,6 +194,10 @@ class _Run:
         self, exp: Experiment, callbacks: Iterable[Callback] | None, progress: bool
     ) -> None:
         self.exp: Any = exp
+        # The same experiment taken apart, and whether nobody else has its buffers.
+        self._flat: Flat | None = None
+        self._from_flat: Any = None
+        self._owned = False
         self.steps = {"train": 0, "val": 0, "test": 0}
         self._progress = progress
         self._callbacks = list(callbacks or ())
@@ -267,7 +272,6 @@ class _Run:
         last_step: int | None,
         outs: list[Any] | None,
     ) -> None:
-        step_name = "train_step" if mode == "train" else "eval_step"
         start = self.steps[mode]
         total = length(dataset) or self._lengths.get(mode)
         if last_step is not None and total is not None:
@@ -277,7 +281,7 @@ class _Run:
                 self._check_batch(batch, mode)
                 step = self.steps[mode]
                 self._fire("on_step_start", self.exp, step, mode, batch)
-                self.exp, out = self._checked_result(step_name, batch)
+                out = self._take_step(mode, batch)
                 if step == 0 and isinstance(out, Metrics) and hasattr(out, "check"):
                     out.check()  # pyright: ignore[reportAttributeAccessIssue]
                 if outs is not None:
@@ -288,6 +292,26 @@ class _Run:
                 if step + 1 == last_step:
                     return
         self._lengths[mode] = self.steps[mode] - start
+
+    def _take_step(self, mode: str, batch: Any) -> Any:
+        """Take a step, compiled on flat arrays where it can be, and return its outs."""
+        name = "train_step" if mode == "train" else "eval_step"
+        step = getattr(type(self.exp), name)
+        if not isinstance(step, Step):
+            self.exp, outs = self._checked_result(name, batch)
+            return outs
+        if self._flat is None or self.exp is not self._from_flat:
+            self._flat, self._from_flat, self._owned = Flat.of(self.exp), self.exp, False
+        if mode == "train":
+            if not self._owned:
+                self._flat, self._owned = self._flat.copy(), True
+            flat, outs = step.fused(self._flat, batch)
+        else:
+            flat, outs = step.pure(self._flat, batch)
+        if flat is not self._flat:
+            self._flat = flat
+            self.exp = self._from_flat = flat.whole()
+        return outs
 
     def _checked_result(self, step_name: str, batch: Any) -> tuple[Any, Any]:
         result = getattr(self.exp, step_name)(batch)

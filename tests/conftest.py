@@ -17,6 +17,8 @@ jaxtyping.install_import_hook(
         "solstice.errors",
         "solstice.experiment",
         "solstice.metrics",
+        "solstice.static",
+        "solstice.step",
         "solstice.trainer",
         "solstice.tree",
     ],

@@ -10,7 +10,7 @@ from solstice.compat.flags import check_train
 from solstice.compat.freeze import freeze, unfreeze
 from solstice.compat.model import Model, join_params, missing_key, single_key, split_params
 from solstice.compat.optimizer import Optimizer
-from solstice.compat.static import Static
+from solstice.static import Static
 
 if TYPE_CHECKING:
     from solstice.compat.equinox import EquinoxModel

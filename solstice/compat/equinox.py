@@ -17,7 +17,7 @@ from solstice.compat.model import (
     single_key,
     split_params,
 )
-from solstice.compat.static import Static
+from solstice.static import Static
 from solstice.tree import describe, leaves_by_path, owned, replace
 
 _NAME = "EquinoxModel"

@@ -20,7 +20,7 @@ from solstice.compat.model import (
     single_key,
     split_params,
 )
-from solstice.compat.static import Static
+from solstice.static import Static
 from solstice.tree import as_key, depends_on, owned, replace
 
 _NAME = "HaikuModel"

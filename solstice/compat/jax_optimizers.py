@@ -13,7 +13,7 @@ from jax.example_libraries import optimizers
 from jaxtyping import Array, PyTree
 
 from solstice.compat.optimizer import Optimizer, Signature, check_trees, keep_types, signature
-from solstice.compat.static import Static
+from solstice.static import Static
 from solstice.tree import describe, owned, replace
 
 _NAME = "JaxOptimizer"

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values
 from solstice.compat.model import Keys, Model, bind_call, divide, join_params, single_key
-from solstice.compat.static import Static
+from solstice.static import Static
 from solstice.tree import owned, replace
 
 _NAME = "KerasModel"

@@ -11,7 +11,7 @@ import keras
 from jaxtyping import Array, PyTree
 
 from solstice.compat.optimizer import Optimizer, Signature, check_trees, keep_types, signature
-from solstice.compat.static import Static
+from solstice.static import Static
 from solstice.tree import describe, owned, path_name, replace
 
 _NAME = "KerasOptimizer"

@@ -23,7 +23,7 @@ from solstice.compat.model import (
     random_evaluation,
     split_params,
 )
-from solstice.compat.static import Static
+from solstice.static import Static
 from solstice.tree import as_key, owned, replace
 
 _NAME = "FlaxModel"

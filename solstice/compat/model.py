@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from solstice.compat.static import Static
+from solstice.static import Static
 from solstice.tree import describe, is_key, owned, tree_difference
 
 # A key for each named stream, or one key for all of them.

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values
 from solstice.compat.model import Keys, Model, bind_call, join_params, single_key, split_params
-from solstice.compat.static import Static
+from solstice.static import Static
 from solstice.tree import owned, replace
 
 _NAME = "NNXModel"

@@ -28,7 +28,7 @@ from solstice.compat.optimizer import (
     keep_types,
     signature,
 )
-from solstice.compat.static import Static
+from solstice.static import Static
 from solstice.tree import describe, owned, replace
 
 _NAME = "OptaxOptimizer"

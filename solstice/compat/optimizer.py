@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from solstice.compat.static import Static
+from solstice.static import Static
 from solstice.tree import describe, leaf_names, tree_difference
 
 

@@ -17,10 +17,11 @@ from solstice import trainer
 from solstice.callbacks import Callback
 from solstice.compat import Model, Optimizer, as_model, as_optimizer
 from solstice.compat.model import as_inputs
-from solstice.compat.static import Static
 from solstice.experiment import Experiment
 from solstice.metrics import Accumulator, ClassificationMetrics
 from solstice.metrics.classification import check_labels, check_mask
+from solstice.static import Static
+from solstice.step import jit
 from solstice.tree import as_key, depends_on, describe, replace
 
 LossFn = Callable[[Array, Array], Array]
@@ -128,10 +129,8 @@ class ClassificationExperiment(Experiment):
             self.num_classes = outputs.shape[-1] if num_classes is None else num_classes
             self._check_outputs(outputs)
 
-    @jax.jit
-    def train_step(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, batch: Any
-    ) -> tuple[Self, ClassificationMetrics]:
+    @jit
+    def train_step(self, batch: Any) -> tuple[Self, ClassificationMetrics]:
         """Take one optimizer step on the mean loss over the batch's real positions."""
         inputs, labels, mask = self._unpack(batch)
         key, step_key = self._next_key(inputs)
@@ -149,9 +148,12 @@ class ClassificationExperiment(Experiment):
         exp = replace(self, model=model, optimizer=optimizer, key=key)
         return exp, self._metrics(logits, labels, loss, mask)
 
+    @jit
     def eval_step(self, batch: Any) -> tuple[Self, ClassificationMetrics]:
         """Measure one batch; the experiment comes back as it is."""
-        return self, self._evaluate(batch)
+        inputs, labels, mask = self._unpack(batch)
+        logits = self._logits(inputs)
+        return self, self._metrics(logits, labels, self._mean_loss(logits, labels, mask), mask)
 
     def __call__(self, x: Any) -> Float[Array, "... classes"]:
         """Return the logits for a batch of inputs, in evaluation mode."""
@@ -203,12 +205,6 @@ class ClassificationExperiment(Experiment):
         if isinstance(batch, Mapping):
             return self._entry(batch, self._batch_keys[0])
         return batch[0] if isinstance(batch, tuple | list) else batch
-
-    @jax.jit
-    def _evaluate(self, batch: Any) -> ClassificationMetrics:
-        inputs, labels, mask = self._unpack(batch)
-        logits = self._logits(inputs)
-        return self._metrics(logits, labels, self._mean_loss(logits, labels, mask), mask)
 
     @jax.jit
     def _logits(self, inputs: tuple) -> Array:

@@ -38,6 +38,8 @@ class ModelSubject:
         self.make_model = make_model
         self.inputs = as_inputs(inputs)
         self.native: Any = native
+        # Now, and not when a law first asks: that may be while it traces.
+        self.model = self.made(0)
         self.batch_size = jax.tree.leaves(self.inputs)[0].shape[0]
         self.evaluate = jax.jit(lambda model, *inputs: model(*inputs)[0])
         self.train = jax.jit(lambda model, key, *inputs: model(*inputs, key=key, train=True))
@@ -45,10 +47,6 @@ class ModelSubject:
 
     def __str__(self) -> str:
         return f"{type(self.model).__name__}"
-
-    @functools.cached_property
-    def model(self) -> Model:
-        return self.made(0)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - lives as long as the laws run
     def made(self, seed: int) -> Model:

@@ -10,7 +10,7 @@ import pytest
 
 import solstice
 from solstice.compat import FunctionModel
-from solstice.testing import LawError, check_metrics, check_model
+from solstice.testing import LawError, ModelSubject, check_metrics, check_model
 from solstice.testing.law import LawBook, run
 from solstice.testing.strategies import seeds, splits
 
@@ -51,6 +51,16 @@ def test_a_report_has_a_line_for_each_law_and_the_failures_below():
     ]
     assert "smallest input: split=1\n" in str(report.failures[0])
     assert text.endswith(f"\n{report.failures[0]}")
+
+
+def test_a_law_may_be_the_first_to_run():
+    def make():
+        return ModelSubject(lambda key: FunctionModel(init, sound, X, key=key), X)
+
+    for law in solstice.testing.MODEL_LAWS:
+        subject = make()
+        law.check(subject, examples=1)
+        subject.model(X)
 
 
 def test_a_broken_law_raises_with_the_whole_report():
