@@ -103,8 +103,12 @@ class FlaxModel(Model):
         self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
     ) -> tuple[Any, Self]:
         train = check_train(train, _NAME)
-        kwargs = flag_values(self._flags, train) | kwargs
-        method = kwargs.pop("method", self._method.value)
+        method, flags = kwargs.pop("method", None), self._flags
+        if method is None:
+            method = self._method.value
+        else:  # which has flags of its own
+            flags = find_flags(self._function(method), None)
+        kwargs = flag_values(flags, train) | kwargs
         inputs, kwargs = _by_position(self._function(method), inputs, kwargs)
         rngs = self._rngs(key) if train else {}
         try:

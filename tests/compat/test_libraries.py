@@ -69,17 +69,22 @@ class Coder(nn.Module):
     def setup(self):
         self.down, self.up = nn.Dense(2), nn.Dense(3)
 
-    def __call__(self, x):
-        return self.up(self.down(x))
+    def __call__(self, x, train: bool):
+        return self.up(self.down(x)) * (2 if train else 1)
 
     def encode(self, x):
         return self.down(x)
+
+    def noisy(self, x, deterministic: bool):
+        return self.down(x) + (0 if deterministic else 1)
 
 
 def test_a_linen_method_is_called_by_name():
     model = FlaxModel(Coder(), X, key=KEY)
     native = Coder().apply(model.unwrap(), X, method="encode")
     assert (model(X, method="encode")[0] == native).all()
+    assert (model(X, method="noisy")[0] == native).all()
+    assert (model(X, method="noisy", train=True)[0] == native + 1).all()
     encoder = FlaxModel(Coder(), X, variables=model.unwrap(), call="encode")
     assert (encoder(X)[0] == native).all()
 
