@@ -1,5 +1,6 @@
 """Equinox networks (`equinox.Module`), which are written for one example."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
@@ -45,8 +46,8 @@ class EquinoxModel(Model):
     (2, 4)
     """
 
-    params: dict[str, Array | None]
-    frozen: dict[str, Array | None] | None
+    params: OrderedDict[str, Array | None]
+    frozen: OrderedDict[str, Array | None] | None
     state: eqx.nn.State | None
     _tree: Static[Any] = eqx.field(static=True)
     # The arrays' places, and all that is no array, in training and in evaluation: `inference`
@@ -98,7 +99,8 @@ class EquinoxModel(Model):
         self._axis_name = _axis_name(module)
         arrays, training = eqx.partition(eqx.nn.inference_mode(module, False), eqx.is_array)
         evaluating = eqx.filter(eqx.nn.inference_mode(module, True), eqx.is_array, inverse=True)
-        weights = leaves_by_path(arrays)
+        # Ordered, so that the leaves keep the module's order: jax sorts the keys of a plain dict.
+        weights = OrderedDict(leaves_by_path(arrays))
         places = _Places(jax.tree.structure(arrays), tuple(weights))
         self._rest = Static((places, training, evaluating))
         self._tree = Static(jax.tree.structure(weights))

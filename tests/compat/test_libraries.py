@@ -434,6 +434,16 @@ class Tied(eqx.Module):
         return second(jax.nn.relu(first(x)))
 
 
+def test_equinox_parameters_are_the_modules_in_its_order():
+    module = eqx.nn.MLP(3, 2, 4, 11, key=KEY)
+    model = EquinoxModel(module)
+    own = jax.tree.leaves(eqx.filter(module, eqx.is_inexact_array))
+    ours = jax.tree.leaves(model.params)
+    assert len(own) == len(ours) == 24
+    assert all((a == b).all() for a, b in zip(own, ours, strict=True))
+    assert list(leaves(model.params))[:2] == ["layers/0/weight", "layers/0/bias"]
+
+
 def test_equinox_shared_nodes_stay_tied():
     model = EquinoxModel(Tied(KEY))
     assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) == 3 * 3 + 3 + 3
