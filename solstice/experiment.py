@@ -8,6 +8,8 @@ from typing import Any, Self
 
 import equinox as eqx
 
+from solstice.tree import describe
+
 
 class Experiment(eqx.Module):
     """Everything a run needs (model, optimizer, keys, counters) and what one step does with it.
@@ -51,3 +53,17 @@ class Experiment(eqx.Module):
     @abc.abstractmethod
     def eval_step(self, batch: Any) -> tuple[Self, Any]:
         """Evaluate one batch; return the experiment to go on with and the step's outs."""
+
+
+def check_result(exp: Experiment, step_name: str, result: Any) -> tuple[Any, Any]:
+    """Return what a step returned, which must be a new experiment and the outs.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if type(result) is tuple and len(result) == 2 and isinstance(result[0], Experiment):
+        return result
+    raise TypeError(
+        f"{type(exp).__name__}.{step_name} is expected to return a pair, (new experiment, outs); "
+        f"it returned {describe(result)}."
+    )

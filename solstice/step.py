@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from solstice.experiment import check_result
 from solstice.static import Static
 from solstice.tree import describe
 
@@ -112,13 +113,7 @@ class Step:
 
     def _flat_step(self, flat: "Flat", batch: Any) -> tuple["Flat", "Flat"]:
         exp = flat.whole()
-        result = self._function(exp, batch)
-        if type(result) is not tuple or len(result) != 2 or type(result[0]) is not type(exp):
-            raise TypeError(
-                f"{type(exp).__name__}.{self._function.__name__} is expected to return a pair, "
-                f"(new experiment, outs); it returned {describe(result)}."
-            )
-        new, outs = result
+        new, outs = check_result(exp, self._function.__name__, self._function(exp, batch))
         return Flat.of(new, like=flat.structure), Flat.of(outs)
 
     def _changes(self, flat: "Flat", batch: Any) -> tuple[Any, "Flat"]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from solstice.callbacks import Callback
 from solstice.data import as_arrays, batches, check_dataset, length
 from solstice.errors import EarlyStoppingException, UsageError
-from solstice.experiment import Experiment
+from solstice.experiment import Experiment, check_result
 from solstice.metrics import Metrics
 from solstice.step import Flat, Step
 from solstice.tree import describe
@@ -298,7 +298,7 @@ class _Run:
         name = "train_step" if mode == "train" else "eval_step"
         step = getattr(type(self.exp), name)
         if not isinstance(step, Step):
-            self.exp, outs = self._checked_result(name, batch)
+            self.exp, outs = check_result(self.exp, name, getattr(self.exp, name)(batch))
             return outs
         if self._flat is None or self.exp is not self._from_flat:
             self._flat, self._from_flat, self._owned = Flat.of(self.exp), self.exp, False
@@ -312,16 +312,6 @@ class _Run:
             self._flat = flat
             self.exp = self._from_flat = flat.whole()
         return outs
-
-    def _checked_result(self, step_name: str, batch: Any) -> tuple[Any, Any]:
-        result = getattr(self.exp, step_name)(batch)
-        if type(result) is tuple and len(result) == 2 and isinstance(result[0], Experiment):
-            return result
-        name = type(self.exp).__name__
-        raise TypeError(
-            f"{name}.{step_name} is expected to return a pair, (new experiment, outs); it returned "
-            f"{describe(result)}."
-        )
 
     def _check_batch(self, batch: Any, mode: str) -> None:
         if mode not in self._checked:

@@ -105,6 +105,22 @@ def test_it_compiles_once_whatever_watches():
     assert TRACES.count("compiled once") == 1
 
 
+def test_a_python_number_is_static():
+    class Counts(solstice.Experiment):
+        steps: int
+
+        @solstice.jit
+        def train_step(self, batch):
+            TRACES.append("counts")
+            return replace(self, steps=self.steps + 1), None
+
+        def eval_step(self, batch):
+            return self, None
+
+    assert train(Counts(0)).steps == 8
+    assert TRACES.count("counts") == 8
+
+
 def test_hooks_get_a_live_experiment_and_a_kept_one_is_stale():
     class Keep(solstice.Callback):
         def __init__(self):

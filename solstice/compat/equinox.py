@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import equinox as eqx
 import jax
@@ -24,13 +24,6 @@ from solstice.tree import describe, leaves_by_path, owned, replace
 _NAME = "EquinoxModel"
 
 
-class _Places(NamedTuple):
-    """Where a module's arrays belong: the structure around them, and their names in its order."""
-
-    structure: Any
-    names: tuple[str, ...]
-
-
 class EquinoxModel(Model):
     """An Equinox network, applied to each example of a batch.
 
@@ -50,9 +43,9 @@ class EquinoxModel(Model):
     frozen: OrderedDict[str, Array | None] | None
     state: eqx.nn.State | None
     _tree: Static[Any] = eqx.field(static=True)
-    # The arrays' places, and all that is no array, in training and in evaluation: `inference`
-    # flags are such leaves.
-    _rest: Static[tuple[_Places, PyTree, PyTree]] = eqx.field(static=True)
+    # The structure around the arrays, and all that is no array, in training and in evaluation:
+    # `inference` flags are such leaves.
+    _rest: Static[tuple[Any, PyTree, PyTree]] = eqx.field(static=True)
     _call: Static[Callable[..., Any] | None] = eqx.field(static=True)
     _flags: Flags = eqx.field(static=True)
     _takes_key: bool = eqx.field(static=True)
@@ -101,8 +94,7 @@ class EquinoxModel(Model):
         evaluating = eqx.filter(eqx.nn.inference_mode(module, True), eqx.is_array, inverse=True)
         # Ordered, so that the leaves keep the module's order: jax sorts the keys of a plain dict.
         weights = OrderedDict(leaves_by_path(arrays))
-        places = _Places(jax.tree.structure(arrays), tuple(weights))
-        self._rest = Static((places, training, evaluating))
+        self._rest = Static((jax.tree.structure(arrays), training, evaluating))
         self._tree = Static(jax.tree.structure(weights))
         self.params, self.frozen = split_params(weights)
         self.state = owned(state)
@@ -134,9 +126,8 @@ class EquinoxModel(Model):
         return module if self.state is None else (module, jax.tree.map(lambda a: a, self.state))
 
     def _module(self, train: bool) -> Any:
-        places, training, evaluating = self._rest.value
-        values = join_params(self, self._tree)
-        arrays = jax.tree.unflatten(places.structure, [values[name] for name in places.names])
+        structure, training, evaluating = self._rest.value
+        arrays = jax.tree.unflatten(structure, join_params(self, self._tree).values())
         return eqx.combine(arrays, training if train else evaluating)
 
     def _mapped(

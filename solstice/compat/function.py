@@ -104,8 +104,5 @@ class FunctionModel(Model):
 
     def unwrap(self) -> Any:
         """Return `params`, or `(params, state)` of a network with state."""
-        return (
-            (join_params(self, self._tree), self.state)
-            if self._has_state
-            else join_params(self, self._tree)
-        )
+        weights = join_params(self, self._tree)
+        return (weights, self.state) if self._has_state else weights

@@ -142,11 +142,8 @@ class HaikuModel(Model):
 
     def unwrap(self) -> Any:
         """Return `params`, or `(params, state)` of a network with state, as `apply` takes them."""
-        return (
-            (join_params(self, self._tree), self.state)
-            if self._has_state
-            else join_params(self, self._tree)
-        )
+        weights = join_params(self, self._tree)
+        return (weights, self.state) if self._has_state else weights
 
     def _forward(
         self, key: Array | None, inputs: tuple[Any, ...], kwargs: dict[str, Any]

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from solstice.compat.optimizer import Optimizer, Signature, check_trees, keep_types, signature
 from solstice.static import Static
-from solstice.tree import describe, owned, path_name, replace
+from solstice.tree import describe, leaves_by_path, owned, replace
 
 _NAME = "KerasOptimizer"
 
@@ -111,8 +111,8 @@ class KerasOptimizer(Optimizer):
         One kept for longer would hold tracers, or a second copy of all its variables.
         """
         optimizer = _clone(self._recipe.value)
-        leaves = jax.tree_util.tree_leaves_with_path(params)
-        optimizer.build([_variable(path_name(path), leaf) for path, leaf in leaves])
+        leaves = leaves_by_path(params).items()
+        optimizer.build([_variable(name, leaf) for name, leaf in leaves])
         return optimizer
 
 

@@ -58,7 +58,7 @@ def _ready(name: str) -> Callable[..., Any]:
 
 
 _KINDS: dict[str, tuple[Kind, ...]] = {
-    # Most specific first; what is nobody's class comes last, in `_pair`.
+    # Most specific first; what is nobody's class comes last, in `as_model`.
     "model": (
         Kind("keras.Layer", _ready("KerasModel"), "a Keras network"),
         Kind("flax.nnx.Module", _ready("NNXModel"), "a Flax NNX module"),
@@ -69,9 +69,15 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
             _initialised("HaikuModel"),
             "a transformed Haiku function with state",
         ),
-        *(
-            Kind(f"haiku.{name}", _initialised("HaikuModel"), "a multi-transformed Haiku function")
-            for name in ("MultiTransformed", "MultiTransformedWithState")
+        Kind(
+            "haiku.MultiTransformed",
+            _initialised("HaikuModel"),
+            "a multi-transformed Haiku function",
+        ),
+        Kind(
+            "haiku.MultiTransformedWithState",
+            _initialised("HaikuModel"),
+            "a multi-transformed Haiku function with state",
         ),
         Kind(
             "equinox.Module",

@@ -5,6 +5,7 @@ Nothing here knows what the laws are about.
 
 import dataclasses
 import traceback
+import unittest
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ class LawError(AssertionError):
 class Law:
     """One statement about every object of a kind.
 
-    Call it with the subject to check it, in pytest one test a law:
+    `check` it on a subject, in pytest one test a law:
 
     >>> import pytest, solstice
     >>> @pytest.mark.parametrize("law", solstice.testing.MODEL_LAWS, ids=str)
@@ -52,14 +53,19 @@ class Law:
         """Whether the subject lacks what the law needs."""
         return self.needs is not None and getattr(subject, self.needs) is None
 
+    def lack(self) -> str:
+        """Say what was not given, for a law that says nothing without it."""
+        return f"it needs `{self.needs}`, which was not given"
+
     def check(self, subject: Any, *, examples: int = EXAMPLES) -> None:
-        """Check the law on a subject, if it says anything of it.
+        """Check the law on a subject.
 
         Raises:
+            unittest.SkipTest: The subject lacks what the law needs; pytest reports it as skipped.
             LawError: It is broken; the cause is what went wrong with the smallest input found.
         """
         if self.says_nothing(subject):
-            return
+            raise unittest.SkipTest(f"{self.name}: {self.lack()}")
         drawn: dict[str, Any] = {}
         try:
             self._run(subject, examples, drawn)
@@ -195,7 +201,7 @@ def run(
             outcomes.append(Outcome(law, skipped="excluded"))
             continue
         if law.says_nothing(subject):
-            outcomes.append(Outcome(law, skipped=f"it needs `{law.needs}`, which was not given"))
+            outcomes.append(Outcome(law, skipped=law.lack()))
             continue
         try:
             law.check(subject, examples=examples)

@@ -26,10 +26,9 @@ from solstice.compat import (
     KerasModel,
     NNXModel,
     as_model,
-    freeze,
     unfreeze,
 )
-from solstice.testing import check_model
+from solstice.tree import leaves_by_path
 
 EVERY = [
     pytest.param(library, marks=() if library in ("linen", "equinox") else pytest.mark.slow)
@@ -53,13 +52,6 @@ def step(model, inputs, key=KEY):
         return solstice.replace(new, params=params)
 
     return take(model, key)
-
-
-def leaves(tree):
-    return {
-        solstice.tree.path_name(path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
 
 
 # --- Linen ------------------------------------------------------------------------------------
@@ -134,11 +126,14 @@ class Copies(nn.Module):
 )
 def test_lifted_linen_networks_train_with_state_and_dropout(network, shape):
     model = FlaxModel(network, X, key=KEY)
-    kernel = next(leaf for path, leaf in leaves(model.params).items() if "kernel" in path)
+    kernel = next(leaf for path, leaf in leaves_by_path(model.params).items() if "kernel" in path)
     assert kernel.shape == shape
     trained = step(model, (X,))
     for field in ("params", "state"):
-        before, after = leaves(getattr(model, field)), leaves(getattr(trained, field))
+        before, after = (
+            leaves_by_path(getattr(model, field)),
+            leaves_by_path(getattr(trained, field)),
+        )
         assert any((before[path] != after[path]).any() for path in before)
     one, other = (model(X, key=jax.random.key(i), train=True)[0] for i in (1, 2))
     assert (one != other).any()
@@ -189,7 +184,8 @@ def test_a_multi_transformed_haiku_network():
     assert (codes == native).all()
     assert model(codes, name="decode")[0].shape == (4, 3)
     trained = step(model, (X,))
-    assert (leaves(trained.state)["batch_norm/~/mean_ema/average"] != 0).any()
+    average = leaves_by_path(trained.state)["batch_norm/~/mean_ema/average"]
+    assert (average != 0).any()
     with pytest.raises(ValueError, match=r"several apply functions.*HaikuModel\(\.\.\., call="):
         as_model(network, X, key=KEY)
 
@@ -210,10 +206,10 @@ def test_a_multi_transformed_network_without_state_or_key():
 def test_an_nnx_module_is_copied_and_comes_back_trained():
     module = NNXCNN(nnx.Rngs(0))
     inputs = LIBRARIES["nnx"]["cnn"].inputs
-    before = leaves(nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngKey))))
+    before = leaves_by_path(nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngKey))))
     model = NNXModel(module)
     trained = step(model, inputs, key=None)
-    after = leaves(nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngKey))))
+    after = leaves_by_path(nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.RngKey))))
     assert all((before[path] == after[path]).all() for path in before)
     back = trained.unwrap()
     assert type(back) is NNXCNN
@@ -281,7 +277,7 @@ def test_bridges_between_nnx_and_linen(way):
     assert model.params
     np.testing.assert_allclose(model(*inputs)[0], native, rtol=1e-5)
     trained = step(model, inputs)
-    before, after = leaves(model.params), leaves(trained.params)
+    before, after = leaves_by_path(model.params), leaves_by_path(trained.params)
     assert all((before[path] != after[path]).any() for path in before if "kernel" in path)
 
 
@@ -332,7 +328,7 @@ def test_what_keras_was_told_not_to_train_is_frozen():
     network.layers[0].trainable = False
     model = KerasModel(network)
     assert [leaf.shape for leaf in jax.tree.leaves(model.params)] == [(4, 2), (2,)]
-    before, after = leaves(model.frozen), leaves(step(model, (X,)).frozen)
+    before, after = leaves_by_path(model.frozen), leaves_by_path(step(model, (X,)).frozen)
     assert len(before) == 2 and all((before[path] == after[path]).all() for path in before)
     assert len(jax.tree.leaves(unfreeze(model).params)) == 4
 
@@ -441,7 +437,7 @@ def test_equinox_parameters_are_the_modules_in_its_order():
     ours = jax.tree.leaves(model.params)
     assert len(own) == len(ours) == 24
     assert all((a == b).all() for a, b in zip(own, ours, strict=True))
-    assert list(leaves(model.params))[:2] == ["layers/0/weight", "layers/0/bias"]
+    assert list(leaves_by_path(model.params))[:2] == ["layers/0/weight", "layers/0/bias"]
 
 
 def test_equinox_shared_nodes_stay_tied():
@@ -467,7 +463,7 @@ def test_bfloat16_parameters_stay_bfloat16(library):
     model = solstice.replace(model, params=in_bfloat16(model.params))
     trained = step(step(model, subject.inputs), subject.inputs)
     assert {leaf.dtype for leaf in jax.tree.leaves(trained.params)} == {jnp.dtype("bfloat16")}
-    before, after = leaves(model.params), leaves(trained.params)
+    before, after = leaves_by_path(model.params), leaves_by_path(trained.params)
     assert any((before[path] != after[path]).any() for path in before)
 
 
@@ -532,72 +528,3 @@ def test_an_input_may_be_a_mapping(library):
     swapped, _ = model({"left": inputs["right"], "right": inputs["left"]})
     assert outputs.shape == (4, 2) and (outputs != swapped).any()
     step(model, (inputs,))
-
-
-# --- fine-tuning ------------------------------------------------------------------------------
-
-HEADS = {
-    "linen": "Dense_1",
-    "nnx": "second",
-    "haiku": "linear/",
-    "equinox": "layers/layers/1",
-    "stax": "2/",
-    "keras": ("02", "03"),
-    "function": "1/",
-}
-PARTS = {
-    "head": lambda library: lambda path, leaf: not path.startswith(HEADS[library]),
-    "biases": lambda library: lambda path, leaf: leaf.ndim > 1,
-}
-
-
-@pytest.mark.parametrize("library", EVERY)
-@pytest.mark.parametrize("part", PARTS)
-def test_a_part_is_fine_tuned_with_one_line(library, part):
-    subject = LIBRARIES[library]["mlp"]
-    model = freeze(subject.make_model(KEY), PARTS[part](library))
-    exp = solstice.ClassificationExperiment(
-        model, optax.adam(0.1), example_input=subject.inputs[0], key=0
-    )
-    assert len(jax.tree.leaves(model.params)) == len(jax.tree.leaves(model.frozen)) == 2
-    y = jnp.array([0, 1, 2, 0])
-    trained = exp.train(num_epochs=2, train_ds=[(subject.inputs[0], y)], progress=False).model
-    before, after = leaves(model.frozen), leaves(trained.frozen)
-    assert all((before[path] == after[path]).all() for path in before)
-    before, after = leaves(model.params), leaves(trained.params)
-    assert len(before) == 2 and all((before[path] != after[path]).any() for path in before)
-    whole = unfreeze(trained)
-    assert len(jax.tree.leaves(whole.params)) == 4
-    np.testing.assert_allclose(whole(*subject.inputs)[0], trained(*subject.inputs)[0], rtol=1e-5)
-
-
-def test_only_lora_parameters_are_fine_tuned():
-    module = nnx.Sequential(
-        nnx.LoRALinear(3, 4, lora_rank=2, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(1))
-    )
-    model = freeze(NNXModel(module), lambda path, leaf: "lora" not in path)
-    assert sorted(leaves(model.params)) == ["layers/0/lora/lora_a", "layers/0/lora/lora_b"]
-    exp = solstice.ClassificationExperiment(model, optax.adam(0.1), example_input=X, key=0)
-    trained = exp.train(num_epochs=3, train_ds=[(X, jnp.array([0, 1, 1, 0]))], progress=False).model
-    back = trained.unwrap()
-    assert (back.layers[0].lora.lora_a[...] != module.layers[0].lora.lora_a[...]).any()
-    assert (back.layers[0].kernel[...] == module.layers[0].kernel[...]).all()
-    assert (back.layers[1].kernel[...] == module.layers[1].kernel[...]).all()
-
-
-def test_freezing_nothing_lists_the_paths():
-    model = LIBRARIES["linen"]["mlp"].make_model(KEY)
-    with pytest.raises(ValueError, match=r"chose none of: Dense_0/bias, Dense_0/kernel"):
-        freeze(model, lambda path, leaf: False)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_a_frozen_network_keeps_the_laws(library):
-    subject = LIBRARIES[library]["mlp"]
-    check_model(
-        lambda key: freeze(subject.make_model(key), lambda path, leaf: leaf.ndim == 1),
-        subject.inputs,
-        native=subject.call,
-        examples=1,
-    )

@@ -1,0 +1,86 @@
+"""Fine-tuning a part of a network, the same in every library."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from networks import LIBRARIES
+
+import solstice
+from solstice.compat import NNXModel, freeze, unfreeze
+from solstice.testing import check_model
+from solstice.tree import leaves_by_path
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (4, 3))
+EVERY = [
+    pytest.param(library, marks=() if library in ("linen", "equinox") else pytest.mark.slow)
+    for library in LIBRARIES
+]
+HEADS = {
+    "linen": "Dense_1",
+    "nnx": "second",
+    "haiku": "linear/",
+    "equinox": "layers/layers/1",
+    "stax": "2/",
+    "keras": ("02", "03"),
+    "function": "1/",
+}
+PARTS = {
+    "head": lambda library: lambda path, leaf: not path.startswith(HEADS[library]),
+    "biases": lambda library: lambda path, leaf: leaf.ndim > 1,
+}
+
+
+@pytest.mark.parametrize("library", EVERY)
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_is_fine_tuned_with_one_line(library, part):
+    subject = LIBRARIES[library]["mlp"]
+    model = freeze(subject.make_model(KEY), PARTS[part](library))
+    exp = solstice.ClassificationExperiment(
+        model, optax.adam(0.1), example_input=subject.inputs[0], key=0
+    )
+    assert len(jax.tree.leaves(model.params)) == len(jax.tree.leaves(model.frozen)) == 2
+    y = jnp.array([0, 1, 2, 0])
+    trained = exp.train(num_epochs=2, train_ds=[(subject.inputs[0], y)], progress=False).model
+    before, after = leaves_by_path(model.frozen), leaves_by_path(trained.frozen)
+    assert all((before[path] == after[path]).all() for path in before)
+    before, after = leaves_by_path(model.params), leaves_by_path(trained.params)
+    assert len(before) == 2 and all((before[path] != after[path]).any() for path in before)
+    whole = unfreeze(trained)
+    assert len(jax.tree.leaves(whole.params)) == 4
+    np.testing.assert_allclose(whole(*subject.inputs)[0], trained(*subject.inputs)[0], rtol=1e-5)
+
+
+def test_only_lora_parameters_are_fine_tuned():
+    module = nnx.Sequential(
+        nnx.LoRALinear(3, 4, lora_rank=2, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(1))
+    )
+    model = freeze(NNXModel(module), lambda path, leaf: "lora" not in path)
+    assert sorted(leaves_by_path(model.params)) == ["layers/0/lora/lora_a", "layers/0/lora/lora_b"]
+    exp = solstice.ClassificationExperiment(model, optax.adam(0.1), example_input=X, key=0)
+    trained = exp.train(num_epochs=3, train_ds=[(X, jnp.array([0, 1, 1, 0]))], progress=False).model
+    back = trained.unwrap()
+    assert (back.layers[0].lora.lora_a[...] != module.layers[0].lora.lora_a[...]).any()
+    assert (back.layers[0].kernel[...] == module.layers[0].kernel[...]).all()
+    assert (back.layers[1].kernel[...] == module.layers[1].kernel[...]).all()
+
+
+def test_freezing_nothing_lists_the_paths():
+    model = LIBRARIES["linen"]["mlp"].make_model(KEY)
+    with pytest.raises(ValueError, match=r"chose none of: Dense_0/bias, Dense_0/kernel"):
+        freeze(model, lambda path, leaf: False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_frozen_network_keeps_the_laws(library):
+    subject = LIBRARIES[library]["mlp"]
+    check_model(
+        lambda key: freeze(subject.make_model(key), lambda path, leaf: leaf.ndim == 1),
+        subject.inputs,
+        native=subject.call,
+        examples=1,
+    )
