@@ -4,6 +4,7 @@ It counts whole predictions. What needs probabilities (calibration, ROC curves) 
 """
 
 import logging
+import math
 import operator
 from typing import Any, Self
 
@@ -47,10 +48,10 @@ class ClassificationMetrics(Metrics):
     0.778
     """
 
-    confusion_matrix: Int[Array, "classes classes"]
+    # Each array that a step returns costs a small one dearly, so what is counted is in one: the
+    # cells of the confusion matrix, row by row, and in the end the invalid examples.
+    _counts: Int[Array, "cells"]
     loss_sum: Float[Array, ""]
-    count: Int[Array, ""]
-    invalid: Int[Array, ""]
 
     def __init__(
         self,
@@ -98,21 +99,34 @@ class ClassificationMetrics(Metrics):
 
         whole = preds == jnp.floor(preds) if _is_real(preds) else True
         valid = real & whole & _in_range(preds, num_classes) & _in_range(targets, num_classes)
-        # An index past the end is dropped, so an invalid example is counted in no cell.
+        cells = num_classes**2 + 1
         cell = targets.astype(jnp.int32) * num_classes + preds.astype(jnp.int32)
-        cell = jnp.where(valid, cell, num_classes**2).ravel()
-        counts = jnp.zeros(num_classes**2, jnp.int32).at[cell].add(1, mode="drop")
+        cell = jnp.where(valid, cell, cells - 1)
+        if mask is not None:  # an index past the end is dropped
+            cell = jnp.where(real, cell, cells)
+        self._counts = jnp.zeros(cells, jnp.int32).at[cell.ravel()].add(1, mode="drop")
 
-        self.confusion_matrix = counts.reshape(num_classes, num_classes)
-        self.count = real.sum(dtype=jnp.int32)
-        self.invalid = self.count - valid.sum(dtype=jnp.int32)
+        count = targets.size if mask is None else real.sum(dtype=jnp.int32)
         loss = loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
         # A batch without real examples has a mean loss of 0/0, which must not reach the sum.
-        self.loss_sum = jnp.where(self.count > 0, loss * self.count, 0)
+        self.loss_sum = jnp.where(jnp.asarray(count) > 0, loss * count, 0)
+
+    @property
+    def confusion_matrix(self) -> Int[Array, "*runs classes classes"]:
+        shape = (*self._counts.shape[:-1], self.num_classes, self.num_classes)
+        return self._counts[..., :-1].reshape(shape)
+
+    @property
+    def count(self) -> Int[Array, "*runs"]:
+        return self._counts.sum(-1)
+
+    @property
+    def invalid(self) -> Int[Array, "*runs"]:
+        return self._counts[..., -1]
 
     @property
     def num_classes(self) -> int:
-        return self.confusion_matrix.shape[-1]
+        return math.isqrt(self._counts.shape[-1] - 1)
 
     def merge(self, other: Any) -> Self:
         """Return the metrics of both sets of examples.
