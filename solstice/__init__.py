@@ -9,11 +9,12 @@ from solstice.callbacks import (
     LoggingCallback,
     ProfilingCallback,
 )
-from solstice.errors import EarlyStoppingException, UsageError
+from solstice.errors import EarlyStoppingException, RecompileError, UsageError
 from solstice.experiment import Experiment
 from solstice.experiments import ClassificationExperiment
+from solstice.flat import snapshot
 from solstice.metrics import ClassificationMetrics, Metrics, reduce
-from solstice.step import jit, snapshot
+from solstice.step import jit
 from solstice.trainer import predict, test, train
 from solstice.tree import replace
 
@@ -29,6 +30,7 @@ __all__ = [
     "LoggingCallback",
     "Metrics",
     "ProfilingCallback",
+    "RecompileError",
     "UsageError",
     "callbacks",
     "compat",

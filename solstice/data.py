@@ -4,15 +4,27 @@ It recognises datasets by what they can do, never by the library they come from,
 data of its own.
 """
 
+import contextlib
 import inspect
+import logging
+import queue
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import GeneratorType
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 
 from solstice.tree import describe
+
+_logger = logging.getLogger("solstice")
+
+# How many seconds a thread gets to end.
+_PATIENCE = 5
+
+_TAKEN = (np.ndarray, np.generic, jax.Array)
 
 # list_iterator, zip, map, enumerate, islice, ...: once through, they stay empty.
 _ONE_SHOT_HOMES = ("builtins", "itertools")
@@ -95,6 +107,63 @@ def batches(dataset: Any, epoch: int, name: str) -> Iterator[Any]:
         raise ValueError(f"{name} gave no batch in epoch {epoch}. {cause}")
 
 
+@contextlib.contextmanager
+def prefetched(ready: Iterator[Any], size: int | None) -> Iterator[Iterator[Any]]:
+    """Give an iterator over the batches of `ready`, read ahead and placed on the device.
+
+    A thread reads up to `size` batches ahead and ends with the context. What it raises is raised
+    here in the batch's turn, with its own traceback. 0 reads nothing ahead; None means 2 on
+    accelerators and 0 on a CPU.
+
+    >>> with prefetched(iter([np.ones(2), np.zeros(2)]), size=2) as ready:
+    ...     [float(batch.sum()) for batch in ready]
+    [2.0, 0.0]
+    """
+    if size is None:
+        size = 0 if jax.default_backend() == "cpu" else 2
+    if size == 0:
+        yield ready
+        return
+    line: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    free = threading.Semaphore(size)
+    ended = threading.Event()
+
+    def read() -> None:
+        try:
+            while free.acquire() and not ended.is_set():
+                line.put(("batch", _on_device(next(ready))))
+        except StopIteration:
+            line.put(("end", None))
+        except BaseException as error:  # noqa: BLE001 - raised where the batch is asked for
+            line.put(("error", error))
+
+    def take() -> Iterator[Any]:
+        while (item := line.get())[0] == "batch":
+            free.release()
+            yield item[1]
+        if item[0] == "error":
+            raise item[1]
+
+    thread = threading.Thread(target=read, name="solstice-prefetch", daemon=True)
+    thread.start()
+    try:
+        yield take()
+    finally:
+        ended.set()
+        free.release()
+        thread.join(_PATIENCE)
+        if thread.is_alive():
+            _logger.warning(
+                "The thread that reads batches ahead is still waiting for one after %d s; it goes "
+                "on in the background. Give datasets that may block a timeout of their own.",
+                _PATIENCE,
+            )
+
+
+def _on_device(batch: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.device_put(leaf) if eqx.is_array(leaf) else leaf, batch)
+
+
 def length(dataset: Any) -> int | None:
     """Return how many batches a pass has, None when the dataset does not say.
 
@@ -112,13 +181,18 @@ def as_arrays(batch: Any) -> Any:
     >>> as_arrays((np.zeros(2), "a"))
     (array([0., 0.]), 'a')
     """
+    # Seldom is anything to do, and a map would cost a small step dearly.
+    if all(map(_is_taken, jax.tree.leaves(batch))):
+        return batch
     return jax.tree.map(_as_array, batch)
 
 
+def _is_taken(leaf: Any) -> bool:
+    return isinstance(leaf, _TAKEN) or not hasattr(leaf, "__array__")
+
+
 def _as_array(leaf: Any) -> Any:
-    if isinstance(leaf, np.ndarray | np.generic | jax.Array) or not hasattr(leaf, "__array__"):
-        return leaf
-    return np.asarray(leaf)
+    return leaf if _is_taken(leaf) else np.asarray(leaf)
 
 
 def _length(dataset: Any) -> int | None:

@@ -2,6 +2,7 @@
 
     ValueError ── UsageError (also an AssertionError)
     Exception  ── EarlyStoppingException
+    Exception  ── RecompileError
 
 Everything else that a user can get wrong raises a plain `ValueError`, `TypeError`,
 `AttributeError` or `ImportError` with a message that says what to do.
@@ -32,4 +33,11 @@ class EarlyStoppingException(Exception):
     ...     def on_step_end(self, outs, exp, global_step, mode, batch):
     ...         if mode == "train" and global_step == 99:
     ...             raise solstice.EarlyStoppingException("100 steps are enough")
+    """
+
+
+class RecompileError(Exception):
+    """A step was compiled again in a run that asked for `recompile="error"`.
+
+    The message names what changed: a leaf's shape, dtype, weak type or static value, or the tree.
     """

@@ -1,25 +1,23 @@
 """jit: a compiled step, which the trainer runs fused.
 
 Fused means: between steps the experiment stays flat, a list of arrays that goes into one compiled
-call and comes out of it, its buffers donated. What is static is compared by identity, so that a
-step costs no Python over the tree. Called directly, a step is an ordinary pure call.
+call and comes out of it, its buffers donated; one call may take several steps. Called directly, a
+step is an ordinary pure call.
 """
 
 import functools
 import inspect
 import types
 from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from solstice.experiment import check_result
-from solstice.static import Static
+from solstice.flat import Flat
+from solstice.metrics import is_metrics, merge_all
 from solstice.tree import describe
-
-_T = TypeVar("_T")
 
 
 def jit(step: Callable[..., Any]) -> Any:
@@ -60,28 +58,19 @@ def jit(step: Callable[..., Any]) -> Any:
     return Step(step)
 
 
-def snapshot(exp: _T) -> _T:
-    """Return a copy of an experiment, with arrays of its own, that outlives the step it is from.
-
-    A callback that keeps an experiment beyond its hook needs one: the next fused step takes the
-    buffers of the one it was given.
-
-    >>> import jax.numpy as jnp, solstice
-    >>> class KeepBest(solstice.Callback):
-    ...     def on_epoch_end(self, exp, epoch, mode):
-    ...         self.best = solstice.snapshot(exp)
-    """
-    return Flat.of(exp).copy().whole()
-
-
 class Step:
-    """A compiled step: what `solstice.jit` makes of a method."""
+    """A compiled step: what `solstice.jit` makes of a method.
+
+    Attributes:
+        traces: How many times jax has traced it; a run looks whether its call was one of them.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         functools.update_wrapper(self, function)
         self._function = function
         self._pure = jax.jit(self._changes)
-        self._fused = jax.jit(self._flat_step, donate_argnums=0)
+        self._fused = jax.jit(self._flat_steps, donate_argnums=0)
+        self.traces = 0
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
@@ -89,12 +78,12 @@ class Step:
     def __call__(self, exp: Any, batch: Any) -> tuple[Any, Any]:
         """Take the step; what it is given stays alive, and comes back itself if nothing changed."""
         flat = Flat.of(exp)
-        new, outs = self.pure(flat, batch)
+        new, outs = self.pure(flat, [batch])
         return exp if new is flat else new.whole(), outs
 
-    def pure(self, flat: "Flat", batch: Any) -> tuple["Flat", Any]:
-        """Take the step on a flat experiment; that very one comes back if nothing changed."""
-        changes, outs = self._pure(flat, batch)
+    def pure(self, flat: Flat, batches: list[Any]) -> tuple[Flat, Any]:
+        """Take a step a batch; that very experiment comes back if nothing changed."""
+        changes, outs = self._pure(flat, batches)
         if isinstance(changes, Flat):
             new = changes
         elif changes:
@@ -104,105 +93,63 @@ class Step:
             new = Flat(arrays, flat.structure)
         else:
             new = flat
-        return new, outs.whole()
+        return new, joined(outs.whole())
 
-    def fused(self, flat: "Flat", batch: Any) -> tuple["Flat", Any]:
-        """Take the step on a flat experiment, whose buffers it takes."""
-        new, outs = self._fused(flat, batch)
-        return new, outs.whole()
+    def fused(self, flat: Flat, batches: list[Any]) -> tuple[Flat, Any]:
+        """Take a step a batch, in one call, on a flat experiment whose buffers it takes."""
+        new, outs = self._fused(flat, batches)
+        return new, joined(outs.whole())
 
-    def _flat_step(self, flat: "Flat", batch: Any) -> tuple["Flat", "Flat"]:
+    def _flat_steps(self, flat: Flat, batches: list[Any]) -> tuple[Flat, Flat]:
+        self.traces += 1
+        if len(batches) == 1:
+            return self._flat_step(flat, batches[0])
+        every = []
+        for batch in batches:  # unrolled: on a CPU, XLA's loops run convolutions on one thread
+            flat, outs = self.pure(flat, [batch])
+            every.append(outs)
+        return flat, Flat.of(join_outs(every))
+
+    def _flat_step(self, flat: Flat, batch: Any) -> tuple[Flat, Flat]:
         exp = flat.whole()
         new, outs = check_result(exp, self._function.__name__, self._function(exp, batch))
         return Flat.of(new, like=flat.structure), Flat.of(outs)
 
-    def _changes(self, flat: "Flat", batch: Any) -> tuple[Any, "Flat"]:
+    def _changes(self, flat: Flat, batches: list[Any]) -> tuple[Any, Flat]:
         """Return the arrays that the step changes, by position; others would only be copied."""
-        new, outs = self._flat_step(flat, batch)
+        new, outs = self._flat_steps(flat, batches)
         if new.structure is not flat.structure:
             return new, outs
         pairs = enumerate(zip(new.arrays, flat.arrays, strict=True))
         return {i: array for i, (array, before) in pairs if array is not before}, outs
 
 
-@jax.tree_util.register_pytree_with_keys_class
-class Flat:
-    """A pytree taken apart: its arrays, and everything else in one static structure.
+def join_outs(outs: list[Any]) -> Any:
+    """Return the outs of several steps as those of one: merged if metrics, otherwise stacked.
 
-    It is a pytree itself, of these arrays, and much cheaper to hand to a compiled call.
-
-    >>> flat = Flat.of({"by": jnp.ones(2), "name": "twice"})
-    >>> len(flat.arrays), flat.whole()
-    (1, {'by': Array([1., 1.], dtype=float32), 'name': 'twice'})
+    >>> join_outs([jnp.zeros(2), jnp.ones(2)]).shape
+    (2, 2)
     """
-
-    __slots__ = ("arrays", "structure")
-
-    def __init__(self, arrays: list[Any], structure: "Structure") -> None:
-        self.arrays = arrays
-        self.structure = structure
-
-    @classmethod
-    def of(cls, tree: Any, like: "Structure | None" = None) -> Self:
-        """Take a tree apart; a structure equal to `like` is `like` itself, cheap to compare."""
-        leaves, treedef = jax.tree.flatten(tree)
-        places = tuple(_ARRAY if eqx.is_array(leaf) else Static(leaf) for leaf in leaves)
-        structure = Structure(treedef, places)
-        arrays = [leaf for leaf, place in zip(leaves, places, strict=True) if place is _ARRAY]
-        return cls(arrays, like if like is not None and structure == like else structure)
-
-    def whole(self) -> Any:
-        """Put the tree together again."""
-        structure = self.structure
-        if structure.only_arrays:
-            return jax.tree.unflatten(structure.treedef, self.arrays)
-        arrays = iter(self.arrays)
-        leaves = [next(arrays) if one is _ARRAY else one.value for one in structure.places]
-        return jax.tree.unflatten(structure.treedef, leaves)
-
-    def copy(self) -> Self:
-        """Return it with arrays of its own, which may be donated."""
-        return type(self)([jnp.copy(array) for array in self.arrays], self.structure)
-
-    def tree_flatten(self) -> tuple[list[Any], "Structure"]:
-        return self.arrays, self.structure
-
-    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], "Structure"]:
-        keys = map(jax.tree_util.SequenceKey, range(len(self.arrays)))
-        return list(zip(keys, self.arrays, strict=True)), self.structure
-
-    @classmethod
-    def tree_unflatten(cls, structure: "Structure", arrays: Any) -> Self:
-        return cls(list(arrays), structure)
+    if len(outs) == 1:
+        return outs[0]
+    if all(map(is_metrics, outs)):
+        try:
+            return merge_all(outs)
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+            return _Unmerged(outs)  # their merge reads values, which a compiled call has not
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
 
-class Structure:
-    """What of a pytree is no array: its treedef and its other leaves; hashed once."""
-
-    __slots__ = ("_hash", "only_arrays", "places", "treedef")
-
-    def __init__(self, treedef: Any, places: tuple[Static[Any], ...]) -> None:
-        self.treedef = treedef
-        self.places = places
-        self.only_arrays = all(one is _ARRAY for one in places)
-        self._hash = hash((treedef, places))
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        return (
-            isinstance(other, Structure)
-            and self._hash == other._hash
-            and self.places == other.places
-            and self.treedef == other.treedef
-        )
+class _Unmerged(list):
+    """The metrics of several steps that can only be merged outside of a compiled call."""
 
 
-class _Array:
-    """Stands in a structure where an array was."""
+jax.tree_util.register_pytree_node(
+    _Unmerged, lambda outs: (tuple(outs), None), lambda _, outs: _Unmerged(outs)
+)
 
 
-_ARRAY = Static(_Array())
+def joined(outs: Any) -> Any:
+    """Return outs merged that a compiled call could not merge."""
+    # Not isinstance, which asks an equinox.Module for its class in Python.
+    return merge_all(list(outs)) if type(outs) is _Unmerged else outs

@@ -4,26 +4,21 @@ What happens in a step is the experiment's business, what happens on the host th
 """
 
 import itertools
-import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
-from tqdm import tqdm
 
 from solstice.callbacks import Callback
-from solstice.data import as_arrays, batches, check_dataset, length
-from solstice.errors import EarlyStoppingException, UsageError
-from solstice.experiment import Experiment, check_result
-from solstice.metrics import Metrics
-from solstice.step import Flat, Step
+from solstice.data import batches, check_dataset, length
+from solstice.errors import UsageError
+from solstice.experiment import Experiment
+from solstice.run import Run, progress_bar
 from solstice.tree import describe
 
 _E = TypeVar("_E", bound=Experiment)
-
-_logger = logging.getLogger("solstice")
 
 
 def train(
@@ -34,6 +29,10 @@ def train(
     callbacks: Iterable[Callback] | None = None,
     *,
     num_steps: int | None = None,
+    steps_per_call: int = 1,
+    prefetch: int | None = None,
+    recompile: Literal["warn", "error"] = "warn",
+    donate: bool = False,
     progress: bool = True,
 ) -> _E:
     """Return the experiment after training; the one passed in stays as it is.
@@ -52,12 +51,26 @@ def train(
             epoch's other hooks are still called, its validation is not run any more.
         num_steps: Ends the run after so many training steps; the epoch it cuts short is
             validated as any other.
+        steps_per_call: How many steps one compiled call takes. More are quicker where a step is
+            small, and equal up to the compiler's rounding. Hooks are then called once a call, with
+            the index of its last step, the list of its batches, and the steps' outs: merged, or
+            stacked on a new first axis if they do not merge. What is left at the end of a pass,
+            or differs in shape, is taken step by step, in one call of the hooks. Steps that are
+            not compiled by `solstice.jit` are all taken so.
+        prefetch: How many batches a thread reads and places on the device ahead of time; 0 reads
+            each when its turn comes. None means 2 on accelerators and 0 on a CPU, where a
+            compiled call takes numpy's arrays more cheaply.
+        recompile: When a step compiled by `solstice.jit` is traced again, the log says what
+            changed, as a warning from the third trace on; "error" raises at the second.
+        donate: Whether the run may take the buffers of `exp` itself, which nobody can use any more
+            afterwards. It saves the copy that a run otherwise starts with.
         progress: Whether to show a progress bar.
 
     Raises:
         TypeError, ValueError: An argument or the first batch is not what it must be; raised
             before the first step.
         ValueError: A pass over a dataset gave no batch.
+        RecompileError: A step was compiled again, and `recompile` is "error".
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -72,13 +85,25 @@ def train(
     _check_experiment(exp)
     _check_count(num_epochs, "num_epochs", least=0)
     _check_count(num_steps, "num_steps", least=1)
+    _check_count(steps_per_call, "steps_per_call", least=1, optional=False)
+    _check_count(prefetch, "prefetch", least=0)
+    if recompile not in ("warn", "error"):
+        raise ValueError(f"recompile is expected to be 'warn' or 'error'; it is {recompile!r}.")
     if num_epochs is None and num_steps is None:
         raise ValueError("Nothing ends this run: give num_epochs, num_steps or both.")
     passes = None if num_steps is not None else num_epochs
     check_dataset(train_ds, "train_ds", passes)
     if val_ds is not None:
         check_dataset(val_ds, "val_ds", passes)
-    run = _Run(exp, callbacks, progress)
+    run = Run(
+        exp,
+        callbacks,
+        progress=progress,
+        steps_per_call=int(steps_per_call),
+        prefetch=prefetch,
+        recompile=recompile,
+        donate=donate,
+    )
     if num_epochs != 0:
         run.check_sequence(train_ds, "train")
         run.check_sequence(val_ds, "val")
@@ -137,7 +162,7 @@ def test(
             "lost. Pass callbacks=[LoggingCallback(...)], or return_outs=True for the list of outs."
         )
     check_dataset(test_ds, "test_ds")
-    run = _Run(exp, callbacks, progress)
+    run = Run(exp, callbacks, progress=progress)
     run.check_sequence(test_ds, "test")
     outs: list[Any] | None = [] if return_outs else None
     run.execute(lambda: run.one_pass("test", 0, test_ds, title="test", outs=outs))
@@ -180,191 +205,11 @@ def predict(exp: Experiment, ds: Any, *, progress: bool = True) -> PyTree[np.nda
     check_dataset(ds, "ds")
     inputs_of = getattr(exp, "batch_inputs", _first_element)
     joined = []
-    with _bar("predict", length(ds), progress) as bar:
+    with progress_bar("predict", length(ds), progress) as bar:
         for batch in batches(ds, 0, "ds"):
             joined.append(jax.tree.map(np.asarray, one_batch(inputs_of(batch))))
             bar.update()
     return jax.tree.map(lambda *parts: np.concatenate(parts), *joined)
-
-
-class _Run:
-    """One call of train or test: the current experiment, the counters and the callbacks."""
-
-    def __init__(
-        self, exp: Experiment, callbacks: Iterable[Callback] | None, progress: bool
-    ) -> None:
-        self.exp: Any = exp
-        # The same experiment taken apart, and whether nobody else has its buffers.
-        self._flat: Flat | None = None
-        self._from_flat: Any = None
-        self._owned = False
-        self.steps = {"train": 0, "val": 0, "test": 0}
-        self._progress = progress
-        self._callbacks = list(callbacks or ())
-        for callback in self._callbacks:
-            if not isinstance(callback, Callback):
-                raise TypeError(
-                    f"callbacks are expected to be instances of solstice.Callback; one is "
-                    f"{describe(callback)}."
-                )
-        self._checked: set[str] = set()
-        # How many steps the last whole pass had, for the bar of a dataset that does not say.
-        self._lengths: dict[str, int] = {}
-        # A hook that a callback leaves out costs a step nothing.
-        self._hooks = {
-            name: [c for c in self._callbacks if _defines(c, name)]
-            for name in vars(Callback)
-            if name.startswith("on_")
-        }
-
-    def execute(self, passes: Callable[[], None]) -> None:
-        """Call `passes` between the hooks of the run's start and end; an early stop ends it."""
-        error: BaseException | None = None
-        try:
-            self._fire("on_run_start", self.exp)
-            passes()
-        except EarlyStoppingException as stop:
-            _logger.info("The run stopped early: %s.", stop)
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            self._end(error)
-
-    def one_pass(
-        self,
-        mode: str,
-        epoch: int,
-        dataset: Any,
-        *,
-        title: str,
-        last_step: int | None = None,
-        outs: list[Any] | None = None,
-    ) -> None:
-        """Run one pass of steps over the dataset.
-
-        An early stop is raised on, once every callback has had its `on_epoch_end`.
-        """
-        stop: EarlyStoppingException | None = None
-        try:
-            self._fire("on_epoch_start", self.exp, epoch, mode)
-            self._steps(mode, epoch, dataset, title, last_step, outs)
-        except EarlyStoppingException as raised:
-            stop = raised
-        try:
-            self._fire("on_epoch_end", self.exp, epoch, mode)
-        except EarlyStoppingException as raised:
-            stop = stop or raised
-        if stop is not None:
-            raise stop
-
-    def check_sequence(self, dataset: Any, mode: str) -> None:
-        """Check a list's first batch now; other datasets can only be read when their turn comes."""
-        if isinstance(dataset, list | tuple):
-            self._check_batch(as_arrays(dataset[0]), mode)
-
-    def _steps(
-        self,
-        mode: str,
-        epoch: int,
-        dataset: Any,
-        title: str,
-        last_step: int | None,
-        outs: list[Any] | None,
-    ) -> None:
-        start = self.steps[mode]
-        total = length(dataset) or self._lengths.get(mode)
-        if last_step is not None and total is not None:
-            total = min(total, last_step - start)
-        with _bar(title, total, self._progress, keep=mode != "val") as bar:
-            for batch in batches(dataset, epoch, f"{mode}_ds"):
-                self._check_batch(batch, mode)
-                step = self.steps[mode]
-                self._fire("on_step_start", self.exp, step, mode, batch)
-                out = self._take_step(mode, batch)
-                if step == 0 and isinstance(out, Metrics) and hasattr(out, "check"):
-                    out.check()  # pyright: ignore[reportAttributeAccessIssue]
-                if outs is not None:
-                    outs.append(out)
-                self.steps[mode] = step + 1
-                bar.update()
-                self._fire("on_step_end", out, self.exp, step, mode, batch)
-                if step + 1 == last_step:
-                    return
-        self._lengths[mode] = self.steps[mode] - start
-
-    def _take_step(self, mode: str, batch: Any) -> Any:
-        """Take a step, compiled on flat arrays where it can be, and return its outs."""
-        name = "train_step" if mode == "train" else "eval_step"
-        step = getattr(type(self.exp), name)
-        if not isinstance(step, Step):
-            self.exp, outs = check_result(self.exp, name, getattr(self.exp, name)(batch))
-            return outs
-        if self._flat is None or self.exp is not self._from_flat:
-            self._flat, self._from_flat, self._owned = Flat.of(self.exp), self.exp, False
-        if mode == "train":
-            if not self._owned:
-                self._flat, self._owned = self._flat.copy(), True
-            flat, outs = step.fused(self._flat, batch)
-        else:
-            flat, outs = step.pure(self._flat, batch)
-        if flat is not self._flat:
-            self._flat = flat
-            self.exp = self._from_flat = flat.whole()
-        return outs
-
-    def _check_batch(self, batch: Any, mode: str) -> None:
-        if mode not in self._checked:
-            self._checked.add(mode)
-            if check := getattr(self.exp, "check_batch", None):
-                try:
-                    check(batch)
-                except Exception as error:
-                    error.add_note(f"This is the first batch of {mode}_ds.")
-                    raise
-
-    def _fire(self, hook: str, *arguments: Any) -> None:
-        """Call the hook of every callback, also after one has asked to stop."""
-        stop: EarlyStoppingException | None = None
-        for callback in self._hooks[hook]:
-            try:
-                getattr(callback, hook)(*arguments)
-            except EarlyStoppingException as raised:
-                stop = stop or raised
-            except Exception as error:
-                error.add_note(f"Raised by {type(callback).__name__}.{hook}.")
-                raise
-        if stop is not None:
-            raise stop
-
-    def _end(self, error: BaseException | None) -> None:
-        failures: list[Exception] = []
-        for callback in self._hooks["on_run_end"]:
-            try:
-                callback.on_run_end(self.exp, error)
-            except EarlyStoppingException:
-                continue  # the run has ended already
-            except Exception as failure:  # noqa: BLE001 - raised once all were called
-                failure.add_note(f"Raised by {type(callback).__name__}.on_run_end.")
-                failures.append(failure)
-        if not failures:
-            return
-        if error is None:
-            raise failures[0]
-        # The run's own error goes on; what went wrong after it is told beside it.
-        error.add_note(f"After that, {type(failures[0]).__name__}: {failures[0]}")
-        for failure in failures:
-            _logger.error("A callback failed at the end of a failed run.", exc_info=failure)
-
-
-def _bar(title: str, total: int | None, show: bool, *, keep: bool = True) -> tqdm:
-    return tqdm(
-        total=total, desc=title, unit=" steps", disable=not show, leave=keep, dynamic_ncols=True
-    )
-
-
-def _defines(callback: Callback, hook: str) -> bool:
-    return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
 
 
 def _first_element(batch: Any) -> Any:
@@ -381,10 +226,11 @@ def _check_experiment(exp: Any) -> None:
         raise TypeError(f"An instance of solstice.Experiment is expected; it is {what}.")
 
 
-def _check_count(count: Any, name: str, *, least: int) -> None:
-    if count is None:
+def _check_count(count: Any, name: str, *, least: int, optional: bool = True) -> None:
+    if count is None and optional:
         return
     if isinstance(count, bool) or not isinstance(count, int | np.integer):
-        raise TypeError(f"{name} is expected to be an int or None; it is {describe(count)}.")
+        kind = "an int or None" if optional else "an int"
+        raise TypeError(f"{name} is expected to be {kind}; it is {describe(count)}.")
     if count < least:
         raise ValueError(f"{name} is expected to be at least {least}; it is {count}.")

@@ -3,6 +3,8 @@
 import collections
 import functools
 import itertools
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import pytest
 
 import solstice
 from solstice.compat import FunctionModel
+from solstice.data import prefetched
 
 
 class LenLess:
@@ -432,3 +435,74 @@ def test_a_functions_own_default_is_not_the_epoch(train, recorder):
     assert [event[3] for event in events if event[0] == "step_end"] == [1, 2, 1, 2]
     train(2, lambda epoch=7: iter([epoch]), None, [recorder(events)])
     assert [event[3] for event in events if event[0] == "step_end"][4:] == [0, 1]
+
+
+class Recording:
+    """A dataset that notes which thread reads it and how far."""
+
+    def __init__(self, length, fail_at=None):
+        self.length, self.fail_at = length, fail_at
+        self.read, self.threads = 0, set()
+
+    def __iter__(self):
+        for i in range(self.length):
+            if i == self.fail_at:
+                raise OSError("the disk is gone")
+            self.read += 1
+            self.threads.add(threading.current_thread().name)
+            yield {"x": np.full(2, i), "name": "a string"}
+
+
+def alive():
+    return [thread.name for thread in threading.enumerate() if "solstice" in thread.name]
+
+
+def test_a_thread_reads_ahead_and_places():
+    dataset = Recording(10)
+    with prefetched(iter(dataset), size=3) as ready:
+        first = next(ready)
+        for _ in range(100):
+            time.sleep(0.01)
+            if dataset.read == 4:
+                break
+        assert dataset.read == 4 and alive() == ["solstice-prefetch"]
+        assert isinstance(first["x"], jax.Array) and first["name"] == "a string"
+        assert [int(batch["x"][0]) for batch in ready] == list(range(1, 10))
+    assert dataset.threads == {"solstice-prefetch"} and not alive()
+
+
+def test_without_it_nothing_is_read_ahead():
+    for size in (0, None):  # None is 0 on a CPU
+        dataset = Recording(10)
+        with prefetched(iter(dataset), size) as ready:
+            assert isinstance(next(ready)["x"], np.ndarray)
+            assert dataset.read == 1 and dataset.threads == {"MainThread"}
+
+
+def test_an_error_in_the_thread_comes_in_its_turn_with_its_traceback():
+    with prefetched(iter(Recording(10, fail_at=2)), size=4) as ready:
+        assert [int(next(ready)["x"][0]) for _ in range(2)] == [0, 1]
+        with pytest.raises(OSError, match="the disk is gone") as caught:
+            next(ready)
+    assert "__iter__" in [frame.name for frame in caught.traceback]
+    assert not alive()
+
+
+def test_the_thread_ends_with_the_loop(adding):
+    numbers = list(range(20))
+    exp = solstice.train(adding, 2, numbers, numbers, num_steps=25, prefetch=3, progress=False)
+    assert int(exp.total) == sum(numbers) + sum(range(5)) and not alive()
+
+
+def test_a_dataset_that_blocks_does_not_hold_the_run(caplog, monkeypatch):
+    monkeypatch.setattr("solstice.data._PATIENCE", 0.1)
+    release = threading.Event()
+
+    def stuck():
+        yield np.ones(2)
+        release.wait()
+
+    with prefetched(stuck(), size=2) as ready:
+        next(ready)
+    assert "still waiting" in caplog.text
+    release.set()

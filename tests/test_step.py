@@ -9,7 +9,7 @@ import pytest
 from networks import LIBRARIES
 
 import solstice
-from solstice.step import Flat
+from solstice.flat import Flat
 from solstice.testing.compare import values
 from solstice.tree import replace
 

@@ -15,6 +15,10 @@ class Callback:
     `mode` is "train", "val" or "test". Steps and epochs count from 0: `global_step` is the index
     of the step concerned among the steps of its mode since the start of the run.
 
+    Attributes:
+        needs_experiment: Whether the step hooks look at `exp`. Where all of a run's callbacks say
+            no, the trainer does not put it together at each step, and passes None.
+
     >>> import solstice
     >>> class CountSteps(solstice.Callback):
     ...     seen = 0
@@ -22,6 +26,8 @@ class Callback:
     ...     def on_step_end(self, outs, exp, global_step, mode, batch):
     ...         self.seen += 1
     """
+
+    needs_experiment: bool = True
 
     def on_run_start(self, exp: Experiment) -> None:
         """Called before anything else of a `train` or `test`."""

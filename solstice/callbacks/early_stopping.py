@@ -16,7 +16,7 @@ class EarlyStoppingCallback(Callback):
 
     Args:
         criterion_fn: Takes the list of the outs of the last `accumulate_every_n_steps` training
-            steps, and returns whether to stop.
+            steps, and returns whether to stop. Under `steps_per_call`, each call has one outs.
         accumulate_every_n_steps: How many training steps, counted over the whole run, go into
             one list.
 
@@ -29,6 +29,8 @@ class EarlyStoppingCallback(Callback):
     ...     accumulate_every_n_steps=100,
     ... )
     """
+
+    needs_experiment = False
 
     def __init__(
         self, criterion_fn: Callable[[list[Any]], Any], accumulate_every_n_steps: int = 1
@@ -46,6 +48,7 @@ class EarlyStoppingCallback(Callback):
         self._criterion_fn = criterion_fn
         self._every = accumulate_every_n_steps
         self._outs: list[Any] = []
+        self._completed = 0
 
     @staticmethod
     def no_improvement(
@@ -74,14 +77,17 @@ class EarlyStoppingCallback(Callback):
 
     def on_run_start(self, exp: Experiment) -> None:
         self._outs = []
+        self._completed = 0
 
     def on_step_end(
-        self, outs: Any, exp: Experiment, global_step: int, mode: str, batch: Any
+        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
     ) -> None:
         if mode != "train":
             return
         self._outs.append(outs)
-        if (global_step + 1) % self._every == 0:
+        # One call may take several steps, past the end of a window.
+        before, self._completed = self._completed, global_step + 1
+        if self._completed // self._every > before // self._every:
             window, self._outs = self._outs, []
             if self._criterion_fn(window):
                 raise EarlyStoppingException(
@@ -94,6 +100,8 @@ class NoImprovement(Callback):
 
     A NaN is never an improvement.
     """
+
+    needs_experiment = False
 
     def __init__(
         self, metric: str, *, mode: str, patience: int, min_delta: float, watch: str
@@ -128,7 +136,7 @@ class NoImprovement(Callback):
         self._pass = Accumulator()
 
     def on_step_end(
-        self, outs: Any, exp: Experiment, global_step: int, mode: str, batch: Any
+        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
     ) -> None:
         if mode != self._watch:
             return

@@ -26,7 +26,8 @@ class LoggingCallback(Callback):
 
     The metrics of a window are merged, never averaged, so a log says what the metric says of all
     its examples. A window ends after each step whose number (counting from 1, over the whole
-    run) is a multiple of `log_every_n_steps`; the rest is logged when the epoch ends.
+    run) is a multiple of `log_every_n_steps`, or under `steps_per_call` after the call that passes
+    it; the rest is logged when the epoch ends.
 
     Args:
         log_every_n_steps: The length of a window; None logs once at each epoch's end.
@@ -44,6 +45,8 @@ class LoggingCallback(Callback):
     ... )
     """
 
+    needs_experiment = False
+
     def __init__(
         self, log_every_n_steps: int | None = None, logging_fn: LoggingFn | None = None
     ) -> None:
@@ -60,27 +63,30 @@ class LoggingCallback(Callback):
         self._every = log_every_n_steps
         self._logging_fn = logging_fn or _log_line
         self._window = Accumulator()
-        self._last_step = 0
+        self._completed: dict[str, int] = {}
+
+    def on_run_start(self, exp: Experiment) -> None:
+        self._completed = {}
 
     def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
         self._window = Accumulator()
 
     def on_step_end(
-        self, outs: Any, exp: Experiment, global_step: int, mode: str, batch: Any
+        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
     ) -> None:
         if not is_metrics(outs):
             raise UsageError(
                 f"LoggingCallback logs Metrics (an object with `merge` and `compute`), but the "
-                f"{mode} step of {type(exp).__name__} returned {describe(outs)} as its outs. "
+                f"{mode} step returned {describe(outs)} as its outs. "
                 f"Return a Metrics from the step, or log in a Callback of your own."
             )
         self._window.add(outs)
-        self._last_step = global_step
-        if self._every is not None and (global_step + 1) % self._every == 0:
+        before, self._completed[mode] = self._completed.get(mode, 0), global_step + 1
+        if self._every and self._completed[mode] // self._every > before // self._every:
             self._log(global_step, mode)
 
     def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
-        self._log(epoch if self._every is None else self._last_step, mode)
+        self._log(epoch if self._every is None else self._completed.get(mode, 0) - 1, mode)
 
     def _log(self, step: int, mode: str) -> None:
         merged = self._window.pop()

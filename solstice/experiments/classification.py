@@ -51,7 +51,7 @@ class ClassificationExperiment(Experiment):
     Attributes:
         model: The network, adapted.
         optimizer: The optimizer, adapted and initialised.
-        key: What random numbers in training come from; it changes only if the network draws some.
+        key: What random numbers in training come from; None where the network draws none.
         num_classes: The size of the outputs' last axis.
 
     >>> import equinox as eqx, jax, numpy as np, optax, solstice
@@ -74,6 +74,8 @@ class ClassificationExperiment(Experiment):
     num_classes: int = eqx.field(static=True)
     _loss: Static[LossFn] = eqx.field(static=True)
     _batch_keys: tuple[str, str, str] = eqx.field(static=True)
+    # Whether the network draws random numbers in training; None when no example can tell.
+    _draws: bool | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -121,14 +123,16 @@ class ClassificationExperiment(Experiment):
                     "read it from the network's output."
                 )
             self.num_classes = num_classes
+            self._draws = None
         else:
             # Traced in training mode, so that a missing key is found here and not in a run.
-            outputs = jax.eval_shape(
-                lambda: self.model(*as_inputs(example_input), key=self.key, train=True)[0]
-            )
+            inputs = as_inputs(example_input)
+            outputs = jax.eval_shape(lambda: self.model(*inputs, key=self.key, train=True)[0])
             _check_array(outputs)
             self.num_classes = outputs.shape[-1] if num_classes is None else num_classes
             self._check_outputs(outputs)
+            self._draws = self.key is not None and self._draws_for(inputs, self.key)
+            self.key = self.key if self._draws else None
 
     @jit
     def train_step(self, batch: Any) -> tuple[Self, ClassificationMetrics]:
@@ -213,12 +217,15 @@ class ClassificationExperiment(Experiment):
         return replace(self.model, params=params)(*inputs)[0]
 
     def _next_key(self, inputs: tuple) -> tuple[Array | None, Array | None]:
-        # Carrying a key costs a small step dearly, so it advances only for a network that draws.
+        # Carrying a key costs a small step dearly, so only a network that draws has one.
         if self.key is None:
             return None, None
         key, step_key = jax.random.split(self.key)
-        draws = depends_on(lambda key: self.model(*inputs, key=key, train=True), step_key)
+        draws = self._draws_for(inputs, step_key) if self._draws is None else self._draws
         return (key, step_key) if draws else (self.key, step_key)
+
+    def _draws_for(self, inputs: tuple, key: Array) -> bool:
+        return depends_on(lambda key: self.model(*inputs, key=key, train=True), key)
 
     def _mean_loss(self, logits: Array, labels: Array, mask: Array | None) -> Array:
         self._check_outputs(logits, labels)
@@ -297,10 +304,12 @@ def _check_array(outputs: Any) -> None:
 class _Total(Callback):
     """Merges the metrics of a whole test."""
 
+    needs_experiment = False
+
     def __init__(self) -> None:
         self.metrics = Accumulator()
 
     def on_step_end(
-        self, outs: Any, exp: Experiment, global_step: int, mode: str, batch: Any
+        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
     ) -> None:
         self.metrics.add(outs)

@@ -1,7 +1,7 @@
 """Metrics: sufficient statistics that merge, and the numbers computed from them."""
 
-from solstice.metrics.accumulator import Accumulator
+from solstice.metrics.accumulator import Accumulator, merge_all
 from solstice.metrics.base import Metrics, is_metrics, reduce
 from solstice.metrics.classification import ClassificationMetrics
 
-__all__ = ["Accumulator", "ClassificationMetrics", "Metrics", "is_metrics", "reduce"]
+__all__ = ["Accumulator", "ClassificationMetrics", "Metrics", "is_metrics", "merge_all", "reduce"]

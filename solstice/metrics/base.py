@@ -51,16 +51,17 @@ class Metrics(eqx.Module):
 
 
 def is_metrics(value: Any) -> bool:
-    """Say whether `value` can be merged and computed: a `Metrics`, or anything with both methods.
+    """Say whether `value` can be merged and computed: whether its class has both methods.
 
     >>> is_metrics({"loss": 1.0})
     False
     """
-    return isinstance(value, Metrics) or (
-        not isinstance(value, type)
-        and callable(getattr(value, "merge", None))
-        and callable(getattr(value, "compute", None))
-    )
+    return _are_metrics(type(value))
+
+
+@functools.cache
+def _are_metrics(kind: type) -> bool:
+    return callable(getattr(kind, "merge", None)) and callable(getattr(kind, "compute", None))
 
 
 def reduce(metrics: Iterable[_T]) -> _T:

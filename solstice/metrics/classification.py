@@ -50,7 +50,7 @@ class ClassificationMetrics(Metrics):
 
     # Each array that a step returns costs a small one dearly, so what is counted is in one: the
     # cells of the confusion matrix, row by row, and in the end the invalid examples.
-    _counts: Int[Array, "cells"]
+    _counts: Int[Array, " cells"]
     loss_sum: Float[Array, ""]
 
     def __init__(

@@ -199,7 +199,7 @@ class Outs(solstice.Experiment):
 
 
 def test_outs_that_are_no_metrics_are_a_usage_error(callback):
-    message = r"the {} step of Outs returned {} as its outs\. Return a Metrics from the step, or lo"
+    message = r"the {} step returned {} as its outs\. Return a Metrics from the step, or lo"
     with pytest.raises(
         solstice.UsageError, match=message.format("train", r"\{'loss': the float 0\.5\}")
     ):

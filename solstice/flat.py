@@ -1,0 +1,121 @@
+"""Flat: a pytree taken apart into its arrays and one static structure.
+
+A compiled call takes and returns it at the cost of a list, since structures are compared by
+identity, or else by a hash that is computed once.
+"""
+
+from typing import Any, Self, TypeVar
+
+import equinox as eqx
+import jax
+
+from solstice.static import Static
+from solstice.tree import path_name
+
+_T = TypeVar("_T")
+
+
+def snapshot(exp: _T) -> _T:
+    """Return a copy of an experiment, with arrays of its own, that outlives the step it is from.
+
+    A callback that keeps an experiment beyond its hook needs one: the next fused step takes the
+    buffers of the one it was given.
+
+    >>> import jax.numpy as jnp, solstice
+    >>> class KeepBest(solstice.Callback):
+    ...     def on_epoch_end(self, exp, epoch, mode):
+    ...         self.best = solstice.snapshot(exp)
+    """
+    return Flat.of(exp).copy().whole()
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Flat:
+    """A pytree taken apart: its arrays, and everything else in one static structure.
+
+    It is a pytree itself, of these arrays, and much cheaper to hand to a compiled call.
+
+    >>> import jax.numpy as jnp
+    >>> flat = Flat.of({"by": jnp.ones(2), "name": "twice"})
+    >>> len(flat.arrays), flat.whole()
+    (1, {'by': Array([1., 1.], dtype=float32), 'name': 'twice'})
+    """
+
+    __slots__ = ("arrays", "structure")
+
+    def __init__(self, arrays: list[Any], structure: "Structure") -> None:
+        self.arrays = arrays
+        self.structure = structure
+
+    @classmethod
+    def of(cls, tree: Any, like: "Structure | None" = None) -> Self:
+        """Take a tree apart; a structure equal to `like` is `like` itself, cheap to compare."""
+        leaves, treedef = jax.tree.flatten(tree)
+        places = tuple(_ARRAY if eqx.is_array(leaf) else Static(leaf) for leaf in leaves)
+        structure = Structure(treedef, places)
+        arrays = [leaf for leaf, place in zip(leaves, places, strict=True) if place is _ARRAY]
+        return cls(arrays, like if like is not None and structure == like else structure)
+
+    def whole(self) -> Any:
+        """Put the tree together again."""
+        structure = self.structure
+        if structure.only_arrays:
+            return jax.tree.unflatten(structure.treedef, self.arrays)
+        arrays = iter(self.arrays)
+        leaves = [next(arrays) if one is _ARRAY else one.value for one in structure.places]
+        return jax.tree.unflatten(structure.treedef, leaves)
+
+    def copy(self) -> Self:
+        """Return it with arrays of its own, which may be donated."""
+        # Unlike jnp.copy, it compiles nothing.
+        return type(self)(jax.device_put(self.arrays, may_alias=False), self.structure)
+
+    def tree_flatten(self) -> tuple[list[Any], "Structure"]:
+        return self.arrays, self.structure
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], "Structure"]:
+        keys = map(jax.tree_util.SequenceKey, range(len(self.arrays)))
+        return list(zip(keys, self.arrays, strict=True)), self.structure
+
+    @classmethod
+    def tree_unflatten(cls, structure: "Structure", arrays: Any) -> Self:
+        return cls(list(arrays), structure)
+
+
+class Structure:
+    """What of a pytree is no array: its treedef and its other leaves; hashed once."""
+
+    __slots__ = ("_hash", "only_arrays", "places", "treedef")
+
+    def __init__(self, treedef: Any, places: tuple[Static[Any], ...]) -> None:
+        self.treedef = treedef
+        self.places = places
+        self.only_arrays = all(one is _ARRAY for one in places)
+        self._hash = hash((treedef, places))
+
+    def leaves(self) -> list[tuple[str, Static[Any] | None]]:
+        """Return the name of each leaf's path, and its static value or None for an array."""
+        numbered = jax.tree.unflatten(self.treedef, range(len(self.places)))
+        paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(numbered)]
+        statics = (None if one is _ARRAY else one for one in self.places)
+        return list(zip(paths, statics, strict=True))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return (
+            isinstance(other, Structure)
+            and self._hash == other._hash
+            and self.places == other.places
+            and self.treedef == other.treedef
+        )
+
+
+class _Array:
+    """Stands in a structure where an array was."""
+
+
+_ARRAY = Static(_Array())

@@ -1,0 +1,296 @@
+"""A run: what one call of train or test holds, and how it takes steps and calls hooks.
+
+It takes the passes that the trainer asks for; it does not decide which.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from solstice.callbacks import Callback
+from solstice.data import as_arrays, batches, length, prefetched
+from solstice.errors import EarlyStoppingException
+from solstice.experiment import Experiment, check_result
+from solstice.flat import Flat
+from solstice.metrics import Metrics
+from solstice.recompile import RecompileGuard
+from solstice.step import Step, join_outs, joined
+from solstice.tree import describe
+
+_logger = logging.getLogger("solstice")
+
+
+class Run:
+    """One call of train or test: the current experiment, the counters and the callbacks.
+
+    Attributes:
+        steps: How many steps each mode has completed.
+    """
+
+    def __init__(
+        self,
+        exp: Experiment,
+        callbacks: Iterable[Callback] | None,
+        *,
+        progress: bool = True,
+        steps_per_call: int = 1,
+        prefetch: int | None = None,
+        recompile: Literal["warn", "error"] = "warn",
+        donate: bool = False,
+    ) -> None:
+        # The experiment, whole or taken apart; both while they are the same.
+        self._exp: Any = exp
+        self._flat: Flat | None = None
+        self._type = type(exp)
+        # Whether nobody else has its buffers.
+        self._owned = donate
+        self.steps = {"train": 0, "val": 0, "test": 0}
+        self._steps_per_call = steps_per_call
+        self._prefetch = prefetch
+        self._recompile: Literal["warn", "error"] = recompile
+        self._guards: dict[tuple[str, bool], RecompileGuard] = {}
+        self._progress = progress
+        self._callbacks = list(callbacks or ())
+        for callback in self._callbacks:
+            if not isinstance(callback, Callback):
+                raise TypeError(
+                    f"callbacks are expected to be instances of solstice.Callback; one is "
+                    f"{describe(callback)}."
+                )
+        self._checked: set[str] = set()
+        # How many steps the last whole pass had, for the bar of a dataset that does not say.
+        self._lengths: dict[str, int] = {}
+        # A hook that a callback leaves out costs a step nothing, nor does an experiment that no
+        # hook looks at.
+        self._hooks = {
+            name: [c for c in self._callbacks if _defines(c, name)]
+            for name in vars(Callback)
+            if name.startswith("on_")
+        }
+        self._looked_at = {
+            name: any(c.needs_experiment for c in self._hooks[name])
+            for name in ("on_step_start", "on_step_end")
+        }
+
+    @property
+    def exp(self) -> Any:
+        """The experiment as it is now, put together only when somebody looks."""
+        if self._exp is None:
+            assert self._flat is not None
+            self._exp = self._flat.whole()
+        return self._exp
+
+    def execute(self, passes: Callable[[], None]) -> None:
+        """Call `passes` between the hooks of the run's start and end; an early stop ends it."""
+        error: BaseException | None = None
+        try:
+            self._fire("on_run_start", self.exp)
+            passes()
+        except EarlyStoppingException as stop:
+            _logger.info("The run stopped early: %s.", stop)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._end(error)
+
+    def one_pass(
+        self,
+        mode: str,
+        epoch: int,
+        dataset: Any,
+        *,
+        title: str,
+        last_step: int | None = None,
+        outs: list[Any] | None = None,
+    ) -> None:
+        """Run one pass of steps over the dataset.
+
+        An early stop is raised on, once every callback has had its `on_epoch_end`.
+        """
+        stop: EarlyStoppingException | None = None
+        try:
+            self._fire("on_epoch_start", self.exp, epoch, mode)
+            self._steps(mode, epoch, dataset, title, last_step, outs)
+        except EarlyStoppingException as raised:
+            stop = raised
+        try:
+            self._fire("on_epoch_end", self.exp, epoch, mode)
+        except EarlyStoppingException as raised:
+            stop = stop or raised
+        if stop is not None:
+            raise stop
+
+    def check_sequence(self, dataset: Any, mode: str) -> None:
+        """Check a list's first batch now; other datasets can only be read when their turn comes."""
+        if isinstance(dataset, list | tuple):
+            self._check_batch(as_arrays(dataset[0]), mode)
+
+    def _steps(
+        self,
+        mode: str,
+        epoch: int,
+        dataset: Any,
+        title: str,
+        last_step: int | None,
+        outs: list[Any] | None,
+    ) -> None:
+        start = self.steps[mode]
+        total = length(dataset) or self._lengths.get(mode)
+        if last_step is not None and total is not None:
+            total = min(total, last_step - start)
+        with (
+            progress_bar(title, total, self._progress, keep=mode != "val") as bar,
+            prefetched(batches(dataset, epoch, f"{mode}_ds"), self._prefetch) as ready,
+        ):
+            for group in self._groups(ready, mode, last_step):
+                batch = group[0] if self._steps_per_call == 1 else group
+                self._check_batch(group[0], mode)
+                first = self.steps[mode]
+                last = first + len(group) - 1
+                self._fire("on_step_start", self._shown("on_step_start"), last, mode, batch)
+                out = self._take_steps(mode, group)
+                if first == 0 and isinstance(out, Metrics) and hasattr(out, "check"):
+                    out.check()  # pyright: ignore[reportAttributeAccessIssue]
+                if outs is not None:
+                    outs.append(out)
+                self.steps[mode] = last + 1
+                bar.update(len(group))
+                self._fire("on_step_end", out, self._shown("on_step_end"), last, mode, batch)
+                if last + 1 == last_step:
+                    return
+        self._lengths[mode] = self.steps[mode] - start
+
+    def _groups(
+        self, ready: Iterator[Any], mode: str, last_step: int | None
+    ) -> Iterator[list[Any]]:
+        """Yield the batches of one call after the other: of one form, and never past the end."""
+        if self._steps_per_call == 1:
+            for batch in ready:
+                yield [batch]
+            return
+        group: list[Any] = []
+        for batch in ready:
+            if group and _form(batch) != _form(group[0]):
+                yield group
+                group = []
+            group.append(batch)
+            full = len(group) == self._steps_per_call
+            if full or self.steps[mode] + len(group) == last_step:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def _shown(self, hook: str) -> Any:
+        return self.exp if self._looked_at[hook] else None
+
+    def _take_steps(self, mode: str, group: list[Any]) -> Any:
+        """Take a step a batch, in one call where that is possible, and return their joined outs."""
+        name = "train_step" if mode == "train" else "eval_step"
+        step = getattr(self._type, name)
+        if isinstance(step, Step) and len(group) in (1, self._steps_per_call):
+            return self._take_fused(step, name, mode, group)
+        # A call of another number of steps would have to be compiled for this one time.
+        every = []
+        for batch in group:
+            if isinstance(step, Step):
+                every.append(self._take_fused(step, name, mode, [batch]))
+            else:
+                exp, outs = check_result(self.exp, name, getattr(self.exp, name)(batch))
+                if exp is not self._exp:
+                    self._exp, self._type, self._flat, self._owned = exp, type(exp), None, False
+                every.append(outs)
+        return every[0] if len(every) == 1 else joined(join_outs(every))
+
+    def _take_fused(self, step: Step, name: str, mode: str, group: list[Any]) -> Any:
+        if self._flat is None:
+            self._flat = Flat.of(self._exp)
+        before = self._flat
+        guard = self._guards.get((mode, len(group) == 1))
+        if guard is None:
+            guard = self._guards[mode, len(group) == 1] = RecompileGuard(name, self._recompile)
+            guard.first(before, group)
+            traces = None
+        else:
+            traces = step.traces
+        if mode == "train":
+            if not self._owned:
+                before, self._owned = before.copy(), True
+            flat, outs = step.fused(before, group)
+        else:
+            flat, outs = step.pure(before, group)
+        if flat is not self._flat:
+            self._flat, self._exp = flat, None
+            if flat.structure is not before.structure:
+                self._type = type(self.exp)
+        if traces is not None and traces != step.traces:
+            guard.traced(before, group)
+        return outs
+
+    def _check_batch(self, batch: Any, mode: str) -> None:
+        if mode not in self._checked:
+            self._checked.add(mode)
+            if check := getattr(self.exp, "check_batch", None):
+                try:
+                    check(batch)
+                except Exception as error:
+                    error.add_note(f"This is the first batch of {mode}_ds.")
+                    raise
+
+    def _fire(self, hook: str, *arguments: Any) -> None:
+        """Call the hook of every callback, also after one has asked to stop."""
+        stop: EarlyStoppingException | None = None
+        for callback in self._hooks[hook]:
+            try:
+                getattr(callback, hook)(*arguments)
+            except EarlyStoppingException as raised:
+                stop = stop or raised
+            except Exception as error:
+                error.add_note(f"Raised by {type(callback).__name__}.{hook}.")
+                raise
+        if stop is not None:
+            raise stop
+
+    def _end(self, error: BaseException | None) -> None:
+        failures: list[Exception] = []
+        for callback in self._hooks["on_run_end"]:
+            try:
+                callback.on_run_end(self.exp, error)
+            except EarlyStoppingException:
+                continue  # the run has ended already
+            except Exception as failure:  # noqa: BLE001 - raised once all were called
+                failure.add_note(f"Raised by {type(callback).__name__}.on_run_end.")
+                failures.append(failure)
+        if not failures:
+            return
+        if error is None:
+            raise failures[0]
+        # The run's own error goes on; what went wrong after it is told beside it.
+        error.add_note(f"After that, {type(failures[0]).__name__}: {failures[0]}")
+        for failure in failures:
+            _logger.error("A callback failed at the end of a failed run.", exc_info=failure)
+
+
+def progress_bar(title: str, total: int | None, show: bool, *, keep: bool = True) -> tqdm:
+    """Return a progress bar of steps.
+
+    >>> progress_bar("train", 3, show=False).update(2)
+    """
+    return tqdm(
+        total=total, desc=title, unit=" steps", disable=not show, leave=keep, dynamic_ncols=True
+    )
+
+
+def _defines(callback: Callback, hook: str) -> bool:
+    return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
+
+
+def _form(batch: Any) -> Any:
+    """Return what a compiled call of several steps needs its batches to share."""
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, [(np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in leaves]
