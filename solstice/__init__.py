@@ -9,7 +9,7 @@ from solstice.callbacks import (
     LoggingCallback,
     ProfilingCallback,
 )
-from solstice.errors import EarlyStoppingException, UsageError
+from solstice.errors import DamagedFileError, EarlyStoppingException, UsageError
 from solstice.experiment import Experiment
 from solstice.experiments import ClassificationExperiment
 from solstice.metrics import ClassificationMetrics, Metrics, reduce
@@ -23,6 +23,7 @@ __all__ = [
     "Callback",
     "ClassificationExperiment",
     "ClassificationMetrics",
+    "DamagedFileError",
     "EarlyStoppingCallback",
     "EarlyStoppingException",
     "Experiment",
