@@ -14,6 +14,7 @@ from solstice.experiment import Experiment
 from solstice.experiments import ClassificationExperiment
 from solstice.metrics import ClassificationMetrics, Metrics, reduce
 from solstice.step import jit, snapshot
+from solstice.summary import summary
 from solstice.trainer import predict, test, train
 from solstice.tree import replace
 
@@ -40,6 +41,7 @@ __all__ = [
     "reduce",
     "replace",
     "snapshot",
+    "summary",
     "test",
     "testing",
     "train",

@@ -19,6 +19,7 @@ jaxtyping.install_import_hook(
         "solstice.metrics",
         "solstice.static",
         "solstice.step",
+        "solstice.summary",
         "solstice.trainer",
         "solstice.tree",
     ],
