@@ -2,10 +2,12 @@
 
 from importlib.metadata import version
 
-from solstice import callbacks, compat, experiments, metrics, testing, tree
+from solstice import callbacks, compat, experiments, metrics, plots, testing, tree
 from solstice.callbacks import (
     Callback,
     EarlyStoppingCallback,
+    EnvironmentCallback,
+    HistoryCallback,
     LoggingCallback,
     ProfilingCallback,
 )
@@ -27,7 +29,9 @@ __all__ = [
     "DamagedFileError",
     "EarlyStoppingCallback",
     "EarlyStoppingException",
+    "EnvironmentCallback",
     "Experiment",
+    "HistoryCallback",
     "LoggingCallback",
     "Metrics",
     "ProfilingCallback",
@@ -37,6 +41,7 @@ __all__ = [
     "experiments",
     "jit",
     "metrics",
+    "plots",
     "predict",
     "reduce",
     "replace",

@@ -36,7 +36,7 @@ def summary(experiment_or_model: PyTree, batch: Any = None) -> "Summary":
             XLA says of it: floating-point operations, bytes read and written, memory.
 
     Raises:
-        TypeError: There is no array, or nothing that takes a batch.
+        TypeError: It is neither an experiment nor a tree with arrays, or takes no batch.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -59,7 +59,7 @@ def summary(experiment_or_model: PyTree, batch: Any = None) -> "Summary":
     10
     """
     rows = tuple(_rows(experiment_or_model))
-    if not rows:
+    if not rows and not isinstance(experiment_or_model, Experiment):
         raise TypeError(
             f"summary() is of an experiment, a model or another pytree of arrays; there is no "
             f"array in {describe(experiment_or_model)}. Adapt a network with compat.as_model first."
@@ -115,14 +115,15 @@ class Cost:
 
     def __str__(self) -> str:
         unknown = "unknown"
-        memory = (self.argument_bytes, self.output_bytes, self.temporary_bytes)
+        parts = (self.argument_bytes, self.output_bytes, self.temporary_bytes)
+        memory = [part for part in parts if part is not None]
         lines = [
             f"{self.call}, by XLA's own analysis:",
             f"  compute  {unknown if self.flops is None else _scaled(self.flops, 'FLOP')}",
             f"  traffic  {unknown if self.bytes_accessed is None else _bytes(self.bytes_accessed)}"
             f" read or written",
         ]
-        if any(part is None for part in memory):
+        if len(memory) < len(parts):
             lines.append(f"  memory   {unknown}")
         else:
             arguments, outputs, temporaries = map(_bytes, memory)

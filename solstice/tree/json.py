@@ -180,7 +180,7 @@ def _decode(node: Any) -> Any:
 
 def _numbers(values: np.ndarray) -> list[Any]:
     if jnp.issubdtype(values.dtype, np.complexfloating):
-        values = np.stack([values.real, values.imag], axis=-1)
+        values = np.stack([np.real(values), np.imag(values)], axis=-1)
     if jnp.issubdtype(values.dtype, np.inexact):
         # Exact in Python's floats, from which the same numbers are read.
         return [_number(value) for value in values.astype(np.float64).ravel().tolist()]
@@ -196,10 +196,10 @@ def _number(value: float) -> float | str:
 
 
 def _array(array: dict[str, Any], dtype: str) -> np.ndarray:
-    data, shape, dtype = array["data"], tuple(array["shape"]), jnp.dtype(dtype)
-    if jnp.issubdtype(dtype, np.complexfloating):
+    data, shape, sort = array["data"], tuple(array["shape"]), jnp.dtype(dtype)
+    if jnp.issubdtype(sort, np.complexfloating):
         parts = np.array([float(value) for value in data], np.float64)
-        return parts.view(np.complex128).astype(dtype).reshape(shape)
-    if jnp.issubdtype(dtype, np.inexact):
+        return parts.view(np.complex128).astype(sort).reshape(shape)
+    if jnp.issubdtype(sort, np.inexact):
         data = [float(value) for value in data]
-    return np.array(data, dtype).reshape(shape)
+    return np.array(data, sort).reshape(shape)
