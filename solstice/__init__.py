@@ -2,19 +2,27 @@
 
 from importlib.metadata import version
 
-from solstice import callbacks, compat, experiments, metrics, testing, tree
+from solstice import callbacks, compat, experiments, metrics, plots, testing, tree
 from solstice.callbacks import (
     Callback,
     EarlyStoppingCallback,
+    EnvironmentCallback,
+    HistoryCallback,
     LoggingCallback,
     ProfilingCallback,
 )
-from solstice.errors import EarlyStoppingException, RecompileError, UsageError
+from solstice.errors import (
+    DamagedFileError,
+    EarlyStoppingException,
+    RecompileError,
+    UsageError,
+)
 from solstice.experiment import Experiment
 from solstice.experiments import ClassificationExperiment
 from solstice.flat import snapshot
 from solstice.metrics import ClassificationMetrics, Metrics, reduce
 from solstice.step import jit
+from solstice.summary import summary
 from solstice.trainer import predict, test, train
 from solstice.tree import replace
 
@@ -24,9 +32,12 @@ __all__ = [
     "Callback",
     "ClassificationExperiment",
     "ClassificationMetrics",
+    "DamagedFileError",
     "EarlyStoppingCallback",
     "EarlyStoppingException",
+    "EnvironmentCallback",
     "Experiment",
+    "HistoryCallback",
     "LoggingCallback",
     "Metrics",
     "ProfilingCallback",
@@ -37,10 +48,12 @@ __all__ = [
     "experiments",
     "jit",
     "metrics",
+    "plots",
     "predict",
     "reduce",
     "replace",
     "snapshot",
+    "summary",
     "test",
     "testing",
     "train",

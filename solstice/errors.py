@@ -1,6 +1,7 @@
 """The exceptions that are Solstice's own.
 
-    ValueError ── UsageError (also an AssertionError)
+    ValueError ─┬ UsageError (also an AssertionError)
+                └ DamagedFileError
     Exception  ── EarlyStoppingException
     Exception  ── RecompileError
 
@@ -20,6 +21,21 @@ class UsageError(ValueError, AssertionError):
     ... except AssertionError as error:
     ...     print(error)
     reduce() needs at least one Metrics; it got an empty list. Was the dataset empty?
+    """
+
+
+class DamagedFileError(ValueError):
+    """A file is not what was written: cut short, changed, or somebody else's.
+
+    >>> import pathlib, solstice, tempfile
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "state.solstice"
+    >>> solstice.tree.save(file, {"step": 3})
+    >>> _ = file.write_bytes(file.read_bytes()[:-1])
+    >>> try:
+    ...     solstice.tree.load(file, like={"step": 0})
+    ... except solstice.DamagedFileError as error:
+    ...     print("is damaged" in str(error))
+    True
     """
 
 

@@ -22,6 +22,7 @@ jaxtyping.install_import_hook(
         "solstice.run",
         "solstice.static",
         "solstice.step",
+        "solstice.summary",
         "solstice.trainer",
         "solstice.tree",
     ],

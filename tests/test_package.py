@@ -42,7 +42,15 @@ def test_importing_and_using_one_library_loads_no_framework():
 
 
 @pytest.mark.parametrize(
-    "module", [solstice, solstice.compat, solstice.metrics, solstice.callbacks]
+    "module",
+    [
+        solstice,
+        solstice.compat,
+        solstice.metrics,
+        solstice.callbacks,
+        solstice.plots,
+        solstice.tree,
+    ],
 )
 def test_all_is_what_can_be_imported(module):
     assert len(set(module.__all__)) == len(module.__all__)

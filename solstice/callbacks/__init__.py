@@ -2,7 +2,16 @@
 
 from solstice.callbacks.base import Callback
 from solstice.callbacks.early_stopping import EarlyStoppingCallback
+from solstice.callbacks.environment import EnvironmentCallback
+from solstice.callbacks.history import HistoryCallback
 from solstice.callbacks.logging import LoggingCallback
 from solstice.callbacks.profiling import ProfilingCallback
 
-__all__ = ["Callback", "EarlyStoppingCallback", "LoggingCallback", "ProfilingCallback"]
+__all__ = [
+    "Callback",
+    "EarlyStoppingCallback",
+    "EnvironmentCallback",
+    "HistoryCallback",
+    "LoggingCallback",
+    "ProfilingCallback",
+]

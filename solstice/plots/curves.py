@@ -1,0 +1,176 @@
+"""Learning curves: each metric over the training steps, a line a mode."""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from solstice.plots.style import COLOURS, grid_shape, new_figure, plain_axes, shortened
+from solstice.tree import describe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+
+_ABOUT = ("mode", "epoch", "step", "time")
+_MODES = ("train", "val", "test")
+_FEW_POINTS = 40
+_LOG_FROM = 50
+_SHORT_FROM = 50_000
+_NOT_FINITE = "not finite"
+
+
+def learning_curves(history: Any, metrics: Sequence[str] | None = None) -> "Figure":
+    """Return a figure with a panel for each metric, and in it a line for each mode.
+
+    The horizontal axis counts completed training steps, so that the modes' lines lie over each
+    other. A metric that stays positive and falls or rises by a factor of 50 has a logarithmic
+    axis. Values that are not finite are marked at the bottom of the panel.
+
+    Args:
+        history: A `HistoryCallback`, or records as it keeps (mappings with `mode`, `step` and
+            metrics), or the path of a JSON lines file of them. A last line that was cut short, as
+            in a run that goes on, is left out.
+        metrics: Which ones; None takes all that are numbers, but for those of single classes.
+
+    Raises:
+        ValueError: There is no record with such a metric, or a line is no record.
+        ImportError: matplotlib is missing.
+
+    >>> records = [{"mode": "train", "epoch": i, "step": 10 * i, "loss": 1 / i} for i in (1, 2, 3)]
+    >>> figure = learning_curves(records)
+    >>> figure.axes[0].get_ylabel(), figure.axes[0].get_xlabel()
+    ('loss', 'training steps')
+    """
+    history = getattr(history, "records", history)
+    records = _read(Path(history)) if isinstance(history, str | os.PathLike) else list(history)
+    for record in records:
+        if not isinstance(record, Mapping) or not {"mode", "step"} <= set(record):
+            raise ValueError(
+                f"A record is expected to be a mapping with a mode, a step and metrics; one is "
+                f"{describe(record)}. Log with HistoryCallback, or to loggers.JSONLines."
+            )
+    found = list(dict.fromkeys(name for record in records for name in _metrics(record)))
+    names = list(metrics) if metrics is not None else [n for n in found if not _of_one_class(n)]
+    missing = [name for name in names if name not in found]
+    if missing or not names:
+        raise ValueError(
+            f"There is no record with {', '.join(map(repr, missing)) or 'a metric'}; the "
+            f"{len(records)} records have {', '.join(map(repr, found)) or 'none at all'}."
+        )
+    rows, columns = grid_shape(len(names))
+    figure = new_figure(max(3.8 * columns, 5), 2.5 * rows + 0.5)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    modes = sorted({record["mode"] for record in records}, key=_mode_order)
+    for panel, name in zip(panels, names, strict=False):
+        _draw(panel, name, records, modes)
+    for panel in panels[len(names) :]:
+        panel.set_axis_off()
+    lines = {line.get_label(): line for panel in panels for line in panel.get_lines()}
+    shown = [label for label in (*modes, _NOT_FINITE) if label in lines]
+    figure.legend(
+        [lines[label] for label in shown],
+        shown,
+        loc="outside upper center",
+        ncols=int(figure.get_figwidth() / 1.25),
+        frameon=False,
+    )
+    return figure
+
+
+def _draw(panel: Any, name: str, records: Sequence[Record], modes: Sequence[str]) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
+
+    everything, last = [], 0.0
+    for place, (mode, colour) in enumerate(zip(modes, _colours(modes), strict=True)):
+        points = [
+            (r["step"], r[name]) for r in records if r["mode"] == mode and name in _metrics(r)
+        ]
+        if not points:
+            continue
+        steps, values = np.array(points, float).T
+        finite = np.isfinite(values)
+        # A line does not show a point without neighbours.
+        before, after = np.r_[False, finite[:-1]], np.r_[finite[1:], False]
+        alone = finite & ~before & ~after
+        marked = finite if len(values) <= _FEW_POINTS else alone
+        panel.plot(
+            steps,
+            np.where(finite, values, np.nan),
+            label=mode,
+            color=colour,
+            linewidth=1.6,
+            marker="o",
+            markersize=3.5,
+            markevery=np.flatnonzero(marked).tolist(),
+        )
+        if not finite.all():
+            panel.plot(
+                steps[~finite],
+                np.full((~finite).sum(), 0.03 + 0.05 * place),
+                label=_NOT_FINITE,
+                color=colour,
+                linestyle="",
+                marker="x",
+                markersize=6,
+                transform=panel.get_xaxis_transform(),
+                clip_on=False,
+            )
+        everything.append(values[finite])
+        last = max(last, steps.max())
+    shown = np.concatenate(everything)
+    if shown.size and shown.min() > 0 and shown.max() / shown.min() >= _LOG_FROM:
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    elif not shown.size:
+        panel.set_yticks([])
+    panel.set(xlabel="training steps", ylabel=shortened(name, 28))
+    panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    short = last >= _SHORT_FROM
+    panel.xaxis.set_major_formatter(
+        EngFormatter(sep="") if short else StrMethodFormatter("{x:,.0f}")
+    )
+    plain_axes(panel)
+
+
+def _colours(modes: Sequence[str]) -> list[str]:
+    """A mode has one colour in every picture; other data sets have those that are left."""
+    others = [mode for mode in modes if mode not in _MODES]
+    order = [*_MODES, *others]
+    return [COLOURS[order.index(mode) % len(COLOURS)] for mode in modes]
+
+
+def _mode_order(mode: str) -> tuple[int, str]:
+    return (_MODES.index(mode) if mode in _MODES else len(_MODES), mode)
+
+
+def _metrics(record: Record) -> list[str]:
+    return [name for name in record if name not in _ABOUT and _is_number(record[name])]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _of_one_class(name: str) -> bool:
+    return re.search(r"_class_\d+$", name) is not None
+
+
+def _read(path: Path) -> list[Record]:
+    *lines, rest = path.read_text(encoding="utf-8").split("\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"Line {number} of {path} is no JSON: {line[:60]!r}.") from error
+    # The end of a file without a newline may be a record half written.
+    try:
+        return [*records, json.loads(rest)]
+    except json.JSONDecodeError:
+        return records

@@ -1,0 +1,115 @@
+"""The images that the network gets most wrong, in a grid."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from solstice.plots.style import ORANGE, grid_shape, new_figure, shortened
+from solstice.tree import describe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def worst_examples(
+    images: Any,
+    losses: Any,
+    targets: Any = None,
+    predictions: Any = None,
+    *,
+    labels: Sequence[str] | None = None,
+    count: int = 16,
+) -> "Figure":
+    """Return a grid of the images with the largest losses, the worst first; NaN is the worst.
+
+    Each is titled with its index, its loss and, where they are given, its classes. Floats outside
+    0 to 1 are scaled to the range of the images shown; a pixel that is NaN is orange.
+
+    Args:
+        images: `(examples, height, width)`, or with a last axis of 1, 3 or 4 channels.
+        losses: `(examples,)`.
+        targets: True classes `(examples,)`.
+        predictions: Predicted classes `(examples,)`.
+        labels: The classes' names; None numbers them.
+        count: How many at most.
+
+    Raises:
+        ValueError: The shapes do not fit, or there is no image.
+        ImportError: matplotlib is missing.
+
+    >>> images, losses = np.zeros((3, 8, 8)), [0.1, 2.5, 0.7]
+    >>> figure = worst_examples(images, losses, targets=[3, 1, 4], predictions=[3, 7, 4], count=1)
+    >>> figure.axes[0].get_title().splitlines()
+    ['#1   loss 2.5', '1, taken for 7']
+    """
+    images, losses = np.asarray(images), np.asarray(losses, np.float64)
+    channels = images.shape[3:]
+    if images.ndim not in (3, 4) or channels not in ((), (1,), (3,), (4,)) or not images.size:
+        raise ValueError(
+            f"images are expected to be (examples, height, width), or with a last axis of 1, 3 or "
+            f"4 channels; they are {describe(images)}."
+        )
+    about = {"losses": losses, "targets": targets, "predictions": predictions}
+    for name, values in about.items():
+        if values is not None and np.shape(values) != images.shape[:1]:
+            raise ValueError(
+                f"{name} are expected to be one for each of the {len(images)} images; they are "
+                f"{describe(np.asarray(values))}."
+            )
+    if count < 1:
+        raise ValueError(f"count is expected to be at least 1; it is {count}.")
+    # A NaN as the largest; of equal losses, the first.
+    order = np.argsort(-np.nan_to_num(losses, nan=np.inf), kind="stable")
+    order = np.concatenate([order[np.isnan(losses[order])], order[~np.isnan(losses[order])]])
+    worst = order[:count]
+    shown, gray = _as_pixels(images[worst])
+    rows, columns = grid_shape(len(worst))
+    lines = 1 + (targets is not None or predictions is not None)
+    figure = new_figure(max(1.8 * columns, 3), (1.6 + 0.2 * lines) * rows + 0.4)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, index, image in zip(panels, worst, shown, strict=False):
+        panel.imshow(image, cmap=gray, vmin=0, vmax=1, interpolation="nearest")
+        title = f"#{index}   loss {losses[index]:.3g}"
+        classes = _classes(index, targets, predictions, labels)
+        panel.set_title(f"{title}\n{classes}" if classes else title, fontsize=8)
+    for panel in panels:
+        panel.set_axis_off()
+    figure.suptitle(f"largest losses of {len(images):,} examples", fontsize=10)
+    return figure
+
+
+def _as_pixels(images: np.ndarray) -> tuple[np.ndarray, Any]:
+    """Return images of numbers from 0 to 1, and the colours of those without channels."""
+    from matplotlib import colormaps
+
+    if images.shape[3:] == (1,):
+        images = images[..., 0]
+    if images.dtype == np.uint8:
+        low, high = 0.0, 255.0
+    else:
+        images = images.astype(np.float64)
+        finite = images[np.isfinite(images)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+        if low >= 0 and high <= 1:
+            low, high = 0.0, 1.0
+    scaled = (images - low) / max(high - low, 1e-12)
+    if images.ndim == 4:
+        from matplotlib.colors import to_rgb
+
+        missing = ~np.isfinite(scaled).all(-1)
+        scaled[missing, :3] = to_rgb(ORANGE)
+        scaled[missing, 3:] = 1
+    return np.clip(scaled, 0, 1), colormaps["gray"].with_extremes(bad=ORANGE)
+
+
+def _classes(index: int, targets: Any, predictions: Any, labels: Sequence[str] | None) -> str:
+    def name(of: Any) -> str:
+        return shortened(str(of[index]) if labels is None else str(labels[int(of[index])]), 17)
+
+    if targets is None:
+        return "" if predictions is None else f"taken for {name(predictions)}"
+    if predictions is None or int(targets[index]) == int(predictions[index]):
+        return name(targets)
+    both = f"{name(targets)}, taken for {name(predictions)}"
+    return both if len(both) <= 25 else both.replace(", taken", "\ntaken")

@@ -1,0 +1,115 @@
+"""The confusion matrix: which class is taken for which."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from solstice.plots.style import new_figure, shortened
+from solstice.tree import describe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_WRITTEN = 15
+_TICKS = 60
+# What one divides by, and what the shares are then of.
+_NORMS = {"true": (1, "true class"), "pred": (0, "predicted class"), "all": (None, "examples")}
+
+
+def confusion_matrix(
+    metrics: Any,
+    labels: Sequence[str] | None = None,
+    normalize: Literal["true", "pred", "all"] | None = None,
+) -> "Figure":
+    """Return a figure of a confusion matrix; rows are true classes, columns predicted ones.
+
+    Up to 15 classes, each cell is written into; zeros are left out where there are more than 4.
+    Colours are on a scale of square roots, which shows rare mistakes beside frequent successes.
+
+    Args:
+        metrics: `ClassificationMetrics`, anything else with a `.confusion_matrix`, or an array
+            `(classes, classes)`.
+        labels: The classes' names; None numbers them.
+        normalize: "true" gives each row in shares of its sum, "pred" each column, "all" the
+            matrix; None gives counts. What has no sum is grey.
+
+    Raises:
+        ValueError: The matrix is not square, or the labels or `normalize` do not fit.
+        ImportError: matplotlib is missing.
+
+    >>> figure = confusion_matrix(np.array([[9, 1], [2, 8]]), labels=["cat", "dog"])
+    >>> figure.axes[0].get_title()
+    'accuracy 85.0% of 20 examples'
+    """
+    counts = _counts(metrics)
+    number = len(counts)
+    if normalize is not None and normalize not in _NORMS:
+        raise ValueError(
+            f"normalize is expected to be one of {[*_NORMS, None]}; it is {normalize!r}."
+        )
+    if labels is not None and len(labels) != number:
+        raise ValueError(
+            f"labels are expected to be {number} names of classes; they are {len(labels)}."
+        )
+    names = [shortened(str(label), 24) for label in (range(number) if labels is None else labels)]
+    longest = 0.07 * max(map(len, names))
+    side = float(np.clip(0.5 * number, 2.4, 10))
+    figure = new_figure(side + longest + 1.6, side + longest + 0.8)
+    axes = figure.add_subplot()
+    values = counts if normalize is None else 100 * _shares(counts, _NORMS[normalize][0])
+    image = _draw(axes, values, percent=normalize is not None)
+    unit = "examples" if normalize is None else f"% of the {_NORMS[normalize][1]}"
+    figure.colorbar(image, ax=axes, label=unit, fraction=0.046, pad=0.03)
+    if number <= _WRITTEN:
+        _write(axes, image, values, zeros=number <= 4, percent=normalize is not None)
+    step = -(-number // _TICKS)
+    turned = max(map(len, names)) > 3 or number > _WRITTEN
+    size = 9 if number <= 20 else 7
+    axes.set_xticks(range(0, number, step), names[::step], rotation=90 * turned, fontsize=size)
+    axes.set_yticks(range(0, number, step), names[::step], fontsize=size)
+    total = counts.sum()
+    accuracy = f"accuracy {np.trace(counts) / total:.1%} of " if total else ""
+    axes.set_title(f"{accuracy}{total:,.0f} examples", fontsize=10)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    return figure
+
+
+def _counts(metrics: Any) -> np.ndarray:
+    found = getattr(metrics, "confusion_matrix", metrics)
+    counts = np.asarray(found if found is not None else metrics)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not counts.size:
+        raise ValueError(
+            f"A confusion matrix is expected to be counts of shape (classes, classes), or metrics "
+            f"with such a `.confusion_matrix`; it is {describe(found)}."
+        )
+    return counts
+
+
+def _shares(counts: np.ndarray, axis: int | None) -> np.ma.MaskedArray:
+    sums = np.broadcast_to(counts.sum(axis=axis, keepdims=True), counts.shape)
+    return np.ma.masked_array(counts / np.maximum(sums, 1e-300), mask=sums == 0)
+
+
+def _draw(axes: Any, values: np.ndarray, *, percent: bool) -> Any:
+    from matplotlib import colormaps
+    from matplotlib.colors import PowerNorm
+
+    colours = colormaps["Blues"].with_extremes(bad="0.85")
+    top = 100 if percent else max(float(np.ma.filled(values, 0).max()), 1)
+    return axes.imshow(values, cmap=colours, norm=PowerNorm(0.5, vmin=0, vmax=top))
+
+
+def _write(axes: Any, image: Any, values: np.ndarray, *, zeros: bool, percent: bool) -> None:
+    for (row, column), value in np.ndenumerate(np.ma.filled(values, 0)):
+        if value or zeros:
+            text = f"{value:.0f}%" if percent else _short(value)
+            text = "<1%" if percent and 0 < value < 0.5 else text
+            colour = "white" if image.norm(value) > 0.6 else "black"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+
+
+def _short(count: float) -> str:
+    if count < 10_000:
+        return f"{count:g}"
+    return f"{count / 1000:.0f}k" if count < 1_000_000 else f"{count / 1e6:.1f}M"

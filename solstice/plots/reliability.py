@@ -1,0 +1,151 @@
+"""Calibration: whether an event that is given 80% happens in 80% of the cases."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from solstice.plots.style import BLUE, GREY, new_figure, plain_axes
+from solstice.tree import describe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BINARY = ("predicted probability of class 1", "share of class 1")
+_CLASSES = ("confidence: probability of the predicted class", "accuracy")
+
+
+class _Cases(NamedTuple):
+    """Events of one probability each: how many there were, and how many of them happened."""
+
+    probabilities: np.ndarray
+    happened: np.ndarray
+    counts: np.ndarray
+
+
+def calibration(probabilities: Any, targets: Any = None, *, bins: int = 15) -> "Figure":
+    """Return a reliability diagram: how often what was predicted came true, by its probability.
+
+    Each point is a bin of equal width; its bar is the 95% interval of Wilson, "Probable
+    inference, the law of succession, and statistical inference" (1927). Below, how many examples
+    the bins have. The title gives the expected calibration error, the mean distance from the
+    diagonal (Naeini, Cooper and Hauskrecht, "Obtaining well calibrated probabilities using
+    Bayesian binning", 2015).
+
+    Args:
+        probabilities: Of the classes, `(..., classes)`, where the most probable class is what is
+            predicted; or of class 1 of two, `(...)`. Without targets: counts of examples by their
+            probability of class 1, `(2, bins)` over bins of equal width (row 0: class 0), or
+            metrics that have such a `.histogram`, as `BinaryMetrics` do.
+        targets: The true classes `(...)`.
+        bins: How many bins.
+
+    Raises:
+        ValueError: Probabilities are not between 0 and 1 or do not add up to 1, or shapes do not
+            fit.
+        ImportError: matplotlib is missing.
+
+    >>> figure = calibration([0.1, 0.4, 0.4, 0.9], [0, 0, 1, 1], bins=2)
+    >>> figure.axes[0].get_title()
+    'expected calibration error 5.0%, 4 examples'
+    """
+    if bins < 1:
+        raise ValueError(f"bins are expected to be at least 1; they are {bins}.")
+    if targets is None:
+        cases, (x_name, y_name) = _from_histogram(probabilities), _BINARY
+    else:
+        cases, (x_name, y_name) = _from_examples(np.asarray(probabilities), np.asarray(targets))
+    # A probability of 1 belongs into the last bin.
+    cell = np.minimum((cases.probabilities * bins).astype(int), bins - 1)
+    count = np.bincount(cell, cases.counts, minlength=bins)
+    seen = count > 0
+    predicted = np.bincount(cell, cases.counts * cases.probabilities, minlength=bins)[seen]
+    happened = np.bincount(cell, cases.happened, minlength=bins)[seen]
+    predicted, rate = predicted / count[seen], happened / count[seen]
+    error = (np.abs(predicted - rate) * count[seen]).sum() / max(count.sum(), 1)
+
+    figure = new_figure(4.8, 5.6)
+    from matplotlib.ticker import MaxNLocator
+
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    above.plot(
+        [0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated"
+    )
+    low, high = _wilson(rate, count[seen])
+    spread = np.maximum([rate - low, high - rate], 0)
+    above.errorbar(
+        predicted,
+        rate,
+        spread,
+        color=BLUE,
+        marker="o",
+        markersize=4,
+        elinewidth=1,
+        label="observed, with 95% interval",
+    )
+    above.set(ylabel=y_name, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    above.set_title(
+        f"expected calibration error {error:.1%}, {_examples(count.sum())}", fontsize=10
+    )
+    above.legend(loc="upper left", frameon=False, fontsize=9)
+    edges = np.arange(bins) / bins
+    below.bar(
+        edges, count, width=1 / bins, align="edge", color=BLUE, edgecolor="white", linewidth=0.5
+    )
+    below.set(xlabel=x_name, ylabel="examples")
+    below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    for axes in (above, below):
+        plain_axes(axes)
+    return figure
+
+
+def _from_examples(
+    probabilities: np.ndarray, targets: np.ndarray
+) -> tuple[_Cases, tuple[str, str]]:
+    binary = probabilities.shape == targets.shape
+    if not binary and probabilities.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"probabilities are expected to be {(*targets.shape, 'classes')}, or {targets.shape} "
+            f"for class 1 of two, as the targets are {describe(targets)}; they are "
+            f"{describe(probabilities)}."
+        )
+    wrong = int((~((probabilities >= 0) & (probabilities <= 1))).sum())
+    if wrong:
+        raise ValueError(
+            f"Probabilities are expected to be from 0 to 1; {wrong} of {probabilities.size} are "
+            f"not. Apply softmax (or sigmoid) to logits, and leave out what is NaN."
+        )
+    if binary:
+        shown, happened, names = probabilities.ravel(), targets.ravel() == 1, _BINARY
+    else:
+        off = np.abs(probabilities.astype(float).sum(-1) - 1) > 0.02
+        if off.any():
+            raise ValueError(
+                f"The classes' probabilities are expected to add up to 1; those of {off.sum()} of "
+                f"{off.size} examples do not. Apply softmax to logits."
+            )
+        shown, names = probabilities.max(-1).ravel(), _CLASSES
+        happened = (probabilities.argmax(-1) == targets).ravel()
+    return _Cases(shown.astype(float), happened.astype(float), np.ones(shown.size)), names
+
+
+def _from_histogram(metrics: Any) -> _Cases:
+    counts = np.asarray(getattr(metrics, "histogram", metrics))
+    if counts.ndim != 2 or counts.shape[0] != 2 or not counts.size:
+        raise ValueError(
+            f"Without targets, counts of shape (2, bins) are expected, of class 0 and class 1 by "
+            f"their probability of class 1; they are {describe(counts)}. Pass targets with "
+            f"probabilities: calibration(probabilities, targets)."
+        )
+    middles = (np.arange(counts.shape[1]) + 0.5) / counts.shape[1]
+    return _Cases(middles, counts[1].astype(float), counts.sum(0).astype(float))
+
+
+def _wilson(rate: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    z = 1.96
+    middle = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(rate * (1 - rate) / count + (z / (2 * count)) ** 2)
+    return middle - half, middle + half
+
+
+def _examples(count: float) -> str:
+    return "1 example" if count == 1 else f"{count:,.0f} examples"

@@ -1,0 +1,69 @@
+"""What the pictures have in common: a figure without pyplot's global state, and colours.
+
+The colours are those of Okabe and Ito, "Color Universal Design" (2008), told apart by everybody.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+)
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+GREY = "0.45"
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of a size in inches.
+
+    Raises:
+        ImportError: matplotlib is missing.
+
+    >>> new_figure(4, 3).get_size_inches().tolist()
+    [4.0, 3.0]
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "solstice.plots needs the package 'matplotlib', which is not installed: "
+            "pip install 'solstice[plot]'"
+        ) from error
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
+    return figure
+
+
+def plain_axes(axes: Any) -> None:
+    """Leave of the axes what is read: a light grid, no box."""
+    axes.grid(alpha=0.3, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def grid_shape(count: int) -> tuple[int, int]:
+    """Return how many rows and columns to put `count` panels into.
+
+    >>> grid_shape(3), grid_shape(8), grid_shape(16)
+    ((1, 3), (3, 3), (4, 4))
+    """
+    columns = count if count <= 3 else int(np.ceil(np.sqrt(count)))
+    return -(-count // columns), columns
+
+
+def shortened(text: str, width: int) -> str:
+    """Return a text of at most `width` characters.
+
+    >>> shortened("Siberian husky", 10)
+    'Siberia...'
+    """
+    return text if len(text) <= width else f"{text[: width - 3]}..."

@@ -1,0 +1,301 @@
+"""What an experiment holds, as a table, and what its training step costs.
+
+It knows a model and an optimizer by what they offer, so that it imports no adapter, and reads no
+array's values.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from solstice.data import as_arrays
+from solstice.experiment import Experiment
+from solstice.step import Flat, Step
+from solstice.tree import describe, nbytes, path_name, size
+
+_ROLES = {"params": "trainable", "frozen": "frozen", "state": "state"}
+_PATH_WIDTH = 48
+
+
+def summary(experiment_or_model: PyTree, batch: Any = None) -> "Summary":
+    """Return a table of all arrays: path, role, shape, dtype, size (in numbers) and bytes.
+
+    Below a `compat.Model`, arrays are `trainable` (its `params`), `frozen` or `state`; those of a
+    `compat.Optimizer` are one row. Others have no role.
+
+    Args:
+        experiment_or_model: An experiment, a model, or any pytree; arrays may be
+            `jax.ShapeDtypeStruct`s where no batch is given.
+        batch: What the training step (for a model, a call in evaluation) takes, or its
+            `jax.ShapeDtypeStruct`s. It is compiled for it, not run, and the table ends with what
+            XLA says of it: floating-point operations, bytes read and written, memory.
+
+    Raises:
+        TypeError: It is neither an experiment nor a tree with arrays, or takes no batch.
+
+    >>> import jax.numpy as jnp, optax, solstice
+    >>> from jax.example_libraries import stax
+    >>> exp = solstice.ClassificationExperiment(
+    ...     stax.serial(stax.Dense(2)), optax.adam(0.1), example_input=jnp.ones((1, 4)), key=0
+    ... )
+    >>> print(solstice.summary(exp))
+    ClassificationExperiment
+    <BLANKLINE>
+    path              role       shape     dtype           size  bytes
+    model/params/0/0  trainable  (4, 2)    float32            8   32 B
+    model/params/0/1  trainable  (2,)      float32            2    8 B
+    optimizer         optimizer  5 arrays  int32, float32    21   84 B
+    key                          ()        key<fry>           1    8 B
+    ------------------------------------------------------------------
+                      trainable  2 arrays                    10   40 B  30%
+                      optimizer  5 arrays                    21   84 B  64%
+    total                        8 arrays                    32  132 B
+    >>> solstice.summary(exp).parameters
+    10
+    """
+    rows = tuple(_rows(experiment_or_model))
+    if not rows and not isinstance(experiment_or_model, Experiment):
+        raise TypeError(
+            f"summary() is of an experiment, a model or another pytree of arrays; there is no "
+            f"array in {describe(experiment_or_model)}. Adapt a network with compat.as_model first."
+        )
+    cost = None if batch is None else _cost(experiment_or_model, as_arrays(batch))
+    return Summary(type(experiment_or_model).__name__, rows, cost)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One array, or all those of one optimizer.
+
+    Attributes:
+        path: Its path, whole.
+        role: "trainable", "frozen", "state", "optimizer" or "".
+        shape: As text; how many arrays, where there are several.
+        dtype: As text.
+        size: How many numbers.
+        nbytes: How many bytes.
+        arrays: How many arrays.
+    """
+
+    path: str
+    role: str
+    shape: str
+    dtype: str
+    size: int
+    nbytes: int
+    arrays: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What XLA says of one compiled call; None where it does not tell.
+
+    Attributes:
+        call: What was compiled, and for which batch.
+        flops: Floating-point operations.
+        bytes_accessed: Bytes read and written.
+        argument_bytes: Memory of what goes in.
+        output_bytes: Memory of what comes out, but for what takes the place of an argument.
+        temporary_bytes: Memory between.
+        looped: Whether it has a loop, whose body XLA counts only once.
+    """
+
+    call: str
+    flops: float | None
+    bytes_accessed: float | None
+    argument_bytes: int | None
+    output_bytes: int | None
+    temporary_bytes: int | None
+    looped: bool
+
+    def __str__(self) -> str:
+        unknown = "unknown"
+        parts = (self.argument_bytes, self.output_bytes, self.temporary_bytes)
+        memory = [part for part in parts if part is not None]
+        lines = [
+            f"{self.call}, by XLA's own analysis:",
+            f"  compute  {unknown if self.flops is None else _scaled(self.flops, 'FLOP')}",
+            f"  traffic  {unknown if self.bytes_accessed is None else _bytes(self.bytes_accessed)}"
+            f" read or written",
+        ]
+        if len(memory) < len(parts):
+            lines.append(f"  memory   {unknown}")
+        else:
+            arguments, outputs, temporaries = map(_bytes, memory)
+            lines.append(
+                f"  memory   {_bytes(sum(memory))} = {arguments} arguments + {outputs} outputs + "
+                f"{temporaries} temporaries"
+            )
+        if self.looped:
+            lines.append("  (the body of a loop counts once, however often it runs)")
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Summary:
+    """What `summary` found; its text is the table.
+
+    Attributes:
+        title: The class of what was summarised.
+        rows: The arrays.
+        cost: What XLA says of the step, if a batch was given.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    cost: Cost | None
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are trained; all numbers, where nothing is known of any role."""
+        known = [row for row in self.rows if row.role]
+        return sum(row.size for row in known or self.rows if row.role in ("", "trainable"))
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes all arrays have."""
+        return sum(row.nbytes for row in self.rows)
+
+    def __str__(self) -> str:
+        lines = [[_elided(r.path), r.role, r.shape, r.dtype, *_amounts([r]), ""] for r in self.rows]
+        total = ["total", "", _arrays(self.rows), "", *_amounts(self.rows), ""]
+        parts = []
+        for role in dict.fromkeys(row.role for row in self.rows if row.role):
+            rows = [row for row in self.rows if row.role == role]
+            share = f"{sum(row.nbytes for row in rows) / max(self.nbytes, 1):.0%}"
+            parts.append(["", role, _arrays(rows), "", *_amounts(rows), share])
+        head = ["path", "role", "shape", "dtype", "size", "bytes", ""]
+        table = [head, *lines, *parts, total]
+        kept = [i for i in range(len(head)) if i in (0, 6) or any(line[i] for line in table[1:])]
+        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+
+        def text(line: list[str]) -> str:
+            cells = [line[i].rjust(widths[i]) if i >= 4 else line[i].ljust(widths[i]) for i in kept]
+            return "  ".join(cells).rstrip()
+
+        rule = "-" * max(len(text(line)) for line in table[: 1 + len(lines)])
+        body = [text(head), *map(text, lines), rule, *map(text, parts), text(total)]
+        cost = [] if self.cost is None else ["", str(self.cost)]
+        return "\n".join([self.title, "", *body, *cost])
+
+    __repr__ = __str__
+
+
+def _rows(tree: PyTree) -> list[Row]:
+    rows = []
+    parts = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda n: _is_model(n) or _is_optimizer(n)
+    )
+    for path, part in parts:
+        if _is_optimizer(part):
+            rows += _optimizer_row(path_name(path), part)
+            continue
+        for inner, leaf in jax.tree_util.tree_leaves_with_path(part):
+            if _is_sized(leaf):
+                role = _ROLES.get(path_name(inner[:1]), "") if _is_model(part) else ""
+                rows.append(_row(path_name((*path, *inner)), role, leaf))
+    return rows
+
+
+def _row(path: str, role: str, leaf: Any) -> Row:
+    return Row(path, role, str(tuple(leaf.shape)), leaf.dtype.name, size(leaf), nbytes(leaf))
+
+
+def _optimizer_row(path: str, optimizer: Any) -> list[Row]:
+    leaves = [leaf for leaf in jax.tree.leaves(optimizer) if _is_sized(leaf)]
+    if not leaves:
+        return []
+    dtypes = ", ".join(dict.fromkeys(leaf.dtype.name for leaf in leaves))
+    shape = _plural(len(leaves))
+    return [Row(path, "optimizer", shape, dtypes, size(leaves), nbytes(leaves), len(leaves))]
+
+
+def _is_model(node: Any) -> bool:
+    return isinstance(node, eqx.Module) and callable(node) and _has(node, *_ROLES)
+
+
+def _is_optimizer(node: Any) -> bool:
+    return isinstance(node, eqx.Module) and _has(node, "init", "eval_params", "learning_rate")
+
+
+def _has(node: Any, *names: str) -> bool:
+    return all(hasattr(node, name) for name in names)
+
+
+def _is_sized(leaf: Any) -> bool:
+    return _has(leaf, "shape", "dtype")
+
+
+def _cost(tree: PyTree, batch: Any) -> Cost:
+    donated: tuple[int, ...] = ()
+    if isinstance(tree, Experiment):
+        call: Callable[..., Any] = lambda exp, batch: exp.train_step(batch)  # noqa: E731
+        # The trainer gives away the buffers of a step that it runs fused.
+        donated = (0,) if isinstance(type(tree).train_step, Step) else ()
+        name = "One training step"
+    elif _is_model(tree):
+        call = lambda model, batch: model(*batch)[0]  # noqa: E731
+        batch = batch if type(batch) is tuple else (batch,)
+        name = "One call in evaluation"
+    else:
+        raise TypeError(
+            f"summary() takes a batch for an experiment or a model; {type(tree).__name__} is "
+            f"neither. Leave the batch out."
+        )
+    run = jax.jit(lambda flat, batch: Flat.of(call(flat.whole(), batch)), donate_argnums=donated)
+    traced = run.trace(Flat.of(tree), batch)
+    compiled = traced.lower().compile()
+    counts = compiled.cost_analysis() or {}
+    memory: Any = compiled.memory_analysis()
+    inputs = [describe(leaf) for leaf in jax.tree.leaves(batch)]
+    inputs = ", ".join(inputs if len(inputs) <= 4 else [*inputs[:3], "..."])
+    return Cost(
+        call=f"{name} of ({inputs}) on {jax.default_backend()}",
+        flops=counts.get("flops"),
+        bytes_accessed=counts.get("bytes accessed"),
+        argument_bytes=memory and memory.argument_size_in_bytes,
+        output_bytes=memory and memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporary_bytes=memory and memory.temp_size_in_bytes,
+        looped=re.search(r"\b(scan|while)\[", str(traced.jaxpr)) is not None,
+    )
+
+
+def _elided(path: str) -> str:
+    """Return a long path without its middle: `encoder/layers_1/tra...query_projection/kernel`."""
+    if len(path) <= _PATH_WIDTH:
+        return path
+    head = _PATH_WIDTH * 2 // 5
+    return f"{path[:head]}...{path[head + 3 - _PATH_WIDTH :]}"
+
+
+def _arrays(rows: Any) -> str:
+    return _plural(sum(row.arrays for row in rows))
+
+
+def _plural(count: int) -> str:
+    return f"{count} array{'s' * (count != 1)}"
+
+
+def _amounts(rows: Any) -> tuple[str, str]:
+    return f"{sum(row.size for row in rows):,}", _bytes(sum(row.nbytes for row in rows))
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:,.1f} TiB"
+
+
+def _scaled(number: float, unit: str) -> str:
+    for prefix in ("", "k", "M", "G", "T"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if not prefix else f"{number:.2f} {prefix}{unit}"
+        number /= 1000
+    return f"{number:,.2f} P{unit}"

@@ -1,0 +1,47 @@
+"""Functions on pytrees that name neither a framework nor a metric.
+
+They never look at what an array means; that belongs to the rooms above.
+"""
+
+from solstice.tree.dependence import depends_on, used_leaves
+from solstice.tree.describing import describe
+from solstice.tree.digests import digest, digests
+from solstice.tree.fields import replace
+from solstice.tree.files import load, save
+from solstice.tree.json import from_json, to_json
+from solstice.tree.keys import as_key, is_key, is_typed_key
+from solstice.tree.naming import (
+    flatten_with_paths,
+    leaf_names,
+    leaves_by_path,
+    path_name,
+    paths,
+    tree_difference,
+)
+from solstice.tree.ownership import owned
+from solstice.tree.sizes import nbytes, size
+
+__all__ = [
+    "as_key",
+    "depends_on",
+    "describe",
+    "digest",
+    "digests",
+    "flatten_with_paths",
+    "from_json",
+    "is_key",
+    "is_typed_key",
+    "leaf_names",
+    "leaves_by_path",
+    "load",
+    "nbytes",
+    "owned",
+    "path_name",
+    "paths",
+    "replace",
+    "save",
+    "size",
+    "to_json",
+    "tree_difference",
+    "used_leaves",
+]

@@ -1,0 +1,35 @@
+"""Which leaves of an argument a function's outputs are computed from; traced, never run."""
+
+from collections.abc import Callable
+
+import jax
+from jax.interpreters import partial_eval
+from jaxtyping import PyTree
+
+
+def depends_on(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree) -> bool:
+    """Say whether an output of `function(argument, *rest)` is computed from `argument`.
+
+    The function is traced, never run.
+
+    >>> depends_on(lambda key, x: x + 1, jax.random.key(0), 1.0)
+    False
+    >>> depends_on(lambda key, x: x + jax.random.normal(key), jax.random.key(0), 1.0)
+    True
+    """
+    return any(used_leaves(function, argument, *rest))
+
+
+def used_leaves(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree) -> list[bool]:
+    """Say of each leaf of `argument` whether an output of `function(argument, *rest)` needs it.
+
+    It looks into scans and jitted functions; what a loop of unknown length, or a function with a
+    derivative of its own, takes counts as needed.
+
+    >>> used_leaves(lambda pair: 2 * pair["b"], {"a": 1.0, "b": 2.0})
+    [False, True]
+    """
+    # A function of its own: jax hashes what it traces, which a half-built module cannot do.
+    jaxpr = jax.make_jaxpr(lambda *given: function(*given))(argument, *rest).jaxpr  # noqa: PLW0108
+    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return used[: len(jax.tree.leaves(argument))]

@@ -1,0 +1,133 @@
+"""One leaf on its way to a file, a text or a digest, and back: what it is, and its values.
+
+Data are arrays of numbers, typed PRNG keys, and Python's numbers, strings and bytes. Everything
+else (functions, modules of other libraries) is an object, of which only the presence is known:
+nothing here pickles.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from solstice.tree.describing import describe
+from solstice.tree.keys import is_typed_key
+from solstice.tree.naming import names_difference, path_name
+
+VALUES = (bool, int, float, complex, str, bytes)
+OBJECT = "object"
+
+
+def is_array(leaf: Any) -> bool:
+    """Say whether `leaf` is an array of jax or numpy, or a `jax.ShapeDtypeStruct` of one."""
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+def kind(leaf: Any) -> str:
+    """Say what a leaf is, the same for every leaf that may stand in its place.
+
+    >>> kind(np.zeros((2, 3))), kind(jnp.zeros(3, jnp.bfloat16)), kind(jax.random.key(0))
+    ('float64[2,3]', 'bfloat16[3]', 'key<fry>[]')
+    >>> kind(0.1), kind("adam"), kind(len)
+    ('float', 'str', 'object')
+    """
+    if is_array(leaf):
+        return f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]"
+    return type(leaf).__name__ if type(leaf) in VALUES else OBJECT
+
+
+def to_host(leaf: Any) -> np.ndarray:
+    """Return the numbers of an array on the host; those behind the keys for typed keys.
+
+    An array that is sharded over devices is gathered.
+
+    >>> to_host(jax.random.key(7))
+    array([0, 7], dtype=uint32)
+    """
+    values = np.asarray(jax.random.key_data(leaf) if is_typed_key(leaf) else leaf)
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
+
+
+def from_host(values: np.ndarray, like: Any, impl: str | None = None) -> Any:
+    """Return numbers as an array of the sort of `like`.
+
+    Args:
+        values: The numbers, or those behind the keys.
+        like: The leaf whose place they take: numpy's array or scalar, jax's array with its
+            sharding and weak type, or a `jax.ShapeDtypeStruct`.
+        impl: The keys' implementation, for typed keys.
+
+    >>> from_host(np.float32([1, 2]), like=jnp.zeros(2))
+    Array([1., 2.], dtype=float32)
+    """
+    if isinstance(like, np.ndarray | np.generic):
+        array = values.astype(like.dtype, copy=False)
+        return array[()] if isinstance(like, np.generic) else array
+    array = jnp.asarray(values) if impl is None else as_keys(values, impl)
+    if getattr(like, "weak_type", False):
+        array = _weakly_typed(array)
+    # An array that was never placed stays so, or a step would compile again for it.
+    sharding = like.sharding if getattr(like, "committed", True) else None
+    return array if sharding is None else jax.device_put(array, sharding)
+
+
+def _weakly_typed(array: Array) -> Array:
+    # jax makes nothing but scalars weakly typed; an update of such an array stays so.
+    zeros = jnp.broadcast_to(jnp.asarray(array.dtype.type(0).item()), array.shape)
+    return zeros.at[...].set(array) if zeros.dtype == array.dtype else array
+
+
+def as_keys(values: np.ndarray, impl: str) -> Array:
+    """Return typed keys of an implementation, such as "threefry2x32", from the numbers behind."""
+    return jax.random.wrap_key_data(jnp.asarray(values), impl=impl)
+
+
+def key_impl(leaf: Any) -> str | None:
+    """Return the name of typed keys' implementation; None for anything else."""
+    return str(jax.random.key_impl(leaf)) if is_typed_key(leaf) else None
+
+
+def check_kinds(where: str, found: Mapping[str, str], like: Mapping[str, Any]) -> None:
+    """Raise where the kinds of some leaves, by path, are not those of the leaves of `like`.
+
+    Raises:
+        ValueError: The leaf is named, and how it differs.
+    """
+    difference = names_difference(like, found) or next(
+        (
+            f"{path!r} is {found[path]} there and {kind(leaf)} in `like`"
+            for path, leaf in like.items()
+            if found[path] != kind(leaf)
+        ),
+        None,
+    )
+    if difference:
+        raise ValueError(
+            f"The leaves in {where} are expected to be like those of `like`; {difference}. Give "
+            f"`like` the structure, shapes and dtypes of the tree that was saved."
+        )
+
+
+def check_data(tree: PyTree) -> None:
+    """Raise where an array of a tree has no values, or other ones than numbers of 64 bits or less.
+
+    Raises:
+        TypeError: The leaf is named.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if is_array(leaf) and (isinstance(leaf, jax.ShapeDtypeStruct) or not _holds_numbers(leaf)):
+            raise TypeError(
+                f"The leaf {path_name(path)!r} is expected to be an array of numbers; it is "
+                f"{describe(leaf)}. Keep only numbers in arrays; what else a tree needs can be a "
+                f"str leaf or a static field."
+            )
+
+
+def _holds_numbers(leaf: Any) -> bool:
+    if is_typed_key(leaf) or leaf.dtype == np.bool_:
+        return True
+    widest = 16 if jnp.issubdtype(leaf.dtype, np.complexfloating) else 8
+    return jnp.issubdtype(leaf.dtype, np.number) and leaf.dtype.itemsize <= widest

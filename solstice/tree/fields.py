@@ -1,0 +1,52 @@
+"""Out-of-place changes of an immutable module's fields."""
+
+import dataclasses
+from typing import Any, TypeVar
+
+import equinox as eqx
+
+from solstice.tree.describing import describe
+
+_M = TypeVar("_M", bound=eqx.Module)
+
+
+def replace(obj: _M, **changes: Any) -> _M:
+    """Return a copy of `obj` with some of its fields changed; `obj` stays as it is.
+
+    It works on every `equinox.Module`, with a custom `__init__` or without: neither
+    `__init__` nor `__check_init__` runs again.
+
+    Args:
+        obj: The module to copy.
+        **changes: New values by field name.
+
+    Raises:
+        TypeError: `obj` is not an `equinox.Module`.
+        AttributeError: A name is not a field; the message lists the fields.
+
+    >>> import equinox, solstice
+    >>> class Point(equinox.Module):
+    ...     x: int
+    ...     y: int
+    >>> solstice.replace(Point(1, 2), y=5)
+    Point(x=1, y=5)
+    """
+    if not isinstance(obj, eqx.Module) or isinstance(obj, type):
+        raise TypeError(
+            f"replace() copies an equinox.Module (an Experiment, a Model, a Metrics, ...); it got "
+            f"{describe(obj)}. For a plain dataclass use dataclasses.replace."
+        )
+    fields = [field.name for field in dataclasses.fields(obj)]
+    unknown = [name for name in changes if name not in fields]
+    if unknown:
+        raise AttributeError(
+            f"{type(obj).__name__} has no field {', '.join(map(repr, unknown))}. "
+            f"Its fields are: {', '.join(fields)}."
+        )
+    new = object.__new__(type(obj))
+    for name in fields:
+        if name in changes:
+            object.__setattr__(new, name, changes[name])
+        elif name in obj.__dict__:
+            object.__setattr__(new, name, obj.__dict__[name])
+    return new

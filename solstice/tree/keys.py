@@ -1,0 +1,52 @@
+"""PRNG keys, raw and typed: what is one, and how a seed becomes one."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from solstice.tree.describing import describe
+
+
+def is_key(value: Any) -> bool:
+    """Say whether `value` is one PRNG key, raw or typed.
+
+    >>> is_key(jax.random.key(0)), is_key(jax.random.PRNGKey(0)), is_key(0)
+    (True, True, False)
+    """
+    if not eqx.is_array(value):
+        return False
+    if is_typed_key(value):
+        return value.ndim == 0
+    return value.dtype == jnp.uint32 and value.ndim == 1
+
+
+def is_typed_key(value: Any) -> bool:
+    """Say whether `value` is an array of typed PRNG keys, or stands for one.
+
+    >>> is_typed_key(jax.random.split(jax.random.key(0))), is_typed_key(jax.random.PRNGKey(0))
+    (True, False)
+    """
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def as_key(key: Any) -> Array:
+    """Return `key` as a jax PRNG key: an int seed becomes one, a raw or typed key stays as it is.
+
+    Raises:
+        TypeError: `key` is neither a seed nor one single key.
+
+    >>> as_key(0) == jax.random.key(0)
+    Array(True, dtype=bool)
+    """
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        return jax.random.key(key)
+    if is_key(key):
+        return jnp.asarray(key)
+    raise TypeError(
+        f"key is expected to be an int seed or one PRNG key, such as jax.random.key(0); it is "
+        f"{describe(key)}."
+    )

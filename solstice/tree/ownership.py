@@ -1,0 +1,29 @@
+"""Arrays that are nobody else's: fresh buffers, strong types."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from solstice.tree.keys import is_typed_key
+
+
+def owned(tree: PyTree) -> PyTree:
+    """Return `tree` with each array as a fresh, strongly typed jax array.
+
+    Fresh, so that donating it never takes a buffer that somebody else still holds; strongly
+    typed, so that the second step does not trace again. Anything but an array is left alone.
+
+    >>> import jax.numpy as jnp
+    >>> owned({"rate": jnp.asarray(0.1)})["rate"].weak_type
+    False
+    """
+    return jax.tree.map(lambda leaf: _owned_array(leaf) if eqx.is_array(leaf) else leaf, tree)
+
+
+def _owned_array(leaf: Any) -> Array:
+    if is_typed_key(leaf):
+        return jnp.copy(leaf)
+    return jnp.array(leaf, dtype=jax.dtypes.canonicalize_dtype(leaf.dtype), copy=True)

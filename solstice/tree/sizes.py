@@ -1,0 +1,45 @@
+"""How much a tree holds: numbers and bytes."""
+
+import math
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+_NUMBERS = (bool, int, float, complex)
+
+
+def size(tree: PyTree) -> int:
+    """Return how many numbers a tree holds: the elements of its arrays, and Python's numbers.
+
+    A typed PRNG key counts as one; other leaves (strings, functions) count nothing.
+    `jax.ShapeDtypeStruct`s count as the arrays that they stand for.
+
+    >>> import jax.numpy as jnp
+    >>> size({"kernel": jnp.ones((3, 4)), "scale": 2.0, "activation": "relu"})
+    13
+    """
+    return sum(map(_leaf_size, jax.tree.leaves(tree)))
+
+
+def nbytes(tree: PyTree) -> int:
+    """Return how many bytes the arrays of a tree have; other leaves count nothing.
+
+    What is sharded counts once, whatever the devices; what is replicated too.
+
+    >>> import jax.numpy as jnp
+    >>> nbytes({"kernel": jnp.ones((3, 4)), "half": jnp.ones(2, jnp.bfloat16)})
+    52
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if _is_sized(leaf)]
+    return sum(_leaf_size(leaf) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _leaf_size(leaf: Any) -> int:
+    if _is_sized(leaf):
+        return math.prod(leaf.shape)
+    return int(isinstance(leaf, _NUMBERS))
+
+
+def _is_sized(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")

@@ -1,0 +1,85 @@
+"""EnvironmentCallback: what a run ran with, noted once."""
+
+import logging
+import sys
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.example_libraries import stax
+
+import solstice
+from solstice import EnvironmentCallback
+
+
+def test_it_tells_once_a_run_what_the_run_ran_with(train):
+    told = []
+    callback = EnvironmentCallback(lambda *arguments: told.append(arguments))
+    train(2, [1, 2], [3], [callback])
+    ((facts, step, mode),) = told
+    assert (step, mode) == (0, "environment")
+    assert facts["jax"] == jax.__version__ and facts["solstice"] == solstice.__version__
+    assert facts["optax"] == optax.__version__
+    assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert facts["devices"] == "1 cpu (cpu)" and facts["processes"] == 1
+    assert sys.orig_argv[0] in facts["command"]
+    assert all(isinstance(fact, str | int) for fact in facts.values())
+
+
+def test_parameters_are_those_of_the_model():
+    told = []
+    x = jnp.ones((2, 4))
+    exp = solstice.ClassificationExperiment(
+        stax.serial(stax.Dense(3)), optax.adam(0.1), example_input=x, key=0
+    )
+    exp.test(
+        [(x, jnp.zeros(2, int))],
+        [EnvironmentCallback(lambda f, *_: told.append(f))],
+        progress=False,
+    )
+    assert told[0]["parameters"] == 15
+    assert told[0]["bytes"] == solstice.tree.nbytes(exp)
+
+
+def test_a_sink_gets_a_whole_record(train):
+    class Sink:
+        records = ()
+
+        def write(self, record):
+            self.records += (record,)
+
+        def __call__(self, *arguments):
+            raise AssertionError("a sink is written to")
+
+    sink = Sink()
+    train(1, [1], callbacks=[EnvironmentCallback(sink)])
+    (record,) = sink.records
+    assert list(record)[:4] == ["mode", "epoch", "step", "time"]
+    assert (record["mode"], record["step"]) == ("environment", 0)
+
+
+def test_without_a_function_it_is_a_line_of_the_logger(train, caplog):
+    with caplog.at_level(logging.INFO, logger="solstice"):
+        train(1, [1], callbacks=[EnvironmentCallback()])
+    (line,) = caplog.messages
+    assert f"jax={jax.__version__}" in line and "devices=1 cpu (cpu)" in line
+
+
+def test_an_experiment_without_arrays_has_none(train):
+    class Empty(solstice.Experiment):
+        def train_step(self, batch):
+            return self, None
+
+        def eval_step(self, batch):
+            return self, None
+
+    told = []
+    solstice.test(Empty(), [1], [EnvironmentCallback(lambda f, *_: told.append(f))], progress=False)
+    assert (told[0]["parameters"], told[0]["bytes"]) == (0, 0)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_cannot_be_called_is_refused():
+    with pytest.raises(TypeError, match=r"it is the str 'log\.txt'"):
+        EnvironmentCallback("log.txt")
