@@ -15,7 +15,8 @@ from jaxtyping import PyTree
 
 from solstice.data import as_arrays
 from solstice.experiment import Experiment
-from solstice.step import Flat, Step
+from solstice.flat import Flat
+from solstice.step import Step
 from solstice.tree import describe, nbytes, path_name, size
 
 _ROLES = {"params": "trainable", "frozen": "frozen", "state": "state"}
@@ -50,11 +51,10 @@ def summary(experiment_or_model: PyTree, batch: Any = None) -> "Summary":
     model/params/0/0  trainable  (4, 2)    float32            8   32 B
     model/params/0/1  trainable  (2,)      float32            2    8 B
     optimizer         optimizer  5 arrays  int32, float32    21   84 B
-    key                          ()        key<fry>           1    8 B
     ------------------------------------------------------------------
-                      trainable  2 arrays                    10   40 B  30%
-                      optimizer  5 arrays                    21   84 B  64%
-    total                        8 arrays                    32  132 B
+                      trainable  2 arrays                    10   40 B  32%
+                      optimizer  5 arrays                    21   84 B  68%
+    total                        7 arrays                    31  124 B
     >>> solstice.summary(exp).parameters
     10
     """

@@ -1,0 +1,38 @@
+"""Solstice as a user has it: ClassificationExperiment, the progress bar and LoggingCallback."""
+
+import jax
+import optax
+from problems import LEARNING_RATE
+
+import solstice
+
+from .hand import Network
+
+
+def contenders(problem):
+    exp = experiment(problem)
+    return {
+        "solstice": run_with(exp, problem),
+        "solstice, steps_per_call=10": run_with(exp, problem, steps_per_call=10),
+    }
+
+
+def experiment(problem):
+    return solstice.ClassificationExperiment(
+        Network(problem.widths, problem.channels),
+        optax.adam(LEARNING_RATE),
+        example_input=problem.batches[0][0],
+        key=0,
+    )
+
+
+def run_with(exp, problem, **options):
+    logged = []
+    logging = solstice.LoggingCallback(logging_fn=lambda metrics, *_: logged.append(metrics))
+
+    def run():
+        trained = solstice.train(exp, 1, problem.batches, callbacks=[logging], **options)
+        jax.block_until_ready(jax.tree.leaves(trained))
+        return logged[-1]["average_loss"]
+
+    return run
