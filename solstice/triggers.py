@@ -1,0 +1,263 @@
+"""Triggers: when something fires, as a function of training steps, epochs and seconds.
+
+A trigger says when, never what, and holds no state: it compares two moments of a run, so it is
+right under several steps a call, over epochs and after a resume. Whoever asks it, a callback or
+the trainer, keeps the moment of the last question in a `Watch`.
+"""
+
+import abc
+import dataclasses
+import operator
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from solstice.tree import describe
+
+
+class Moment(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+        steps: Training steps completed since the start of the run.
+        epochs: Epochs completed, validation included.
+        seconds: Time the run has taken, what it took before a resume included.
+        own_steps: Those of `steps` that this process has taken: a resume starts at 0.
+    """
+
+    steps: int = 0
+    epochs: int = 0
+    seconds: float = 0.0
+    own_steps: int = 0
+
+
+class Trigger(abc.ABC):
+    """Says when something fires; `|` joins two into one that fires when either does.
+
+    >>> from solstice.triggers import At, Every
+    >>> trigger = Every(steps=100) | At(1)
+    >>> watch = trigger.start()
+    >>> [step for step in range(1, 301) if watch.after_step(step)]
+    [1, 100, 200, 300]
+    """
+
+    @abc.abstractmethod
+    def fires(self, before: Moment, after: Moment) -> bool:
+        """Say whether it fires at `after`, having last been asked at `before`.
+
+        It is true at most once, however much lies between the two.
+        """
+
+    def start(self, clock: Callable[[], float] = time.monotonic) -> "Watch":
+        """Return what asks this trigger during one run, from the run's start on."""
+        return Watch(self, clock)
+
+    def __or__(self, other: "Trigger") -> "Trigger":
+        return AnyOf(self, other) if isinstance(other, Trigger) else NotImplemented
+
+
+@dataclasses.dataclass(frozen=True)
+class Every(Trigger):
+    """Fires after every so many training steps, epochs or seconds: exactly one of them.
+
+    `Every(steps=7)` fires after training steps 7, 14, ... of the run, across epochs, never in
+    validation and never for a remainder; where one call takes several steps, once at the end of
+    the call that crosses a multiple. `Every(epochs=2)` fires after the validation of the second,
+    fourth, ... epoch. `Every(seconds=60)` fires at the first question after each full minute of
+    the run, once for several that have passed; the clock decides, so processes may disagree.
+
+    Raises:
+        TypeError: Not exactly one is given, or it is no number of its kind.
+        ValueError: It is not positive.
+
+    >>> from solstice.triggers import Every
+    >>> watch = Every(steps=7).start()
+    >>> [watch.after_step(steps) for steps in (5, 10, 15, 20)]  # five steps a call
+    [False, True, True, False]
+    """
+
+    _: dataclasses.KW_ONLY
+    steps: int | None = None
+    epochs: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        given = self._given()
+        if len(given) != 1:
+            raise TypeError(
+                f"Every takes exactly one of steps=, epochs= and seconds=; it got "
+                f"{', '.join(given) or 'none'}. Join two with |: Every(steps=9) | Every(epochs=1)."
+            )
+        for name in ("steps", "epochs"):
+            if name in given:
+                object.__setattr__(self, name, _count(given[name], f"Every({name}=)"))
+        if self.seconds is not None and not 0 < _number(self.seconds) < float("inf"):
+            raise ValueError(
+                f"Every(seconds=) is expected to be positive and finite; it is {self.seconds}."
+            )
+
+    def fires(self, before: Moment, after: Moment) -> bool:
+        ((unit, every),) = self._given().items()
+        return getattr(after, unit) // every > getattr(before, unit) // every
+
+    def _given(self) -> dict[str, Any]:
+        return {unit: every for unit, every in vars(self).items() if every is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class At(Trigger):
+    """Fires after these training steps, counted from 1: `At(1)` fires after the first.
+
+    Where one call takes several steps, it fires once at the end of a call that takes any of them.
+
+    Args:
+        steps: One number of completed training steps, or several.
+
+    Raises:
+        TypeError: `steps` is no int and no iterable of ints.
+        ValueError: There is none, or one is below 1.
+
+    >>> from solstice.triggers import At
+    >>> At([100, 10])
+    At(steps=(10, 100))
+    """
+
+    steps: Any
+
+    def __post_init__(self) -> None:
+        try:
+            several = tuple(self.steps) if isinstance(self.steps, Iterable) else (self.steps,)
+            several = tuple(sorted({_count(step, "At()") for step in several}))
+        except TypeError as error:
+            raise TypeError(
+                f"At is expected to get a number of training steps or several, such as "
+                f"At([100, 1000]); it got {describe(self.steps)}."
+            ) from error
+        if not several:
+            raise ValueError("At is expected to get at least one training step; it got none.")
+        object.__setattr__(self, "steps", several)
+
+    def fires(self, before: Moment, after: Moment) -> bool:
+        return any(before.steps < step <= after.steps for step in self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class First(Trigger):
+    """Fires after each of the first `n` training steps.
+
+    Where one call takes several steps, it fires once at the end of a call that takes any of them.
+
+    Args:
+        n: How many training steps.
+        of_process: Count from the first step that this process takes, also after a resume, and
+            not from the start of the run: the first steps of a process compile.
+
+    Raises:
+        TypeError: `n` is no int.
+        ValueError: `n` is below 1.
+
+    >>> from solstice.triggers import First
+    >>> watch = First(2, of_process=True).start()
+    >>> watch.set_state({"steps": 70, "epochs": 0, "seconds": 9.5})  # a resume after 70 steps
+    >>> [watch.after_step(steps) for steps in (71, 72, 73)]
+    [True, True, False]
+    """
+
+    n: int
+    of_process: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n", _count(self.n, "First(n)"))
+
+    def fires(self, before: Moment, after: Moment) -> bool:
+        taken = before.own_steps if self.of_process else before.steps
+        return after.steps > before.steps and taken < self.n
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyOf(Trigger):
+    """Fires when either of two does; made by `|`."""
+
+    left: Trigger
+    right: Trigger
+
+    def fires(self, before: Moment, after: Moment) -> bool:
+        return self.left.fires(before, after) or self.right.fires(before, after)
+
+
+class Watch:
+    """Asks a trigger during one run, and knows the moment of the last question.
+
+    Ask it after each call of the training step, and after each epoch where epochs matter. Its
+    state is what must survive a resume: without it, a run goes on as if nothing had been asked.
+
+    >>> from solstice.triggers import Every
+    >>> watch = (Every(steps=4) | Every(epochs=1)).start()
+    >>> watch.after_step(3), watch.after_epoch(1), watch.after_step(6)
+    (False, True, True)
+    """
+
+    def __init__(self, trigger: Trigger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._trigger = trigger
+        self._clock = clock
+        self._start = clock()
+        self._last = Moment()
+
+    def after_step(self, steps: int) -> bool:
+        """Say whether to fire, now that `steps` training steps of the run are completed."""
+        own_steps = self._last.own_steps + steps - self._last.steps
+        return self._ask(self._last._replace(steps=steps, own_steps=own_steps))
+
+    def after_epoch(self, epochs: int) -> bool:
+        """Say whether to fire, now that `epochs` epochs are completed, validation included."""
+        return self._ask(self._last._replace(epochs=epochs))
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the moment of the last question."""
+        return {
+            "steps": self._last.steps,
+            "epochs": self._last.epochs,
+            "seconds": self._last.seconds,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from the moment that `get_state` returned, in a new process."""
+        self._last = Moment(int(state["steps"]), int(state["epochs"]), float(state["seconds"]))
+        self._start = self._clock() - self._last.seconds
+
+    def _ask(self, now: Moment) -> bool:
+        before, self._last = self._last, now._replace(seconds=self._clock() - self._start)
+        return self._trigger.fires(before, self._last)
+
+
+def check_trigger(trigger: Any, name: str) -> None:
+    """Raise a TypeError that names the argument when it is no trigger.
+
+    >>> check_trigger(100, "when")
+    Traceback (most recent call last):
+        ...
+    TypeError: when is expected to be a trigger, such as Every(steps=100); it is the int 100.
+    """
+    if not isinstance(trigger, Trigger):
+        raise TypeError(
+            f"{name} is expected to be a trigger, such as Every(steps=100); it is "
+            f"{describe(trigger)}."
+        )
+
+
+def _count(value: Any, name: str) -> int:
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = None
+    if count is None or isinstance(value, bool):
+        raise TypeError(f"{name} is expected to be an int; it is {describe(value)}.")
+    if count < 1:
+        raise ValueError(f"{name} is expected to be at least 1; it is {count}.")
+    return count
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | str):
+        raise TypeError(f"Every(seconds=) is expected to be a number; it is {describe(value)}.")
+    return float(value)
