@@ -5,12 +5,14 @@ from importlib.metadata import version
 from solstice import callbacks, compat, experiments, metrics, plots, testing, tree
 from solstice.callbacks import (
     Callback,
+    CheckpointingCallback,
     EarlyStoppingCallback,
     EnvironmentCallback,
     HistoryCallback,
     LoggingCallback,
     ProfilingCallback,
 )
+from solstice.checkpoints import restore
 from solstice.errors import (
     DamagedFileError,
     EarlyStoppingException,
@@ -30,6 +32,7 @@ __version__ = version("solstice")
 
 __all__ = [
     "Callback",
+    "CheckpointingCallback",
     "ClassificationExperiment",
     "ClassificationMetrics",
     "DamagedFileError",
@@ -52,6 +55,7 @@ __all__ = [
     "predict",
     "reduce",
     "replace",
+    "restore",
     "snapshot",
     "summary",
     "test",

@@ -71,11 +71,21 @@ def check_dataset(dataset: Any, name: str, passes: int | None = 1) -> None:
         )
 
 
-def batches(dataset: Any, epoch: int, name: str) -> Iterator[Any]:
+def batches(
+    dataset: Any, epoch: int, name: str, *, start: Any = None, states: list[Any] | None = None
+) -> Iterator[Any]:
     """Yield one pass over the dataset, each array-like leaf as something jax takes.
 
     `dataset.set_epoch(epoch)` is called first where there is one. A callable is called, with the
     epoch if it needs an argument or takes one of that name.
+
+    Args:
+        dataset: What `check_dataset` accepts.
+        epoch: The epoch's index.
+        name: The argument's name, for messages.
+        start: A state of the pass's iterator, to go on from there.
+        states: Where the iterator's state after each batch goes, before the batch is yielded; None
+            where it has no `get_state`.
 
     Raises:
         ValueError: The pass has no batch.
@@ -91,8 +101,21 @@ def batches(dataset: Any, epoch: int, name: str) -> Iterator[Any]:
     if made:
         source = dataset(epoch) if _takes_argument(dataset) else dataset()
     empty = True
-    for batch in iter(source):
+    iterator = iter(source)
+    if start is not None:
+        set_state = getattr(iterator, "set_state", None)
+        if not callable(set_state):
+            raise ValueError(
+                f"The run was saved with the state of {name}'s iterator; the iterator of "
+                f"{describe(dataset)} has no set_state to go on from it. Resume with the dataset "
+                f"that the run had."
+            )
+        set_state(start)
         empty = False
+    for batch in iterator:
+        empty = False
+        if states is not None:
+            states.append(_state_of(iterator))
         yield as_arrays(batch)
     if empty:
         if made:
@@ -185,6 +208,11 @@ def as_arrays(batch: Any) -> Any:
     if all(map(_is_taken, jax.tree.leaves(batch))):
         return batch
     return jax.tree.map(_as_array, batch)
+
+
+def _state_of(iterator: Any) -> Any:
+    get_state = getattr(iterator, "get_state", None)
+    return get_state() if callable(get_state) else None
 
 
 def _is_taken(leaf: Any) -> bool:

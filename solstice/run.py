@@ -5,21 +5,25 @@ It takes the passes that the trainer asks for; it does not decide which.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from solstice.callbacks import Callback
+from solstice.callbacks import Callback, CheckpointingCallback
 from solstice.data import as_arrays, batches, length, prefetched
 from solstice.errors import EarlyStoppingException
 from solstice.experiment import Experiment, check_result
 from solstice.flat import Flat
 from solstice.metrics import Metrics
+from solstice.position import Position, batch_digest
 from solstice.recompile import RecompileGuard
+from solstice.signals import Interrupted, Signals, noted
 from solstice.step import Step, join_outs, joined
 from solstice.tree import describe
+from solstice.triggers import Trigger, Watch
 
 _logger = logging.getLogger("solstice")
 
@@ -28,7 +32,7 @@ class Run:
     """One call of train or test: the current experiment, the counters and the callbacks.
 
     Attributes:
-        steps: How many steps each mode has completed.
+        position: Where it stands.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Run:
         prefetch: int | None = None,
         recompile: Literal["warn", "error"] = "warn",
         donate: bool = False,
+        saved: bool = False,
     ) -> None:
         # The experiment, whole or taken apart; both while they are the same.
         self._exp: Any = exp
@@ -48,7 +53,7 @@ class Run:
         self._type = type(exp)
         # Whether nobody else has its buffers.
         self._owned = donate
-        self.steps = {"train": 0, "val": 0, "test": 0}
+        self.position = Position()
         self._steps_per_call = steps_per_call
         self._prefetch = prefetch
         self._recompile: Literal["warn", "error"] = recompile
@@ -71,6 +76,16 @@ class Run:
             for name in vars(Callback)
             if name.startswith("on_")
         }
+        self._checkpointing = [
+            callback
+            for callback in self._callbacks
+            if saved and isinstance(callback, CheckpointingCallback)
+        ]
+        self._last_batch: Any = None
+        self._resumed: dict[str, Any] | None = None
+        self._resumed_from: Path | None = None
+        self._signals = Signals()
+        self._validation: tuple[Watch, Callable[[], None]] | None = None
         self._looked_at = {
             name: any(c.needs_experiment for c in self._hooks[name])
             for name in ("on_step_start", "on_step_end")
@@ -84,19 +99,104 @@ class Run:
             self._exp = self._flat.whole()
         return self._exp
 
+    def resume(self, state: dict[str, Any], directory: Path) -> None:
+        """Go on from the state of a checkpoint."""
+        self.position = Position.from_state(state["position"])
+        self._resumed, self._resumed_from = state, directory
+
+    def validate_when(self, trigger: Trigger, validate: Callable[[], None]) -> None:
+        """Call `validate` after a training step or an epoch at which the trigger fires."""
+        self._validation = trigger.start(), validate
+
     def execute(self, passes: Callable[[], None]) -> None:
-        """Call `passes` between the hooks of the run's start and end; an early stop ends it."""
+        """Call `passes` between the hooks of the run's start and end; an early stop ends it.
+
+        After a SIGTERM or Ctrl-C, the step in hand is finished and the run saved first.
+        """
         error: BaseException | None = None
-        try:
-            self._fire("on_run_start", self.exp)
-            passes()
-        except EarlyStoppingException as stop:
-            _logger.info("The run stopped early: %s.", stop)
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
+        with noted() as self._signals:
+            try:
+                self._begin()
+                passes()
+                self._save_end("finished")
+            except EarlyStoppingException as stop:
+                _logger.info("The run stopped early: %s.", stop)
+                error = self._caught(lambda: self._save_end("stopped"))
+            except Interrupted as signal:
+                error = self._caught(self._save_now) or signal.ending
+            except BaseException as raised:  # noqa: BLE001 - raised below, after the last hooks
+                error = raised
+            for callback in self._checkpointing:
+                lost = self._caught(callback.wait)
+                error = error or lost
+            if error is None and self._signals.received is not None:
+                error = Interrupted(self._signals.received).ending
             self._end(error)
+        if error is not None:
+            raise error
+
+    def _begin(self) -> None:
+        for callback in self._checkpointing:
+            callback.begin(self._resumed_from)
+        self._fire("on_run_start", self.exp)
+        if self._resumed is None:
+            return
+        waiting = list(self._resumed["callbacks"])
+        for callback in self._callbacks:
+            name = type(callback).__name__
+            saved = next((state for state in waiting if state[0] == name), None)
+            if saved is not None:
+                waiting.remove(saved)
+                callback.set_state(saved[1])
+        if waiting:
+            _logger.warning(
+                "The checkpoint has the state of callbacks that this run is without: %s.",
+                ", ".join(name for name, _ in waiting),
+            )
+        if self._validation is not None and self._resumed["validation"] is not None:
+            self._validation[0].set_state(self._resumed["validation"])
+
+    def _state(self) -> dict[str, Any]:
+        states = [(type(one).__name__, one.get_state()) for one in self._callbacks]
+        if self._last_batch is not None:
+            self.position.last = batch_digest(self._last_batch)
+        return {
+            "epoch": self.position.epoch,
+            "steps": self.position.steps["train"],
+            "position": self.position.to_state(),
+            "callbacks": [[name, state] for name, state in states if state is not None],
+            "validation": self._validation[0].get_state() if self._validation else None,
+        }
+
+    def _save_end(self, how: str) -> None:
+        if how == "stopped":
+            self.position.next_epoch()
+        self.position.ended = how
+        self._save_now()
+
+    def _save_now(self) -> None:
+        for callback in self._checkpointing:
+            callback.save(self.exp, self._state)
+
+    def end_epoch(self, *, last: bool) -> None:
+        """Go to the next epoch, once this one's passes are over."""
+        self.position.next_epoch()
+        if self._validation is not None and self._validation[0].after_epoch(self.position.epoch):
+            self.position.epoch -= 1
+            self._validation[1]()
+            self.position.epoch += 1
+        for callback in self._checkpointing:
+            # The end of the run is saved anyway.
+            if callback.due_after_epoch(self.position.epoch) and not last:
+                callback.save(self.exp, self._state)
+
+    @staticmethod
+    def _caught(action: Callable[[], None]) -> BaseException | None:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - raised by the caller, after the last hooks
+            return error
+        return None
 
     def one_pass(
         self,
@@ -139,18 +239,28 @@ class Run:
         last_step: int | None,
         outs: list[Any] | None,
     ) -> None:
-        start = self.steps[mode]
+        where = self.position
+        skip = where.trained if mode == "train" else where.validated or 0
+        start = where.steps[mode] - skip
         total = length(dataset) or self._lengths.get(mode)
         if last_step is not None and total is not None:
             total = min(total, last_step - start)
+        tracked = mode == "train" and bool(self._checkpointing)
+        states: list[Any] | None = [] if tracked else None
+        iterator = where.iterator if skip and mode == "train" else None
+        source = batches(dataset, epoch, f"{mode}_ds", start=iterator, states=states)
+        if skip and iterator is None:
+            self._skip(source, skip, mode)
+        if mode == "train" and where.validated is not None and self._validation is not None:
+            self._validation[1]()  # it was saved in the middle of one
         with (
-            progress_bar(title, total, self._progress, keep=mode != "val") as bar,
-            prefetched(batches(dataset, epoch, f"{mode}_ds"), self._prefetch) as ready,
+            progress_bar(title, total, self._progress, keep=mode != "val", done=skip) as bar,
+            prefetched(source, self._prefetch) as ready,
         ):
             for group in self._groups(ready, mode, last_step):
                 batch = group[0] if self._steps_per_call == 1 else group
                 self._check_batch(group[0], mode)
-                first = self.steps[mode]
+                first = where.steps[mode]
                 last = first + len(group) - 1
                 self._fire("on_step_start", self._shown("on_step_start"), last, mode, batch)
                 out = self._take_steps(mode, group)
@@ -158,12 +268,58 @@ class Run:
                     out.check()  # pyright: ignore[reportAttributeAccessIssue]
                 if outs is not None:
                     outs.append(out)
-                self.steps[mode] = last + 1
+                where.steps[mode] = last + 1
                 bar.update(len(group))
+                if mode == "train":
+                    where.trained += len(group)
+                    if states is not None:
+                        self._track(group, states)
+                elif where.validated is not None:
+                    where.validated += len(group)
                 self._fire("on_step_end", out, self._shown("on_step_end"), last, mode, batch)
-                if last + 1 == last_step:
+                if mode == "train":
+                    self._between_steps()
+                self._signals.check()
+                if last_step is not None and last + 1 >= last_step:
                     return
-        self._lengths[mode] = self.steps[mode] - start
+        self._lengths[mode] = where.steps[mode] - start
+
+    def _between_steps(self) -> None:
+        """Validate and save where it is time to."""
+        if self._validation is not None:
+            watch, validate = self._validation
+            if watch.after_step(self.position.steps["train"]):
+                validate()
+        steps = self.position.steps["train"]
+        for callback in self._checkpointing:
+            if callback.due_after_step(steps):
+                callback.save(self.exp, self._state)
+
+    def _track(self, group: list[Any], states: list[Any]) -> None:
+        """Note what tells these batches from others, for the next checkpoint."""
+        where = self.position
+        if where.trained == len(group):
+            where.first = batch_digest(group[0])
+        # What a thread has read ahead is not consumed yet.
+        where.iterator = states[len(group) - 1]
+        del states[: len(group)]
+        self._last_batch = group[-1]
+
+    def _skip(self, source: Iterator[Any], count: int, mode: str) -> None:
+        """Read what was consumed before a resume, and make sure that it is the same."""
+        where = self.position
+        for i in range(count):
+            batch = next(source, None)
+            wanted = {0: where.first, count - 1: where.last}.get(i) if mode == "train" else None
+            if batch is None or (wanted is not None and batch_digest(batch) != wanted):
+                what = "ends before it" if batch is None else "has another one in its place"
+                raise ValueError(
+                    f"The run was saved after {count} batches of epoch {where.epoch}; {mode}_ds "
+                    f"now {what} (batch {i}). A run goes on exactly where the order of the data is "
+                    f"a function of the epoch (set_epoch, a function of the epoch, a fixed seed) "
+                    f"or its iterator has get_state and set_state, as grain's has. Otherwise save "
+                    f"at the end of epochs only, with every=Every(epochs=1)."
+                )
 
     def _groups(
         self, ready: Iterator[Any], mode: str, last_step: int | None
@@ -180,7 +336,7 @@ class Run:
                 group = []
             group.append(batch)
             full = len(group) == self._steps_per_call
-            if full or self.steps[mode] + len(group) == last_step:
+            if full or self.position.steps[mode] + len(group) == last_step:
                 yield group
                 group = []
         if group:
@@ -276,13 +432,21 @@ class Run:
             _logger.error("A callback failed at the end of a failed run.", exc_info=failure)
 
 
-def progress_bar(title: str, total: int | None, show: bool, *, keep: bool = True) -> tqdm:
+def progress_bar(
+    title: str, total: int | None, show: bool, *, keep: bool = True, done: int = 0
+) -> tqdm:
     """Return a progress bar of steps.
 
     >>> progress_bar("train", 3, show=False).update(2)
     """
     return tqdm(
-        total=total, desc=title, unit=" steps", disable=not show, leave=keep, dynamic_ncols=True
+        total=total,
+        initial=done,
+        desc=title,
+        unit=" steps",
+        disable=not show,
+        leave=keep,
+        dynamic_ncols=True,
     )
 
 

@@ -3,7 +3,7 @@
 What happens in a step is the experiment's business, what happens on the host the callbacks'.
 """
 
-import itertools
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -11,12 +11,15 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from solstice.callbacks import Callback
+from solstice.callbacks import Callback, CheckpointingCallback
+from solstice.checkpoints import Checkpoints, newest
 from solstice.data import batches, check_dataset, length
 from solstice.errors import UsageError
 from solstice.experiment import Experiment
+from solstice.position import Position
 from solstice.run import Run, progress_bar
 from solstice.tree import describe
+from solstice.triggers import Trigger, check_trigger
 
 _E = TypeVar("_E", bound=Experiment)
 
@@ -29,8 +32,10 @@ def train(
     callbacks: Iterable[Callback] | None = None,
     *,
     num_steps: int | None = None,
+    validate_every: Trigger | None = None,
     steps_per_call: int = 1,
     prefetch: int | None = None,
+    resume_from: CheckpointingCallback | str | os.PathLike[str] | None = None,
     recompile: Literal["warn", "error"] = "warn",
     donate: bool = False,
     progress: bool = True,
@@ -51,6 +56,8 @@ def train(
             epoch's other hooks are still called, its validation is not run any more.
         num_steps: Ends the run after so many training steps; the epoch it cuts short is
             validated as any other.
+        validate_every: The trigger that says when to run a pass over `val_ds`; None says after each
+            epoch. `Every(steps=500)` validates in the middle of an epoch too.
         steps_per_call: How many steps one compiled call takes. More are quicker where a step is
             small, and equal up to the compiler's rounding. Hooks are then called once a call, with
             the index of its last step, the list of its batches, and the steps' outs: merged, or
@@ -60,6 +67,11 @@ def train(
         prefetch: How many batches a thread reads and places on the device ahead of time; 0 reads
             each when its turn comes. None means 2 on accelerators and 0 on a CPU, where a
             compiled call takes numpy's arrays more cheaply.
+        resume_from: A `CheckpointingCallback` or its directory: go on after its newest complete
+            checkpoint, with the experiment, the callbacks and the data where they were, to the
+            same bits; start anew if it holds none. A run that had ended is returned at once, unless
+            it is asked for more epochs or steps than it was. `on_epoch_start` is called again for
+            the pass in which a run goes on, and after `on_run_start` each callback's `set_state`.
         recompile: When a step compiled by `solstice.jit` is traced again, the log says what
             changed, as a warning from the third trace on; "error" raises at the second.
         donate: Whether the run may take the buffers of `exp` itself, which nobody can use any more
@@ -71,6 +83,8 @@ def train(
             before the first step.
         ValueError: A pass over a dataset gave no batch.
         RecompileError: A step was compiled again, and `recompile` is "error".
+        DamagedFileError: `resume_from` holds only checkpoints that cannot be read.
+        KeyboardInterrupt, SystemExit: A signal came; the step in hand was finished and saved.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -95,6 +109,27 @@ def train(
     check_dataset(train_ds, "train_ds", passes)
     if val_ds is not None:
         check_dataset(val_ds, "val_ds", passes)
+    if validate_every is not None:
+        check_trigger(validate_every, "validate_every")
+        if val_ds is None:
+            raise ValueError("validate_every is given, and no val_ds to validate on.")
+    callbacks = list(callbacks or ())
+    for callback in callbacks:
+        if val_ds is None and getattr(callback, "needs_validation", False):
+            raise UsageError(
+                f"{type(callback).__name__} watches the validation, and train() has none: give it "
+                f"a val_ds, or a callback that watches the training."
+            )
+    found = None
+    if resume_from is not None:
+        chosen = resume_from
+        directory = chosen.directory if isinstance(chosen, CheckpointingCallback) else chosen
+        store = Checkpoints(directory)
+        found = newest(store, exp)
+        if found is not None:
+            exp = found[1]
+            if Position.from_state(found[2]["position"]).is_over(num_epochs, num_steps):
+                return exp
     run = Run(
         exp,
         callbacks,
@@ -102,21 +137,39 @@ def train(
         steps_per_call=int(steps_per_call),
         prefetch=prefetch,
         recompile=recompile,
-        donate=donate,
+        donate=donate or found is not None,
+        saved=True,
     )
+    if found is not None:
+        run.resume(found[2], store.directory)
     if num_epochs != 0:
         run.check_sequence(train_ds, "train")
         run.check_sequence(val_ds, "val")
+    where = run.position
+    where.ended, where.num_epochs, where.num_steps = None, num_epochs, num_steps
+
+    def validate() -> None:
+        where.validated = where.validated or 0
+        run.one_pass("val", where.epoch, val_ds, title=f"{title()} val")
+        where.validated = None
+
+    def title() -> str:
+        return f"epoch {where.epoch + 1}" + (f"/{num_epochs}" if num_epochs else "")
 
     def epochs() -> None:
-        for epoch in itertools.count() if num_epochs is None else range(num_epochs):
-            title = f"epoch {epoch + 1}" + (f"/{num_epochs}" if num_epochs else "")
-            run.one_pass("train", epoch, train_ds, title=title, last_step=num_steps)
-            if val_ds is not None:
-                run.one_pass("val", epoch, val_ds, title=f"{title} val")
-            if run.steps["train"] == num_steps:
+        while num_epochs is None or where.epoch < num_epochs:
+            if not where.pass_done:
+                run.one_pass("train", where.epoch, train_ds, title=title(), last_step=num_steps)
+            cut = num_steps is not None and where.steps["train"] >= num_steps
+            where.pass_done = not cut
+            if val_ds is not None and validate_every is None:
+                validate()
+            if cut:  # with more steps, the run would go on from here
                 return
+            run.end_epoch(last=where.epoch + 1 == num_epochs)
 
+    if validate_every is not None:
+        run.validate_when(validate_every, validate)
     run.execute(epochs)
     return run.exp
 

@@ -1,17 +1,21 @@
 """Callbacks: everything of a run that touches the host, the clock, the disk or the screen."""
 
 from solstice.callbacks.base import Callback
+from solstice.callbacks.checkpointing import CheckpointingCallback
 from solstice.callbacks.early_stopping import EarlyStoppingCallback
 from solstice.callbacks.environment import EnvironmentCallback
 from solstice.callbacks.history import HistoryCallback
 from solstice.callbacks.logging import LoggingCallback
 from solstice.callbacks.profiling import ProfilingCallback
+from solstice.callbacks.stop_on_nan import StopOnNaN
 
 __all__ = [
     "Callback",
+    "CheckpointingCallback",
     "EarlyStoppingCallback",
     "EnvironmentCallback",
     "HistoryCallback",
     "LoggingCallback",
     "ProfilingCallback",
+    "StopOnNaN",
 ]

@@ -18,6 +18,8 @@ class Callback:
     Attributes:
         needs_experiment: Whether the step hooks look at `exp`. Where all of a run's callbacks say
             no, the trainer does not put it together at each step, and passes None.
+        needs_validation: Whether it can do nothing in a `train` without a `val_ds`, which is then
+            an error before the first step.
 
     >>> import solstice
     >>> class CountSteps(solstice.Callback):
@@ -28,6 +30,7 @@ class Callback:
     """
 
     needs_experiment: bool = True
+    needs_validation: bool = False
 
     def on_run_start(self, exp: Experiment) -> None:
         """Called before anything else of a `train` or `test`."""

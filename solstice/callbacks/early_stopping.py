@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
+
 from solstice.callbacks.base import Callback
 from solstice.callbacks.logging import to_host
 from solstice.errors import EarlyStoppingException, UsageError
@@ -48,6 +50,8 @@ class EarlyStoppingCallback(Callback):
         self._criterion_fn = criterion_fn
         self._every = accumulate_every_n_steps
         self._outs: list[Any] = []
+        # The leaves of those that a resumed run had; they are put together like the next outs.
+        self._resumed: list[list[Any]] = []
         self._completed = 0
 
     @staticmethod
@@ -77,6 +81,7 @@ class EarlyStoppingCallback(Callback):
 
     def on_run_start(self, exp: Experiment) -> None:
         self._outs = []
+        self._resumed: list[list[Any]] = []
         self._completed = 0
 
     def on_step_end(
@@ -84,6 +89,9 @@ class EarlyStoppingCallback(Callback):
     ) -> None:
         if mode != "train":
             return
+        for leaves in self._resumed:
+            self._outs.append(jax.tree.unflatten(jax.tree.structure(outs), leaves))
+        self._resumed = []
         self._outs.append(outs)
         # One call may take several steps, past the end of a window.
         before, self._completed = self._completed, global_step + 1
@@ -93,6 +101,14 @@ class EarlyStoppingCallback(Callback):
                 raise EarlyStoppingException(
                     f"the stopping criterion was met after {global_step + 1} training steps"
                 )
+
+    def get_state(self) -> dict[str, Any]:
+        outs = self._resumed + [jax.tree.leaves(one) for one in self._outs]
+        return {"outs": outs, "completed": self._completed}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._outs, self._resumed = [], state["outs"]
+        self._completed = int(state["completed"])
 
 
 class NoImprovement(Callback):
@@ -119,20 +135,13 @@ class NoImprovement(Callback):
         self._patience = patience
         self._min_delta = min_delta
         self._watch = watch
+        self.needs_validation = watch == "val"
         self._pass = Accumulator()
         self._best = -float("inf")
         self._waited = 0
-        self._watched = False
 
     def on_run_start(self, exp: Experiment) -> None:
-        self._best, self._waited, self._watched = -float("inf"), 0, False
-
-    def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
-        if mode == "train" and epoch > 0 and not self._watched:
-            raise UsageError(
-                f"Early stopping watches {self._metric!r} in {self._watch!r} passes, and there was "
-                f"none in the first epoch. Give train() a val_ds, or watch='train'."
-            )
+        self._best, self._waited = -float("inf"), 0
         self._pass = Accumulator()
 
     def on_step_end(
@@ -151,7 +160,6 @@ class NoImprovement(Callback):
         merged = self._pass.pop() if mode == self._watch else None
         if merged is None:
             return
-        self._watched = True
         computed = to_host(merged.compute())
         if self._metric not in computed:
             raise UsageError(
@@ -170,8 +178,8 @@ class NoImprovement(Callback):
             )
 
     def get_state(self) -> dict[str, Any]:
-        return {"best": self._best, "waited": self._waited, "watched": self._watched}
+        return {"best": self._best, "waited": self._waited, "pass": self._pass.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._best, self._waited = float(state["best"]), int(state["waited"])
-        self._watched = bool(state["watched"])
+        self._pass = Accumulator(state["pass"])

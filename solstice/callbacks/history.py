@@ -8,7 +8,7 @@ from solstice.callbacks.logging import to_host
 from solstice.errors import UsageError
 from solstice.experiment import Experiment
 from solstice.metrics import Accumulator, is_metrics
-from solstice.tree import describe, from_json, to_json
+from solstice.tree import describe
 
 _ABOUT = ("mode", "epoch", "step", "time")
 
@@ -85,25 +85,19 @@ class HistoryCallback(Callback):
         self._record(mode)
 
     def get_state(self) -> dict[str, Any]:
-        """Return the records as JSON, and the window as metrics (None if there is none)."""
-        window = self._window.pop()
-        if window is not None:
-            self._window.add(window)
         return {
-            "records": to_json(self.records),
+            "records": self.records,
             "epoch": self._epoch,
             "trained": self._trained,
             "steps": dict(self._steps),
-            "window": window,
+            "window": self._window.get_state(),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self.records = from_json(str(state["records"]))
+        self.records = list(state["records"])
         self._epoch, self._trained = int(state["epoch"]), int(state["trained"])
         self._steps = {mode: int(steps) for mode, steps in state["steps"].items()}
-        self._window = Accumulator()
-        if state["window"] is not None:
-            self._window.add(state["window"])
+        self._window = Accumulator(state["window"])
 
     def _record(self, mode: str) -> None:
         merged = self._window.pop()

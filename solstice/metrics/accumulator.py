@@ -11,6 +11,8 @@ import jax
 
 from solstice.metrics.base import reduce
 
+AccumulatorState = dict[str, Any]
+
 _WAITING = 32
 _WAITING_BYTES = 16 * 2**20
 
@@ -28,12 +30,21 @@ class Accumulator:
     (0.75, None)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, state: "AccumulatorState | None" = None) -> None:
         self._waiting: list[Any] = []
         self._room = 0
+        # What a resumed run had merged; its leaves are put together like the next metrics.
+        self._resumed = state
 
     def add(self, metrics: Any) -> None:
-        """Take one step's metrics in."""
+        """Take one step's metrics in.
+
+        Raises:
+            ValueError: They are not of the kind that was merged before a resume.
+        """
+        if self._resumed is not None:
+            resumed, self._resumed = self._resumed, None
+            self.add(_rebuilt(resumed["leaves"], metrics))
         if not self._waiting:
             size = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(metrics))
             self._room = min(_WAITING, max(2, _WAITING_BYTES // max(size, 1)))
@@ -44,13 +55,53 @@ class Accumulator:
     def pop(self) -> Any:
         """Return everything merged so far and start anew; None when nothing was added."""
         if not self._waiting:
-            return None
+            resumed, self._resumed = self._resumed, None
+            return None if resumed is None else _Computed(resumed["computed"])
         self._fold()
         return self._waiting.pop()
+
+    def get_state(self) -> "AccumulatorState | None":
+        """Return what a resume needs, as plain containers; None when nothing was added.
+
+        >>> from solstice.metrics import Accumulator, ClassificationMetrics
+        >>> seen = Accumulator()
+        >>> seen.add(ClassificationMetrics([1], [1], loss=0.0, num_classes=2))
+        >>> again = Accumulator(seen.get_state())
+        >>> again.add(ClassificationMetrics([1], [0], loss=0.0, num_classes=2))
+        >>> float(again.pop().compute()["accuracy"])
+        0.5
+        """
+        if not self._waiting:
+            return self._resumed
+        self._fold()
+        merged = self._waiting[0]
+        # The metrics are known again only with the next step's; if none comes, what they say is.
+        return {"leaves": jax.tree.leaves(merged), "computed": dict(merged.compute())}
 
     def _fold(self) -> None:
         if len(self._waiting) > 1:
             self._waiting = [merge_all(self._waiting)]
+
+
+class _Computed:
+    """Stands for metrics of which only is known what they say."""
+
+    def __init__(self, computed: dict[str, Any]) -> None:
+        self._computed = computed
+
+    def compute(self) -> dict[str, Any]:
+        return dict(self._computed)
+
+
+def _rebuilt(leaves: list[Any], like: Any) -> Any:
+    structure = jax.tree.structure(like)
+    if structure.num_leaves != len(leaves):
+        raise ValueError(
+            f"The checkpoint holds merged metrics of {len(leaves)} arrays, and the step returns a "
+            f"{type(like).__name__} of {structure.num_leaves}. Resume with the metrics that the "
+            f"run was saved with."
+        )
+    return jax.tree.unflatten(structure, leaves)
 
 
 def merge_all(metrics: list[Any]) -> Any:

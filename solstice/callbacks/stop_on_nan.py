@@ -1,0 +1,101 @@
+"""StopOnNaN: ends a run that diverged, and names the step and the leaf.
+
+It looks at the trained experiment and the outs of training steps, never at validation.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from solstice.callbacks.base import Callback
+from solstice.experiment import Experiment
+from solstice.tree import path_name
+
+
+class StopOnNaN(Callback):
+    """Raises a FloatingPointError once a number of the experiment or the outs is not finite.
+
+    Every n training steps, what they left is looked at on the device; the answer is read when the
+    next one is asked for, so the device is not waited for. Before a checkpoint, the state to be
+    saved is looked at and waited for: the newest checkpoint is always finite.
+
+    Args:
+        every_n_steps: How often to look. Each look costs a compiled call; one of 100 steps costs
+            nothing to speak of.
+
+    Raises:
+        ValueError: `every_n_steps` is not positive.
+
+    >>> import solstice
+    >>> callback = solstice.callbacks.StopOnNaN(every_n_steps=100)
+    """
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps is expected to be at least 1; it is {every_n_steps}.")
+        self._every = every_n_steps
+        self._begin()
+
+    def _begin(self) -> None:
+        self._completed = 0
+        # The last step: its number, and what it left. Then a look whose answer is not read yet.
+        self._latest: tuple[int, Any] | None = None
+        self._asked: tuple[int, list[str], Any] | None = None
+
+    def on_run_start(self, exp: Experiment) -> None:
+        self._begin()
+
+    def on_step_end(
+        self, outs: Any, exp: Experiment, global_step: int, mode: str, batch: Any
+    ) -> None:
+        if mode != "train":
+            return
+        before, self._completed = self._completed, global_step + 1
+        self._latest = (global_step, {"experiment": exp, "outs": outs})
+        if self._completed // self._every > before // self._every:
+            self._read()
+            self._ask()
+
+    def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
+        self._read()
+
+    def get_state(self) -> dict[str, int]:
+        self._read()
+        self._ask()
+        self._read()
+        return {"completed": self._completed}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self._completed = int(state["completed"])
+
+    def _ask(self) -> None:
+        if self._latest is None:
+            return
+        step, tree = self._latest
+        self._latest = None
+        leaves = [
+            (path_name(path), leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            if eqx.is_inexact_array(leaf)
+        ]
+        self._asked = (step, [name for name, _ in leaves], _finite([leaf for _, leaf in leaves]))
+
+    def _read(self) -> None:
+        if self._asked is None:
+            return
+        (step, names, finite), self._asked = self._asked, None
+        bad = [name for name, good in zip(names, jax.device_get(finite), strict=True) if not good]
+        if bad:
+            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+            raise FloatingPointError(
+                f"After training step {step}, not all is finite in {', '.join(bad[:3])}{more}. "
+                f"Lower the learning rate, clip the gradients, or look at the batches before; the "
+                f"last checkpoint is finite."
+            )
+
+
+@jax.jit
+def _finite(leaves: list[Any]) -> list[Any]:
+    return [jnp.isfinite(leaf).all() for leaf in leaves]

@@ -1,0 +1,87 @@
+"""Where a run stands: what must be known to go on with it, besides the experiment.
+
+It is data only; the run keeps it, checkpoints hold it.
+"""
+
+import dataclasses
+from typing import Any, Self
+
+from solstice.tree import digest
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a run stands between two steps.
+
+    Attributes:
+        epoch: The epoch it is in.
+        trained: How many batches of the epoch's training pass are consumed.
+        validated: How many batches of a validation pass are consumed; None outside of one.
+        pass_done: Whether the training pass is over, so that the epoch's validation is next.
+        steps: How many steps each mode has completed in the run.
+        first: The digest of the training pass's first batch.
+        last: That of its last consumed batch.
+        iterator: The state of its iterator after that batch, None if it has none.
+        ended: How the run ended: "finished" or "stopped"; None while it goes on.
+        num_epochs: What the run was asked for, to tell whether more is asked now.
+        num_steps: The same, in training steps.
+
+    >>> Position.from_state(Position(epoch=3).to_state()).epoch
+    3
+    """
+
+    epoch: int = 0
+    trained: int = 0
+    validated: int | None = None
+    pass_done: bool = False
+    steps: dict[str, int] = dataclasses.field(
+        default_factory=lambda: {"train": 0, "val": 0, "test": 0}
+    )
+    first: str | None = None
+    last: str | None = None
+    iterator: Any = None
+    ended: str | None = None
+    num_epochs: int | None = None
+    num_steps: int | None = None
+
+    def to_state(self) -> dict[str, Any]:
+        """Return it as a dict of plain values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """Return what `to_state` was called on."""
+        return cls(**state)
+
+    def next_epoch(self) -> None:
+        """Go to the start of the next epoch."""
+        self.epoch += 1
+        self.trained, self.validated, self.pass_done = 0, None, False
+        self.first = self.last = self.iterator = None
+
+    def is_over(self, num_epochs: int | None, num_steps: int | None) -> bool:
+        """Say whether a run that ended here has nothing more to do when asked for so much.
+
+        >>> ended = Position(epoch=2, ended="finished", num_epochs=2)
+        >>> ended.is_over(2, None), ended.is_over(3, None)
+        (True, False)
+        """
+        if self.ended is None:
+            return False
+        return not (_more(num_epochs, self.num_epochs) or _more(num_steps, self.num_steps))
+
+
+def batch_digest(batch: Any) -> str | None:
+    """Return a digest of a batch, None for one of objects that are no data.
+
+    >>> batch_digest(["a"]) == batch_digest(["b"])
+    False
+    """
+    try:
+        return digest(batch)
+    except TypeError:  # arrays of strings or objects, which only skipping can tell apart
+        return None
+
+
+def _more(now: int | None, before: int | None) -> bool:
+    return before is not None and (now is None or now > before)

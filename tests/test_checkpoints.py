@@ -1,0 +1,216 @@
+"""Checkpoints: whatever happens to their files, no wrong restore, no silent restart."""
+
+import errno
+import json
+import logging
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from resuming import VAL, bits, experiment, shuffled
+
+import solstice
+from solstice.checkpoints import Checkpoints, newest
+from solstice.triggers import Every
+
+
+def run(directory, exp=None, num_epochs=3, **options):
+    callback = solstice.CheckpointingCallback(directory, **options)
+    exp = experiment() if exp is None else exp
+    return solstice.train(exp, num_epochs, shuffled, VAL, [callback], progress=False)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Two checkpoints, and the experiments that they hold."""
+    directory = tmp_path_factory.mktemp("saved") / "run"
+    store = Checkpoints(directory)
+    older, newer = experiment(), run(directory.parent / "other", num_epochs=1)
+    store.write(older, {"n": 0})
+    store.write(newer, {"n": 1})
+    return directory, bits(older), bits(newer)
+
+
+def files(directory):
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def damages(content):
+    yield "truncated", content[: len(content) // 2]
+    yield "emptied", b""
+    for where in {0, len(content) // 2, len(content) - 1} if content else ():
+        yield f"bit {where}", content[:where] + bytes([content[where] ^ 4]) + content[where + 1 :]
+    yield "deleted", None
+
+
+def test_no_damage_gives_a_wrong_restore(saved, tmp_path, caplog):
+    directory, older, newer = saved
+    count = skipped = 0
+    for file in files(directory / "checkpoint-000001"):
+        content = file.read_bytes()
+        for what, damaged in damages(content):
+            copy = tmp_path / f"{count}"
+            shutil.copytree(directory, copy)
+            target = copy / file.relative_to(directory)
+            target.unlink() if damaged is None else target.write_bytes(damaged)
+            caplog.clear()
+            _, exp, rest = newest(Checkpoints(copy), experiment())
+            found = bits(exp)
+            assert found in (older, newer), (file, what)
+            if found == older:
+                assert rest == {"n": 0} and "checkpoint-000001" in caplog.text, (file, what)
+                skipped += 1
+            count += 1
+            shutil.rmtree(copy)
+    assert count > 50 and skipped > 20
+
+
+def test_only_unreadable_ones_are_an_error(saved, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(saved[0], copy)
+    for name in Checkpoints(copy).names():
+        (copy / name / "checkpoint.json").unlink()
+    with pytest.raises(solstice.DamagedFileError, match=r"None of the 2 checkpoints in .* can be"):
+        solstice.restore(copy, experiment())
+    with pytest.raises(solstice.DamagedFileError, match="not started over in silence"):
+        solstice.train(experiment(), 1, shuffled, resume_from=copy, progress=False)
+
+
+def test_what_is_foreign_or_unfinished_is_no_checkpoint(saved, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(saved[0], copy)
+    (copy / "notes").mkdir()
+    (copy / ".checkpoint-000002.tmp").mkdir()
+    (copy / "checkpoint-000009").mkdir()
+    assert newest(Checkpoints(copy), experiment())[0] == "checkpoint-000001"
+
+
+def test_every_kind_of_leaf_comes_back(tmp_path):
+    tree = {
+        "raw": jax.random.PRNGKey(1),
+        "typed": jax.random.split(jax.random.key(2, impl="rbg"), 3),
+        "narrow": jnp.asarray([1.5, jnp.nan, -jnp.inf], jnp.bfloat16),
+        "empty": jnp.zeros((0, 3)),
+        "scalar": jnp.asarray(3),
+        "numpy": np.arange(3),
+        "weak": jax.jit(lambda: 1.0)(),
+        "python": [1, 2.5, "name", True],
+        "function": len,
+    }
+    store = Checkpoints(tmp_path)
+    again, _ = store.read(store.write(tree, {}), like=jax.tree.map(lambda leaf: leaf, tree))
+    assert bits(again) == bits(tree)
+    assert isinstance(again["numpy"], np.ndarray) and again["weak"].weak_type
+    assert jax.random.key_impl(again["typed"]) == jax.random.key_impl(tree["typed"])
+    assert store.read(store.write({"n": 1}, {}), like={"n": 0})[0] == {"n": 1}
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    run(tmp_path, num_epochs=6, keep=2, best=("accuracy", "max"))
+    store = Checkpoints(tmp_path)
+    best = store.best()
+    assert len(store.names()) in (2, 3) and best["checkpoint"] in store.names()
+    values = []
+    logging = solstice.LoggingCallback(logging_fn=lambda metrics, *_: values.append(metrics))
+    exp = solstice.restore(tmp_path, experiment(), which="best")
+    solstice.test(exp, VAL, [logging], progress=False)
+    assert values[0]["accuracy"] == best["value"] and best["metric"] == "accuracy"
+    assert bits(solstice.restore(tmp_path, experiment(), which=store.names()[-1]))
+    for which, message in (("checkpoint-000077", "there are: checkpoint-0"),):
+        with pytest.raises(FileNotFoundError, match=message):
+            solstice.restore(tmp_path, experiment(), which=which)
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint in"):
+        solstice.restore(tmp_path / "none", experiment())
+
+
+def test_the_best_survives_a_resume(tmp_path):
+    def best(directory, *limits):
+        for n in limits:
+            callback = solstice.CheckpointingCallback(directory, best=("average_loss", "min"))
+            solstice.train(
+                experiment(), n, shuffled, VAL, [callback], resume_from=callback, progress=False
+            )
+        return json.loads((directory / "best.json").read_text())
+
+    once, twice = best(tmp_path / "a", 5), best(tmp_path / "b", 2, 3, 5)
+    assert once["value"] == twice["value"] and once["steps"] == twice["steps"]
+
+
+def test_a_best_metric_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(
+        solstice.UsageError, match=r"looks for 'acc'; the validation gives accuracy"
+    ):
+        run(tmp_path, best=("acc", "max"))
+    callback = solstice.CheckpointingCallback(tmp_path, best=("accuracy", "max"))
+    with pytest.raises(solstice.UsageError, match=r"train.. has none: give it a val_ds"):
+        solstice.train(experiment(), 1, shuffled, callbacks=[callback])
+
+
+class FullDisk:
+    """Has no space left from the second checkpoint on."""
+
+    def __init__(self, monkeypatch):
+        self.saves = 0
+        self.write = Checkpoints.write
+        monkeypatch.setattr(Checkpoints, "write", self)
+
+    def __get__(self, store, owner):
+        def write(tree, rest):
+            self.saves += 1
+            if self.saves > 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.write(store, tree, rest)
+
+        return write
+
+
+def test_a_lost_save_ends_a_run_only_if_told_to(tmp_path, caplog, monkeypatch):
+    FullDisk(monkeypatch)
+    exp = run(tmp_path / "warn")
+    assert Checkpoints(tmp_path / "warn").names() == ["checkpoint-000000"]
+    lost = [record for record in caplog.records if "could not be saved" in record.getMessage()]
+    assert len(lost) == 2 and "No space left" in lost[0].getMessage()
+    assert bits(exp) == bits(solstice.train(experiment(), 3, shuffled, VAL, progress=False))
+
+
+def test_a_lost_save_may_be_an_error(tmp_path, monkeypatch):
+    FullDisk(monkeypatch)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path, on_error="raise")
+    assert Checkpoints(tmp_path).names() == ["checkpoint-000000"]
+
+
+def test_an_unwritable_directory_does_not_end_a_run(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    exp = run(tmp_path / "file" / "run", num_epochs=1)
+    assert "could not be saved" in caplog.text and bits(exp)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 100}, "every is expected to be a trigger"),
+        ({"keep": 0}, "keep is expected to be at least 1"),
+        ({"best": ("accuracy", "most")}, "best is expected to be a metric and"),
+        ({"on_error": "ignore"}, "on_error is expected to be"),
+    ],
+)
+def test_bad_arguments_are_refused(tmp_path, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        solstice.CheckpointingCallback(tmp_path, **options)
+
+
+def test_missing_orbax_names_the_extra(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(__import__("sys").modules, "orbax.checkpoint", None)
+    with pytest.raises(ImportError, match=r"pip install 'solstice\[checkpoint\]'"):
+        Checkpoints(tmp_path).write({"w": jnp.ones(2)}, {})
+
+
+def test_checkpoints_do_not_change_training(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    plain = solstice.train(experiment(), 2, shuffled, VAL, progress=False)
+    assert bits(run(tmp_path, num_epochs=2, every=Every(steps=1))) == bits(plain)
+    assert not caplog.records

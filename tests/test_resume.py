@@ -1,0 +1,224 @@
+"""Resuming: the same bits as a run that was never interrupted, wherever it was."""
+
+import shutil
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from resuming import VAL, X, Y, bits, experiment, shuffled
+
+import solstice
+from solstice.checkpoints import Checkpoints
+from solstice.triggers import Every
+
+
+class BangError(Exception):
+    """A crash."""
+
+
+class Crash(solstice.Callback):
+    """Raises after a step of a mode, as a crash would, once all else has seen the step."""
+
+    def __init__(self, mode, step):
+        self.at = (mode, step)
+
+    def on_step_end(self, outs, exp, global_step, mode, batch):
+        if (mode, global_step) == self.at:
+            raise BangError
+
+
+def watching():
+    """A log of the steps, one of the epochs, and two decisions."""
+    return [
+        solstice.HistoryCallback(4),
+        solstice.HistoryCallback(),
+        solstice.EarlyStoppingCallback.no_improvement("accuracy", mode="max", patience=50),
+        solstice.EarlyStoppingCallback(lambda outs: False, accumulate_every_n_steps=3),
+    ]
+
+
+def history(callbacks):
+    return [
+        {name: value for name, value in record.items() if name != "time"}
+        for callback in callbacks[:2]
+        for record in callback.records
+    ]
+
+
+def run(directory, callbacks=(), *, resume=True, exp=None, num_epochs=3, **options):
+    saving = solstice.CheckpointingCallback(
+        directory, every=options.pop("every", Every(steps=1)), keep=options.pop("keep", None)
+    )
+    options = {"train_ds": shuffled, "val_ds": VAL, "progress": False} | options
+    return solstice.train(
+        experiment() if exp is None else exp,
+        num_epochs,
+        callbacks=[*callbacks, saving],
+        resume_from=saving if resume else None,
+        **options,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["linen", "nnx"])
+@pytest.mark.parametrize("steps_per_call", [1, 2])
+def test_a_run_resumes_at_every_step(tmp_path, network, steps_per_call):
+    exp = experiment(network)
+    options = {"steps_per_call": steps_per_call, "validate_every": Every(steps=4), "exp": exp}
+    whole = watching()
+    expected = bits(run(tmp_path / "whole", whole, **options))
+    names = Checkpoints(tmp_path / "whole").names()
+    assert len(names) >= 15 / steps_per_call
+    for i, name in enumerate(names):
+        part = tmp_path / f"part-{i}"
+        shutil.copytree(tmp_path / "whole" / name, part / name)
+        again = watching()
+        assert bits(run(part, again, **options)) == expected, name
+        assert history(again) == history(whole), name
+
+
+@pytest.mark.parametrize("mode", ["train", "val"])
+@pytest.mark.parametrize("step", [0, 2, 4, 5])
+def test_a_crashed_run_goes_on_to_the_same_bits(tmp_path, mode, step):
+    whole, again = watching(), watching()
+    expected = bits(run(tmp_path / "whole", whole))
+    with pytest.raises(BangError):
+        run(tmp_path / "run", [*watching(), Crash(mode, step)])
+    assert bits(run(tmp_path / "run", again)) == expected
+    assert history(again) == history(whole)
+
+
+def test_it_starts_anew_without_a_checkpoint_and_ends_at_once_with_the_last(tmp_path):
+    exp = run(tmp_path, resume=True)
+    counting = Count()
+    assert bits(run(tmp_path, [counting])) == bits(exp) and counting.steps == 0
+    longer = run(tmp_path, [counting], num_epochs=4)
+    assert counting.steps == 5
+    assert bits(longer) == bits(run(tmp_path / "other", num_epochs=4))
+
+
+class Count(solstice.Callback):
+    steps = 0
+
+    def on_step_end(self, outs, exp, global_step, mode, batch):
+        self.steps += mode == "train"
+
+
+def test_a_run_cut_by_num_steps_goes_on_in_mid_epoch(tmp_path):
+    run(tmp_path / "run", num_steps=7)
+    counting = Count()
+    exp = run(tmp_path / "run", [counting], num_steps=13)
+    assert counting.steps == 6
+    assert bits(exp) == bits(run(tmp_path / "whole", num_steps=13))
+
+
+def test_an_early_stop_is_an_end(tmp_path):
+    def stopping():
+        return solstice.EarlyStoppingCallback(lambda outs: True, accumulate_every_n_steps=3)
+
+    exp = run(tmp_path, [stopping()])
+    counting = Count()
+    assert bits(run(tmp_path, [stopping(), counting])) == bits(exp) and counting.steps == 0
+
+
+def test_a_directory_with_checkpoints_is_not_overwritten(tmp_path):
+    run(tmp_path / "run")
+    with pytest.raises(FileExistsError, match=r"holds checkpoints of another run .*resume_from="):
+        run(tmp_path / "run", resume=False)
+    saving = solstice.CheckpointingCallback(tmp_path / "run")
+    with pytest.raises(FileExistsError, match="another directory"):
+        solstice.train(
+            experiment(),
+            1,
+            shuffled,
+            callbacks=[saving],
+            resume_from=tmp_path / "other",
+            progress=False,
+        )
+    forked = solstice.CheckpointingCallback(tmp_path / "fork")
+    solstice.train(
+        experiment(), 4, shuffled, callbacks=[forked], resume_from=tmp_path / "run", progress=False
+    )
+    assert Checkpoints(tmp_path / "fork").names()
+
+
+def test_other_data_in_the_place_of_the_skipped_is_an_error(tmp_path):
+    with pytest.raises(BangError):
+        run(tmp_path, [Crash("train", 3)])
+    other = [(X[:6] + 1, Y[:6])] * 5
+    with pytest.raises(ValueError, match=r"after 3 batches of epoch 0; train_ds now has another"):
+        run(tmp_path, train_ds=other)
+    with pytest.raises(ValueError, match=r"train_ds now ends before it"):
+        run(tmp_path, train_ds=lambda epoch: iter(list(shuffled(epoch))[:2]))
+
+
+def test_an_iterator_that_can_save_itself_is_not_read_again(tmp_path):
+    class Read:
+        count = 0
+
+    def one(i):
+        Read.count += 1
+        return X[int(i) % 26], Y[int(i) % 26]
+
+    ds = grain.MapDataset.range(60).shuffle(seed=7).map(one).to_iter_dataset().batch(6)
+    options = {"train_ds": ds, "prefetch": 2}
+    expected = bits(run(tmp_path / "whole", **options))
+    with pytest.raises(BangError):
+        run(tmp_path / "run", [Crash("train", 8)], num_epochs=1, **options)
+    Read.count = 0
+    run(tmp_path / "run", num_epochs=1, **options)
+    assert Read.count < 60
+    assert bits(run(tmp_path / "run", **options)) == expected
+
+
+def test_an_experiment_of_another_form_is_refused(tmp_path):
+    run(tmp_path)
+    other = solstice.replace(experiment(), key=jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"'key' is key<fry>\[\] there and float32\[3\] in `like`"):
+        run(tmp_path, exp=other)
+
+
+def test_callbacks_that_are_gone_are_named(tmp_path, caplog):
+    with pytest.raises(BangError):
+        run(tmp_path, [solstice.HistoryCallback(), Crash("train", 3)])
+    run(tmp_path)
+    assert "callbacks that this run is without: HistoryCallback" in caplog.text
+
+
+def test_validation_may_come_within_epochs(tmp_path):
+    class Order(solstice.Callback):
+        def __init__(self):
+            self.events = []
+
+        def on_step_end(self, outs, exp, global_step, mode, batch):
+            self.events.append((mode, global_step))
+
+    order = Order()
+    solstice.train(
+        experiment(), 2, shuffled, VAL, [order], validate_every=Every(steps=4), progress=False
+    )
+    modes = "".join(mode[0] for mode, _ in order.events)
+    assert modes == "ttttvvttttvvtt"
+    order = Order()
+    solstice.train(
+        experiment(), 3, shuffled, VAL, [order], validate_every=Every(epochs=2), progress=False
+    )
+    assert "".join(mode[0] for mode, _ in order.events) == "t" * 10 + "vv" + "t" * 5
+    with pytest.raises(ValueError, match="no val_ds to validate on"):
+        solstice.train(experiment(), 1, shuffled, validate_every=Every(steps=4))
+
+
+def test_a_diverged_run_keeps_its_last_finite_checkpoint(tmp_path):
+    def poisoned(epoch):
+        for i, (x, y) in enumerate(shuffled(epoch)):
+            yield (np.where(i == 2, np.nan, 1).astype("float32") * x, y)
+
+    for every in (1, 2, 100):
+        directory = tmp_path / str(every)
+        stop = solstice.callbacks.StopOnNaN(every)
+        with pytest.raises(FloatingPointError, match=r"step 2, .* in experiment/mod"):
+            run(directory, [stop], train_ds=poisoned)
+        exp = solstice.restore(directory, experiment())
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(exp.model.params))

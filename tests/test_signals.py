@@ -1,0 +1,73 @@
+"""SIGTERM and Ctrl-C: the step in hand is finished, the run saved, then it ends."""
+
+import os
+import signal
+import threading
+
+import pytest
+from resuming import VAL, bits, experiment, shuffled
+
+import solstice
+from solstice.checkpoints import Checkpoints
+
+
+class Signal(solstice.Callback):
+    """Sends this process a signal in a step, and notes what comes after."""
+
+    def __init__(self, number, mode="train", step=3):
+        self.number, self.at = number, (mode, step)
+        self.events = []
+
+    def on_step_start(self, exp, global_step, mode, batch):
+        if (mode, global_step) == self.at:
+            os.kill(os.getpid(), self.number)
+
+    def on_step_end(self, outs, exp, global_step, mode, batch):
+        self.events.append((mode, global_step))
+
+    def on_run_end(self, exp, error):
+        self.events.append(type(error).__name__)
+
+
+def run(directory, *callbacks):
+    saving = solstice.CheckpointingCallback(directory)
+    return solstice.train(
+        experiment(), 3, shuffled, VAL, [*callbacks, saving], resume_from=saving, progress=False
+    )
+
+
+@pytest.mark.parametrize("mode", ["train", "val"])
+@pytest.mark.parametrize(
+    ("number", "ending"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_the_step_is_finished_and_saved(tmp_path, number, ending, mode):
+    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    sending = Signal(number, mode)
+    with pytest.raises(ending) as caught:
+        run(tmp_path / "run", sending)
+    if ending is SystemExit:
+        assert caught.value.code == 143
+    assert sending.events[-2:] == [(mode, 3), ending.__name__]
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert len(Checkpoints(tmp_path / "run").names()) == 1 + (mode == "val")
+    assert bits(run(tmp_path / "run")) == bits(run(tmp_path / "whole"))
+
+
+def test_a_test_ends_after_its_step_too():
+    sending = Signal(signal.SIGINT, "test", 0)
+    with pytest.raises(KeyboardInterrupt):
+        solstice.test(experiment(), VAL, [sending], progress=False)
+    assert sending.events == [("test", 0), "KeyboardInterrupt"]
+
+
+def test_off_the_main_thread_nothing_is_installed(tmp_path):
+    handler, found = signal.getsignal(signal.SIGTERM), []
+
+    class Look(solstice.Callback):
+        def on_step_end(self, outs, exp, global_step, mode, batch):
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=run, args=(tmp_path, Look()))
+    thread.start()
+    thread.join()
+    assert found and set(found) == {handler}
