@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from solstice import callbacks, compat, experiments, metrics, testing, tree
+from solstice import callbacks, compat, experiments, loggers, metrics, testing, tree, triggers
 from solstice.callbacks import (
     Callback,
     EarlyStoppingCallback,
@@ -34,6 +34,7 @@ __all__ = [
     "compat",
     "experiments",
     "jit",
+    "loggers",
     "metrics",
     "predict",
     "reduce",
@@ -43,4 +44,5 @@ __all__ = [
     "testing",
     "train",
     "tree",
+    "triggers",
 ]

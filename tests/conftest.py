@@ -16,11 +16,13 @@ jaxtyping.install_import_hook(
         "solstice.data",
         "solstice.errors",
         "solstice.experiment",
+        "solstice.loggers",
         "solstice.metrics",
         "solstice.static",
         "solstice.step",
         "solstice.trainer",
         "solstice.tree",
+        "solstice.triggers",
     ],
     _CHECKER,
 )

@@ -19,8 +19,11 @@ FRAMEWORKS = (
     "orbax",
     "matplotlib",
     "hypothesis",
+    "mlflow",
     "sklearn",
+    "tensorboardX",
     "torch",
+    "wandb",
 )
 
 
@@ -42,7 +45,8 @@ def test_importing_and_using_one_library_loads_no_framework():
 
 
 @pytest.mark.parametrize(
-    "module", [solstice, solstice.compat, solstice.metrics, solstice.callbacks]
+    "module",
+    [solstice, solstice.compat, solstice.metrics, solstice.callbacks, solstice.loggers],
 )
 def test_all_is_what_can_be_imported(module):
     assert len(set(module.__all__)) == len(module.__all__)
@@ -56,6 +60,8 @@ def test_every_public_name_has_a_docstring():
         assert getattr(solstice, name).__doc__, name
     for name in solstice.compat.__all__:
         assert getattr(solstice.compat, name).__doc__, name
+    for name in solstice.loggers.__all__:
+        assert getattr(solstice.loggers, name).__doc__, name
 
 
 def test_the_version_is_the_distributions():

@@ -1,24 +1,27 @@
-"""Logging: merges the metrics of a window of steps and hands the numbers to a function.
+"""Logging: merges the metrics of a window of steps and hands the numbers to functions and sinks.
 
 It decides what is in a window, never where the numbers go.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
-import numpy as np
 
 from solstice.callbacks.base import Callback
 from solstice.errors import UsageError
 from solstice.experiment import Experiment
+from solstice.loggers.base import Sink
+from solstice.loggers.outlets import LoggingFn, Outlets
+from solstice.loggers.values import Image
 from solstice.metrics import Accumulator, is_metrics
+from solstice.step import Flat
 from solstice.tree import describe
+from solstice.triggers import Every, Moment, Trigger, check_trigger
 
 _logger = logging.getLogger("solstice")
-
-LoggingFn = Callable[[dict[str, Any], int, str], Any]
 
 
 class LoggingCallback(Callback):
@@ -26,44 +29,70 @@ class LoggingCallback(Callback):
 
     The metrics of a window are merged, never averaged, so a log says what the metric says of all
     its examples. A window ends after each step whose number (counting from 1, over the whole
-    run) is a multiple of `log_every_n_steps`; the rest is logged when the epoch ends.
+    run) is a multiple of `log_every_n_steps`, or after each training step at which `when` fires;
+    the rest is logged when the epoch ends.
 
     Args:
-        log_every_n_steps: The length of a window; None logs once at each epoch's end.
-        logging_fn: Called as `logging_fn(metrics, step, mode)` with a dict of floats (arrays
-            where a metric is one), the index of the window's last step (of the epoch, when
-            logging once an epoch) and the mode. None sends one line to the logger "solstice".
+        log_every_n_steps: The length of a window, in each mode; None logs at each epoch's end.
+        logging_fn: One of these, or a list of several. A function is called as
+            `logging_fn(metrics, step, mode)` with a dict of floats (arrays where a metric is
+            one), the index of the window's last step (of the epoch, when logging once an epoch)
+            and the mode. A sink of `solstice.loggers` gets the whole record: mode, epoch, step
+            (training steps completed; in a `test`, those of the last `train` that this callback
+            saw), time and the metrics. None sends one line to the logger "solstice".
+        when: A trigger that ends windows of training steps, instead of `log_every_n_steps`; other
+            modes log at the end of their pass.
 
     Raises:
-        ValueError: `log_every_n_steps` is not positive.
+        ValueError: `log_every_n_steps` is not positive, or `when` is given too.
         UsageError: A step's outs are not `Metrics`.
 
     >>> import solstice
     >>> callback = solstice.LoggingCallback(
     ...     log_every_n_steps=50, logging_fn=lambda metrics, step, mode: print(mode, step, metrics)
     ... )
+    >>> from solstice import loggers
+    >>> callback = solstice.LoggingCallback(50, [loggers.Console(), loggers.JSONLines("log.jsonl")])
     """
 
     def __init__(
-        self, log_every_n_steps: int | None = None, logging_fn: LoggingFn | None = None
+        self,
+        log_every_n_steps: int | None = None,
+        logging_fn: LoggingFn | Sink | Sequence[LoggingFn | Sink] | None = None,
+        *,
+        when: Trigger | None = None,
     ) -> None:
         if log_every_n_steps is not None and log_every_n_steps < 1:
             raise ValueError(
                 f"log_every_n_steps is expected to be at least 1, or None to log at each epoch's "
                 f"end; it is {log_every_n_steps}."
             )
-        if logging_fn is not None and not callable(logging_fn):
-            raise TypeError(
-                f"logging_fn is expected to be a function of (metrics, step, mode); it is "
-                f"{describe(logging_fn)}."
+        if log_every_n_steps is not None and when is not None:
+            raise ValueError(
+                f"Windows end every {log_every_n_steps} steps or as `when` says; give one of them."
             )
-        self._every = log_every_n_steps
-        self._logging_fn = logging_fn or _log_line
+        if when is not None:
+            check_trigger(when, "when")
+        self._when = when
+        self._every = None if log_every_n_steps is None else Every(steps=log_every_n_steps)
+        self._outlets = Outlets(_log_line if logging_fn is None else logging_fn)
+        self._trained = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._watch = None if self._when is None else self._when.start()
+        self._epoch = 0
+        self._steps: dict[str, int] = {}
         self._window = Accumulator()
-        self._last_step = 0
+        # What a window held when the run was saved: the leaves of its metrics, and what they say.
+        self._resumed: dict[str, Any] | None = None
+
+    def on_run_start(self, exp: Experiment) -> None:
+        self._begin()
 
     def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
-        self._window = Accumulator()
+        self._epoch = epoch
+        self._outlets.open()
 
     def on_step_end(
         self, outs: Any, exp: Experiment, global_step: int, mode: str, batch: Any
@@ -74,35 +103,109 @@ class LoggingCallback(Callback):
                 f"{mode} step of {type(exp).__name__} returned {describe(outs)} as its outs. "
                 f"Return a Metrics from the step, or log in a Callback of your own."
             )
+        if self._resumed is not None:
+            self._window.add(_rebuilt(self._resumed["leaves"], outs))
+            self._resumed = None
         self._window.add(outs)
-        self._last_step = global_step
-        if self._every is not None and (global_step + 1) % self._every == 0:
+        before, steps = self._steps.get(mode, 0), global_step + 1
+        self._steps[mode] = steps
+        if mode == "train":
+            self._trained = steps
+        if self._ends_window(before, steps, mode):
             self._log(global_step, mode)
 
     def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
-        self._log(epoch if self._every is None else self._last_step, mode)
+        once_an_epoch = self._every is None and self._when is None
+        self._log(epoch if once_an_epoch else self._steps.get(mode, 0) - 1, mode)
 
-    def _log(self, step: int, mode: str) -> None:
+    def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
+        self._outlets.close()
+
+    def get_state(self) -> dict[str, Any]:
+        state = {
+            "epoch": self._epoch,
+            "trained": self._trained,
+            "steps": dict(self._steps),
+            "sinks": self._outlets.get_state(),
+        }
+        if self._watch is not None:
+            state["when"] = self._watch.get_state()
         merged = self._window.pop()
         if merged is not None:
-            self._logging_fn(to_host(merged.compute()), step, mode)
+            self._window.add(merged)
+            said = _encoded(_computed(merged))
+            state["window"] = {"leaves": jax.tree.leaves(merged), "computed": said}
+        elif self._resumed is not None:
+            state["window"] = self._resumed
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._begin()
+        self._epoch, self._trained = int(state["epoch"]), int(state["trained"])
+        self._steps = {mode: int(steps) for mode, steps in state["steps"].items()}
+        if self._watch is not None and "when" in state:
+            self._watch.set_state(state["when"])
+        self._resumed = state.get("window")
+        self._outlets.set_state(state["sinks"])
+
+    def _ends_window(self, before: int, steps: int, mode: str) -> bool:
+        if self._every is not None:
+            return self._every.fires(Moment(before), Moment(steps))
+        return self._watch is not None and mode == "train" and self._watch.after_step(steps)
+
+    def _log(self, index: int, mode: str) -> None:
+        merged = self._window.pop()
+        if merged is not None:
+            # Functions get what `compute()` itself returns, to the last bit.
+            metrics = merged.compute() if self._outlets.wait else _computed(merged)
+        elif self._resumed is not None:  # a run saved after the last step of a pass
+            metrics, self._resumed = _decoded(self._resumed["computed"]), None
+        else:
+            return
+        self._outlets.write(metrics, index=index, mode=mode, epoch=self._epoch, step=self._trained)
 
 
-def to_host(computed: dict[str, Any]) -> dict[str, Any]:
-    """Return computed metrics on the host: numbers as Python's, arrays as numpy's.
-
-    >>> import jax.numpy as jnp
-    >>> to_host({"loss": jnp.ones(()), "name": "a"})
-    {'loss': 1.0, 'name': 'a'}
-    """
-    # device_get sorts the names; compute() may have ordered them with care.
-    host = jax.device_get(computed)
-    return {name: _to_python(host[name]) for name in computed}
+def _computed(metrics: Any) -> dict[str, Any]:
+    """Return `metrics.compute()`, in one compiled call where it can be compiled."""
+    if type(metrics) not in _EAGER and all(map(eqx.is_array, jax.tree.leaves(metrics))):
+        try:
+            return dict(_compiled(metrics).whole())
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+            _EAGER.add(type(metrics))  # it reads values on the host
+    return metrics.compute()
 
 
-def _to_python(value: Any) -> Any:
-    is_number = isinstance(value, np.ndarray | np.generic) and value.ndim == 0
-    return value.item() if is_number else value
+_EAGER: set[type] = set()
+
+# Flat, because jax would sort the names of a dict.
+_compiled = jax.jit(lambda metrics: Flat.of(list(metrics.compute().items())))
+
+
+def _rebuilt(leaves: list[Any], like: Any) -> Any:
+    """Put merged metrics together again, of the kind that the run's steps return."""
+    structure = jax.tree.structure(like)
+    if structure.num_leaves != len(leaves):
+        raise ValueError(
+            f"The checkpoint holds metrics of {len(leaves)} arrays, merged in mid-window, and the "
+            f"step returns a {type(like).__name__} of {structure.num_leaves}. Resume with the "
+            f"metrics that the run was saved with."
+        )
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _encoded(computed: dict[str, Any]) -> dict[str, Any]:
+    """Return computed values as a tree of arrays, numbers and strings."""
+    images = {name: value for name, value in computed.items() if isinstance(value, Image)}
+    return {
+        "names": list(computed),
+        "values": [value.array if name in images else value for name, value in computed.items()],
+        "images": list(images),
+    }
+
+
+def _decoded(said: dict[str, Any]) -> dict[str, Any]:
+    pairs = zip(said["names"], said["values"], strict=True)
+    return {name: Image(value) if name in said["images"] else value for name, value in pairs}
 
 
 def _log_line(metrics: dict[str, Any], step: int, mode: str) -> None:
