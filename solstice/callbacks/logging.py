@@ -4,10 +4,9 @@ It decides what is in a window, never where the numbers go.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 
 from solstice.callbacks.base import Callback
@@ -15,9 +14,9 @@ from solstice.errors import UsageError
 from solstice.experiment import Experiment
 from solstice.loggers.base import Sink
 from solstice.loggers.outlets import LoggingFn, Outlets
-from solstice.loggers.values import Image
+from solstice.loggers.records import compute
+from solstice.loggers.values import Image, to_host
 from solstice.metrics import Accumulator, is_metrics
-from solstice.step import Flat
 from solstice.tree import describe
 from solstice.triggers import Every, Moment, Trigger, check_trigger
 
@@ -133,7 +132,7 @@ class LoggingCallback(Callback):
         merged = self._window.pop()
         if merged is not None:
             self._window.add(merged)
-            said = _encoded(_computed(merged))
+            said = _encoded(compute(merged))
             state["window"] = {"leaves": jax.tree.leaves(merged), "computed": said}
         elif self._resumed is not None:
             state["window"] = self._resumed
@@ -157,28 +156,12 @@ class LoggingCallback(Callback):
         merged = self._window.pop()
         if merged is not None:
             # Functions get what `compute()` itself returns, to the last bit.
-            metrics = merged.compute() if self._outlets.wait else _computed(merged)
+            metrics = merged.compute() if self._outlets.wait else compute(merged)
         elif self._resumed is not None:  # a run saved after the last step of a pass
             metrics, self._resumed = _decoded(self._resumed["computed"]), None
         else:
             return
         self._outlets.write(metrics, index=index, mode=mode, epoch=self._epoch, step=self._trained)
-
-
-def _computed(metrics: Any) -> dict[str, Any]:
-    """Return `metrics.compute()`, in one compiled call where it can be compiled."""
-    if type(metrics) not in _EAGER and all(map(eqx.is_array, jax.tree.leaves(metrics))):
-        try:
-            return dict(_compiled(metrics).whole())
-        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
-            _EAGER.add(type(metrics))  # it reads values on the host
-    return metrics.compute()
-
-
-_EAGER: set[type] = set()
-
-# Flat, because jax would sort the names of a dict.
-_compiled = jax.jit(lambda metrics: Flat.of(list(metrics.compute().items())))
 
 
 def _rebuilt(leaves: list[Any], like: Any) -> Any:
@@ -193,8 +176,9 @@ def _rebuilt(leaves: list[Any], like: Any) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _encoded(computed: dict[str, Any]) -> dict[str, Any]:
+def _encoded(computed: Mapping[str, Any]) -> dict[str, Any]:
     """Return computed values as a tree of arrays, numbers and strings."""
+    computed = to_host(dict(computed))
     images = {name: value for name, value in computed.items() if isinstance(value, Image)}
     return {
         "names": list(computed),

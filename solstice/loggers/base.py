@@ -16,15 +16,16 @@ from typing import Any
 
 import jax
 
-from solstice.loggers.values import to_host
+from solstice.loggers.records import Record, make_record
 from solstice.loggers.worker import Worker
 from solstice.tree import describe
 
 _logger = logging.getLogger("solstice")
 
-_RESERVED = ("mode", "epoch", "step", "time")
 # How long a write may take before it is worth a warning.
 _LONG = 1.0
+# How long to wait for a thread that was waited for in vain and has done nothing since.
+_AGAIN = 0.1
 
 
 class Sink(abc.ABC):
@@ -62,7 +63,7 @@ class Sink(abc.ABC):
         self._name = name
         self._timeout = timeout
         self._worker = Worker(name)
-        self._open = False
+        self._open = self._begun = False
         self._warned = False
         self._writing_since: float | None = None
         # How many jobs were done when waiting for the thread was last in vain.
@@ -75,7 +76,7 @@ class Sink(abc.ABC):
 
     @abc.abstractmethod
     def on_write(self, record: dict[str, Any]) -> None:
-        """Hook: write a record, whose values `to_host` has brought to the host."""
+        """Hook: write a record, with numbers as Python's and arrays as numpy's."""
 
     def on_flush(self) -> None:
         """Hook: make what was written durable."""
@@ -105,7 +106,8 @@ class Sink(abc.ABC):
         """
         if not self._open and jax.process_index() == 0:
             self._do(self.on_open)
-            self._open, self._warned = True, False
+            self._open = self._begun = True
+            self._warned = False
             atexit.register(self.close)
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -119,9 +121,8 @@ class Sink(abc.ABC):
         if jax.process_index() != 0:
             return
         self.open()
-        copy = dict(record)
-        size = sum(getattr(value, "nbytes", 0) for value in copy.values())
-        if not self._worker.put(lambda: self._write(copy), size):
+        whole = record if isinstance(record, Record) else Record({}, record)
+        if not self._worker.put(lambda: self._write(whole), whole.nbytes):
             self._warn("does not keep up, its queue is full: a record is lost")
         elif (since := self._writing_since) is not None and time.monotonic() - since > _LONG:
             self._warn(f"has been writing one record for over {_LONG:g} s")
@@ -143,8 +144,11 @@ class Sink(abc.ABC):
     def get_state(self) -> Any:
         """Return what a resume needs, once all that was handed over is durable.
 
-        It is a pytree of numbers and strings, or None.
+        It is a pytree of numbers and strings, or None. A sink that was never open is opened, to
+        know where it begins.
         """
+        if not self._begun:
+            self.open()
         if self._open:
             self._ask(self._flush_and_get_state)
         return self._state
@@ -155,14 +159,14 @@ class Sink(abc.ABC):
         if state is not None and jax.process_index() == 0:
             self._do(lambda: self.on_set_state(state))
             self._worker.stop()
-            self._state = state
+            self._state, self._begun = state, True
 
     def __repr__(self) -> str:
         return self._name
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def _write(self, record: Record) -> None:
         try:
-            host = to_host(record)
+            host = record.on_host()
             self._writing_since = time.monotonic()
             self.on_write(host)
             if time.monotonic() - self._writing_since > _LONG:
@@ -189,9 +193,9 @@ class Sink(abc.ABC):
         self._worker.call(job)
 
     def _ask(self, job: Callable[[], Any]) -> None:
-        """Have the thread do a job and wait for it, but not twice for a thread that is stuck."""
+        """Have the thread do a job and wait for it, but hardly for one that is stuck."""
         try:
-            self._worker.call(job, 0.0 if self._stuck() else self._timeout)
+            self._worker.call(job, min(self._timeout, _AGAIN) if self._stuck() else self._timeout)
         except TimeoutError:
             self._gave_up_at = self._worker.done
             self._warn(f"is not done with its records after {self._timeout:g} s")
@@ -207,24 +211,6 @@ class Sink(abc.ABC):
                 what,
                 "" if error is None else f": {type(error).__name__}: {error}",
             )
-
-
-def make_record(metrics: Mapping[str, Any], **about: Any) -> dict[str, Any]:
-    """Return a record: what it is about (mode, epoch, step), the time, and the metrics.
-
-    Raises:
-        ValueError: A metric has the name of one of the other fields.
-
-    >>> list(make_record({"loss": 0.5}, mode="val", epoch=0, step=100))
-    ['mode', 'epoch', 'step', 'time', 'loss']
-    """
-    taken = [name for name in _RESERVED if name in metrics]
-    if taken:
-        raise ValueError(
-            f"A record's fields {', '.join(_RESERVED)} are its own; compute() returned a metric "
-            f"named {taken[0]!r}. Rename it."
-        )
-    return {**about, "time": time.time(), **metrics}
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:

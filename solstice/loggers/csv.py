@@ -82,7 +82,7 @@ class CSV(Sink):
         # Not in bytes: a later column moves every row.
         return {"rows": self._rows}
 
-    def on_set_state(self, state: dict[str, int]) -> None:
+    def on_set_state(self, state: dict[str, Any]) -> None:
         cut_torn_line(self._path)
         rows = _read(self._path)
         wanted, found = int(state["rows"]), max(len(rows) - 1, 0)

@@ -53,8 +53,7 @@ class JSONLines(Sink):
 
     def on_write(self, record: dict[str, Any]) -> None:
         shown = {name: value for name, value in record.items() if not isinstance(value, Image)}
-        line = json.dumps(shown, default=_plain, ensure_ascii=False) + "\n"
-        self._opened().append(line.encode())
+        self._opened().append(_ENCODER.encode(shown).encode() + b"\n")
 
     def on_flush(self) -> None:
         self._opened().sync()
@@ -66,7 +65,7 @@ class JSONLines(Sink):
     def on_get_state(self) -> dict[str, int]:
         return {"offset": self._opened().size}
 
-    def on_set_state(self, state: dict[str, int]) -> None:
+    def on_set_state(self, state: dict[str, Any]) -> None:
         cut_back(self._path, int(state["offset"]))
         self._append = True
 
@@ -107,3 +106,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"JSON lines hold numbers, texts and arrays; a value is {describe(value)}.")
+
+
+_ENCODER = json.JSONEncoder(default=_plain, ensure_ascii=False)

@@ -4,10 +4,10 @@ It is for callbacks that log; a user passes functions and sinks.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from solstice.loggers.base import make_record
+from solstice.loggers.records import make_record
 from solstice.loggers.values import to_host
 from solstice.tree import describe
 
@@ -60,19 +60,19 @@ class Outlets:
                 open_()
 
     def write(
-        self, metrics: dict[str, Any], *, index: int, mode: str, epoch: int, step: int
+        self, metrics: Mapping[str, Any], *, index: int, mode: str, epoch: int, step: int
     ) -> None:
         """Log computed metrics.
 
         Args:
-            metrics: What `compute()` returned.
+            metrics: What `compute()`, the metrics' or that of `records`, returned.
             index: What functions get as `step`.
             mode: "train", "val", "test" or the name of an evaluation.
             epoch: The epoch's index.
             step: Training steps completed.
         """
         if self._functions:
-            metrics = to_host(metrics)
+            metrics = to_host(dict(metrics))
             for function in self._functions:
                 function(metrics, index, mode)
         if self.sinks:

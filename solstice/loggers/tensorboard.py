@@ -4,6 +4,7 @@ It writes the files itself, so that what was written is known to the byte; tenso
 format. A directory on another machine (gs://, s3://) is refused.
 """
 
+import importlib
 import os
 import secrets
 import socket
@@ -60,6 +61,7 @@ class TensorBoard(Sink):
         self._hyperparameters = check_hyperparameters(hyperparameters)
         # Marks our own files among others' event files.
         self._run = ""
+        self._tbx: Any = None
         # Of each mode, the file now open; and of all our files, their sizes when last known.
         self._files: dict[str, EntryFile] = {}
         self._sizes: dict[str, int] = {}
@@ -68,6 +70,8 @@ class TensorBoard(Sink):
         self._purge_step: int | None = None
 
     def on_open(self) -> None:
+        # Here and not at each record: even a second import takes its time.
+        self._tbx = _TensorBoardX()
         if self._run:
             return
         found = [*self._directory.glob("*tfevents*"), *self._directory.glob("*/*tfevents*")]
@@ -79,18 +83,16 @@ class TensorBoard(Sink):
             )
         self._run = secrets.token_hex(4)
         if self._hyperparameters:
-            from tensorboardX.summary import hparams
-
-            _, start, _ = hparams({k: _plain(v) for k, v in self._hyperparameters.items()}, {})
+            _, start, _ = self._tbx.summary.hparams(
+                {k: _plain(v) for k, v in self._hyperparameters.items()}, {}
+            )
             self._add("", start, 0, time.time())
 
     def on_write(self, record: dict[str, Any]) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-
-        summary = Summary()
+        summary = self._tbx.Summary()
         for name, value in record.items():
             if name not in ("mode", "step", "time"):
-                _add_value(summary, name, value)
+                self._tbx.add(summary, name, value)
         step = int(record["step"])
         self._add(str(record["mode"]), summary, step, record["time"])
         self._last_step = max(self._last_step, step)
@@ -128,24 +130,19 @@ class TensorBoard(Sink):
         self._purge_step = self._last_step + 1
 
     def _add(self, mode: str, summary: Any, step: int, when: float) -> None:
-        from tensorboardX.proto.event_pb2 import (  # pyright: ignore[reportAttributeAccessIssue]
-            Event,
-            SessionLog,
-        )
-
         if mode not in self._files:
             # TensorBoard reads a directory's files in the order of their names.
             now, host = f"{time.time():017.6f}", socket.gethostname()
             name = f"events.out.tfevents.{now}.{host}.{self._run}"
             file = EntryFile(self._directory / mode / name, 0)
-            file.append(_entry(Event(wall_time=when, file_version="brain.Event:2")))
+            file.append(self._tbx.entry(wall_time=when, file_version="brain.Event:2"))
             if self._purge_step is not None and mode:
-                restart = SessionLog(status=SessionLog.START)
+                restart = self._tbx.SessionLog(status=self._tbx.SessionLog.START)
                 file.append(
-                    _entry(Event(wall_time=when, step=self._purge_step, session_log=restart))
+                    self._tbx.entry(wall_time=when, step=self._purge_step, session_log=restart)
                 )
             self._files[mode] = file
-        self._files[mode].append(_entry(Event(wall_time=when, step=step, summary=summary)))
+        self._files[mode].append(self._tbx.entry(wall_time=when, step=step, summary=summary))
 
     def _note_sizes(self) -> None:
         for file in self._files.values():
@@ -155,30 +152,36 @@ class TensorBoard(Sink):
         return path.relative_to(self._directory).as_posix()
 
 
-def _add_value(summary: Any, name: str, value: Any) -> None:
-    from tensorboardX.summary import histogram, text
+class _TensorBoardX:
+    """The parts of tensorboardX that give the format."""
 
-    if is_number(value):
-        summary.value.add(tag=name, simple_value=value)
-    elif isinstance(value, str):
-        summary.MergeFrom(text(name, value))
-    elif isinstance(value, Image):
-        height, width, channels = value.pixels().shape
-        image = summary.value.add(tag=name).image
-        image.height, image.width, image.colorspace = height, width, channels
-        image.encoded_image_string = value.png()
-    elif isinstance(value, np.ndarray) and (values := finite(value)).size:
-        summary.MergeFrom(histogram(name, values, bins=64))
+    def __init__(self) -> None:
+        self.summary: Any = importlib.import_module("tensorboardX.summary")
+        self.checksum: Any = importlib.import_module("tensorboardX.record_writer").masked_crc32c
+        self.Summary: Any = importlib.import_module("tensorboardX.proto.summary_pb2").Summary
+        events: Any = importlib.import_module("tensorboardX.proto.event_pb2")
+        self.Event, self.SessionLog = events.Event, events.SessionLog
 
+    def add(self, summary: Any, name: str, value: Any) -> None:
+        """Add a value to a summary, if it can be shown."""
+        if is_number(value):
+            summary.value.add(tag=name, simple_value=value)
+        elif isinstance(value, str):
+            summary.MergeFrom(self.summary.text(name, value))
+        elif isinstance(value, Image):
+            height, width, channels = value.pixels().shape
+            image = summary.value.add(tag=name).image
+            image.height, image.width, image.colorspace = height, width, channels
+            image.encoded_image_string = value.png()
+        elif isinstance(value, np.ndarray) and (values := finite(value)).size:
+            summary.MergeFrom(self.summary.histogram(name, values, bins=64))
 
-def _entry(event: Any) -> bytes:
-    """Return an event as it stands in a file: its length, its bytes, and a checksum of each."""
-    from tensorboardX.record_writer import masked_crc32c
-
-    data = event.SerializeToString()
-    length = struct.pack("<Q", len(data))
-    sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
-    return length + sums[0] + data + sums[1]
+    def entry(self, **fields: Any) -> bytes:
+        """Return an event as it stands in a file: its length, its bytes, a checksum of each."""
+        data = self.Event(**fields).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        sums = [struct.pack("<I", self.checksum(part)) for part in (length, data)]
+        return length + sums[0] + data + sums[1]
 
 
 def _plain(value: Any) -> bool | float | str:

@@ -4,6 +4,7 @@ It keeps W&B's own ways: a run there only grows, so what was logged between a ch
 stays in it, and is logged again by the resumed run.
 """
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 
 from solstice.loggers.base import Sink, check_hyperparameters, require
 from solstice.loggers.values import Image, finite
+
+# When this process last opened each run, by its id.
+_STARTED: dict[Any, float] = {}
 
 
 class WandB(Sink):
@@ -51,7 +55,12 @@ class WandB(Sink):
     def on_open(self) -> None:
         import wandb
 
+        # Offline, a run's directory is named by its id and the second: another one in the same
+        # second would overwrite it.
+        after = _STARTED.get(self._options.get("id"), 0.0) + 1
+        time.sleep(max(0.0, min(1.0, after - time.time())))
         self._run = wandb.init(**self._options)
+        _STARTED[self._run.id] = time.time()
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         # From here on, it is this run, also when it is opened again.
@@ -72,7 +81,7 @@ class WandB(Sink):
     def on_get_state(self) -> dict[str, str]:
         return {"id": self._run.id}
 
-    def on_set_state(self, state: dict[str, str]) -> None:
+    def on_set_state(self, state: dict[str, Any]) -> None:
         self._options |= {"id": str(state["id"]), "resume": "allow"}
 
 
