@@ -18,7 +18,7 @@ from solstice.loggers.records import compute
 from solstice.loggers.values import Image, to_host
 from solstice.metrics import Accumulator, is_metrics
 from solstice.tree import describe
-from solstice.triggers import Every, Moment, Trigger, check_trigger
+from solstice.triggers import Trigger, check_trigger
 
 _logger = logging.getLogger("solstice")
 
@@ -73,7 +73,7 @@ class LoggingCallback(Callback):
         if when is not None:
             check_trigger(when, "when")
         self._when = when
-        self._every = None if log_every_n_steps is None else Every(steps=log_every_n_steps)
+        self._every = log_every_n_steps
         self._outlets = Outlets(_log_line if logging_fn is None else logging_fn)
         self._trained = 0
         self._begin()
@@ -149,7 +149,7 @@ class LoggingCallback(Callback):
 
     def _ends_window(self, before: int, steps: int, mode: str) -> bool:
         if self._every is not None:
-            return self._every.fires(Moment(before), Moment(steps))
+            return steps // self._every > before // self._every
         return self._watch is not None and mode == "train" and self._watch.after_step(steps)
 
     def _log(self, index: int, mode: str) -> None:

@@ -94,7 +94,7 @@ def to_host(values: dict[str, Any]) -> dict[str, Any]:
 
 def is_number(value: Any) -> bool:
     """Say whether a value on the host is one number (or a truth)."""
-    return isinstance(value, bool | int | float)
+    return isinstance(value, (int, float))
 
 
 def finite(array: Any) -> np.ndarray:
