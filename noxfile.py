@@ -53,7 +53,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of the package."""
-    session.install("-e", ".[all]", *group("types"))
+    session.install("-e", ".[all,mlflow,wandb]", *group("types"))
     session.run("pyright")
 
 

@@ -120,6 +120,9 @@ class Sink(abc.ABC):
         """
         if jax.process_index() != 0:
             return
+        if not self._open and self._stuck():
+            self._warn("is still writing a record of an earlier run: a record is lost")
+            return
         self.open()
         whole = record if isinstance(record, Record) else Record({}, record)
         if not self._worker.put(lambda: self._write(whole), whole.nbytes):

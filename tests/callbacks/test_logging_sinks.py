@@ -201,15 +201,17 @@ def as_saved(state):
     )
 
 
+@pytest.mark.parametrize(
+    "options", [{"log_every_n_steps": 3}, {}, {"when": Every(steps=4) | At(2)}], ids=str
+)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     per_call=st.integers(1, 4),
-    options=st.sampled_from([{"log_every_n_steps": 3}, {}, {"when": Every(steps=4) | At(2)}]),
     resumes=st.sets(st.integers(0, 40), min_size=1, max_size=3),
     lost=st.integers(0, 6),
 )
 def test_a_run_resumed_anywhere_logs_what_a_whole_one_does(
-    adding, mean, tmp_path_factory, per_call, options, resumes, lost
+    adding, mean, tmp_path_factory, options, per_call, resumes, lost
 ):
     directory = tmp_path_factory.mktemp("logs")
     events = list(hooks(2, 5, 3, per_call))
