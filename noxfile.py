@@ -53,7 +53,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of the package."""
-    session.install("-e", ".[all]", *group("types"))
+    session.install("-e", ".[all,mlflow,wandb]", *group("types"))
     session.run("pyright")
 
 
@@ -64,3 +64,18 @@ def minimums(session: nox.Session) -> None:
     # Old versions warn of each other's deprecations, which nobody can mend any more.
     quiet = ("-W", "ignore::DeprecationWarning")
     session.run("pytest", "-n", "auto", *quiet, *session.posargs, env=QUIET)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Kill a training process 30 times and compare; takes long, and CI does not run it."""
+    session.install("-e", ".[all]", *group("test"))
+    session.run("pytest", "tests/test_kill.py", *session.posargs, env={**QUIET, "KILLS": "30"})
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Time the trainer beside a hand-written loop and beside other trainers."""
+    session.install("-e", ".[all]", *group("bench"))
+    with session.chdir("benchmarks"):
+        session.run("python", "train.py", *session.posargs, env=QUIET)

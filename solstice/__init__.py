@@ -2,7 +2,17 @@
 
 from importlib.metadata import version
 
-from solstice import callbacks, compat, experiments, metrics, plots, testing, tree
+from solstice import (
+    callbacks,
+    compat,
+    experiments,
+    loggers,
+    metrics,
+    plots,
+    testing,
+    tree,
+    triggers,
+)
 from solstice.callbacks import (
     Callback,
     CheckpointingCallback,
@@ -50,6 +60,7 @@ __all__ = [
     "compat",
     "experiments",
     "jit",
+    "loggers",
     "metrics",
     "plots",
     "predict",
@@ -62,4 +73,5 @@ __all__ = [
     "testing",
     "train",
     "tree",
+    "triggers",
 ]

@@ -252,6 +252,7 @@ def newest(store: Checkpoints, like: _T) -> tuple[str, _T, Any] | None:
         ValueError: It is a checkpoint of another tree than `like`.
     """
     names = store.names()
+    last = None
     for name in reversed(names):
         try:
             return name, *store.read(name, like)

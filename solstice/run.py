@@ -139,6 +139,10 @@ class Run:
         for callback in self._checkpointing:
             callback.begin(self._resumed_from)
         self._fire("on_run_start", self.exp)
+        self.give_states()
+
+    def give_states(self) -> None:
+        """Give the callbacks of a resumed run the states that were saved."""
         if self._resumed is None:
             return
         waiting = list(self._resumed["callbacks"])

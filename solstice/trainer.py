@@ -16,7 +16,6 @@ from solstice.checkpoints import Checkpoints, newest
 from solstice.data import batches, check_dataset, length
 from solstice.errors import UsageError
 from solstice.experiment import Experiment
-from solstice.position import Position
 from solstice.run import Run, progress_bar
 from solstice.tree import describe
 from solstice.triggers import Trigger, check_trigger
@@ -120,16 +119,15 @@ def train(
                 f"{type(callback).__name__} watches the validation, and train() has none: give it "
                 f"a val_ds, or a callback that watches the training."
             )
-    found = None
+    found = store = None
     if resume_from is not None:
         chosen = resume_from
-        directory = chosen.directory if isinstance(chosen, CheckpointingCallback) else chosen
-        store = Checkpoints(directory)
+        store = Checkpoints(
+            chosen.directory if isinstance(chosen, CheckpointingCallback) else chosen
+        )
         found = newest(store, exp)
         if found is not None:
             exp = found[1]
-            if Position.from_state(found[2]["position"]).is_over(num_epochs, num_steps):
-                return exp
     run = Run(
         exp,
         callbacks,
@@ -140,8 +138,11 @@ def train(
         donate=donate or found is not None,
         saved=True,
     )
-    if found is not None:
+    if found is not None and store is not None:
         run.resume(found[2], store.directory)
+        if run.position.is_over(num_epochs, num_steps):
+            run.give_states()
+            return run.exp
     if num_epochs != 0:
         run.check_sequence(train_ds, "train")
         run.check_sequence(val_ds, "val")

@@ -82,26 +82,25 @@ class Every(Trigger):
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        given = self._given()
+        units = {"steps": self.steps, "epochs": self.epochs, "seconds": self.seconds}
+        given = [unit for unit, every in units.items() if every is not None]
         if len(given) != 1:
             raise TypeError(
                 f"Every takes exactly one of steps=, epochs= and seconds=; it got "
                 f"{', '.join(given) or 'none'}. Join two with |: Every(steps=9) | Every(epochs=1)."
             )
-        for name in ("steps", "epochs"):
-            if name in given:
-                object.__setattr__(self, name, _count(given[name], f"Every({name}=)"))
-        if self.seconds is not None and not 0 < _number(self.seconds) < float("inf"):
-            raise ValueError(
-                f"Every(seconds=) is expected to be positive and finite; it is {self.seconds}."
-            )
+        (unit,) = given
+        check = _seconds if unit == "seconds" else _count
+        object.__setattr__(self, unit, check(units[unit], f"Every({unit}=)"))
 
     def fires(self, before: Moment, after: Moment) -> bool:
-        ((unit, every),) = self._given().items()
-        return getattr(after, unit) // every > getattr(before, unit) // every
-
-    def _given(self) -> dict[str, Any]:
-        return {unit: every for unit, every in vars(self).items() if every is not None}
+        if self.steps is not None:
+            return after.steps // self.steps > before.steps // self.steps
+        if self.epochs is not None:
+            return after.epochs // self.epochs > before.epochs // self.epochs
+        return self.seconds is not None and (
+            after.seconds // self.seconds > before.seconds // self.seconds
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,12 +204,14 @@ class Watch:
 
     def after_step(self, steps: int) -> bool:
         """Say whether to fire, now that `steps` training steps of the run are completed."""
-        own_steps = self._last.own_steps + steps - self._last.steps
-        return self._ask(self._last._replace(steps=steps, own_steps=own_steps))
+        last = self._last
+        own_steps = last.own_steps + steps - last.steps
+        return self._ask(Moment(steps, last.epochs, self._clock() - self._start, own_steps))
 
     def after_epoch(self, epochs: int) -> bool:
         """Say whether to fire, now that `epochs` epochs are completed, validation included."""
-        return self._ask(self._last._replace(epochs=epochs))
+        last = self._last
+        return self._ask(Moment(last.steps, epochs, self._clock() - self._start, last.own_steps))
 
     def get_state(self) -> dict[str, Any]:
         """Return the moment of the last question."""
@@ -226,8 +227,8 @@ class Watch:
         self._start = self._clock() - self._last.seconds
 
     def _ask(self, now: Moment) -> bool:
-        before, self._last = self._last, now._replace(seconds=self._clock() - self._start)
-        return self._trigger.fires(before, self._last)
+        before, self._last = self._last, now
+        return self._trigger.fires(before, now)
 
 
 def check_trigger(trigger: Any, name: str) -> None:
@@ -257,7 +258,10 @@ def _count(value: Any, name: str) -> int:
     return count
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool | str):
-        raise TypeError(f"Every(seconds=) is expected to be a number; it is {describe(value)}.")
-    return float(value)
+def _seconds(value: Any, name: str) -> float:
+    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} is expected to be a number; it is {describe(value)}.")
+    seconds = float(value)
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{name} is expected to be positive and finite; it is {value}.")
+    return seconds

@@ -17,6 +17,7 @@ jaxtyping.install_import_hook(
         "solstice.errors",
         "solstice.experiment",
         "solstice.flat",
+        "solstice.loggers",
         "solstice.metrics",
         "solstice.recompile",
         "solstice.run",
@@ -25,6 +26,7 @@ jaxtyping.install_import_hook(
         "solstice.summary",
         "solstice.trainer",
         "solstice.tree",
+        "solstice.triggers",
     ],
     _CHECKER,
 )

@@ -1,13 +1,15 @@
 """A training process to be killed: `python killed_run.py DIRECTORY [options]`.
 
-It trains, resuming from DIRECTORY, logs to DIRECTORY/log.jsonl, and at its end writes all bits of the
-trained experiment to DIRECTORY/result.json. Run by tests and by the soak.
+It trains, resuming from DIRECTORY, logs to DIRECTORY/log.jsonl, and at its end writes digests of
+all the bits of the trained experiment to DIRECTORY/result.json. Run by tests and by the soak.
 """
 
+# ruff: noqa: E402 - the cache is set before anything compiles
 import argparse
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 parser = argparse.ArgumentParser()
@@ -24,8 +26,6 @@ if options.cache:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-import time
-
 from resuming import VAL, bits, experiment, shuffled
 
 import solstice
@@ -35,12 +35,6 @@ from solstice.triggers import Every
 class Pause(solstice.Callback):
     def on_step_end(self, outs, exp, global_step, mode, batch):
         time.sleep(options.pause)
-
-
-def digest(leaf):
-    return (
-        hashlib.sha256(repr(leaf).encode()).hexdigest() if isinstance(leaf, tuple) else repr(leaf)
-    )
 
 
 saving = solstice.CheckpointingCallback(
@@ -62,6 +56,9 @@ exp = solstice.train(
     resume_from=saving,
     progress=False,
 )
+digests = {
+    path: hashlib.sha256(repr(leaf).encode()).hexdigest() for path, leaf in bits(exp).items()
+}
 unfinished = options.directory / "result.tmp"
-unfinished.write_text(json.dumps({path: digest(leaf) for path, leaf in bits(exp).items()}))
+unfinished.write_text(json.dumps(digests))
 os.replace(unfinished, options.directory / "result.json")

@@ -19,8 +19,11 @@ FRAMEWORKS = (
     "orbax",
     "matplotlib",
     "hypothesis",
+    "mlflow",
     "sklearn",
+    "tensorboardX",
     "torch",
+    "wandb",
 )
 
 
@@ -48,6 +51,7 @@ def test_importing_and_using_one_library_loads_no_framework():
         solstice.compat,
         solstice.metrics,
         solstice.callbacks,
+        solstice.loggers,
         solstice.plots,
         solstice.tree,
     ],
@@ -64,6 +68,8 @@ def test_every_public_name_has_a_docstring():
         assert getattr(solstice, name).__doc__, name
     for name in solstice.compat.__all__:
         assert getattr(solstice.compat, name).__doc__, name
+    for name in solstice.loggers.__all__:
+        assert getattr(solstice.loggers, name).__doc__, name
 
 
 def test_the_version_is_the_distributions():

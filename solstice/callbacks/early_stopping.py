@@ -6,9 +6,9 @@ from typing import Any, Literal
 import jax
 
 from solstice.callbacks.base import Callback
-from solstice.callbacks.logging import to_host
 from solstice.errors import EarlyStoppingException, UsageError
 from solstice.experiment import Experiment
+from solstice.loggers.values import to_host
 from solstice.metrics import Accumulator, is_metrics
 from solstice.tree import describe
 

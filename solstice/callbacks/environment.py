@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from solstice.callbacks.base import Callback
-from solstice.callbacks.logging import LoggingFn
 from solstice.experiment import Experiment
+from solstice.loggers.outlets import LoggingFn
 from solstice.summary import summary
 from solstice.tree import describe
 

@@ -1,16 +1,14 @@
-"""History: keeps what a log says as a list of records, for a table or a picture afterwards."""
+"""History: what a run logged, as a list of records in memory.
 
-import time
+It logs as LoggingCallback does, and writes nothing.
+"""
+
 from typing import Any
 
 from solstice.callbacks.base import Callback
-from solstice.callbacks.logging import to_host
-from solstice.errors import UsageError
+from solstice.callbacks.logging import LoggingCallback
 from solstice.experiment import Experiment
-from solstice.metrics import Accumulator, is_metrics
-from solstice.tree import describe
-
-_ABOUT = ("mode", "epoch", "step", "time")
+from solstice.triggers import Trigger
 
 
 class HistoryCallback(Callback):
@@ -44,70 +42,56 @@ class HistoryCallback(Callback):
     >>> figure = solstice.plots.learning_curves(history)
     """
 
-    def __init__(self, log_every_n_steps: int | None = None) -> None:
-        if log_every_n_steps is not None and log_every_n_steps < 1:
-            raise ValueError(
-                f"log_every_n_steps is expected to be at least 1, or None to record at each "
-                f"epoch's end; it is {log_every_n_steps}."
-            )
-        self.records: list[dict[str, Any]] = []
-        self._every = log_every_n_steps
-        self._window = Accumulator()
-        self._epoch = 0
-        self._trained = 0
-        # Steps of each mode completed in this run.
-        self._steps: dict[str, int] = {}
+    needs_experiment = False
+
+    def __init__(
+        self, log_every_n_steps: int | None = None, *, when: Trigger | None = None
+    ) -> None:
+        self._list = _List()
+        self._logging = LoggingCallback(log_every_n_steps, self._list, when=when)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return self._list.records
 
     def on_run_start(self, exp: Experiment) -> None:
-        self._window, self._steps = Accumulator(), {}
+        self._logging.on_run_start(exp)
 
     def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
-        self._epoch = epoch
+        self._logging.on_epoch_start(exp, epoch, mode)
 
     def on_step_end(
-        self, outs: Any, exp: Experiment, global_step: int, mode: str, batch: Any
+        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
     ) -> None:
-        if not is_metrics(outs):
-            raise UsageError(
-                f"HistoryCallback keeps Metrics (an object with `merge` and `compute`), but the "
-                f"{mode} step of {type(exp).__name__} returned {describe(outs)} as its outs. "
-                f"Return a Metrics from the step, or record in a Callback of your own."
-            )
-        self._window.add(outs)
-        before, now = self._steps.get(mode, 0), global_step + 1
-        self._steps[mode] = now
-        if mode == "train":
-            self._trained = now
-        if self._every is not None and now // self._every > before // self._every:
-            self._record(mode)
+        self._logging.on_step_end(outs, exp, global_step, mode, batch)
 
     def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
-        self._record(mode)
+        self._logging.on_epoch_end(exp, epoch, mode)
 
     def get_state(self) -> dict[str, Any]:
-        return {
-            "records": self.records,
-            "epoch": self._epoch,
-            "trained": self._trained,
-            "steps": dict(self._steps),
-            "window": self._window.get_state(),
-        }
+        return self._logging.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self.records = list(state["records"])
-        self._epoch, self._trained = int(state["epoch"]), int(state["trained"])
-        self._steps = {mode: int(steps) for mode, steps in state["steps"].items()}
-        self._window = Accumulator(state["window"])
+        self._logging.set_state(state)
 
-    def _record(self, mode: str) -> None:
-        merged = self._window.pop()
-        if merged is None:
-            return
-        metrics = to_host(merged.compute())
-        if taken := [name for name in _ABOUT if name in metrics]:
-            raise UsageError(
-                f"A record has fields {', '.join(_ABOUT)} of its own, and the metrics have "
-                f"{', '.join(taken)} too. Rename what `compute` returns."
-            )
-        about = (mode, self._epoch, self._trained, time.time())
-        self.records.append(dict(zip(_ABOUT, about, strict=True)) | metrics)
+
+class _List:
+    """A sink that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def write(self, record: Any) -> None:
+        self.records.append(record.on_host())
+
+    def flush(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+    def get_state(self) -> list[dict[str, Any]]:
+        return list(self.records)
+
+    def set_state(self, state: list[dict[str, Any]]) -> None:
+        self.records = list(state)

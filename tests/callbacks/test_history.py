@@ -120,10 +120,9 @@ def test_arrays_and_non_finite_numbers_come_back_with_the_state(adding):
     history.on_epoch_start(adding, 0, "val")
     history.on_step_end(Odd(jnp.arange(3, dtype=jnp.bfloat16)), adding, 0, "val", None)
     history.on_epoch_end(adding, 0, "val")
-    state = history.get_state()
-    assert all(isinstance(leaf, str | int) for leaf in (state["records"], state["epoch"]))
-    json.loads(state["records"], parse_constant=pytest.fail)
-    other.set_state(state)
+    text = solstice.tree.to_json(history.get_state())
+    json.loads(text, parse_constant=pytest.fail)
+    other.set_state(solstice.tree.from_json(text))
     (record,) = other.records
     assert np.isnan(record["nan"]) and record["note"] == "text"
     assert record["values"].dtype == jnp.bfloat16 and record["values"].tolist() == [0, 1, 2]
@@ -133,7 +132,7 @@ def test_arrays_and_non_finite_numbers_come_back_with_the_state(adding):
 def test_misuse_is_refused(train, adding):
     with pytest.raises(ValueError, match="log_every_n_steps is expected to be at least 1"):
         HistoryCallback(0)
-    with pytest.raises(UsageError, match="the train step of Adding returned the int 3"):
+    with pytest.raises(UsageError, match="the train step returned the int 3"):
         HistoryCallback().on_step_end(3, adding, 0, "train", None)
 
     class Clashing(solstice.Metrics):
@@ -144,5 +143,5 @@ def test_misuse_is_refused(train, adding):
             return {"time": 1.0, "loss": 2.0}
 
     history = HistoryCallback(1)
-    with pytest.raises(UsageError, match=r"the metrics have time too\. Rename"):
+    with pytest.raises(ValueError, match=r"a metric named 'time'\. Rename"):
         history.on_step_end(Clashing(), adding, 0, "train", None)

@@ -8,7 +8,7 @@ import pytest
 
 import solstice
 from solstice import EarlyStoppingException, LoggingCallback
-from solstice.callbacks.logging import to_host
+from solstice.loggers.values import to_host
 
 
 @pytest.fixture
@@ -213,5 +213,5 @@ def test_bad_arguments_are_refused():
     for every in (0, -3):
         with pytest.raises(ValueError, match=rf"at least 1, or None to log .* it is {every}\."):
             LoggingCallback(every)
-    with pytest.raises(TypeError, match=r"a function of \(metrics, step, mode\); it is the str"):
+    with pytest.raises(TypeError, match=r"a list of these; it is the str 'outputs/logs'"):
         LoggingCallback(logging_fn="outputs/logs")

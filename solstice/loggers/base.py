@@ -1,0 +1,258 @@
+"""What a sink is: a place where logs go, written off the training thread.
+
+A sink never stops a run and never makes it wait: what it cannot write is lost, and it says so once.
+It decides nothing about what is logged, or when.
+"""
+
+import abc
+import atexit
+import importlib
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from solstice.loggers.records import Record, make_record
+from solstice.loggers.worker import Worker
+from solstice.tree import describe
+
+_logger = logging.getLogger("solstice")
+
+# How long a write may take before it is worth a warning.
+_LONG = 1.0
+# How long to wait for a thread that was waited for in vain and has done nothing since.
+_AGAIN = 0.1
+
+
+class Sink(abc.ABC):
+    """A place where logs go: a file, a dashboard, the screen.
+
+    Give it to a callback as its `logging_fn`, alone or in a list with others. Records are written
+    in order by a thread of the sink's own, which also brings their arrays to the host; with
+    several processes, only process 0 writes. A write that fails or takes long, and a record that
+    finds the queue full (65536 records, or 256 MiB of arrays), stop nothing: a warning on the
+    logger "solstice" names the sink, once a run. What a sink cannot show it leaves out: see there.
+
+    A sink of one's own defines the hooks below. They all run on the writing thread, in order.
+
+    Args:
+        name: What the sink is called in warnings.
+        timeout: How many seconds `flush`, `get_state` and `close` wait at most, each.
+
+    >>> import solstice
+    >>> class Lines(solstice.loggers.Sink):
+    ...     def __init__(self):
+    ...         super().__init__("Lines()")
+    ...         self.lines = []
+    ...
+    ...     def on_write(self, record):
+    ...         self.lines.append(f"{record['mode']} {record['step']}: {record['loss']:.2f}")
+    >>> sink = Lines()
+    >>> sink({"loss": 0.5}, 100, "train")
+    >>> sink.flush()
+    >>> sink.lines
+    ['train 100: 0.50']
+    >>> sink.close()
+    """
+
+    def __init__(self, name: str, *, timeout: float = 10.0) -> None:
+        self._name = name
+        self._timeout = timeout
+        self._worker = Worker(name)
+        self._open = self._begun = False
+        self._warned = False
+        self._writing_since: float | None = None
+        # How many jobs were done when waiting for the thread was last in vain.
+        self._gave_up_at: int | None = None
+        self._state: Any = None
+
+    def on_open(self) -> None:
+        """Hook: called before the first record of a run, again after each `on_close`."""
+        return
+
+    @abc.abstractmethod
+    def on_write(self, record: dict[str, Any]) -> None:
+        """Hook: write a record, with numbers as Python's and arrays as numpy's."""
+
+    def on_flush(self) -> None:
+        """Hook: make what was written durable."""
+        return
+
+    def on_close(self) -> None:
+        """Hook: let go of what `on_open` took; `on_flush` was called before."""
+        return
+
+    def on_get_state(self) -> Any:
+        """Hook: return what `on_set_state` needs to go on after the last record written."""
+        return None
+
+    def on_set_state(self, state: Any) -> None:
+        """Hook: drop what was written after `state` was taken; called while it is closed."""
+        return
+
+    def __call__(self, metrics: Mapping[str, Any], step: int, mode: str) -> None:
+        """Write a record as a plain `logging_fn` does: `step` is what it is given."""
+        self.write(make_record(metrics, mode=mode, step=step))
+
+    def open(self) -> None:
+        """Get ready to write, and wait for it; nothing happens when it is open.
+
+        Raises:
+            Exception: It cannot write there; the message says why.
+        """
+        if not self._open and jax.process_index() == 0:
+            self._do(self.on_open)
+            self._open = self._begun = True
+            self._warned = False
+            atexit.register(self.close)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Hand over a record, and open the sink if it is not; nobody waits for the writing.
+
+        Args:
+            record: `mode`, `epoch`, `step` (training steps completed), `time` (seconds since
+                1970) and the metrics: numbers, arrays (jax's too), `Image`, `Text`. Buffers must
+                not be donated or changed later.
+        """
+        if jax.process_index() != 0:
+            return
+        if not self._open and self._stuck():
+            self._warn("is still writing a record of an earlier run: a record is lost")
+            return
+        self.open()
+        whole = record if isinstance(record, Record) else Record({}, record)
+        if not self._worker.put(lambda: self._write(whole), whole.nbytes):
+            self._warn("does not keep up, its queue is full: a record is lost")
+        elif (since := self._writing_since) is not None and time.monotonic() - since > _LONG:
+            self._warn(f"has been writing one record for over {_LONG:g} s")
+
+    def flush(self) -> None:
+        """Wait, not for ever, until what was handed over is written and durable."""
+        if self._open:
+            self._ask(self.on_flush)
+
+    def close(self) -> None:
+        """Flush, let go of files and the thread; a later `write` opens it again and appends."""
+        if self._open:
+            self._open = False
+            atexit.unregister(self.close)
+            self._ask(self._flush_and_get_state)
+            self._ask(self.on_close)
+            self._worker.stop()
+
+    def get_state(self) -> Any:
+        """Return what a resume needs, once all that was handed over is durable.
+
+        It is a pytree of numbers and strings, or None. A sink that was never open is opened, to
+        know where it begins.
+        """
+        if not self._begun:
+            self.open()
+        if self._open:
+            self._ask(self._flush_and_get_state)
+        return self._state
+
+    def set_state(self, state: Any) -> None:
+        """Go on where `get_state` returned `state`; what was written after that is dropped."""
+        self.close()
+        if state is not None and jax.process_index() == 0:
+            self._do(lambda: self.on_set_state(state))
+            self._worker.stop()
+            self._state, self._begun = state, True
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def _write(self, record: Record) -> None:
+        try:
+            host = record.on_host()
+            self._writing_since = time.monotonic()
+            self.on_write(host)
+            if time.monotonic() - self._writing_since > _LONG:
+                self._warn(f"took over {_LONG:g} s to write one record")
+        except Exception as error:  # noqa: BLE001 - a sink never stops a run
+            self._warn("failed to write a record, which is lost", error)
+        finally:
+            self._writing_since = None
+
+    def _flush_and_get_state(self) -> None:
+        self.on_flush()
+        self._state = self.on_get_state()
+
+    def _stuck(self) -> bool:
+        return self._gave_up_at == self._worker.done
+
+    def _do(self, job: Callable[[], Any]) -> None:
+        """Have the thread do what a run cannot start without."""
+        if self._stuck():
+            raise TimeoutError(
+                f"The sink {self._name} is still writing a record of an earlier run. Wait for it, "
+                f"or make a new sink."
+            )
+        self._worker.call(job)
+
+    def _ask(self, job: Callable[[], Any]) -> None:
+        """Have the thread do a job and wait for it, but hardly for one that is stuck."""
+        try:
+            self._worker.call(job, min(self._timeout, _AGAIN) if self._stuck() else self._timeout)
+        except TimeoutError:
+            self._gave_up_at = self._worker.done
+            self._warn(f"is not done with its records after {self._timeout:g} s")
+        except Exception as error:  # noqa: BLE001 - a sink never stops a run
+            self._warn("failed to flush", error)
+
+    def _warn(self, what: str, error: Exception | None = None) -> None:
+        if not self._warned:
+            self._warned = True
+            _logger.warning(
+                "The sink %s %s%s. Training goes on; this is said once.",
+                self._name,
+                what,
+                "" if error is None else f": {type(error).__name__}: {error}",
+            )
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path on this machine's file systems.
+
+    Raises:
+        ValueError: It is a URL.
+
+    >>> local_path("gs://bucket/run")
+    Traceback (most recent call last):
+        ...
+    ValueError: A sink writes to a local path; 'gs://bucket/run' is a URL. Copy the files later.
+    """
+    if "://" in os.fspath(path):
+        raise ValueError(
+            f"A sink writes to a local path; {os.fspath(path)!r} is a URL. Copy the files later."
+        )
+    return Path(path)
+
+
+def check_hyperparameters(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return hyperparameters as a dict of names; None is empty."""
+    values = {} if values is None else values
+    if not isinstance(values, Mapping):
+        raise TypeError(
+            f"hyperparameters are expected to be a mapping of names to values; it is "
+            f"{describe(values)}."
+        )
+    return {str(name): value for name, value in values.items()}
+
+
+def require(package: str, sink: str, extra: str) -> None:
+    """Import what a sink needs, or raise an ImportError that says how to install it."""
+    try:
+        importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise ImportError(
+            f"loggers.{sink} needs the package {package!r}, which is not installed: "
+            f"pip install 'solstice[{extra}]'"
+        ) from error

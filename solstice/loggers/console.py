@@ -1,0 +1,89 @@
+"""Console: the log as a table that a human reads while the run goes on.
+
+It shows numbers; arrays, images and texts are left out.
+"""
+
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from solstice.loggers.base import Sink
+from solstice.loggers.values import is_number
+
+_WIDTH = 10
+_HEADER_EVERY = 25
+
+
+class Console(Sink):
+    """Prints one record a row, under a header that comes again when the columns change.
+
+    Rows go to standard output, above a progress bar where there is one. Epochs and steps are
+    right; metrics have four digits. Arrays, images and texts are left out.
+
+    Args:
+        metrics: The names of the metrics to show, in this order; None shows as many of those
+            that come as fit into the terminal's width.
+
+    >>> import solstice
+    >>> sink = solstice.loggers.Console()
+    >>> sink.write({"mode": "train", "epoch": 0, "step": 100, "time": 1.5, "loss": 0.51234})
+    >>> sink.write({"mode": "val", "epoch": 0, "step": 100, "time": 2.5, "loss": 0.75})
+    >>> sink.close()
+    mode   epoch     step       loss
+    train      0      100     0.5123
+    val        0      100       0.75
+    """
+
+    def __init__(self, metrics: Sequence[str] | None = None) -> None:
+        super().__init__("Console()")
+        self._chosen = None if metrics is None else list(metrics)
+        self._columns: list[str] = []
+        self._rows = 0
+
+    def on_write(self, record: dict[str, Any]) -> None:
+        numbers = {
+            name: value
+            for name, value in record.items()
+            if is_number(value) and name not in ("epoch", "step", "time")
+        }
+        columns = list(dict.fromkeys([*self._columns, *numbers]))
+        columns = _fitting(columns) if self._chosen is None else self._chosen
+        lines = []
+        if columns != self._columns or self._rows % _HEADER_EVERY == 0:
+            self._columns, self._rows = columns, 0
+            lines.append(_row("mode", ("epoch", "step"), columns, columns))
+        cells = [_short(numbers.get(name)) for name in columns]
+        about = (record.get("epoch", ""), record["step"])
+        lines.append(_row(str(record["mode"]), about, cells, columns))
+        self._rows += 1
+        tqdm.write("\n".join(lines))
+
+
+def _fitting(columns: list[str]) -> list[str]:
+    room = shutil.get_terminal_size().columns - len(_row("mode", ("epoch", "step"), (), ()))
+    fitting = []
+    for name in columns:
+        room -= _width(name) + 1
+        if room < 0:
+            break
+        fitting.append(name)
+    return fitting
+
+
+def _row(mode: str, about: Any, cells: Any, columns: Any) -> str:
+    epoch, step = about
+    head = f"{mode:<5} {epoch:>6} {step:>8}"
+    pairs = zip(cells, columns, strict=True)
+    return " ".join([head, *(f"{cell:>{_width(name)}}" for cell, name in pairs)])
+
+
+def _width(name: str) -> int:
+    return max(len(name), _WIDTH)
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

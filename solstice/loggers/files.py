@@ -1,0 +1,106 @@
+"""A file of whole entries: what is appended is there entirely or not at all.
+
+It knows nothing of what an entry is.
+"""
+
+import errno
+import io
+import logging
+import os
+from pathlib import Path
+
+_logger = logging.getLogger("solstice")
+
+
+class EntryFile:
+    """A file open for appending entries, from its first `size` bytes on.
+
+    Args:
+        path: The file; it and its directories are made where they are missing.
+        size: Where to go on; what is behind it is cut off.
+
+    >>> import tempfile
+    >>> file = EntryFile(Path(tempfile.mkdtemp()) / "new" / "log", 0)
+    >>> file.append(b"one entry")
+    >>> file.size, file.path.read_text()
+    (9, 'one entry')
+    >>> file.close()
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        self.path = path
+        self.size = size
+        # Unbuffered: what is written can be read, and outlives this process, at once.
+        self._raw = io.FileIO(path, "r+")
+        self._raw.truncate(size)
+        self._raw.seek(size)
+
+    def append(self, entry: bytes) -> None:
+        """Write an entry.
+
+        Raises:
+            OSError: It could not be written; the file is as before.
+        """
+        try:
+            written = self._raw.write(entry)
+            if written != len(entry):  # how a full disk first shows
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        except OSError:
+            self._raw.truncate(self.size)
+            self._raw.seek(self.size)
+            raise
+        self.size += len(entry)
+
+    def sync(self) -> None:
+        """Make all entries durable, against a loss of power too."""
+        os.fsync(self._raw.fileno())
+
+    def close(self) -> None:
+        self._raw.close()
+
+
+def refuse_others(path: Path, append: bool) -> None:
+    """Raise a FileExistsError when a file holds something and `append` is false."""
+    size = path.stat().st_size if path.exists() else 0
+    if size and not append:
+        raise FileExistsError(
+            f"{str(path)!r} holds the log of another run ({size} bytes). Log to a new file, delete "
+            f"this one, or go on behind it with append=True."
+        )
+
+
+def cut_back(path: Path, size: int) -> None:
+    """Leave the first `size` bytes of a file, and say so when it has fewer."""
+    found = path.stat().st_size if path.exists() else 0
+    if found < size:
+        say_lost(path, size, found, "bytes")
+    elif found > size:
+        os.truncate(path, size)
+
+
+def cut_torn_line(path: Path) -> int:
+    """Cut off a last line without its end, say so, and return the size of the rest."""
+    if not path.exists() or path.stat().st_size == 0:
+        return 0
+    with path.open("rb") as file:
+        size = file.seek(-1, os.SEEK_END) + 1
+        if file.read() == b"\n":
+            return size
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    _logger.warning("%r ended in a torn line, now cut off: %r.", str(path), content[end:][:200])
+    os.truncate(path, end)
+    return end
+
+
+def say_lost(path: Path, wanted: int, found: int, what: str) -> None:
+    """Warn that a file has less than it had at the checkpoint."""
+    _logger.warning(
+        "%r had %d %s at the checkpoint and has %d now: a part of the log is lost.",
+        str(path),
+        wanted,
+        what,
+        found,
+    )

@@ -1,0 +1,111 @@
+"""JSON lines: one record a line, in one file, which survives whatever happens to the run.
+
+Images are left out. It reads a file back, and knows nothing of what is in a record.
+"""
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from solstice.loggers.base import Sink, local_path
+from solstice.loggers.files import EntryFile, cut_back, cut_torn_line, refuse_others
+from solstice.loggers.values import Image
+from solstice.tree import describe
+
+
+class JSONLines(Sink):
+    """Writes one record a line into a file, each at once.
+
+    Arrays become nested lists, and an `Image` is left out. NaN and infinity are written as
+    `NaN`, `Infinity` and `-Infinity`, as Python's json reads and writes them, so every float
+    survives; `read_json_lines` reads the file back. A resumed run goes on where its checkpoint
+    stood: nothing is lost, nothing there twice.
+
+    Args:
+        path: The file.
+        append: Go on behind what the file holds, where a new run would refuse.
+
+    Raises:
+        FileExistsError: At the run's start: the file holds something, `append` is false, and the
+            run does not resume.
+
+    >>> import pathlib, tempfile, solstice
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "log.jsonl")
+    >>> sink = solstice.loggers.JSONLines(path)
+    >>> sink.write({"mode": "train", "epoch": 0, "step": 100, "time": 1.5, "loss": float("nan")})
+    >>> sink.close()
+    >>> print(path.read_text(), end="")
+    {"mode": "train", "epoch": 0, "step": 100, "time": 1.5, "loss": NaN}
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
+        super().__init__(f"JSONLines({os.fspath(path)!r})")
+        self._path = local_path(path)
+        self._append = append
+        self._file: EntryFile | None = None
+
+    def on_open(self) -> None:
+        refuse_others(self._path, self._append)
+        self._file = EntryFile(self._path, cut_torn_line(self._path))
+        self._append = True  # from here on, what is in it is ours
+
+    def on_write(self, record: dict[str, Any]) -> None:
+        shown = {name: value for name, value in record.items() if not isinstance(value, Image)}
+        self._opened().append(_ENCODER.encode(shown).encode() + b"\n")
+
+    def on_flush(self) -> None:
+        self._opened().sync()
+
+    def on_close(self) -> None:
+        self._opened().close()
+        self._file = None
+
+    def on_get_state(self) -> dict[str, int]:
+        return {"offset": self._opened().size}
+
+    def on_set_state(self, state: dict[str, Any]) -> None:
+        cut_back(self._path, int(state["offset"]))
+        self._append = True
+
+    def _opened(self) -> EntryFile:
+        if self._file is None:
+            raise ValueError(f"{self} is closed.")
+        return self._file
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the records of a file that `JSONLines` wrote, NaN and infinity included.
+
+    A last line without its end, as a running or killed process leaves, is left out.
+
+    Raises:
+        ValueError: Another line is no JSON; the message says which.
+
+    >>> import pathlib, tempfile, solstice
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "log.jsonl")
+    >>> sink = solstice.loggers.JSONLines(path)
+    >>> sink.write({"mode": "val", "epoch": 0, "step": 100, "time": 1.5, "loss": float("inf")})
+    >>> sink.close()
+    >>> solstice.loggers.read_json_lines(path)
+    [{'mode': 'val', 'epoch': 0, 'step': 100, 'time': 1.5, 'loss': inf}]
+    """
+    records = []
+    for number, line in enumerate(local_path(path).read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(
+                f"Line {number} of {os.fspath(path)!r} is no JSON: {line[:80]!r}."
+            ) from error
+    return records
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"JSON lines hold numbers, texts and arrays; a value is {describe(value)}.")
+
+
+_ENCODER = json.JSONEncoder(default=_plain, ensure_ascii=False)

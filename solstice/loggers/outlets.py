@@ -1,0 +1,114 @@
+"""What a callback does with its `logging_fn`: one or several functions and sinks, treated alike.
+
+It is for callbacks that log; a user passes functions and sinks.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from solstice.loggers.records import make_record
+from solstice.loggers.values import to_host
+from solstice.tree import describe
+
+LoggingFn = Callable[[dict[str, Any], int, str], Any]
+
+
+@runtime_checkable
+class SinkLike(Protocol):
+    """What a callback asks of a sink, which need not be a `Sink`."""
+
+    def write(self, record: Any) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+    def get_state(self) -> Any: ...
+    def set_state(self, state: Any) -> None: ...
+
+
+class Outlets:
+    """The functions and sinks that one callback logs to.
+
+    A function is called at once with values on the host, which waits for the device. A sink gets
+    a whole record, of arrays as they are, and waits on a thread of its own.
+
+    Args:
+        logging_fn: A function of (metrics, step, mode), a sink, or a list of these.
+
+    Raises:
+        TypeError: One is neither.
+
+    >>> outlets = Outlets(lambda metrics, step, mode: print(mode, step, metrics))
+    >>> outlets.write({"loss": 0.5}, index=99, mode="train", epoch=0, step=100)
+    train 99 {'loss': 0.5}
+    """
+
+    def __init__(self, logging_fn: Any) -> None:
+        several = logging_fn if isinstance(logging_fn, list | tuple) else [logging_fn]
+        self.sinks: list[Any] = []
+        self._functions: list[LoggingFn] = []
+        for one in several:
+            if isinstance(one, SinkLike):
+                self.sinks.append(one)
+            elif callable(one):
+                self._functions.append(one)
+            else:
+                raise TypeError(
+                    f"logging_fn is expected to be a function of (metrics, step, mode), a sink "
+                    f"such as loggers.JSONLines(path), or a list of these; it is {describe(one)}."
+                )
+
+    @property
+    def wait(self) -> bool:
+        """Whether a write waits for the device."""
+        return bool(self._functions)
+
+    def open(self) -> None:
+        """Have sinks get ready to write; raise if one cannot."""
+        for sink in self.sinks:
+            if callable(open_ := getattr(sink, "open", None)):
+                open_()
+
+    def write(
+        self, metrics: Mapping[str, Any], *, index: int, mode: str, epoch: int, step: int
+    ) -> None:
+        """Log computed metrics.
+
+        Args:
+            metrics: What `compute()`, the metrics' or that of `records`, returned.
+            index: What functions get as `step`.
+            mode: "train", "val", "test" or the name of an evaluation.
+            epoch: The epoch's index.
+            step: Training steps completed.
+        """
+        if self._functions:
+            metrics = to_host(dict(metrics))
+            for function in self._functions:
+                function(metrics, index, mode)
+        if self.sinks:
+            record = make_record(metrics, mode=mode, epoch=epoch, step=step)
+            for sink in self.sinks:
+                sink.write(record)
+
+    def close(self) -> None:
+        """Flush and close every sink."""
+        for sink in self.sinks:
+            sink.close()
+
+    def get_state(self) -> dict[str, Any]:
+        """Return every sink's state, by its class and its place among those of its class."""
+        return {name: sink.get_state() for name, sink in self._named()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Give every sink its state back; one that has none starts as in a new run."""
+        for name, sink in self._named():
+            if name in state:
+                sink.set_state(state[name])
+
+    def _named(self) -> list[tuple[str, Any]]:
+        seen: Counter[str] = Counter()
+        named = []
+        for sink in self.sinks:
+            kind = type(sink).__name__
+            named.append((f"{kind}{seen[kind]}", sink))
+            seen[kind] += 1
+        return named

@@ -1,0 +1,152 @@
+"""Records: what is logged, on its way from the device to the sinks.
+
+Nothing here waits for the device before a value is read, and each record is brought to the host
+once, for all its sinks.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from solstice.flat import Flat
+from solstice.loggers.values import to_host
+
+_RESERVED = ("mode", "epoch", "step", "time")
+
+
+class Record(Mapping[str, Any]):
+    """What it is about (mode, epoch, step, time) and the metrics, by name, in that order.
+
+    To read a metric is to wait for the device.
+    """
+
+    def __init__(self, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        self._about = dict(about)
+        self._metrics = metrics if isinstance(metrics, Computed) else dict(metrics)
+        self._host: dict[str, Any] | None = None
+        self._lock = threading.Lock()
+
+    def on_host(self) -> dict[str, Any]:
+        """Return all of it with numbers as Python's and arrays as numpy's."""
+        with self._lock:
+            if self._host is None:
+                metrics = self._metrics
+                host = metrics.on_host() if isinstance(metrics, Computed) else to_host(metrics)
+                self._host = {**self._about, **host}
+        return dict(self._host)
+
+    @property
+    def nbytes(self) -> int:
+        metrics = self._metrics
+        if isinstance(metrics, Computed):
+            return metrics.nbytes
+        return sum(getattr(value, "nbytes", 0) for value in metrics.values())
+
+    def __getitem__(self, name: str) -> Any:
+        return self._about[name] if name in self._about else self.on_host()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._about, *self._metrics])
+
+    def __len__(self) -> int:
+        return len(self._about) + len(self._metrics)
+
+
+@jax.tree_util.register_pytree_node_class
+class Computed(Mapping[str, Any]):
+    """What `compute()` returned, on the device: its scalars of one dtype are one array."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        groups: dict[Any, list[Any]] = {}
+        others = []
+        layout = []
+        for name, value in values.items():
+            if eqx.is_array(value) and value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.generic):
+                group = groups.setdefault(value.dtype, [])
+                layout.append((name, list(groups).index(value.dtype), len(group)))
+                group.append(value)
+            else:
+                layout.append((name, None, len(others)))
+                others.append(value)
+        self._stacks = [jnp.stack(group) for group in groups.values()]
+        self._others = Flat.of(others)
+        self._layout = tuple(layout)
+
+    def on_host(self) -> dict[str, Any]:
+        """Return all values with numbers as Python's and arrays as numpy's."""
+        numbers = [stack.tolist() for stack in jax.device_get(self._stacks)]
+        others = self._others.whole()
+        host = {
+            name: others[place] if group is None else numbers[group][place]
+            for name, group, place in self._layout
+        }
+        return to_host(host) if others else host
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in [*self._stacks, *self._others.arrays])
+
+    def __getitem__(self, name: str) -> Any:
+        return self.on_host()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _, _ in self._layout)
+
+    def __len__(self) -> int:
+        return len(self._layout)
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        return (self._stacks, self._others), self._layout
+
+    @classmethod
+    def tree_unflatten(cls, layout: Any, children: Any) -> "Computed":
+        computed = object.__new__(cls)
+        computed._stacks, computed._others = children
+        computed._layout = layout
+        return computed
+
+
+def compute(metrics: Any) -> Mapping[str, Any]:
+    """Return `metrics.compute()`, in one compiled call where it can be compiled.
+
+    A `compute` that looks at its arrays on the host runs as it is. One that compiles must depend
+    on nothing but the metrics.
+
+    >>> import jax.numpy as jnp, solstice
+    >>> metrics = solstice.ClassificationMetrics([1, 0], [1, 1], loss=0.5, num_classes=2)
+    >>> compute(metrics)["accuracy"]
+    0.5
+    """
+    if type(metrics) not in _EAGER and all(map(eqx.is_array, jax.tree.leaves(metrics))):
+        try:
+            return _compiled(metrics)
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+            _EAGER.add(type(metrics))
+    return metrics.compute()
+
+
+_EAGER: set[type] = set()
+_compiled = jax.jit(lambda metrics: Computed(metrics.compute()))
+
+
+def make_record(metrics: Mapping[str, Any], **about: Any) -> Record:
+    """Return a record: what it is about (mode, epoch, step), the time, and the metrics.
+
+    Raises:
+        ValueError: A metric has the name of one of the other fields.
+
+    >>> list(make_record({"loss": 0.5}, mode="val", epoch=0, step=100))
+    ['mode', 'epoch', 'step', 'time', 'loss']
+    """
+    taken = [name for name in metrics if name in _RESERVED]
+    if taken:
+        raise ValueError(
+            f"A record's fields {', '.join(_RESERVED)} are its own; compute() returned a metric "
+            f"named {taken[0]!r}. Rename it."
+        )
+    return Record({**about, "time": time.time()}, metrics)

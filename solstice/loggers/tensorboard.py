@@ -1,0 +1,188 @@
+"""TensorBoard: curves, histograms, pictures and texts in event files.
+
+It writes the files itself, so that what was written is known to the byte; tensorboardX gives the
+format. A directory on another machine (gs://, s3://) is refused.
+"""
+
+import importlib
+import os
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from solstice.loggers.base import Sink, check_hyperparameters, local_path, require
+from solstice.loggers.files import EntryFile, cut_back
+from solstice.loggers.values import Image, finite, is_number
+
+
+class TensorBoard(Sink):
+    """Writes event files into one sub-directory a mode, all on the axis of training steps.
+
+    A number is a scalar, an array the histogram of its finite values, an `Image` an image and a
+    text a text; anything else, and arrays without a finite value, are left out. Curves of the same
+    name in `train`, `val` and `test` lie over each other. A resumed run cuts the files back to
+    its checkpoint and goes on in new ones, which tell a TensorBoard that is open to forget the
+    later steps.
+
+    Args:
+        directory: Where the sub-directories go; show it with `tensorboard --logdir`.
+        append: Write beside the event files of other runs, where a new run would refuse.
+        hyperparameters: Shown in TensorBoard's HParams table: numbers, truths and texts as they
+            are, other values as their `str`.
+
+    Raises:
+        FileExistsError: At the run's start: there are event files, `append` is false, and the run
+            does not resume.
+        ImportError: tensorboardX is not installed.
+
+    >>> import tempfile, solstice
+    >>> sink = solstice.loggers.TensorBoard(tempfile.mkdtemp(), hyperparameters={"rate": 3e-4})
+    >>> sink.write({"mode": "train", "epoch": 0, "step": 100, "time": 1.5, "loss": 0.5})
+    >>> sink.close()
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        append: bool = False,
+        hyperparameters: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(f"TensorBoard({os.fspath(directory)!r})")
+        require("tensorboardX", "TensorBoard", "tensorboard")
+        self._directory = local_path(directory)
+        self._append = append
+        self._hyperparameters = check_hyperparameters(hyperparameters)
+        # Marks our own files among others' event files.
+        self._run = ""
+        self._tbx: Any = None
+        # Of each mode, the file now open; and of all our files, their sizes when last known.
+        self._files: dict[str, EntryFile] = {}
+        self._sizes: dict[str, int] = {}
+        self._last_step = -1
+        # From which step on an open TensorBoard has to forget what it has read.
+        self._purge_step: int | None = None
+
+    def on_open(self) -> None:
+        # Here and not at each record: even a second import takes its time.
+        self._tbx = _TensorBoardX()
+        if self._run:
+            return
+        found = [*self._directory.glob("*tfevents*"), *self._directory.glob("*/*tfevents*")]
+        if found and not self._append:
+            raise FileExistsError(
+                f"{str(self._directory)!r} holds the event files of another run, such as "
+                f"{str(found[0])!r}. Log to a new directory, delete this one, or write beside "
+                f"them with append=True."
+            )
+        self._run = secrets.token_hex(4)
+        if self._hyperparameters:
+            _, start, _ = self._tbx.summary.hparams(
+                {k: _plain(v) for k, v in self._hyperparameters.items()}, {}
+            )
+            self._add("", start, 0, time.time())
+
+    def on_write(self, record: dict[str, Any]) -> None:
+        summary = self._tbx.Summary()
+        for name, value in record.items():
+            if name not in ("mode", "step", "time"):
+                self._tbx.add(summary, name, value)
+        step = int(record["step"])
+        self._add(str(record["mode"]), summary, step, record["time"])
+        self._last_step = max(self._last_step, step)
+
+    def on_flush(self) -> None:
+        for file in self._files.values():
+            file.sync()
+
+    def on_close(self) -> None:
+        self._note_sizes()
+        for file in self._files.values():
+            file.close()
+        self._files, self._purge_step = {}, None
+
+    def on_get_state(self) -> dict[str, Any]:
+        self._note_sizes()
+        return {
+            "run": self._run,
+            "names": list(self._sizes),
+            "sizes": list(self._sizes.values()),
+            "step": self._last_step,
+        }
+
+    def on_set_state(self, state: dict[str, Any]) -> None:
+        self._run = str(state["run"])
+        self._sizes = {
+            str(name): int(size) for name, size in zip(state["names"], state["sizes"], strict=True)
+        }
+        for path in sorted(self._directory.rglob(f"*tfevents*.{self._run}")):
+            if self._name_of(path) not in self._sizes:
+                path.unlink()  # begun after the checkpoint
+        for name, size in self._sizes.items():
+            cut_back(self._directory / name, size)
+        self._last_step = int(state["step"])
+        self._purge_step = self._last_step + 1
+
+    def _add(self, mode: str, summary: Any, step: int, when: float) -> None:
+        if mode not in self._files:
+            # TensorBoard reads a directory's files in the order of their names.
+            now, host = f"{time.time():017.6f}", socket.gethostname()
+            name = f"events.out.tfevents.{now}.{host}.{self._run}"
+            file = EntryFile(self._directory / mode / name, 0)
+            file.append(self._tbx.entry(wall_time=when, file_version="brain.Event:2"))
+            if self._purge_step is not None and mode:
+                restart = self._tbx.SessionLog(status=self._tbx.SessionLog.START)
+                file.append(
+                    self._tbx.entry(wall_time=when, step=self._purge_step, session_log=restart)
+                )
+            self._files[mode] = file
+        self._files[mode].append(self._tbx.entry(wall_time=when, step=step, summary=summary))
+
+    def _note_sizes(self) -> None:
+        for file in self._files.values():
+            self._sizes[self._name_of(file.path)] = file.size
+
+    def _name_of(self, path: Path) -> str:
+        return path.relative_to(self._directory).as_posix()
+
+
+class _TensorBoardX:
+    """The parts of tensorboardX that give the format."""
+
+    def __init__(self) -> None:
+        self.summary: Any = importlib.import_module("tensorboardX.summary")
+        self.checksum: Any = importlib.import_module("tensorboardX.record_writer").masked_crc32c
+        self.Summary: Any = importlib.import_module("tensorboardX.proto.summary_pb2").Summary
+        events: Any = importlib.import_module("tensorboardX.proto.event_pb2")
+        self.Event, self.SessionLog = events.Event, events.SessionLog
+
+    def add(self, summary: Any, name: str, value: Any) -> None:
+        """Add a value to a summary, if it can be shown."""
+        if is_number(value):
+            summary.value.add(tag=name, simple_value=value)
+        elif isinstance(value, str):
+            summary.MergeFrom(self.summary.text(name, value))
+        elif isinstance(value, Image):
+            height, width, channels = value.pixels().shape
+            image = summary.value.add(tag=name).image
+            image.height, image.width, image.colorspace = height, width, channels
+            image.encoded_image_string = value.png()
+        elif isinstance(value, np.ndarray) and (values := finite(value)).size:
+            summary.MergeFrom(self.summary.histogram(name, values, bins=64))
+
+    def entry(self, **fields: Any) -> bytes:
+        """Return an event as it stands in a file: its length, its bytes, a checksum of each."""
+        data = self.Event(**fields).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        sums = [struct.pack("<I", self.checksum(part)) for part in (length, data)]
+        return length + sums[0] + data + sums[1]
+
+
+def _plain(value: Any) -> bool | float | str:
+    return value if isinstance(value, bool | int | float | str) else str(value)

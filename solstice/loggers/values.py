@@ -1,0 +1,116 @@
+"""What a record may hold beside numbers and arrays, and how any of it gets to the host."""
+
+import struct
+import zlib
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from solstice.tree import describe
+
+
+class Image(eqx.Module):
+    """A picture among the values of `compute()`; TensorBoard, W&B and MLflow show it.
+
+    Args:
+        array: Of shape (height, width) or (height, width, channels) with 1, 3 or 4 channels:
+            uint8 from 0 to 255, or floats from 0 to 1, beyond which they are cut off.
+
+    Raises:
+        ValueError: It has another shape or dtype.
+
+    >>> import numpy as np, solstice
+    >>> solstice.loggers.Image(np.zeros((28, 28))).pixels().shape
+    (28, 28, 1)
+    """
+
+    array: Any
+
+    def __init__(self, array: Any) -> None:
+        shape, dtype = np.shape(array), getattr(array, "dtype", np.dtype(type(None)))
+        right_shape = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
+        if not right_shape or not (dtype == np.uint8 or jax.numpy.issubdtype(dtype, np.floating)):
+            raise ValueError(
+                f"An Image is expected to be of shape (height, width) or (height, width, 1, 3 or "
+                f"4), of uint8 or floats; it is {describe(array)}. Put a batch of images into a "
+                f"grid first."
+            )
+        self.array = array
+
+    @property
+    def nbytes(self) -> int:
+        return self.array.nbytes
+
+    def pixels(self) -> np.ndarray:
+        """Return it as uint8 of shape (height, width, channels), a NaN as 0."""
+        array = np.asarray(self.array)
+        if array.dtype != np.uint8:
+            scaled = np.nan_to_num(array.astype(np.float64), nan=0.0)
+            array = np.round(scaled.clip(0, 1) * 255).astype(np.uint8)
+        return array if array.ndim == 3 else array[:, :, None]
+
+    def png(self) -> bytes:
+        """Return it as a PNG file (https://www.w3.org/TR/png), without the help of Pillow."""
+        pixels = self.pixels()
+        height, width, channels = pixels.shape
+        rows = np.zeros((height, 1 + width * channels), np.uint8)  # each begins with: no filter
+        rows[:, 1:] = pixels.reshape(height, -1)
+        colours = {1: 0, 3: 2, 4: 6}[channels]
+        head = struct.pack(">IIBBBBB", width, height, 8, colours, 0, 0, 0)
+        chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
+        parts = [
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        ]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+class Text(str):
+    """A text among the values of `compute()`; TensorBoard, W&B, MLflow and files show it.
+
+    A plain `str` is one too; this name says what is meant.
+
+    >>> import solstice
+    >>> solstice.loggers.Text("the cat sat")
+    'the cat sat'
+    """
+
+    __slots__ = ()
+
+
+def to_host(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values on the host: numbers as Python's, arrays as numpy's, anything else as it is.
+
+    >>> import jax.numpy as jnp
+    >>> to_host({"loss": jnp.ones(()), "name": "a"})
+    {'loss': 1.0, 'name': 'a'}
+    """
+    # device_get sorts the names; compute() may have ordered them with care.
+    host = jax.device_get(values)
+    return {name: _to_python(host[name]) for name in values}
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a value on the host is one number (or a truth)."""
+    return isinstance(value, (int, float))
+
+
+def finite(array: Any) -> np.ndarray:
+    """Return the finite values of an array, for a histogram: float64, flat; none of other kinds.
+
+    >>> finite(np.array([[1, np.nan], [np.inf, 2]])), finite(np.array(["a"])).size
+    (array([1., 2.]), 0)
+    """
+    array = np.asarray(array)
+    if not (array.dtype == bool or jax.numpy.issubdtype(array.dtype, np.number)):
+        return np.zeros(0)
+    flat = np.abs(array) if np.iscomplexobj(array) else array
+    flat = flat.astype(np.float64).ravel()
+    return flat[np.isfinite(flat)]
+
+
+def _to_python(value: Any) -> Any:
+    is_scalar = isinstance(value, np.ndarray | np.generic) and value.ndim == 0
+    return value.item() if is_scalar else value

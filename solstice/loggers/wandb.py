@@ -1,0 +1,95 @@
+"""Weights & Biases: curves, histograms, pictures and texts on its site, or offline in a directory.
+
+It keeps W&B's own ways: a run there only grows, so what was logged between a checkpoint and a crash
+stays in it, and is logged again by the resumed run.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from solstice.loggers.base import Sink, check_hyperparameters, require
+from solstice.loggers.values import Image, finite
+
+# When this process last opened each run, by its id.
+_STARTED: dict[Any, float] = {}
+
+
+class WandB(Sink):
+    """Logs to a run of Weights & Biases, which a resumed run goes on with.
+
+    A metric is called `mode/name`, with `step` as its x axis: training steps completed. An array
+    is the histogram of its finite values, an `Image` an image; anything else goes as it is. What
+    was logged between a checkpoint and a crash is in the run twice: W&B takes nothing back.
+    Offline, a resumed run is a directory of its own, which `wandb sync` joins to the first.
+
+    Args:
+        project: The name of the project; None is W&B's default.
+        hyperparameters: The run's config.
+        **options: Anything else that `wandb.init` takes, such as `name`, `dir` or `mode`; with
+            `reinit="return_previous"` it logs to the run that is active.
+
+    Raises:
+        ImportError: wandb is not installed.
+
+    >>> import solstice
+    >>> sink = solstice.loggers.WandB("digits", hyperparameters={"rate": 3e-4}, mode="offline")
+    """
+
+    def __init__(
+        self,
+        project: str | None = None,
+        *,
+        hyperparameters: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(f"WandB({project!r})", timeout=30.0)
+        require("wandb", "WandB", "wandb")
+        config = check_hyperparameters(hyperparameters)
+        given = {"project": project, "config": config}
+        self._options = {"reinit": "create_new", **given, **options}
+        self._run: Any = None
+
+    def on_open(self) -> None:
+        import wandb
+
+        # Offline, a run's directory is named by its id and the second: another one in the same
+        # second would overwrite it.
+        after = _STARTED.get(self._options.get("id"), 0.0) + 1
+        time.sleep(max(0.0, min(1.0, after - time.time())))
+        self._run = wandb.init(**self._options)
+        _STARTED[self._run.id] = time.time()
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+        # From here on, it is this run, also when it is opened again.
+        self._options |= {"id": self._run.id, "resume": "allow"}
+
+    def on_write(self, record: dict[str, Any]) -> None:
+        about = {name: record[name] for name in ("epoch", "step", "time") if name in record}
+        metrics = {
+            f"{record['mode']}/{name}": _shown(value)
+            for name, value in record.items()
+            if name not in ("mode", *about)
+        }
+        self._run.log({**about, **metrics})
+
+    def on_close(self) -> None:
+        self._run.finish()
+
+    def on_get_state(self) -> dict[str, str]:
+        return {"id": self._run.id}
+
+    def on_set_state(self, state: dict[str, Any]) -> None:
+        self._options |= {"id": str(state["id"]), "resume": "allow"}
+
+
+def _shown(value: Any) -> Any:
+    import wandb
+
+    if isinstance(value, Image):
+        return wandb.Image(value.pixels())
+    if isinstance(value, np.ndarray):
+        return wandb.Histogram(np_histogram=np.histogram(finite(value), bins=64))
+    return value

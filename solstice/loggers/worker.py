@@ -1,0 +1,100 @@
+"""A thread that does jobs in order, so that whoever hands one over need not wait for it.
+
+It knows nothing of logs. It never blocks the thread that hands over a job: where the queue is
+full, it says so.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+_ROOM = 2**16
+_ROOM_BYTES = 256 * 2**20
+
+
+class Worker:
+    """Does jobs one after another, on a daemon thread that lives from a job until `stop`.
+
+    >>> worker, done = Worker("example"), []
+    >>> worker.put(lambda: done.append("first")), worker.call(lambda: done + ["second"])
+    (True, ['first', 'second'])
+    >>> worker.stop()
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: deque[tuple[Callable[[], Any], int]] = deque()
+        self._bytes = 0
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self.done = 0
+
+    def put(self, job: Callable[[], Any], size: int = 0) -> bool:
+        """Queue a job, which must not raise; without room, leave it out and return False.
+
+        Args:
+            job: What to do.
+            size: The bytes that it holds while it waits.
+        """
+        with self._changed:
+            if self._jobs and (len(self._jobs) >= _ROOM or self._bytes + size > _ROOM_BYTES):
+                return False
+            self._append(job, size)
+        return True
+
+    def call(self, job: Callable[[], Any], timeout: float | None = None) -> Any:
+        """Do a job after all those queued before it, and return what it returns.
+
+        Raises:
+            TimeoutError: It was not done after `timeout` seconds; it stays in the queue.
+            Exception: What the job raised.
+        """
+        finished = threading.Event()
+        results: list[Any] = []
+        errors: list[BaseException] = []
+
+        def noting() -> None:
+            try:
+                results.append(job())
+            except BaseException as error:  # noqa: BLE001 - raised in the thread that called
+                errors.append(error)
+            finished.set()
+
+        with self._changed:
+            self._append(noting, 0)
+        if not finished.wait(timeout):
+            raise TimeoutError(f"{self._name} was not done after {timeout} seconds.")
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def stop(self) -> None:
+        """Let the thread end once its jobs are done; another job starts a new one."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+
+    def _append(self, job: Callable[[], Any], size: int) -> None:
+        self._jobs.append((job, size))
+        self._bytes += size
+        self._stopping = False
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            self._thread.start()
+        self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs:
+                    if self._stopping:
+                        self._thread = None
+                        return
+                    self._changed.wait()
+                job, size = self._jobs.popleft()
+                self._bytes -= size
+            job()
+            del job  # and what it holds
+            self.done += 1
