@@ -11,13 +11,18 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from solstice.experiment import check_result
 from solstice.flat import Flat
 from solstice.metrics import is_metrics, merge_all
 from solstice.tree import describe
+
+# Floating-point operations of a step below which one thread is enough.
+_LIGHT = 2e7
 
 
 def jit(step: Callable[..., Any]) -> Any:
@@ -70,10 +75,12 @@ class Step:
         self._function = function
         self._pure = jax.jit(self._changes)
         self._fused = jax.jit(self._flat_steps, donate_argnums=0)
+        self._rolled = jax.jit(self._loop, donate_argnums=0)
+        self._is_rolled: dict[Any, bool] = {}
         self.traces = 0
 
     @functools.cached_property
-    def _fused_many(self) -> Any:
+    def _unrolled(self) -> Any:
         # Left to itself, XLA orders a long program on the CPU for concurrency: ten steps of a small
         # CNN then take eight times the memory, and 1.4 times as long, as in order.
         order = {"xla_cpu_scheduler_type": 1} if jax.default_backend() == "cpu" else None
@@ -104,16 +111,46 @@ class Step:
 
     def fused(self, flat: Flat, batches: list[Any]) -> tuple[Flat, Any]:
         """Take a step a batch, in one call, on a flat experiment whose buffers it takes."""
-        call = self._fused if len(batches) == 1 else self._fused_many
-        new, outs = call(flat, batches)
+        if len(batches) == 1:
+            new, outs = self._fused(flat, batches)
+        elif self._rolls(flat, batches[0]):
+            new, outs = self._rolled(flat, _stacked(batches))
+        else:
+            new, outs = self._unrolled(flat, batches)
         return new, joined(outs.whole())
+
+    def _rolls(self, flat: Flat, batch: Any) -> bool:
+        """Say whether several steps are quicker as a loop of XLA's than one after the other."""
+        leaves, structure = jax.tree.flatten(batch)
+        key = (flat.structure, structure, tuple(map(np.shape, leaves)))
+        if key not in self._is_rolled:
+            step = jax.jit(self._flat_step)
+            new, _ = jax.eval_shape(step, flat, batch)
+            same = new.structure == flat.structure and all(
+                (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, jax.typeof(b).weak_type)
+                for a, b in zip(new.arrays, flat.arrays, strict=True)
+            )
+            # In a loop, XLA runs a convolution or a large product on one thread of the CPU.
+            light = (
+                jax.default_backend() != "cpu"
+                or (step.lower(flat, batch).cost_analysis() or {}).get("flops", 0) < _LIGHT
+            )
+            self._is_rolled[key] = same and light and all(map(eqx.is_array, leaves))
+        return self._is_rolled[key]
+
+    def _loop(self, flat: Flat, stack: Any) -> tuple[Flat, Flat]:
+        self.traces += 1
+        flat, outs = jax.lax.scan(self._flat_step, flat, stack)
+        each = range(len(jax.tree.leaves(stack)[0]))
+        every = [jax.tree.map(lambda array, i=i: array[i], outs).whole() for i in each]
+        return flat, Flat.of(join_outs(every))
 
     def _flat_steps(self, flat: Flat, batches: list[Any]) -> tuple[Flat, Flat]:
         self.traces += 1
         if len(batches) == 1:
             return self._flat_step(flat, batches[0])
         every = []
-        for batch in batches:  # unrolled: in a loop, XLA's convolutions on a CPU use one thread
+        for batch in batches:
             flat, outs = self.pure(flat, [batch])
             every.append(outs)
         return flat, Flat.of(join_outs(every))
@@ -130,6 +167,15 @@ class Step:
             return new, outs
         pairs = enumerate(zip(new.arrays, flat.arrays, strict=True))
         return {i: array for i, (array, before) in pairs if array is not before}, outs
+
+
+def _stacked(batches: list[Any]) -> Any:
+    """Return batches as one, on a new first axis; numpy's on the host, where it is cheap."""
+
+    def stack(*leaves: Any) -> Any:
+        return (jnp if isinstance(leaves[0], jax.Array) else np).stack(leaves)
+
+    return jax.tree.map(stack, *batches)
 
 
 def join_outs(outs: list[Any]) -> Any:

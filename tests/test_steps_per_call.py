@@ -170,7 +170,7 @@ def test_a_remainder_compiles_no_program_of_its_own():
     run(Fresh(jnp.zeros(()), ""), values(*range(11)), 4)
     assert isinstance(Fresh.train_step, Step)
     assert Fresh.train_step._fused._cache_size() == 1
-    assert Fresh.train_step._fused_many._cache_size() == 1
+    assert Fresh.train_step._rolled._cache_size() == 1
 
 
 def test_donating_takes_the_callers_buffers():
