@@ -231,7 +231,7 @@ class Run:
 
     def check_sequence(self, dataset: Any, mode: str) -> None:
         """Check a list's first batch now; other datasets can only be read when their turn comes."""
-        if isinstance(dataset, list | tuple):
+        if isinstance(dataset, list | tuple) and mode not in self._checked:
             self._check_batch(as_arrays(dataset[0]), mode)
 
     def _steps(
@@ -261,12 +261,16 @@ class Run:
             progress_bar(title, total, self._progress, keep=mode != "val", done=skip) as bar,
             prefetched(source, self._prefetch) as ready,
         ):
+            starts, ends = self._hooks["on_step_start"], self._hooks["on_step_end"]
+            between = mode == "train" and (self._validation or self._checkpointing)
             for group in self._groups(ready, mode, last_step):
                 batch = group[0] if self._steps_per_call == 1 else group
-                self._check_batch(group[0], mode)
+                if mode not in self._checked:
+                    self._check_batch(group[0], mode)
                 first = where.steps[mode]
                 last = first + len(group) - 1
-                self._fire("on_step_start", self._shown("on_step_start"), last, mode, batch)
+                if starts:
+                    self._fire("on_step_start", self._shown("on_step_start"), last, mode, batch)
                 out = self._take_steps(mode, group)
                 if first == 0 and isinstance(out, Metrics) and hasattr(out, "check"):
                     out.check()  # pyright: ignore[reportAttributeAccessIssue]
@@ -280,8 +284,9 @@ class Run:
                         self._track(group, states)
                 elif where.validated is not None:
                     where.validated += len(group)
-                self._fire("on_step_end", out, self._shown("on_step_end"), last, mode, batch)
-                if mode == "train":
+                if ends:
+                    self._fire("on_step_end", out, self._shown("on_step_end"), last, mode, batch)
+                if between:
                     self._between_steps()
                 self._signals.check()
                 if last_step is not None and last + 1 >= last_step:
@@ -393,14 +398,13 @@ class Run:
         return outs
 
     def _check_batch(self, batch: Any, mode: str) -> None:
-        if mode not in self._checked:
-            self._checked.add(mode)
-            if check := getattr(self.exp, "check_batch", None):
-                try:
-                    check(batch)
-                except Exception as error:
-                    error.add_note(f"This is the first batch of {mode}_ds.")
-                    raise
+        self._checked.add(mode)
+        if check := getattr(self.exp, "check_batch", None):
+            try:
+                check(batch)
+            except Exception as error:
+                error.add_note(f"This is the first batch of {mode}_ds.")
+                raise
 
     def _fire(self, hook: str, *arguments: Any) -> None:
         """Call the hook of every callback, also after one has asked to stop."""

@@ -100,7 +100,10 @@ class LoggingCallback(Callback):
                 f"{mode} step returned {describe(outs)} as its outs. "
                 f"Return a Metrics from the step, or log in a Callback of your own."
             )
-        self._windows.setdefault(mode, Accumulator()).add(outs)
+        window = self._windows.get(mode)
+        if window is None:
+            window = self._windows[mode] = Accumulator()
+        window.add(outs)
         before, steps = self._steps.get(mode, 0), global_step + 1
         self._steps[mode] = steps
         if mode == "train":
