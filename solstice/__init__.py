@@ -12,7 +12,8 @@ from solstice.callbacks import (
 from solstice.errors import EarlyStoppingException, UsageError
 from solstice.experiment import Experiment
 from solstice.experiments import ClassificationExperiment
-from solstice.metrics import ClassificationMetrics, Metrics, reduce
+from solstice.metrics import ClassificationMetrics, Metrics, RegressionMetrics, reduce
+from solstice.padding import pad_last
 from solstice.step import jit, snapshot
 from solstice.trainer import predict, test, train
 from solstice.tree import replace
@@ -29,12 +30,14 @@ __all__ = [
     "LoggingCallback",
     "Metrics",
     "ProfilingCallback",
+    "RegressionMetrics",
     "UsageError",
     "callbacks",
     "compat",
     "experiments",
     "jit",
     "metrics",
+    "pad_last",
     "predict",
     "reduce",
     "replace",

@@ -1,22 +1,34 @@
 """Classification: a confusion matrix and a mean loss, and all that scikit-learn reads off them.
 
-It counts whole predictions. What needs probabilities (calibration, ROC curves) is not here.
+It counts whole predictions, and the ranks of targets among scores where these are given. What
+needs probabilities (calibration, ROC curves) is in `BinaryMetrics`.
 """
 
 import logging
+import math
 import operator
-from typing import Any, Self
+from collections.abc import Iterable
+from typing import Any, Literal, Self
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from solstice.errors import UsageError
+from solstice.metrics import sums
 from solstice.metrics.base import Metrics
-from solstice.tree import describe
+from solstice.metrics.checks import (
+    check_kind,
+    check_labels,
+    check_loss,
+    check_mask,
+    count,
+    is_traced,
+)
+from solstice.tree import describe, replace
 
 _logger = logging.getLogger("solstice")
 
@@ -25,14 +37,24 @@ class ClassificationMetrics(Metrics):
     """The confusion matrix and the average loss of some classified examples.
 
     `compute()` gives `average_loss`, `accuracy` (correct / total, whatever the number of classes),
-    `f1`, `tpr` (recall) and `ppv` (precision) as `_macro` and `_weighted` averages, and
-    `f1`, `tpr`, `ppv` and `prevalence` as `_class_{i}`. All equal scikit-learn's
-    `classification_report(..., zero_division=0)`: macro averages run over the classes that occur
-    in targets or predictions, weighted ones weigh by the number of targets, an absent class
-    has 0. Over no examples at all, `average_loss` and `accuracy` are NaN.
+    `balanced_accuracy` (the mean recall of the classes that occur in targets), `f1`, `tpr` (recall)
+    and `ppv` (precision) as `_macro` and `_weighted` averages, and `f1`, `tpr`, `ppv` and
+    `prevalence` as `_class_{i}`. All equal scikit-learn's `classification_report(...,
+    zero_division=0)`: macro averages run over the classes that occur in targets or predictions,
+    weighted ones weigh by the number of targets, an absent class has 0. Over no examples at all,
+    `average_loss` and the accuracies are NaN.
+
+    With scores, `top_{k}_accuracy` is how often a target is among the k highest scores; of equal
+    ones the later class goes first, as in scikit-learn's `top_k_accuracy_score`.
+
+    Counts are int32 (2^31 examples; int64 with `jax_enable_x64`).
 
     Attributes:
-        confusion_matrix: Counts; row: the target's class, column: the predicted one.
+        confusion_matrix: Counts; row: the target's class, column: the predicted one. None when
+            only the totals are tracked.
+        totals: How often each class was predicted rightly, was a target, and was predicted; None
+            when the confusion matrix is tracked.
+        top_hits: How many targets were among the k highest scores, for each of `top_k`; or None.
         loss_sum: The sum of the real examples' losses.
         count: The number of real (not masked) examples.
         invalid: How many of them had a label or prediction that is no class; they are counted
@@ -47,10 +69,15 @@ class ClassificationMetrics(Metrics):
     0.778
     """
 
-    confusion_matrix: Int[Array, "classes classes"]
-    loss_sum: Float[Array, ""]
+    confusion_matrix: Int[Array, "classes classes"] | None
+    totals: Int[Array, "3 classes"] | None
+    top_hits: Int[Array, " ks"] | None
     count: Int[Array, ""]
     invalid: Int[Array, ""]
+    _loss: Float[Array, "2"]
+    top_k: tuple[int, ...] = eqx.field(static=True)
+    per_class: bool = eqx.field(static=True)
+    perplexity: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -60,6 +87,11 @@ class ClassificationMetrics(Metrics):
         num_classes: int,
         *,
         mask: ArrayLike | None = None,
+        scores: ArrayLike | None = None,
+        top_k: int | Iterable[int] = (),
+        track: Literal["confusion", "totals"] = "confusion",
+        per_class: bool = True,
+        perplexity: bool = False,
     ) -> None:
         """Count one batch.
 
@@ -68,18 +100,26 @@ class ClassificationMetrics(Metrics):
             targets: True classes, integers of the same shape.
             loss: The mean loss over the batch's real examples, a scalar; NaN is accepted.
             num_classes: How many classes there are.
-            mask: True (or 1) where an example is real, of the same shape. Masked positions may
-                hold anything, a label of -100 too.
+            mask: True (or 1) where an example is real, of the same shape or its leading axes.
+                Masked positions may hold anything, a label of -100 too.
+            scores: Logits or probabilities, `(..., classes)`; `top_k` needs them.
+            top_k: One or several k, for `top_{k}_accuracy`.
+            track: What is kept: the "confusion" matrix, or of each class the "totals" alone, which
+                `compute` needs no more than. At 10^4 classes the matrix takes 400 MB a step, the
+                totals 120 kB.
+            per_class: Whether `compute` lists each class; with very many, it is a long list.
+            perplexity: Whether `compute` gives `perplexity`, the exponential of the average loss.
 
         Raises:
-            ValueError: The shapes do not fit, or `num_classes` is not positive.
+            ValueError: The shapes do not fit, `num_classes` is not positive, a k is no number of
+                classes, scores are missing, or the matrix would have more than 2^31 cells.
             TypeError: Targets or predictions are not of a type that can name a class.
         """
         num_classes = _positive(num_classes)
         preds, targets, loss = (
             jnp.asarray(preds),
             check_labels(targets, "targets"),
-            jnp.asarray(loss),
+            check_loss(loss),
         )
         if preds.shape != targets.shape:
             raise ValueError(
@@ -89,30 +129,51 @@ class ClassificationMetrics(Metrics):
             )
         if not (jnp.isdtype(preds.dtype, ("bool", "integral")) or _is_real(preds)):
             raise TypeError(f"preds are expected to be classes; they are {describe(preds)}.")
-        if loss.shape != () or not (jnp.isdtype(loss.dtype, "integral") or _is_real(loss)):
+        if track not in ("confusion", "totals"):
+            raise ValueError(f"track is expected to be 'confusion' or 'totals'; it is {track!r}.")
+        if track == "confusion" and num_classes**2 >= 2**31:
             raise ValueError(
-                f"loss is expected to be one real number, the mean over the batch's real examples; "
-                f"it is {describe(loss)}."
+                f"A confusion matrix of {num_classes} classes has more than 2^31 cells. Pass "
+                f"track='totals', which keeps what compute() needs."
             )
+        self.top_k = (top_k,) if isinstance(top_k, int) else tuple(top_k)
+        self.per_class = per_class
+        self.perplexity = perplexity
         real = check_mask(mask, targets)
 
         whole = preds == jnp.floor(preds) if _is_real(preds) else True
         valid = real & whole & _in_range(preds, num_classes) & _in_range(targets, num_classes)
-        # An index past the end is dropped, so an invalid example is counted in no cell.
-        cell = targets.astype(jnp.int32) * num_classes + preds.astype(jnp.int32)
-        cell = jnp.where(valid, cell, num_classes**2).ravel()
-        counts = jnp.zeros(num_classes**2, jnp.int32).at[cell].add(1, mode="drop")
-
-        self.confusion_matrix = counts.reshape(num_classes, num_classes)
-        self.count = real.sum(dtype=jnp.int32)
-        self.invalid = self.count - valid.sum(dtype=jnp.int32)
-        loss = loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
+        target, pred = targets.astype(jnp.int32), preds.astype(jnp.int32)
+        if track == "confusion":
+            self.confusion_matrix = _tally(
+                target * num_classes + pred, valid, (num_classes, num_classes)
+            )
+            self.totals = None
+        else:
+            rows = [
+                _tally(target, valid & (target == pred), (num_classes,)),
+                _tally(target, valid, (num_classes,)),
+                _tally(pred, valid, (num_classes,)),
+            ]
+            self.confusion_matrix, self.totals = None, jnp.stack(rows)
+        self.top_hits = None
+        if self.top_k:
+            _check_top_k(self.top_k, num_classes)
+            rank = _rank(_check_scores(scores, targets, num_classes), target)
+            self.top_hits = jnp.stack([count(valid & (rank < k)) for k in self.top_k])
+        self.count = count(real)
+        self.invalid = self.count - count(valid)
         # A batch without real examples has a mean loss of 0/0, which must not reach the sum.
-        self.loss_sum = jnp.where(self.count > 0, loss * self.count, 0)
+        self._loss = sums.exact(jnp.where(self.count > 0, loss * self.count, 0).astype(loss.dtype))
 
     @property
     def num_classes(self) -> int:
-        return self.confusion_matrix.shape[-1]
+        counts = self.totals if self.confusion_matrix is None else self.confusion_matrix
+        return counts.shape[-1]  # pyright: ignore[reportOptionalMemberAccess]
+
+    @property
+    def loss_sum(self) -> Array:
+        return sums.value(self._loss)
 
     def merge(self, other: Any) -> Self:
         """Return the metrics of both sets of examples.
@@ -125,7 +186,9 @@ class ClassificationMetrics(Metrics):
                 f"ClassificationMetrics over {self.num_classes} classes merges with its own kind; "
                 f"it got {_kind(other)}. Give every step the same metric."
             )
-        return jax.tree.map(operator.add, self, other)
+        check_kind(self, other)
+        added = jax.tree.map(operator.add, self, other)
+        return replace(added, _loss=sums.add(self._loss, other._loss))
 
     def check(self) -> None:
         """Raise if a label or prediction was no class; the trainer asks after a first step.
@@ -142,9 +205,8 @@ class ClassificationMetrics(Metrics):
 
     def compute(self) -> dict[str, Any]:
         """Return the metrics by name, each a float scalar."""
-        concrete = not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self))
-        averages, per_class = _report(self.confusion_matrix, self.loss_sum, self.count)
-        if concrete:
+        averages, per_class = _report(self)
+        if not is_traced(self):
             if int(self.invalid):
                 _logger.warning(
                     "%d of %d examples had a label or prediction outside 0..%d; they count in "
@@ -164,13 +226,13 @@ class ClassificationMetrics(Metrics):
 
 
 @jax.jit
-def _report(
-    confusion: Int[Array, "classes classes"], loss_sum: Float[Array, ""], count: Int[Array, ""]
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    dtype = loss_sum.dtype
-    correct = jnp.diagonal(confusion)
-    support = confusion.sum(axis=1)
-    predicted = confusion.sum(axis=0)
+def _report(metrics: ClassificationMetrics) -> tuple[dict[str, Array], dict[str, Array]]:
+    dtype = metrics.loss_sum.dtype
+    if metrics.confusion_matrix is None:
+        correct, support, predicted = metrics.totals  # pyright: ignore[reportGeneralTypeIssues]
+    else:
+        matrix = metrics.confusion_matrix
+        correct, support, predicted = jnp.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
     total = support.sum()
     per_class = {
         "f1": _ratio(2 * correct, support + predicted, dtype),
@@ -178,15 +240,20 @@ def _report(
         "ppv": _ratio(correct, predicted, dtype),
     }
     prevalence = _ratio(support, total, dtype)
-    present = (support + predicted) > 0
     averages = {
-        "average_loss": loss_sum / count,
+        "average_loss": metrics.loss_sum / metrics.count,
         "accuracy": correct.sum().astype(dtype) / total,
+        "balanced_accuracy": per_class["tpr"].sum() / (support > 0).sum(),
     }
+    if metrics.perplexity:
+        averages["perplexity"] = jnp.exp(averages["average_loss"])
+    for i, k in enumerate(metrics.top_k):
+        averages[f"top_{k}_accuracy"] = metrics.top_hits[i].astype(dtype) / total  # pyright: ignore[reportOptionalSubscript]
+    present = (support + predicted) > 0
     for name, values in per_class.items():
         averages[f"{name}_macro"] = _ratio(values.sum(), present.sum(), dtype)
         averages[f"{name}_weighted"] = (values * prevalence).sum()
-    return averages, per_class | {"prevalence": prevalence}
+    return averages, per_class | {"prevalence": prevalence} if metrics.per_class else {}
 
 
 def _ratio(numerator: Array, denominator: Array, dtype: Any) -> Array:
@@ -194,37 +261,45 @@ def _ratio(numerator: Array, denominator: Array, dtype: Any) -> Array:
     return jnp.where(denominator > 0, numerator.astype(dtype) / jnp.maximum(denominator, 1), 0)
 
 
-def check_labels(labels: ArrayLike, name: str) -> Array:
-    """Return integer class labels as an array.
+def _tally(cells: Array, valid: Array, shape: tuple[int, ...]) -> Array:
+    """Count how often each cell occurs, without a one-hot matrix."""
+    size = math.prod(shape)
+    # An index past the end is dropped, so an invalid example is counted in no cell.
+    cells = jnp.where(valid, cells, size).ravel()
+    dtype = jax.dtypes.canonicalize_dtype(np.int64)
+    return jnp.zeros(size, dtype).at[cells].add(1, mode="drop").reshape(shape)
 
-    Raises:
-        TypeError: They are not integers.
+
+def _rank(scores: Array, target: Array) -> Array:
+    """Return how many classes go before the target: higher scores, and equal ones of later classes.
+
+    Nothing is sorted. A NaN goes before every number, and a target with one after all classes.
     """
-    array = jnp.asarray(labels)
-    if not jnp.isdtype(array.dtype, ("bool", "integral")):
-        raise TypeError(
-            f"{name} are expected to be integer classes, one a position; they are "
-            f"{describe(array)}. Convert them with .astype('int32'), or with argmax(-1) when "
-            f"they are one-hot."
+    classes = jnp.arange(scores.shape[-1])
+    own = jnp.take_along_axis(scores, target[..., None], axis=-1, mode="clip")
+    before = ~(scores <= own) | ((scores == own) & (classes > target[..., None]))
+    return before.sum(-1)
+
+
+def _check_top_k(top_k: tuple[int, ...], num_classes: int) -> None:
+    for k in top_k:
+        if not isinstance(k, int) or not 1 <= k <= num_classes:
+            raise ValueError(
+                f"top_k is expected to be from 1 to the number of classes, {num_classes}; it is "
+                f"{describe(k)}."
+            )
+
+
+def _check_scores(scores: ArrayLike | None, targets: Array, num_classes: int) -> Array:
+    if scores is None:
+        raise ValueError("top_k needs the scores of all classes: pass scores=logits.")
+    array = jnp.asarray(scores)
+    if array.shape != (*targets.shape, num_classes):
+        raise ValueError(
+            f"scores are expected to be of shape {(*targets.shape, num_classes)}, one for each "
+            f"class of each target; they are {describe(array)}."
         )
     return array
-
-
-def check_mask(mask: ArrayLike | None, targets: Array) -> Array:
-    """Return the mask as booleans of the targets' shape; all True for None.
-
-    Raises:
-        ValueError: The mask has another shape than the targets.
-    """
-    if mask is None:
-        return jnp.ones(targets.shape, bool)
-    array = jnp.asarray(mask)
-    if array.shape != targets.shape:
-        raise ValueError(
-            f"mask is expected to have the shape of the targets, {describe(targets)}, True where "
-            f"an example is real; it is {describe(array)}."
-        )
-    return array != 0
 
 
 def _in_range(classes: Array, num_classes: int) -> Array:
