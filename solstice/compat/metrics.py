@@ -1,7 +1,7 @@
 """From other libraries' metrics to those of Solstice.
 
-What merges and computes (clu's metrics) is taken as it is, and needs nothing from here. scikit-learn's
-functions go into `solstice.metrics.Collect`.
+What merges and computes (clu's metrics) is taken as it is, and needs nothing from here.
+scikit-learn's functions go into `solstice.metrics.Collect`.
 """
 
 import copy
@@ -57,8 +57,8 @@ def as_metrics(metric: Any) -> Any:
         return UpdatedMetrics(metric)
     raise TypeError(
         f"A metric is expected, an object with `merge` and `compute`, or with `update` and "
-        f"`compute`; it is {describe(metric)}. For a function of all examples, as scikit-learn's, "
-        f"collect them: solstice.metrics.Collect((targets, scores), functions={{'name': function}})."
+        f"`compute`; it is {describe(metric)}. For a function of all examples, as scikit-learn's: "
+        f"solstice.metrics.Collect((targets, scores), functions={{'name': function}})."
     )
 
 

@@ -99,7 +99,7 @@ def _parts(metric: nnx.Metric) -> dict[str, nnx.Metric]:
     return {name: getattr(metric, name) for name in metric._metric_names}  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _add(metric: nnx.Metric, other: nnx.Metric) -> None:
+def _add(metric: Any, other: Any) -> None:
     """Let a metric also count what the other has counted."""
     if isinstance(metric, nnx.MultiMetric):
         for name, part in _parts(metric).items():

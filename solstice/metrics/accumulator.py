@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from solstice.metrics.base import Metrics, reduce
 
@@ -62,17 +63,38 @@ def _merge_all(metrics: list[Any]) -> Any:
     # clu's CollectingMetric says so with a RuntimeError.
     if all(eqx.is_array(leaf) for leaf in jax.tree.leaves(metrics)):
         try:
-            return _jitted_reduce(metrics)
+            return _compiled_reduce(metrics)
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, RuntimeError):
             return reduce(metrics)
     return reduce(metrics)
 
 
-_jitted_reduce = jax.jit(reduce)
+@jax.jit
+def _compiled_reduce(metrics: list[Any]) -> Any:
+    merged = jax.eval_shape(reduce, metrics[:2])
+    # A few may be too large to lie side by side.
+    if len(metrics) <= 3 or any(_types(one) != _types(merged) for one in metrics):
+        return reduce(metrics)
+    # One merge to compile, not one for each metric.
+    rest = jax.tree.map(lambda *leaves: jnp.stack(leaves), *metrics[1:])
+    total, _ = jax.lax.scan(
+        lambda total, one: (reduce([total, one]), None), metrics[0], rest, length=len(metrics) - 1
+    )
+    return total
+
+
+def _types(metrics: Any) -> tuple[Any, list[Any]]:
+    leaves, structure = jax.tree.flatten(metrics)
+    return structure, [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves]
 
 
 def _is_hosted(node: Any) -> bool:
-    return isinstance(node, Metrics) and hasattr(node, "to_host")
+    # Of the type: an Equinox module makes a new object for each method that is looked up.
+    return isinstance(node, Metrics) and hasattr(type(node), "to_host")
+
+
+def _to_host(node: Any) -> Any:
+    return type(node).to_host(node)
 
 
 def _merge_hosted_apart(metrics: list[Any]) -> Any:
@@ -86,7 +108,7 @@ def _merge_hosted_apart(metrics: list[Any]) -> Any:
     for array in jax.tree.leaves(columns):  # all of them on their way before one is waited for
         if isinstance(array, jax.Array) and array.is_fully_addressable:
             array.copy_to_host_async()
-    hosted = [reduce(node.to_host() for node in column) for column in zip(*columns, strict=True)]
+    hosted = [reduce(map(_to_host, column)) for column in zip(*columns, strict=True)]
     nodes, structure = jax.tree.flatten(
         _merge_all(stripped), is_leaf=lambda node: isinstance(node, _Elsewhere)
     )

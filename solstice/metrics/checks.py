@@ -72,7 +72,7 @@ def check_mask(mask: ArrayLike | None, values: Array, name: str = "the targets")
         return jnp.ones(values.shape, bool)
     array = jnp.asarray(mask)
     check_mask_shape(array, values, name)
-    array = (array != 0).reshape(array.shape + (1,) * (values.ndim - array.ndim))
+    array = array.astype(bool).reshape(array.shape + (1,) * (values.ndim - array.ndim))
     return jnp.broadcast_to(array, values.shape)
 
 

@@ -72,10 +72,11 @@ class Collect(Metrics):
         """
         values = jax.tree.map(_as_array, values, is_leaf=lambda value: isinstance(value, list))
         check_examples(values, "Collect")
+        self._mask = None
         if mask is not None:
-            mask = _as_array(mask) != 0
+            self._mask = _as_array(mask).astype(bool)
             for array in jax.tree.leaves(values):
-                check_mask_shape(mask, array, "the values")
+                check_mask_shape(self._mask, array, "the values")
         functions = dict(functions or {})
         for name, function in functions.items():
             if not callable(function):
@@ -83,7 +84,6 @@ class Collect(Metrics):
                     f"functions[{name!r}] is expected to be a function; it is {describe(function)}."
                 )
         self._values = values
-        self._mask = mask
         self._structure = jax.tree.structure(values)
         self._functions = Static(functions)
 
@@ -93,25 +93,19 @@ class Collect(Metrics):
         Raises:
             UsageError: `other` is another kind of metric, or of other arrays or functions.
         """
-        if type(other) is not type(self) or other._kind() != self._kind():
-            found = other._kind() if isinstance(other, Collect) else describe(other)
+        if type(other) is not type(self) or _kind(other) != _kind(self):
+            found = _kind(other) if isinstance(other, Collect) else describe(other)
             raise UsageError(
-                f"Collect merges with one of the same arrays and functions, {self._kind()}; it got "
+                f"Collect merges with one of the same arrays and functions, {_kind(self)}; it got "
                 f"{found}. Give every step the same metric."
             )
-        if is_traced((self, other)):
-            return self._joined_on_device(other)
-        parts = Parts(self.to_host()._values, other.to_host()._values)
-        return replace(self, _values=parts, _mask=None)
+        if is_traced((self._values, other._values)):
+            return _joined_on_device(self, other)
+        return replace(self, _values=Parts(_on_host(self), _on_host(other)), _mask=None)
 
     def to_host(self) -> Self:
         """Return it with its values in host memory, without masked ones."""
-        if isinstance(self._values, Parts):
-            return self
-        values, mask = jax.tree.map(_fetch, (self._values, self._mask))
-        if mask is not None:
-            values = jax.tree.map(lambda array: array[mask], values)
-        return replace(self, _values=Parts(values), _mask=None)
+        return replace(self, _values=_on_host(self), _mask=None)
 
     def parts(self) -> Iterator[PyTree]:
         """Yield the values of each batch in host memory, in the order they were merged."""
@@ -119,7 +113,7 @@ class Collect(Metrics):
             raise UsageError(
                 "Collect computes in host memory: call compute() outside of jit, or let a callback."
             )
-        yield from self.to_host()._values
+        yield from _on_host(self)
 
     def compute(self) -> dict[str, Any]:
         """Return what the functions return, or the joined arrays.
@@ -134,18 +128,6 @@ class Collect(Metrics):
         if not functions:
             return _by_name(joined)
         return {name: _call(function, joined) for name, function in functions.items()}
-
-    def _kind(self) -> tuple[Any, list[str]]:
-        return self._structure, list(self._functions.value)
-
-    def _joined_on_device(self, other: Self) -> Self:
-        if any(isinstance(one._values, Parts) for one in (self, other)):
-            raise UsageError("A Collect in host memory cannot be merged under jit.")
-        mask = None
-        if self._mask is not None or other._mask is not None:
-            mask = jnp.concatenate([_full_mask(self), _full_mask(other)])
-        values = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), self._values, other._values)
-        return replace(self, _values=values, _mask=mask)
 
 
 class Parts:
@@ -174,6 +156,40 @@ class Parts:
         return Parts, tuple(self)
 
 
+# Functions, not methods: an Equinox module makes a new object for each method that is looked up,
+# which would be most of what a merge costs.
+
+
+def _kind(one: Collect) -> tuple[Any, list[str]]:
+    return one._structure, list(one._functions.value)
+
+
+def _on_host(one: Collect) -> Parts:
+    if isinstance(one._values, Parts):
+        return one._values
+    values = jax.tree.map(_fetch, one._values)
+    if one._mask is not None:
+        mask = _fetch(one._mask)
+        values = jax.tree.map(lambda array: array[mask], values)
+    return Parts(values)
+
+
+def _joined_on_device(one: Collect, other: Collect) -> Collect:
+    if any(isinstance(each._values, Parts) for each in (one, other)):
+        raise UsageError("A Collect in host memory cannot be merged under jit.")
+    mask = None
+    if one._mask is not None or other._mask is not None:
+        mask = jnp.concatenate([_full_mask(one), _full_mask(other)])
+    values = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), one._values, other._values)
+    return replace(one, _values=values, _mask=mask)
+
+
+def _full_mask(one: Collect) -> Any:
+    if one._mask is not None:
+        return one._mask
+    return jnp.ones(jax.tree.leaves(one._values)[0].shape[:1], bool)
+
+
 def _as_array(value: Any) -> Any:
     if isinstance(value, np.ndarray | jax.Array):
         return value
@@ -190,12 +206,6 @@ def _fetch(array: Any) -> np.ndarray:
         return np.array(multihost_utils.process_allgather(array, tiled=True))
     # A copy: on the CPU, numpy would otherwise hold on to the device's buffer.
     return np.array(array)
-
-
-def _full_mask(one: Collect) -> Any:
-    if one._mask is not None:
-        return one._mask
-    return jnp.ones(jax.tree.leaves(one._values)[0].shape[:1], bool)
 
 
 def _by_name(values: PyTree) -> dict[str, Any]:

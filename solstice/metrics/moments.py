@@ -41,7 +41,7 @@ class Comoments(eqx.Module):
         centred = jnp.where(real, values - rough[:, None], 0)
         rest = centred.sum(1) / size
         centred = jnp.where(real, centred - rest[:, None], 0)
-        self.mean = sums.add(sums.exact(rough), sums.exact(rest))
+        self.mean = sums.exact(rough, rest)
         # Not a matrix product, which accelerators round to fewer digits.
         self.products = sums.exact((centred[:, None] * centred[None]).sum(2))
 
@@ -69,4 +69,4 @@ class Comoments(eqx.Module):
             [sums.value(self.products[i, i]) for i in range(self.products.shape[0])]
         )
         last_digit = jnp.finfo(squares.dtype).eps * sums.value(self.mean)
-        return jnp.where(squares > last_digit**2 / 16, squares, 0)
+        return jnp.where(squares <= last_digit**2 / 16, 0, squares)

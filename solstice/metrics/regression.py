@@ -133,8 +133,8 @@ def _report(metrics: RegressionMetrics) -> tuple[dict[str, Array], dict[str, Arr
     both = jnp.sqrt(of_preds) * jnp.sqrt(of_targets)
     pearson = jnp.clip(sums.value(moments.products[0, 1]) / both, -1, 1)
     # Of equal targets nothing can be explained: 1 if they are met, 0 if not, as in scikit-learn.
-    constant = jnp.where(squared > 0, 0.0, 1.0).astype(squared.dtype)
-    r2 = jnp.where(of_targets > 0, 1 - squared / of_targets, constant)
+    met = (squared == 0).astype(squared.dtype)
+    r2 = jnp.where(of_targets == 0, met, 1 - squared / of_targets)
     per_output = {
         "mse": squared / number,
         "mae": absolute / number,

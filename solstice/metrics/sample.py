@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Self
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree, UInt32
@@ -104,7 +103,7 @@ class Sample(Metrics):
 
 
 def _draw(key: Any, size: int) -> UInt32[Array, "size 2"]:
-    if eqx.is_array(key) and not is_key(key):
+    if getattr(key, "ndim", 0) > 0 and not is_key(key):
         keys = jnp.asarray(key)
         typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
         if keys.ndim != (1 if typed else 2) or len(keys) != size:
