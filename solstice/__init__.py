@@ -32,7 +32,8 @@ from solstice.errors import (
 from solstice.experiment import Experiment
 from solstice.experiments import ClassificationExperiment
 from solstice.flat import snapshot
-from solstice.metrics import ClassificationMetrics, Metrics, reduce
+from solstice.metrics import ClassificationMetrics, Metrics, RegressionMetrics, reduce
+from solstice.padding import pad_last
 from solstice.step import jit
 from solstice.summary import summary
 from solstice.trainer import predict, test, train
@@ -55,6 +56,7 @@ __all__ = [
     "Metrics",
     "ProfilingCallback",
     "RecompileError",
+    "RegressionMetrics",
     "UsageError",
     "callbacks",
     "compat",
@@ -62,6 +64,7 @@ __all__ = [
     "jit",
     "loggers",
     "metrics",
+    "pad_last",
     "plots",
     "predict",
     "reduce",

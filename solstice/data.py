@@ -96,10 +96,10 @@ def batches(
     set_epoch = getattr(dataset, "set_epoch", None)
     if callable(set_epoch):
         set_epoch(epoch)
-    made = _makes_iterators(dataset)
+    made = makes_iterators(dataset)
     source = dataset
     if made:
-        source = dataset(epoch) if _takes_argument(dataset) else dataset()
+        source = dataset(epoch) if takes_argument(dataset) else dataset()
     empty = True
     iterator = iter(source)
     if start is not None:
@@ -193,7 +193,7 @@ def length(dataset: Any) -> int | None:
     >>> length([1, 2]), length(iter([1, 2]))
     (2, None)
     """
-    return None if _makes_iterators(dataset) else _length(dataset)
+    return None if makes_iterators(dataset) else _length(dataset)
 
 
 def as_arrays(batch: Any) -> Any:
@@ -232,11 +232,13 @@ def _length(dataset: Any) -> int | None:
         return None
 
 
-def _makes_iterators(dataset: Any) -> bool:
+def makes_iterators(dataset: Any) -> bool:
+    """Say whether a dataset is a function that returns an iterator."""
     return callable(dataset) and not isinstance(dataset, Iterable)
 
 
-def _takes_argument(function: Callable[..., Any]) -> bool:
+def takes_argument(function: Callable[..., Any]) -> bool:
+    """Say whether a function that makes iterators is to be called with the epoch."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # a callable written in C that does not tell

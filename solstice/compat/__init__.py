@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from solstice.compat.keras import KerasModel
     from solstice.compat.keras_optimizer import KerasOptimizer
     from solstice.compat.linen import FlaxModel
+    from solstice.compat.metrics import UpdatedMetrics, as_metrics
     from solstice.compat.nnx import NNXModel
+    from solstice.compat.nnx_metrics import NNXMetrics
     from solstice.compat.optax import OptaxOptimizer
     from solstice.compat.registry import as_model, as_optimizer, register
     from solstice.compat.stax import StaxModel
@@ -34,11 +36,14 @@ __all__ = [
     "KerasModel",
     "KerasOptimizer",
     "Model",
+    "NNXMetrics",
     "NNXModel",
     "OptaxOptimizer",
     "Optimizer",
     "Static",
     "StaxModel",
+    "UpdatedMetrics",
+    "as_metrics",
     "as_model",
     "as_optimizer",
     "check_train",
@@ -60,9 +65,12 @@ _LAZY = {
     "JaxOptimizer": ("jax_optimizers", None),
     "KerasModel": ("keras", "keras"),
     "KerasOptimizer": ("keras_optimizer", "keras"),
+    "NNXMetrics": ("nnx_metrics", "flax"),
     "NNXModel": ("nnx", "flax"),
     "OptaxOptimizer": ("optax", "optax"),
     "StaxModel": ("stax", None),
+    "UpdatedMetrics": ("metrics", None),
+    "as_metrics": ("metrics", None),
     "as_model": ("registry", None),
     "as_optimizer": ("registry", None),
     "register": ("registry", None),

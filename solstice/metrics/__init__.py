@@ -2,6 +2,30 @@
 
 from solstice.metrics.accumulator import Accumulator, merge_all
 from solstice.metrics.base import Metrics, is_metrics, reduce
+from solstice.metrics.binary import BinaryMetrics
 from solstice.metrics.classification import ClassificationMetrics
+from solstice.metrics.collect import Collect
+from solstice.metrics.combine import MetricsDict
+from solstice.metrics.numbers import Last, Max, Mean, Min, Std, Sum
+from solstice.metrics.regression import RegressionMetrics
+from solstice.metrics.sample import Sample
 
-__all__ = ["Accumulator", "ClassificationMetrics", "Metrics", "is_metrics", "merge_all", "reduce"]
+__all__ = [
+    "Accumulator",
+    "BinaryMetrics",
+    "ClassificationMetrics",
+    "Collect",
+    "Last",
+    "Max",
+    "Mean",
+    "Metrics",
+    "MetricsDict",
+    "Min",
+    "RegressionMetrics",
+    "Sample",
+    "Std",
+    "Sum",
+    "is_metrics",
+    "merge_all",
+    "reduce",
+]

@@ -1,15 +1,17 @@
 """Merging the metrics of many steps on the host side of a loop, cheaply and in bounded memory.
 
 A merge per step would dispatch as much work as a small step itself. Here the steps' metrics wait
-in a short buffer, which one compiled call folds, in order, into the running total.
+in a short buffer, which one compiled call folds, in order, into the running total. What belongs on
+the host (a metric with `to_host`, also inside another) is moved there when the buffer is folded.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
-from solstice.metrics.base import reduce
+from solstice.metrics.base import Metrics, reduce
 
 AccumulatorState = dict[str, Any]
 
@@ -112,14 +114,72 @@ def merge_all(metrics: list[Any]) -> Any:
     >>> int(merge_all(ones).count)
     5
     """
+    if any(map(_is_hosted, jax.tree.leaves(metrics[0], is_leaf=_is_hosted))):
+        return _merge_hosted_apart(metrics)
     # Metrics with other leaves than arrays (strings, Python objects) merge eagerly: under jit
-    # each new value would compile again. So do those whose merge reads values on the host.
+    # each new value would compile again. So do those whose merge reads values on the host;
+    # clu's CollectingMetric says so with a RuntimeError.
     if all(eqx.is_array(leaf) for leaf in jax.tree.leaves(metrics)):
         try:
-            return _jitted_reduce(metrics)
-        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+            return _compiled_reduce(metrics)
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, RuntimeError):
             return reduce(metrics)
     return reduce(metrics)
 
 
-_jitted_reduce = jax.jit(reduce)
+@jax.jit
+def _compiled_reduce(metrics: list[Any]) -> Any:
+    merged = jax.eval_shape(reduce, metrics[:2])
+    # A few may be too large to lie side by side.
+    if len(metrics) <= 3 or any(_types(one) != _types(merged) for one in metrics):
+        return reduce(metrics)
+    # One merge to compile, not one for each metric.
+    rest = jax.tree.map(lambda *leaves: jnp.stack(leaves), *metrics[1:])
+    total, _ = jax.lax.scan(
+        lambda total, one: (reduce([total, one]), None), metrics[0], rest, length=len(metrics) - 1
+    )
+    return total
+
+
+def _types(metrics: Any) -> tuple[Any, list[Any]]:
+    leaves, structure = jax.tree.flatten(metrics)
+    return structure, [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves]
+
+
+def _is_hosted(node: Any) -> bool:
+    # Of the type: an Equinox module makes a new object for each method that is looked up.
+    return isinstance(node, Metrics) and hasattr(type(node), "to_host")
+
+
+def _to_host(node: Any) -> Any:
+    return type(node).to_host(node)
+
+
+def _merge_hosted_apart(metrics: list[Any]) -> Any:
+    """Merge the parts that merge on the host there, and the rest without them."""
+    stripped, columns = [], []
+    for one in metrics:
+        nodes, structure = jax.tree.flatten(one, is_leaf=_is_hosted)
+        rest = [_Elsewhere() if _is_hosted(node) else node for node in nodes]
+        stripped.append(jax.tree.unflatten(structure, rest))
+        columns.append([node for node in nodes if _is_hosted(node)])
+    for array in jax.tree.leaves(columns):  # all of them on their way before one is waited for
+        if isinstance(array, jax.Array) and array.is_fully_addressable:
+            array.copy_to_host_async()
+    hosted = [reduce(map(_to_host, column)) for column in zip(*columns, strict=True)]
+    nodes, structure = jax.tree.flatten(
+        merge_all(stripped), is_leaf=lambda node: isinstance(node, _Elsewhere)
+    )
+    there = iter(hosted)
+    whole = [next(there) if isinstance(node, _Elsewhere) else node for node in nodes]
+    return jax.tree.unflatten(structure, whole)
+
+
+class _Elsewhere(Metrics):
+    """Stands where a metric was that merges on the host."""
+
+    def merge(self, other: Any) -> Self:
+        return self
+
+    def compute(self) -> dict[str, Any]:
+        return {}

@@ -22,8 +22,16 @@ class Metrics(eqx.Module):
 
     A subclass keeps its laws: `merge` is associative and commutative, any batching of the same
     examples gives the same answer, and everything works under `jax.jit`. Masked examples count
-    nowhere. A `check()` method, where there is one, is called by the trainer on the host with the
-    outs of a run's first step, and raises an error when they show bad input.
+    nowhere.
+
+    A subclass may have three methods more:
+
+    - `check()` is called by the trainer on the host with the outs of a run's first step, and raises
+      an error when they show bad input;
+    - `to_host()` returns the metric with its data in host memory, where it then merges; it says
+      that this metric grows (see `Collect`), and is called when a loop folds its steps' metrics;
+    - `is_better_than(other)` says which of two metrics is to be preferred, and so can choose the
+      best checkpoint.
 
     >>> import jax.numpy as jnp
     >>> import solstice

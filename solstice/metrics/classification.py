@@ -1,23 +1,33 @@
 """Classification: a confusion matrix and a mean loss, and all that scikit-learn reads off them.
 
-It counts whole predictions. What needs probabilities (calibration, ROC curves) is not here.
+It counts whole predictions, and the ranks of targets among scores where these are given. What
+needs probabilities (calibration, ROC curves) is in `BinaryMetrics`.
 """
 
 import logging
-import math
 import operator
-from typing import Any, Self
+from collections.abc import Iterable
+from typing import Any, Literal, Self
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from solstice.errors import UsageError
+from solstice.metrics import sums
 from solstice.metrics.base import Metrics
-from solstice.tree import describe
+from solstice.metrics.checks import (
+    check_kind,
+    check_labels,
+    check_loss,
+    check_mask,
+    count,
+    is_traced,
+)
+from solstice.tree import describe, replace
 
 _logger = logging.getLogger("solstice")
 
@@ -26,14 +36,24 @@ class ClassificationMetrics(Metrics):
     """The confusion matrix and the average loss of some classified examples.
 
     `compute()` gives `average_loss`, `accuracy` (correct / total, whatever the number of classes),
-    `f1`, `tpr` (recall) and `ppv` (precision) as `_macro` and `_weighted` averages, and
-    `f1`, `tpr`, `ppv` and `prevalence` as `_class_{i}`. All equal scikit-learn's
-    `classification_report(..., zero_division=0)`: macro averages run over the classes that occur
-    in targets or predictions, weighted ones weigh by the number of targets, an absent class
-    has 0. Over no examples at all, `average_loss` and `accuracy` are NaN.
+    `balanced_accuracy` (the mean recall of the classes that occur in targets), `f1`, `tpr` (recall)
+    and `ppv` (precision) as `_macro` and `_weighted` averages, and `f1`, `tpr`, `ppv` and
+    `prevalence` as `_class_{i}`. All equal scikit-learn's `classification_report(...,
+    zero_division=0)`: macro averages run over the classes that occur in targets or predictions,
+    weighted ones weigh by the number of targets, an absent class has 0. Over no examples at all,
+    `average_loss` and the accuracies are NaN.
+
+    With scores, `top_{k}_accuracy` is how often a target is among the k highest scores; of equal
+    ones the later class goes first, as in scikit-learn's `top_k_accuracy_score`.
+
+    Counts are int32 (2^31 examples; int64 with `jax_enable_x64`).
 
     Attributes:
-        confusion_matrix: Counts; row: the target's class, column: the predicted one.
+        confusion_matrix: Counts; row: the target's class, column: the predicted one. None when
+            only the totals are tracked.
+        totals: How often each class was predicted rightly, was a target, and was predicted; None
+            when the confusion matrix is tracked.
+        top_hits: How many targets were among the k highest scores, for each of `top_k`; or None.
         loss_sum: The sum of the real examples' losses.
         count: The number of real (not masked) examples.
         invalid: How many of them had a label or prediction that is no class; they are counted
@@ -48,10 +68,15 @@ class ClassificationMetrics(Metrics):
     0.778
     """
 
-    # Each array that a step returns costs a small one dearly, so what is counted is in one: the
-    # cells of the confusion matrix, row by row, and in the end the invalid examples.
-    _counts: Int[Array, " cells"]
-    loss_sum: Float[Array, ""]
+    # Each array that a step returns costs a small one dearly, so all counts are in one: the cells
+    # of the matrix (or the totals), row by row, the top hits, and the invalid examples.
+    _counts: Int[Array, " numbers"]
+    _loss: Float[Array, "2"]
+    num_classes: int = eqx.field(static=True)
+    track: Literal["confusion", "totals"] = eqx.field(static=True)
+    top_k: tuple[int, ...] = eqx.field(static=True)
+    per_class: bool = eqx.field(static=True)
+    perplexity: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -61,6 +86,11 @@ class ClassificationMetrics(Metrics):
         num_classes: int,
         *,
         mask: ArrayLike | None = None,
+        scores: ArrayLike | None = None,
+        top_k: int | Iterable[int] = (),
+        track: Literal["confusion", "totals"] = "confusion",
+        per_class: bool = True,
+        perplexity: bool = False,
     ) -> None:
         """Count one batch.
 
@@ -69,18 +99,26 @@ class ClassificationMetrics(Metrics):
             targets: True classes, integers of the same shape.
             loss: The mean loss over the batch's real examples, a scalar; NaN is accepted.
             num_classes: How many classes there are.
-            mask: True (or 1) where an example is real, of the same shape. Masked positions may
-                hold anything, a label of -100 too.
+            mask: True (or 1) where an example is real, of the same shape or its leading axes.
+                Masked positions may hold anything, a label of -100 too.
+            scores: Logits or probabilities, `(..., classes)`; `top_k` needs them.
+            top_k: One or several k, for `top_{k}_accuracy`.
+            track: What is kept: the "confusion" matrix, or of each class the "totals" alone, which
+                `compute` needs no more than. At 10^4 classes the matrix takes 400 MB a step, the
+                totals 120 kB.
+            per_class: Whether `compute` lists each class; with very many, it is a long list.
+            perplexity: Whether `compute` gives `perplexity`, the exponential of the average loss.
 
         Raises:
-            ValueError: The shapes do not fit, or `num_classes` is not positive.
+            ValueError: The shapes do not fit, `num_classes` is not positive, a k is no number of
+                classes, scores are missing, or the matrix would have more than 2^31 cells.
             TypeError: Targets or predictions are not of a type that can name a class.
         """
         num_classes = _positive(num_classes)
         preds, targets, loss = (
             jnp.asarray(preds),
             check_labels(targets, "targets"),
-            jnp.asarray(loss),
+            check_loss(loss),
         )
         if preds.shape != targets.shape:
             raise ValueError(
@@ -90,43 +128,77 @@ class ClassificationMetrics(Metrics):
             )
         if not (jnp.isdtype(preds.dtype, ("bool", "integral")) or _is_real(preds)):
             raise TypeError(f"preds are expected to be classes; they are {describe(preds)}.")
-        if loss.shape != () or not (jnp.isdtype(loss.dtype, "integral") or _is_real(loss)):
+        if track not in ("confusion", "totals"):
+            raise ValueError(f"track is expected to be 'confusion' or 'totals'; it is {track!r}.")
+        if track == "confusion" and num_classes**2 >= 2**31:
             raise ValueError(
-                f"loss is expected to be one real number, the mean over the batch's real examples; "
-                f"it is {describe(loss)}."
+                f"A confusion matrix of {num_classes} classes has more than 2^31 cells. Pass "
+                f"track='totals', which keeps what compute() needs."
             )
+        self.num_classes, self.track = num_classes, track
+        self.top_k = (top_k,) if isinstance(top_k, int) else tuple(top_k)
+        self.per_class = per_class
+        self.perplexity = perplexity
         real = check_mask(mask, targets)
 
         whole = preds == jnp.floor(preds) if _is_real(preds) else True
         valid = real & whole & _in_range(preds, num_classes) & _in_range(targets, num_classes)
-        cells = num_classes**2 + 1
-        cell = targets.astype(jnp.int32) * num_classes + preds.astype(jnp.int32)
-        cell = jnp.where(valid, cell, cells - 1)
-        if mask is not None:  # an index past the end is dropped
-            cell = jnp.where(real, cell, cells)
-        self._counts = jnp.zeros(cells, jnp.int32).at[cell.ravel()].add(1, mode="drop")
+        target, pred = targets.astype(jnp.int32), preds.astype(jnp.int32)
+        _check_top_k(self.top_k, num_classes)
+        ranked = None
+        if self.top_k:
+            ranked = _rank(_check_scores(scores, targets, num_classes), target)
+        # Of a masked example, the index is past the end, so it is counted in no cell.
+        if track == "confusion":
+            last = num_classes**2 + len(self.top_k)
+            cell = jnp.where(valid, target * num_classes + pred, last)
+            counts = _tally(cell if mask is None else jnp.where(real, cell, last + 1), last + 1)
+        else:
+            hit = jnp.where(valid & (target == pred), target, num_classes)
+            rows = [hit, *(jnp.where(valid, one, num_classes) for one in (target, pred))]
+            others = jnp.zeros(len(self.top_k), int), count(real & ~valid)[None]
+            counts = jnp.concatenate([*(_tally(row, num_classes) for row in rows), *others])
+        if ranked is not None:
+            hits = jnp.stack([count(valid & (ranked < k)) for k in self.top_k])
+            counts = counts.at[-1 - len(self.top_k) : -1].set(hits.astype(counts.dtype))
+        self._counts = counts
 
-        count = targets.size if mask is None else real.sum(dtype=jnp.int32)
-        loss = loss.astype(jnp.promote_types(loss.dtype, jnp.float32))
+        number = targets.size if mask is None else real.sum()
         # A batch without real examples has a mean loss of 0/0, which must not reach the sum.
-        self.loss_sum = jnp.where(jnp.asarray(count) > 0, loss * count, 0)
+        loss_sum = jnp.where(jnp.asarray(number) > 0, loss * number, 0).astype(loss.dtype)
+        self._loss = jnp.stack([loss_sum, jnp.zeros_like(loss_sum)])
 
     @property
-    def confusion_matrix(self) -> Int[Array, "*runs classes classes"]:
+    def confusion_matrix(self) -> Int[Array, "*runs classes classes"] | None:
+        if self.track != "confusion":
+            return None
         shape = (*self._counts.shape[:-1], self.num_classes, self.num_classes)
-        return self._counts[..., :-1].reshape(shape)
+        return self._counts[..., : self.num_classes**2].reshape(shape)
+
+    @property
+    def totals(self) -> Int[Array, "*runs 3 classes"] | None:
+        if self.track != "totals":
+            return None
+        shape = (*self._counts.shape[:-1], 3, self.num_classes)
+        return self._counts[..., : 3 * self.num_classes].reshape(shape)
+
+    @property
+    def top_hits(self) -> Int[Array, "*runs ks"] | None:
+        return self._counts[..., -1 - len(self.top_k) : -1] if self.top_k else None
 
     @property
     def count(self) -> Int[Array, "*runs"]:
-        return self._counts.sum(-1)
+        number = self.num_classes
+        cells = slice(number**2) if self.track == "confusion" else slice(number, 2 * number)
+        return self._counts[..., cells].sum(-1) + self.invalid
 
     @property
     def invalid(self) -> Int[Array, "*runs"]:
         return self._counts[..., -1]
 
     @property
-    def num_classes(self) -> int:
-        return math.isqrt(self._counts.shape[-1] - 1)
+    def loss_sum(self) -> Float[Array, "*runs"]:
+        return sums.value(self._loss)
 
     def merge(self, other: Any) -> Self:
         """Return the metrics of both sets of examples.
@@ -139,7 +211,9 @@ class ClassificationMetrics(Metrics):
                 f"ClassificationMetrics over {self.num_classes} classes merges with its own kind; "
                 f"it got {_kind(other)}. Give every step the same metric."
             )
-        return jax.tree.map(operator.add, self, other)
+        check_kind(self, other)
+        added = jax.tree.map(operator.add, self, other)
+        return replace(added, _loss=sums.add(self._loss, other._loss))
 
     def check(self) -> None:
         """Raise if a label or prediction was no class; the trainer asks after a first step.
@@ -147,7 +221,9 @@ class ClassificationMetrics(Metrics):
         Raises:
             ValueError: `invalid` is not 0.
         """
-        if self.invalid.size and (worst := int(np.max(self.invalid))):
+        # On the host: there is nothing to compile.
+        invalid = np.asarray(self._counts)[..., -1]
+        if invalid.size and (worst := int(invalid.max())):
             raise ValueError(
                 f"Classes are expected to be whole numbers from 0 to {self.num_classes - 1}; "
                 f"{worst} of {int(np.max(self.count))} examples had a label or a prediction that "
@@ -156,14 +232,13 @@ class ClassificationMetrics(Metrics):
 
     def compute(self) -> dict[str, Any]:
         """Return the metrics by name, each a float scalar."""
-        concrete = not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self))
-        averages, per_class = _report(self.confusion_matrix, self.loss_sum, self.count)
-        if concrete:
-            if int(self.invalid):
+        averages, per_class = _report(self)
+        if not is_traced(self):
+            if invalid := int(np.asarray(self._counts)[..., -1]):
                 _logger.warning(
                     "%d of %d examples had a label or prediction outside 0..%d; they count in "
                     "no metric but the average loss.",
-                    int(self.invalid),
+                    invalid,
                     int(self.count),
                     self.num_classes - 1,
                 )
@@ -178,13 +253,13 @@ class ClassificationMetrics(Metrics):
 
 
 @jax.jit
-def _report(
-    confusion: Int[Array, "classes classes"], loss_sum: Float[Array, ""], count: Int[Array, ""]
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    dtype = loss_sum.dtype
-    correct = jnp.diagonal(confusion)
-    support = confusion.sum(axis=1)
-    predicted = confusion.sum(axis=0)
+def _report(metrics: ClassificationMetrics) -> tuple[dict[str, Array], dict[str, Array]]:
+    dtype = metrics.loss_sum.dtype
+    if metrics.confusion_matrix is None:
+        correct, support, predicted = metrics.totals  # pyright: ignore[reportGeneralTypeIssues]
+    else:
+        matrix = metrics.confusion_matrix
+        correct, support, predicted = jnp.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
     total = support.sum()
     per_class = {
         "f1": _ratio(2 * correct, support + predicted, dtype),
@@ -192,15 +267,20 @@ def _report(
         "ppv": _ratio(correct, predicted, dtype),
     }
     prevalence = _ratio(support, total, dtype)
-    present = (support + predicted) > 0
     averages = {
-        "average_loss": loss_sum / count,
+        "average_loss": metrics.loss_sum / metrics.count,
         "accuracy": correct.sum().astype(dtype) / total,
+        "balanced_accuracy": per_class["tpr"].sum() / (support > 0).sum(),
     }
+    if metrics.perplexity:
+        averages["perplexity"] = jnp.exp(averages["average_loss"])
+    for i, k in enumerate(metrics.top_k):
+        averages[f"top_{k}_accuracy"] = metrics.top_hits[i].astype(dtype) / total  # pyright: ignore[reportOptionalSubscript]
+    present = (support + predicted) > 0
     for name, values in per_class.items():
         averages[f"{name}_macro"] = _ratio(values.sum(), present.sum(), dtype)
         averages[f"{name}_weighted"] = (values * prevalence).sum()
-    return averages, per_class | {"prevalence": prevalence}
+    return averages, per_class | {"prevalence": prevalence} if metrics.per_class else {}
 
 
 def _ratio(numerator: Array, denominator: Array, dtype: Any) -> Array:
@@ -208,37 +288,42 @@ def _ratio(numerator: Array, denominator: Array, dtype: Any) -> Array:
     return jnp.where(denominator > 0, numerator.astype(dtype) / jnp.maximum(denominator, 1), 0)
 
 
-def check_labels(labels: ArrayLike, name: str) -> Array:
-    """Return integer class labels as an array.
+def _tally(cells: Array, size: int) -> Array:
+    """Count how often each cell occurs, without a one-hot matrix; one past the end is dropped."""
+    dtype = jax.dtypes.canonicalize_dtype(np.int64)
+    return jnp.zeros(size, dtype).at[cells.ravel()].add(1, mode="drop")
 
-    Raises:
-        TypeError: They are not integers.
+
+def _rank(scores: Array, target: Array) -> Array:
+    """Return how many classes go before the target: higher scores, and equal ones of later classes.
+
+    Nothing is sorted. A NaN goes before every number, and a target with one after all classes.
     """
-    array = jnp.asarray(labels)
-    if not jnp.isdtype(array.dtype, ("bool", "integral")):
-        raise TypeError(
-            f"{name} are expected to be integer classes, one a position; they are "
-            f"{describe(array)}. Convert them with .astype('int32'), or with argmax(-1) when "
-            f"they are one-hot."
+    classes = jnp.arange(scores.shape[-1])
+    own = jnp.take_along_axis(scores, target[..., None], axis=-1, mode="clip")
+    before = ~(scores <= own) | ((scores == own) & (classes > target[..., None]))
+    return before.sum(-1)
+
+
+def _check_top_k(top_k: tuple[int, ...], num_classes: int) -> None:
+    for k in top_k:
+        if not isinstance(k, int) or not 1 <= k <= num_classes:
+            raise ValueError(
+                f"top_k is expected to be from 1 to the number of classes, {num_classes}; it is "
+                f"{describe(k)}."
+            )
+
+
+def _check_scores(scores: ArrayLike | None, targets: Array, num_classes: int) -> Array:
+    if scores is None:
+        raise ValueError("top_k needs the scores of all classes: pass scores=logits.")
+    array = jnp.asarray(scores)
+    if array.shape != (*targets.shape, num_classes):
+        raise ValueError(
+            f"scores are expected to be of shape {(*targets.shape, num_classes)}, one for each "
+            f"class of each target; they are {describe(array)}."
         )
     return array
-
-
-def check_mask(mask: ArrayLike | None, targets: Array) -> Array:
-    """Return the mask as booleans of the targets' shape; all True for None.
-
-    Raises:
-        ValueError: The mask has another shape than the targets.
-    """
-    if mask is None:
-        return jnp.ones(targets.shape, bool)
-    array = jnp.asarray(mask)
-    if array.shape != targets.shape:
-        raise ValueError(
-            f"mask is expected to have the shape of the targets, {describe(targets)}, True where "
-            f"an example is real; it is {describe(array)}."
-        )
-    return array != 0
 
 
 def _in_range(classes: Array, num_classes: int) -> Array:

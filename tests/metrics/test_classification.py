@@ -1,7 +1,9 @@
 """ClassificationMetrics: scikit-learn's numbers for any batching, mask, dtype and transform."""
 
+import functools
 import itertools
 import logging
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, classification_report, confusion_matrix
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    classification_report,
+    confusion_matrix,
+    top_k_accuracy_score,
+)
 
 import solstice
 from solstice import ClassificationMetrics
@@ -24,7 +32,12 @@ def scikit_learns(preds, targets, num_classes):
     """All that `compute` gives but the loss, as scikit-learn says it."""
     preds, targets = np.ravel(preds).astype(int), np.ravel(targets).astype(int)
     report = classification_report(targets, preds, output_dict=True, zero_division=0)
-    expected = {"accuracy": accuracy_score(targets, preds)}
+    # Not balanced_accuracy_score, which warns of classes that occur in predictions alone.
+    occurring = [report[str(i)]["recall"] for i in np.unique(targets)]
+    expected = {
+        "accuracy": accuracy_score(targets, preds),
+        "balanced_accuracy": np.mean(occurring),
+    }
     names = {"f1": "f1-score", "tpr": "recall", "ppv": "precision"}
     for ours, theirs in names.items():
         for average in ("macro", "weighted"):
@@ -237,7 +250,7 @@ def test_double_precision_is_kept(x64):
     metrics = ClassificationMetrics(PREDS[0], TARGETS[0], loss, 3)
     assert float(metrics.compute()["average_loss"]) == 1 + 1e-12
     assert metrics.compute()["accuracy"] == np.mean(PREDS[0] == TARGETS[0])
-    assert metrics.confusion_matrix.dtype == jnp.int32
+    assert metrics.confusion_matrix.dtype == metrics.count.dtype == jnp.int64
     half = ClassificationMetrics(PREDS[0], TARGETS[0], jnp.float16(0.5), 3)
     assert half.loss_sum.dtype == jnp.float32
 
@@ -290,7 +303,8 @@ def test_a_wholly_masked_batch_adds_nothing(loss):
 
 def test_nothing_of_no_examples_is_known():
     none = ClassificationMetrics(np.zeros(0, int), np.zeros(0, int), jnp.nan, 2).compute()
-    assert np.isnan(none.pop("accuracy")) and np.isnan(none.pop("average_loss"))
+    for name in ("accuracy", "balanced_accuracy", "average_loss"):
+        assert np.isnan(none.pop(name))
     assert set(map(float, none.values())) == {0.0}
 
 
@@ -334,6 +348,87 @@ def test_valid_classes_are_not_warned_about(caplog):
         metrics.compute()
         jax.jit(ClassificationMetrics.compute)(ClassificationMetrics([9], [9], 0.5, 2))
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("num_classes", [3, 10, 50])
+@pytest.mark.parametrize("digits", [1, 6], ids=["many ties", "no ties"])
+@given(seed=st.integers(0, 99))
+def test_top_k_equals_scikit_learn(num_classes, digits, seed):
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, num_classes, (2, ROOM))
+    scores = rng.random((2, ROOM, num_classes)).round(digits).astype("float32")
+    top_k = (1, num_classes // 2, num_classes - 1)
+    parts = [count_scores(targets[i], scores[i], num_classes, top_k) for i in range(2)]
+    computed = parts[0].merge(parts[1]).compute()
+    for k in top_k:
+        hits = top_k_accuracy_score(
+            targets.ravel(), scores.reshape(-1, num_classes), k=k, labels=range(num_classes)
+        )
+        assert computed[f"top_{k}_accuracy"] == pytest.approx(hits, rel=1e-6)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def count_scores(targets, scores, num_classes, top_k, mask=None):
+    preds = scores.argmax(-1)
+    return ClassificationMetrics(
+        preds, targets, 0.5, num_classes, mask=mask, scores=scores, top_k=top_k
+    )
+
+
+def test_top_k_of_what_is_real():
+    scores = np.array([[0.1, 0.5, 0.2], [0.1, np.nan, 0.2], [np.nan, 0.1, 0.2], [0.5, 0.1, 0.2]])
+    targets, mask = np.array([2, 1, 2, -100]), np.array([1, 1, 1, 0])
+    computed = count_scores(targets, scores, 3, (1, 2, 3), mask).compute()
+    # A NaN goes before every number, and the target with one after all.
+    found = [computed[f"top_{k}_accuracy"] for k in (1, 2, 3)]
+    assert found == pytest.approx([0, 2 / 3, 2 / 3])
+    one = ClassificationMetrics([1], [2], 0.5, 3, scores=[[0.1, 0.5, 0.2]], top_k=2)
+    assert one.compute()["top_2_accuracy"] == 1
+
+
+@given(data=st.data())
+def test_balanced_accuracy_equals_scikit_learn(data):
+    preds, targets = np.array(data.draw(examples(4))).T
+    mask = pad(np.ones(len(preds), bool), False)
+    computed = count_batch(pad(preds), pad(targets), 0.5, 4, mask=mask).compute()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes that are only predicted
+        expected = balanced_accuracy_score(targets, preds)
+    assert computed["balanced_accuracy"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 50])
+@given(seed=st.integers(0, 99))
+def test_totals_say_what_the_matrix_does(num_classes, seed):
+    rng = np.random.default_rng(seed)
+    preds, targets = rng.integers(-1, num_classes + 1, (2, ROOM))
+    mask = rng.random(ROOM) < 0.7
+    matrix = count_batch(preds, targets, 0.5, num_classes, mask=mask)
+    totals = count_totals(preds, targets, 0.5, num_classes, mask=mask)
+    assert totals.confusion_matrix is None and totals.totals.shape == (3, num_classes)
+    assert totals.num_classes == num_classes and int(totals.invalid) == int(matrix.invalid)
+    expected, computed = matrix.merge(matrix).compute(), totals.merge(totals).compute()
+    assert list(computed) == list(expected)
+    np.testing.assert_array_equal([*computed.values()], [*expected.values()])
+
+
+count_totals = jax.jit(functools.partial(ClassificationMetrics, track="totals"), static_argnums=3)
+
+
+def test_very_many_classes():
+    preds, targets = np.array([0, 99_999, 5]), np.array([0, 99_999, 7])
+    with pytest.raises(ValueError, match=r"100000 classes has more than 2\^31 cells\. Pass track="):
+        ClassificationMetrics(preds, targets, 0.5, 100_000)
+    metrics = ClassificationMetrics(preds, targets, 0.5, 100_000, track="totals", per_class=False)
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(metrics)) < 3 * 4 * 100_000 + 100
+    computed = metrics.compute()
+    assert computed["accuracy"] == pytest.approx(2 / 3) and len(computed) == 9
+
+
+def test_the_perplexity_is_of_the_average_loss():
+    parts = [ClassificationMetrics([0], [0], loss, 2, perplexity=True) for loss in (1.0, 2.0)]
+    computed = solstice.reduce(parts).compute()
+    assert computed["perplexity"] == pytest.approx(np.exp(1.5))
 
 
 ONES = np.ones((4, 3), int)
@@ -385,6 +480,26 @@ BAD_ARGUMENTS = {
         TypeError,
         r"num_classes is expected to be an int; it is the float 2\.5",
     ),
+    "no scores": (
+        dict(preds=[0], targets=[0], options=dict(top_k=2)),
+        ValueError,
+        r"top_k needs the scores of all classes: pass scores=logits",
+    ),
+    "scores of another shape": (
+        dict(preds=[0], targets=[0], options=dict(top_k=2, scores=np.ones(3))),
+        ValueError,
+        r"scores are expected to be of shape \(1, 3\).*; they are float64\[3\]|float32\[3\]",
+    ),
+    "more than all classes": (
+        dict(preds=[0], targets=[0], options=dict(top_k=(1, 4), scores=np.ones((1, 3)))),
+        ValueError,
+        r"top_k is expected to be from 1 to the number of classes, 3; it is the int 4",
+    ),
+    "another track": (
+        dict(preds=[0], targets=[0], options=dict(track="counts")),
+        ValueError,
+        r"track is expected to be 'confusion' or 'totals'; it is 'counts'",
+    ),
     "classes by name": (
         dict(preds=[0], targets=[0], num_classes=None),
         TypeError,
@@ -399,11 +514,11 @@ BAD_ARGUMENTS = {
 def test_bad_arguments_are_refused(case, jitted):
     changes, error, message = BAD_ARGUMENTS[case]
     arguments = {"loss": 0.5, "num_classes": 3} | changes
-    num_classes = arguments.pop("num_classes")
+    num_classes, options = arguments.pop("num_classes"), arguments.pop("options", {})
     arguments = {name: jnp.asarray(value) for name, value in arguments.items()}
 
     def make(arguments):
-        return ClassificationMetrics(num_classes=num_classes, **arguments)
+        return ClassificationMetrics(num_classes=num_classes, **arguments, **options)
 
     with pytest.raises(error, match=message):
         (jax.jit(make) if jitted else make)(arguments)

@@ -1,0 +1,141 @@
+"""From other libraries' metrics to those of Solstice.
+
+What merges and computes (clu's metrics) is taken as it is, and needs nothing from here.
+scikit-learn's functions go into `solstice.metrics.Collect`.
+"""
+
+import copy
+import sys
+from collections.abc import Mapping
+from typing import Any, Self
+
+import equinox as eqx
+from numpy.typing import ArrayLike
+
+from solstice import compat
+from solstice.errors import UsageError
+from solstice.metrics import Collect, Metrics, is_metrics
+from solstice.static import Static
+from solstice.tree import describe, replace
+
+
+def as_metrics(metric: Any) -> Any:
+    """Return any supported metric as one with `merge` and `compute`.
+
+    - With `merge` and `compute` (a `Metrics`, clu's): as it is.
+    - A `flax.nnx` metric, `nnx.MultiMetric` included: an `NNXMetrics`, if it is one of its own.
+    - Any other object with `update` and `compute`: an `UpdatedMetrics`.
+
+    The latter two have an `update` that returns a new metric instead of changing this one: keep a
+    fresh metric in the experiment, and return `self.metrics.update(...)` as the step's outs.
+
+    Args:
+        metric: An instance of one of these.
+
+    Raises:
+        TypeError: It is none of them, or a class.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from solstice import compat
+    >>> fresh = compat.as_metrics(nnx.MultiMetric(loss=nnx.metrics.Average("loss")))
+    >>> step = fresh.update(loss=jnp.array([1.0, 2.0]))
+    >>> float(step.merge(fresh.update(loss=jnp.array([6.0]))).compute()["loss"])
+    3.0
+    """
+    if is_metrics(metric):
+        return metric
+    if isinstance(metric, type):
+        raise TypeError(
+            f"An instance of a metric is expected; it got the class {metric.__name__!r}. Make one "
+            f"first: {metric.__name__}(...)."
+        )
+    if "flax.nnx" in sys.modules and isinstance(metric, sys.modules["flax.nnx"].Metric):
+        adapter = compat.NNXMetrics
+        return adapter(metric) if adapter.knows(metric) else UpdatedMetrics(metric)
+    if callable(getattr(metric, "update", None)) and callable(getattr(metric, "compute", None)):
+        return UpdatedMetrics(metric)
+    raise TypeError(
+        f"A metric is expected, an object with `merge` and `compute`, or with `update` and "
+        f"`compute`; it is {describe(metric)}. For a function of all examples, as scikit-learn's: "
+        f"solstice.metrics.Collect((targets, scores), functions={{'name': function}})."
+    )
+
+
+class UpdatedMetrics(Metrics):
+    """A metric that changes itself, given every example's values on the host when it is computed.
+
+    Nothing is known of what such an object holds, so that it cannot merge. Its inputs do: they are
+    collected, and a copy of the object gets them batch by batch, without masked examples.
+
+    >>> import numpy as np, solstice
+    >>> class Median:
+    ...     def __init__(self):
+    ...         self.seen = []
+    ...
+    ...     def update(self, errors):
+    ...         self.seen.extend(errors)
+    ...
+    ...     def compute(self):
+    ...         return {"median_error": np.median(self.seen)}
+    >>> fresh = solstice.compat.as_metrics(Median())
+    >>> steps = [fresh.update(np.array([4.0, 9.0])), fresh.update(np.array([5.0]))]
+    >>> float(solstice.reduce(steps).compute()["median_error"])
+    5.0
+    """
+
+    inputs: Collect | None
+    _metric: Static[Any] = eqx.field(static=True)
+
+    def __init__(self, metric: Any) -> None:
+        """Take a metric over, as it is now; it is copied, and stays as it is.
+
+        Args:
+            metric: An object with `update` and `compute`; its `compute` returns a dict, or a value
+                that is named after its class.
+        """
+        self.inputs = None
+        self._metric = Static(copy.deepcopy(metric))
+
+    def update(self, *args: Any, mask: ArrayLike | None = None, **kwargs: Any) -> Self:
+        """Return the metric of some more examples.
+
+        Args:
+            *args: What the object's own `update` takes: arrays with examples along the first axis.
+            mask: True (or 1) where an example is real.
+            **kwargs: The same, by name.
+        """
+        inputs = Collect((args, kwargs), mask=mask)
+        return replace(self, inputs=inputs if self.inputs is None else self.inputs.merge(inputs))
+
+    def merge(self, other: Any) -> Self:
+        """Return the metric of both sets of examples.
+
+        Raises:
+            UsageError: `other` is another kind of metric.
+        """
+        if type(other) is not type(self) or type(other._metric.value) is not type(
+            self._metric.value
+        ):
+            raise UsageError(
+                f"A {self._name()} merges with its own kind; it got {describe(other)}. Give every "
+                f"step the same metric."
+            )
+        if self.inputs is None or other.inputs is None:
+            return other if self.inputs is None else self
+        return replace(self, inputs=self.inputs.merge(other.inputs))
+
+    def compute(self) -> dict[str, Any]:
+        """Return what the object computes of all examples.
+
+        Raises:
+            UsageError: Called under jit.
+        """
+        metric = copy.deepcopy(self._metric.value)
+        for args, kwargs in () if self.inputs is None else self.inputs.parts():
+            metric.update(*args, **kwargs)
+        computed = metric.compute()
+        return dict(computed) if isinstance(computed, Mapping) else {self._name(): computed}
+
+    def _name(self) -> str:
+        return type(self._metric.value).__name__.lower()

@@ -1,0 +1,129 @@
+"""Flax NNX metrics (`flax.nnx.Metric`): values that merge, instead of objects that change."""
+
+import dataclasses
+from typing import Any, Self
+
+import equinox as eqx
+from flax import nnx
+from jaxtyping import PyTree
+
+from solstice.errors import UsageError
+from solstice.metrics import Metrics
+from solstice.static import Static
+from solstice.tree import describe, replace
+
+
+class NNXMetrics(Metrics):
+    """An NNX metric: an `Average`, `Accuracy` or `Welford`, or a `MultiMetric` of them.
+
+    It merges as these are made: sums are added, means and squares of `Welford` pairwise (Chan,
+    Golub and LeVeque, 1979). What holds several values, as `Welford`, names them `name/value`.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from solstice.compat import NNXMetrics
+    >>> fresh = NNXMetrics(nnx.MultiMetric(accuracy=nnx.metrics.Accuracy()))
+    >>> step = fresh.update(logits=jnp.eye(4), labels=jnp.array([0, 1, 2, 0]))
+    >>> float(step.merge(step).compute()["accuracy"])
+    0.75
+    """
+
+    state: PyTree
+    _graph: Static[Any] = eqx.field(static=True)
+
+    def __init__(self, metric: nnx.Metric) -> None:
+        """Take the values over from a metric, which stays as it is.
+
+        Raises:
+            TypeError: It is of a kind whose merge is not known.
+        """
+        if not self.knows(metric):
+            raise TypeError(
+                f"An NNX metric is expected to be an Average (or Accuracy), a Welford or a "
+                f"MultiMetric of them, since others do not say how they merge; it is "
+                f"{describe(metric)}. compat.as_metrics takes any."
+            )
+        self._graph, self.state = _split(metric)
+
+    @staticmethod
+    def knows(metric: nnx.Metric) -> bool:
+        """Say whether a metric is of a kind whose merge is known."""
+        if isinstance(metric, nnx.MultiMetric):
+            return all(map(NNXMetrics.knows, _parts(metric).values()))
+        return isinstance(metric, nnx.metrics.Average | nnx.metrics.Welford)
+
+    def update(self, **values: Any) -> Self:
+        """Return the metric of some more examples; it takes what the NNX metric's `update` does."""
+        metric = self.unwrap()
+        metric.update(**values)
+        return self._with(metric)
+
+    def merge(self, other: Any) -> Self:
+        """Return the metric of both sets of examples.
+
+        Raises:
+            UsageError: `other` is another kind of metric.
+        """
+        if type(other) is not type(self) or other._graph != self._graph:
+            raise UsageError(
+                f"NNXMetrics of {type(self.unwrap()).__name__} merges with its own kind; it got "
+                f"{describe(other)}. Give every step the same metric."
+            )
+        metric = self.unwrap()
+        _add(metric, other.unwrap())
+        return self._with(metric)
+
+    def compute(self) -> dict[str, Any]:
+        """Return what the metric computes; a value without a name is named after its class."""
+        metric = self.unwrap()
+        computed = metric.compute()
+        if not isinstance(metric, nnx.MultiMetric):
+            computed = {type(metric).__name__.lower(): computed}
+        return _flat(computed)
+
+    def unwrap(self) -> nnx.Metric:
+        """Return the NNX metric, a new object, with these values."""
+        return nnx.merge(self._graph.value, self.state)
+
+    def _with(self, metric: nnx.Metric) -> Self:
+        _, state = _split(metric)
+        return replace(self, state=state)
+
+
+def _split(metric: nnx.Metric) -> tuple[Static[Any], PyTree]:
+    graph, state = nnx.split(metric)
+    return Static(graph), nnx.to_pure_dict(state)
+
+
+def _parts(metric: nnx.Metric) -> dict[str, nnx.Metric]:
+    return {name: getattr(metric, name) for name in metric._metric_names}  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _add(metric: Any, other: Any) -> None:
+    """Let a metric also count what the other has counted."""
+    if isinstance(metric, nnx.MultiMetric):
+        for name, part in _parts(metric).items():
+            _add(part, _parts(other)[name])
+    elif isinstance(metric, nnx.metrics.Welford):
+        count, another = metric.count[...], other.count[...]
+        share = another / (count + another).clip(1)
+        step = other.mean[...] - metric.mean[...]
+        metric.m2[...] += other.m2[...] + step**2 * count * share
+        metric.mean[...] += step * share
+        metric.count[...] += another
+    elif isinstance(metric, nnx.metrics.Average):
+        metric.total[...] += other.total[...]
+        metric.count[...] += other.count[...]
+
+
+def _flat(computed: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in computed.items():
+        if dataclasses.is_dataclass(value):
+            fields = dataclasses.fields(value)
+            flat |= {f"{name}/{field.name}": getattr(value, field.name) for field in fields}
+        elif isinstance(value, dict):
+            flat |= {f"{name}/{key}": one for key, one in _flat(value).items()}
+        else:
+            flat[name] = value
+    return flat

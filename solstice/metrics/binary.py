@@ -1,0 +1,226 @@
+"""Binary classification by probabilities: how well they rank examples, and what they are worth.
+
+Ranks are kept as a histogram, of one size for any number of examples. Hard decisions (accuracy,
+recall, precision) are in `ClassificationMetrics` over two classes.
+"""
+
+import logging
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from numpy.typing import ArrayLike
+
+from solstice.metrics import sums
+from solstice.metrics.base import Metrics
+from solstice.metrics.checks import (
+    check_kind,
+    check_loss,
+    check_mask,
+    check_real,
+    count,
+    is_traced,
+)
+from solstice.tree import describe, replace
+
+_logger = logging.getLogger("solstice")
+
+_NAMES = ("average_loss", "roc_auc", "pr_auc", "brier_score", "ece")
+
+
+class BinaryMetrics(Metrics):
+    """How well the probabilities of some examples rank them, and how well they are calibrated.
+
+    `compute()` gives `roc_auc`, `pr_auc`, `brier_score`, `ece` and, with a loss, `average_loss`.
+
+    `brier_score`, the mean of (probability - target)^2, is exact. So is `ece`, the expected
+    calibration error: in each of `calibration_bins` bins of equal width, the distance between the
+    mean probability and the share of positives, weighted by the bin's share of examples (Naeini,
+    Cooper and Hauskrecht, "Obtaining well calibrated probabilities using Bayesian binning", 2015).
+
+    `roc_auc` (the area under the ROC curve) and `pr_auc` (average precision) are scikit-learn's
+    `roc_auc_score` and `average_precision_score` of the probabilities rounded to one of `bins`
+    bins of equal width. So only the order inside a bin is unknown, and the error is at most
+
+    - for `roc_auc`, half the share of the pairs of a positive and a negative that fall into one
+      bin: sum of p_b * n_b / (2 * P * N), with p_b and n_b positives and negatives in bin b of all
+      P and N. Where neither kind has more than k times the density of a uniform one, that is at
+      most k / (2 * bins).
+    - for `pr_auc`, the sum over bins of p_b / P * (highest - lowest precision that a positive of
+      the bin can have): (T + p_b) / (T + p_b + F) - (T + 1) / (T + 1 + F + n_b), with T and F
+      positives and negatives in the bins above.
+
+    `error_bounds()` gives both for the examples at hand.
+
+    Probabilities outside [0, 1] and targets but 0 and 1 raise a ValueError at once where values are
+    known. Under jit they are counted in `invalid`, and nowhere else but in the average loss.
+
+    Attributes:
+        histogram: Counts of the negatives (row 0) and the positives (row 1) in each bin.
+        count: The number of real (not masked) examples.
+        invalid: How many of them had no probability or no binary target.
+
+    >>> import solstice
+    >>> metrics = solstice.metrics.BinaryMetrics([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+    >>> {name: round(float(value), 3) for name, value in metrics.compute().items()}
+    {'roc_auc': 0.75, 'pr_auc': 0.833, 'brier_score': 0.158, 'ece': 0.337}
+    """
+
+    histogram: Int[Array, "2 bins"]
+    count: Int[Array, ""]
+    invalid: Int[Array, ""]
+    # The sums of (probability - target) in each calibration bin, and that of its squares.
+    _gaps: Float[Array, "calibration_bins 2"]
+    _squares: Float[Array, "2"]
+    _loss: Float[Array, "2"] | None
+
+    def __init__(
+        self,
+        probabilities: ArrayLike,
+        targets: ArrayLike,
+        loss: ArrayLike | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        bins: int = 4096,
+        calibration_bins: int = 15,
+    ) -> None:
+        """Count one batch.
+
+        Args:
+            probabilities: Of the positive class, `(...)`.
+            targets: 0 or 1, of the same shape and any type.
+            loss: The mean loss over the batch's real examples, a scalar.
+            mask: True (or 1) where an example is real, of the same shape or its leading axes.
+            bins: How many bins the histogram has; memory is 8 bytes a bin.
+            calibration_bins: How many bins `ece` has, by definition.
+
+        Raises:
+            ValueError: The shapes do not fit, a number of bins is not positive, or values are out
+                of range.
+            TypeError: Probabilities or targets are not real numbers.
+        """
+        scores = check_real(probabilities, "probabilities")
+        labels = check_real(targets, "targets").astype(scores.dtype)
+        if scores.shape != labels.shape:
+            raise ValueError(
+                f"probabilities and targets are expected to have one shape, one probability an "
+                f"example; they are {describe(scores)} and {describe(labels)}. Of two classes' "
+                f"probabilities, pass the second: probabilities[..., 1]."
+            )
+        for name, number in {"bins": bins, "calibration_bins": calibration_bins}.items():
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name} is expected to be 1 or more; it is {describe(number)}.")
+        real = check_mask(mask, labels).ravel()
+        scores, labels = scores.ravel(), labels.ravel()
+
+        valid = real & (scores >= 0) & (scores <= 1) & ((labels == 0) | (labels == 1))
+        cell = _bin(scores, bins) + bins * (labels == 1)
+        # An index past the end is dropped.
+        cell = jnp.where(valid, cell, 2 * bins)
+        self.count = count(real)
+        self.invalid = self.count - count(valid)
+        counts = jnp.zeros(2 * bins, self.count.dtype).at[cell].add(1, mode="drop")
+        self.histogram = counts.reshape(2, bins)
+        gap = jnp.where(valid, scores - labels, 0)
+        near = _bin(scores, calibration_bins) == jnp.arange(calibration_bins)[:, None]
+        self._gaps = sums.exact(jnp.where(near, gap, 0).sum(-1))
+        self._squares = sums.exact((gap**2).sum())
+        self._loss = None
+        if loss is not None:
+            loss = check_loss(loss)
+            total = jnp.where(self.count > 0, loss * self.count, 0).astype(loss.dtype)
+            self._loss = sums.exact(total)
+        if not is_traced(self.invalid):
+            self.check()
+
+    def merge(self, other: Any) -> Self:
+        """Return the metrics of both sets of examples.
+
+        Raises:
+            UsageError: `other` is another kind of metric, or has other bins.
+        """
+        check_kind(self, other)
+        return replace(
+            self,
+            histogram=self.histogram + other.histogram,
+            count=self.count + other.count,
+            invalid=self.invalid + other.invalid,
+            _gaps=sums.add(self._gaps, other._gaps),
+            _squares=sums.add(self._squares, other._squares),
+            _loss=None if self._loss is None else sums.add(self._loss, other._loss),
+        )
+
+    def check(self) -> None:
+        """Raise if a probability or target was none; the trainer asks after a first step.
+
+        Raises:
+            ValueError: `invalid` is not 0.
+        """
+        if self.invalid.size and (worst := int(np.max(self.invalid))):
+            raise ValueError(
+                f"Probabilities are expected to be in [0, 1] and targets to be 0 or 1; {worst} of "
+                f"{int(np.max(self.count))} examples are not. Pass logits through "
+                f"jax.nn.sigmoid first, or mask what should not count."
+            )
+
+    def compute(self) -> dict[str, Any]:
+        """Return the metrics by name, each a float scalar; NaN where there is nothing to tell.
+
+        As in scikit-learn, `roc_auc` of one class alone is NaN, `pr_auc` without positives is 0.
+        """
+        computed = _report(self)
+        if is_traced(self):
+            return computed
+        if int(self.invalid):
+            _logger.warning(
+                "%d of %d examples had no probability in [0, 1] or no target of 0 or 1; they "
+                "count in no metric but the average loss.",
+                int(self.invalid),
+                int(self.count),
+            )
+        computed = jax.device_get(computed)
+        return {name: computed[name][()] for name in _NAMES if name in computed}
+
+    def error_bounds(self) -> dict[str, Any]:
+        """Return how far `roc_auc` and `pr_auc` are at most from those of the unrounded values."""
+        negatives, positives, above_negatives, above_positives = _from_above(self.histogram)
+        share = positives / positives.sum()
+        highest = (above_positives + positives) / (above_positives + positives + above_negatives)
+        lowest = (above_positives + 1) / (above_positives + 1 + above_negatives + negatives)
+        return {
+            "roc_auc": (share * negatives / negatives.sum()).sum() / 2,
+            "pr_auc": jnp.where(positives > 0, share * (highest - lowest), 0).sum(),
+        }
+
+
+@jax.jit
+def _report(metrics: BinaryMetrics) -> dict[str, Array]:
+    negatives, positives, above_negatives, above_positives = _from_above(metrics.histogram)
+    valid = metrics.count - metrics.invalid
+    # Each negative is beaten by the positives above it, and by half of those in its own bin.
+    beaten_by = (above_positives + positives / 2) / positives.sum()
+    found = above_positives + positives
+    precision = found / jnp.maximum(found + above_negatives + negatives, 1)
+    average_precision = (positives / jnp.maximum(positives.sum(), 1) * precision).sum()
+    computed = {
+        "roc_auc": (negatives / negatives.sum() * beaten_by).sum(),
+        "pr_auc": jnp.where(valid > 0, average_precision, jnp.nan),
+        "brier_score": sums.value(metrics._squares) / valid,
+        "ece": jnp.abs(sums.value(metrics._gaps)).sum() / valid,
+    }
+    if metrics._loss is not None:
+        computed["average_loss"] = sums.value(metrics._loss) / metrics.count
+    return computed
+
+
+def _from_above(histogram: Int[Array, "2 bins"]) -> tuple[Array, Array, Array, Array]:
+    """Return negatives and positives in each bin, highest first, and those in the bins above it."""
+    counts = histogram[:, ::-1]
+    above = jnp.cumsum(counts, axis=1) - counts
+    return counts[0], counts[1], above[0], above[1]
+
+
+def _bin(scores: Float[Array, " examples"], bins: int) -> Int[Array, " examples"]:
+    return jnp.clip(jnp.floor(scores * bins), 0, bins - 1).astype(jnp.int32)

@@ -1,0 +1,142 @@
+"""What the ready-made metrics ask of their inputs: labels, real numbers, a mask, their own kind.
+
+Shapes and types are known under jit, so that these raise there too; values are not.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, PyTree
+from numpy.typing import ArrayLike
+
+from solstice.errors import UsageError
+from solstice.tree import describe
+
+
+def check_labels(labels: ArrayLike, name: str) -> Array:
+    """Return integer class labels as an array.
+
+    Raises:
+        TypeError: They are not integers.
+    """
+    array = jnp.asarray(labels)
+    if not jnp.isdtype(array.dtype, ("bool", "integral")):
+        raise TypeError(
+            f"{name} are expected to be integer classes, one a position; they are "
+            f"{describe(array)}. Convert them with .astype('int32'), or with argmax(-1) when "
+            f"they are one-hot."
+        )
+    return array
+
+
+def check_real(values: ArrayLike, name: str) -> Array:
+    """Return real numbers as floats of single precision or more.
+
+    Raises:
+        TypeError: They are not real numbers.
+    """
+    array = jnp.asarray(values)
+    if not jnp.isdtype(array.dtype, ("bool", "integral", "real floating")):
+        raise TypeError(f"{name} are expected to be real numbers; they are {describe(array)}.")
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def check_loss(loss: ArrayLike) -> Array:
+    """Return a batch's mean loss as one float of single precision or more.
+
+    Raises:
+        ValueError: It is not one real number.
+    """
+    array = jnp.asarray(loss)
+    if array.shape != () or not jnp.isdtype(array.dtype, ("integral", "real floating")):
+        raise ValueError(
+            f"loss is expected to be one real number, the mean over the batch's real examples; "
+            f"it is {describe(array)}."
+        )
+    return check_real(array, "loss")
+
+
+def check_mask(mask: ArrayLike | None, values: Array, name: str = "the targets") -> Array:
+    """Return the mask as booleans of the values' shape; all True for None.
+
+    A mask of the leading axes alone, as of `(batch,)` for `(batch, time)`, holds for all of each.
+
+    Raises:
+        ValueError: The mask has another shape than the values and than their leading axes.
+    """
+    if mask is None:
+        return jnp.ones(values.shape, bool)
+    array = jnp.asarray(mask)
+    check_mask_shape(array, values, name)
+    array = array.astype(bool).reshape(array.shape + (1,) * (values.ndim - array.ndim))
+    return jnp.broadcast_to(array, values.shape)
+
+
+def check_mask_shape(mask: Array | np.ndarray, values: Any, name: str) -> None:
+    """Raise unless the mask has the shape of the values or of their leading axes.
+
+    Raises:
+        ValueError: It has not.
+    """
+    if mask.shape != values.shape[: mask.ndim] or mask.ndim < min(1, values.ndim):
+        raise ValueError(
+            f"mask is expected to have the shape of {name}, {describe(values)}, True where an "
+            f"example is real; it is {describe(mask)}. One value an example, a mask of the "
+            f"leading axes, will do as well."
+        )
+
+
+def check_examples(values: PyTree, what: str) -> int:
+    """Return how many examples there are along the first axis of every array.
+
+    Raises:
+        ValueError: There is no array, one has no axis, or their first axes differ.
+    """
+    sizes = {array.shape[:1] for array in jax.tree.leaves(values)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            f"{what} is expected to get arrays with the same examples along their first axis; it "
+            f"got {describe(values)}."
+        )
+    return sizes.pop()[0]
+
+
+def check_kind(metrics: Any, other: Any) -> None:
+    """Raise unless two metrics are of one class, with the same settings and shapes.
+
+    Raises:
+        UsageError: They do not merge.
+    """
+    if (
+        type(other) is type(metrics)
+        and jax.tree.structure(other) == jax.tree.structure(metrics)
+        and all(map(_same_shape, jax.tree.leaves(other), jax.tree.leaves(metrics)))
+    ):
+        return
+    found = _outline(other) if type(other) is type(metrics) else describe(other)
+    raise UsageError(
+        f"{_outline(metrics)} merges with its own kind; it got {found}. Give every step the same "
+        f"metric, with the same settings."
+    )
+
+
+def count(real: Array, axis: int | None = None) -> Array:
+    """Return how many are True: int32, and int64 where jax has 64-bit types."""
+    return real.sum(axis, dtype=jax.dtypes.canonicalize_dtype(np.int64))
+
+
+def is_traced(tree: PyTree) -> bool:
+    """Say whether values are not known, as under `jax.jit`."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _same_shape(one: Any, other: Any) -> bool:
+    return np.shape(one) == np.shape(other)
+
+
+def _outline(metrics: Any) -> str:
+    return eqx.tree_pformat(metrics, width=10**6)

@@ -1,0 +1,110 @@
+"""Several metrics as one, under names."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import equinox as eqx
+
+from solstice.errors import UsageError
+from solstice.metrics.base import Metrics, is_metrics
+from solstice.metrics.checks import check_kind
+from solstice.tree import describe, replace
+
+
+class MetricsDict(Metrics):
+    """Several metrics of any kinds, merged and computed together.
+
+    What a metric computes is reported under its name in the dict if it is one value, otherwise as
+    `name/its own name`. Metrics given without a name keep their own names.
+
+    >>> import solstice
+    >>> from solstice.metrics import Max, Mean, MetricsDict
+    >>> step = MetricsDict(
+    ...     solstice.RegressionMetrics([1.0, 2.0], [1.0, 4.0]), loss=Mean([0.5, 1.5]), peak=Max(7.0)
+    ... )
+    >>> computed = step.merge(step).compute()
+    >>> list(computed), float(computed["loss"])
+    (['mse', 'mae', 'r2', 'pearson', 'loss', 'peak'], 1.0)
+    >>> float(step["peak"].compute()["max"])
+    7.0
+    """
+
+    _metrics: tuple[Any, ...]
+    _names: tuple[str | None, ...] = eqx.field(static=True)
+
+    def __init__(self, *metrics: Any, **named: Any) -> None:
+        """Combine metrics.
+
+        Args:
+            *metrics: Metrics that keep their own names.
+            **named: Metrics by the names to report them under.
+
+        Raises:
+            TypeError: One of them is no metric.
+        """
+        self._metrics = (*metrics, *named.values())
+        self._names = (*[None] * len(metrics), *named)
+        for one in self._metrics:
+            if not is_metrics(one):
+                raise TypeError(
+                    f"MetricsDict is expected to get metrics (objects with `merge` and "
+                    f"`compute`); it got {describe(one)}. Wrap a number: Mean(number)."
+                )
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(f"{name!r} is none of the metrics {self._named()}.")
+        return self._metrics[self._names.index(name)]
+
+    def merge(self, other: Any) -> Self:
+        """Return the metrics of both sets of examples.
+
+        Raises:
+            UsageError: `other` is another kind of metric, or has other names or metrics.
+        """
+        if type(other) is not type(self):
+            check_kind(self, other)
+        if other._names != self._names:
+            raise UsageError(
+                f"MetricsDict merges with one of the same names, {self._named()}; it got "
+                f"{other._named()}. Give every step the same metrics."
+            )
+        pairs = zip(self._metrics, other._metrics, strict=True)
+        return replace(self, _metrics=tuple(one.merge(another) for one, another in pairs))
+
+    def check(self) -> None:
+        """Call the `check` of each metric that has one."""
+        for one in self._metrics:
+            if isinstance(one, Metrics) and (check := getattr(one, "check", None)):
+                check()
+
+    def compute(self) -> dict[str, Any]:
+        """Return what the metrics compute.
+
+        Raises:
+            UsageError: Two values have one name.
+        """
+        computed: dict[str, Any] = {}
+        for name, one in zip(self._names, self._metrics, strict=True):
+            for key, value in _named_values(name, one).items():
+                if key in computed:
+                    raise UsageError(
+                        f"Two metrics compute {key!r}. Give one of them a name: "
+                        f"MetricsDict(..., name=metric)."
+                    )
+                computed[key] = value
+        return computed
+
+    def _named(self) -> str:
+        return ", ".join(map(repr, self._names))
+
+
+def _named_values(name: str | None, metric: Any) -> dict[str, Any]:
+    computed = metric.compute()
+    if not isinstance(computed, Mapping):
+        return {name or type(metric).__name__.lower(): computed}
+    if name is None:
+        return dict(computed)
+    if len(computed) == 1:
+        return {name: next(iter(computed.values()))}
+    return {f"{name}/{key}": value for key, value in computed.items()}

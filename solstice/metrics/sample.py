@@ -1,0 +1,131 @@
+"""A uniform sample of all examples, of one size for any number of steps, to show some of them."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PyTree, UInt32
+from numpy.typing import ArrayLike
+
+from solstice.metrics.base import Metrics
+from solstice.metrics.checks import check_examples, check_kind, check_mask, is_traced
+from solstice.tree import as_key, describe, is_key, replace
+
+
+class Sample(Metrics):
+    """At most `max_size` of the examples, each set of that size as likely as any other.
+
+    Every example draws a priority of 64 random bits, which travels with it; the greatest ones stay.
+    So merging is associative, commutative and without bias (the bottom-k sketches of Cohen and
+    Kaplan, "Summarizing data using bottom-k sketches", 2007). It is so if no two batches have one
+    key: fold the step into it, and the shard where each device has a batch of its own.
+
+    `compute()` gives the sampled arrays by their names, an array without one as `sample`, the
+    highest priority first. Where there were fewer examples, the arrays are shorter; under jit, the
+    rest are zeros.
+
+    Attributes:
+        values: The sampled examples, `max_size` along the first axis of each array.
+
+    >>> import jax, jax.numpy as jnp, solstice
+    >>> keys = jax.random.split(jax.random.key(0), 100)
+    >>> steps = [
+    ...     solstice.metrics.Sample(jnp.arange(8) + 8 * i, key=key, max_size=4)
+    ...     for i, key in enumerate(keys)
+    ... ]
+    >>> solstice.reduce(steps).compute()["sample"].shape
+    (4,)
+    """
+
+    values: PyTree[Array]
+    _priorities: UInt32[Array, "max_size 2"]
+    _known: Bool[Array, " max_size"]
+
+    def __init__(
+        self, values: PyTree, *, key: Any, max_size: int, mask: ArrayLike | None = None
+    ) -> None:
+        """Sample one batch.
+
+        Args:
+            values: An array, or a tree of them, with examples along the first axis.
+            key: A PRNG key of this batch alone; or one key for each example, which makes the sample
+                independent of how examples were batched.
+            max_size: How many examples to keep.
+            mask: True (or 1) where an example is real, `(examples,)`.
+
+        Raises:
+            ValueError: The arrays differ in their first axis, or `max_size` is not positive.
+            TypeError: The key is neither one key nor one for each example.
+        """
+        if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 1:
+            raise ValueError(f"max_size is expected to be 1 or more; it is {describe(max_size)}.")
+        values = jax.tree.map(jnp.asarray, values)
+        size = check_examples(values, "Sample")
+        real = check_mask(mask, jnp.zeros(size), "the examples")
+        known, priorities, values = _highest(
+            real, jnp.where(real[:, None], _draw(key, size), 0), values, min(size, max_size)
+        )
+        absent = max(0, max_size - size)
+        self._known, self._priorities, self.values = jax.tree.map(
+            lambda array: jnp.pad(array, [(0, absent)] + [(0, 0)] * (array.ndim - 1)),
+            (known, priorities, values),
+        )
+
+    def merge(self, other: Any) -> Self:
+        """Return a sample of both sets of examples.
+
+        Raises:
+            UsageError: `other` is another kind of metric, or has other arrays or sizes.
+        """
+        check_kind(self, other)
+
+        def of_both(one: Sample, two: Sample) -> tuple[Array, Array, PyTree]:
+            known, priorities, values = jax.tree.map(
+                lambda a, b: jnp.concatenate([a, b]),
+                (one._known, one._priorities, one.values),
+                (two._known, two._priorities, two.values),
+            )
+            return _highest(known, priorities, values, len(one._known))
+
+        for _ in range(self._known.ndim - 1):  # samples side by side, as an ensemble has them
+            of_both = jax.vmap(of_both)
+        known, priorities, values = of_both(self, other)
+        return replace(self, _known=known, _priorities=priorities, values=values)
+
+    def compute(self) -> dict[str, Any]:
+        """Return the sampled arrays by name."""
+        values = self.values
+        if not is_traced(self):
+            known, values = jax.device_get((self._known, values))
+            values = jax.tree.map(lambda array: array[: known.sum()], values)
+        return dict(values) if isinstance(values, Mapping) else {"sample": values}
+
+
+def _draw(key: Any, size: int) -> UInt32[Array, "size 2"]:
+    if getattr(key, "ndim", 0) > 0 and not is_key(key):
+        keys = jnp.asarray(key)
+        typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+        if keys.ndim != (1 if typed else 2) or len(keys) != size:
+            raise TypeError(
+                f"key is expected to be one PRNG key or {size}, one for each example; it is "
+                f"{describe(key)}."
+            )
+        return jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys)
+    return jax.random.bits(as_key(key), (size, 2), jnp.uint32)
+
+
+def _highest(
+    known: Array, priorities: Array, values: PyTree, size: int
+) -> tuple[Array, Array, PyTree]:
+    """Return the `size` real examples with the highest priorities, the highest first."""
+    order = jnp.lexsort((priorities[:, 1], priorities[:, 0], known))[::-1][:size]
+    chosen = known[order]
+    # Zeros where there is no example: nothing of a masked one is left.
+    kept = jax.tree.map(
+        lambda array: jnp.where(
+            chosen.reshape(-1, *[1] * (array.ndim - 1)), array[order], jnp.zeros((), array.dtype)
+        ),
+        values,
+    )
+    return chosen, priorities[order], kept

@@ -1,0 +1,145 @@
+"""Padding: short batches are filled up to one shape, and say with a mask what is real.
+
+It fills up, with the last example again; it cuts nothing, and joins no batches.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from solstice.data import as_arrays, check_dataset, makes_iterators, takes_argument
+from solstice.tree import describe, leaves_by_path
+
+
+def pad_last(ds: Any, batch_size: int, *, mask_key: str = "mask") -> Any:
+    """Return the dataset with every batch of one size, and a mask of what is real.
+
+    A batch with fewer examples, usually the last, is filled up with its last example again, never
+    with zeros, which can make a gradient NaN. `(x, y)` becomes `(x, y, mask)`, and a mapping gets
+    the entry `mask_key`; a mask that is there already is extended. The mask is True where an
+    example is real. So an evaluation compiles once, and its metrics are those without padding.
+
+    For training, drop the remainder instead where a network learns from the whole batch (batch
+    norm): padded examples would count there.
+
+    Args:
+        ds: Any dataset that `solstice.train` takes; `len` and `set_epoch` stay, and a function is
+            called with what it takes. What can be read only once, can be so afterwards.
+        batch_size: How many examples each batch is to have.
+        mask_key: The mask's name in batches that are mappings.
+
+    Raises:
+        TypeError: `ds` is no dataset; or, when it is read, a batch is of none of these forms or
+            holds something that is no array.
+        ValueError: `batch_size` is not positive; or, when it is read, a batch is larger, is empty,
+            or its arrays differ in their first axis.
+
+    >>> import numpy as np, solstice
+    >>> x, y = np.arange(5.0), np.arange(5)
+    >>> for batch in solstice.pad_last([(x[:3], y[:3]), (x[3:], y[3:])], 3):
+    ...     print(*batch)
+    [0. 1. 2.] [0 1 2] [ True  True  True]
+    [3. 4. 4.] [3 4 4] [ True  True False]
+    """
+    check_dataset(ds, "ds")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
+        raise TypeError(f"batch_size is expected to be an int; it is {describe(batch_size)}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is expected to be at least 1; it is {batch_size}.")
+    if isinstance(ds, Iterator):
+        return _padded(ds, batch_size, mask_key)
+    return (_PaddedMaker if makes_iterators(ds) else _PaddedIterable)(ds, batch_size, mask_key)
+
+
+class _PaddedDataset:
+    """What all re-iterable datasets have, padded or not."""
+
+    def __init__(self, ds: Any, batch_size: int, mask_key: str) -> None:
+        self._ds = ds
+        self._arguments = batch_size, mask_key
+
+    def __len__(self) -> int:
+        if not hasattr(self._ds, "__len__"):
+            raise TypeError(f"The padded dataset does not say its length: {describe(self._ds)}.")
+        return len(self._ds)
+
+    # Otherwise Python asks for the length, which there may not be.
+    def __bool__(self) -> bool:
+        return True
+
+    def set_epoch(self, epoch: int) -> None:
+        if callable(set_epoch := getattr(self._ds, "set_epoch", None)):
+            set_epoch(epoch)
+
+
+class _PaddedIterable(_PaddedDataset):
+    def __iter__(self) -> Iterator[Any]:
+        return _padded(self._ds, *self._arguments)
+
+
+class _PaddedMaker(_PaddedDataset):
+    def __call__(self, epoch: int = 0) -> Iterator[Any]:
+        made = self._ds(epoch) if takes_argument(self._ds) else self._ds()
+        return _padded(made, *self._arguments)
+
+
+def _padded(batches: Any, batch_size: int, mask_key: str) -> Iterator[Any]:
+    for batch in iter(batches):
+        yield _pad(as_arrays(batch), batch_size, mask_key)
+
+
+def _pad(batch: Any, batch_size: int, mask_key: str) -> Any:
+    if isinstance(batch, Mapping):
+        size = _size(dict(batch), batch_size)
+        padded = {name: _repeat_last(part, batch_size) for name, part in batch.items()}
+        return padded | {mask_key: _extended(batch.get(mask_key), size, batch_size)}
+    if isinstance(batch, tuple | list) and len(batch) in (2, 3):
+        size = _size(batch, batch_size)
+        x, y = (_repeat_last(part, batch_size) for part in batch[:2])
+        return x, y, _extended(batch[2] if len(batch) == 3 else None, size, batch_size)
+    raise TypeError(
+        f"A batch is expected to be (x, y), (x, y, mask) or a mapping; it is {describe(batch)}. "
+        f"pad_last adds a mask, which needs a place to be."
+    )
+
+
+def _size(batch: Any, batch_size: int) -> int:
+    """Return how many examples a batch has."""
+    sizes: dict[str, int] = {}
+    for name, leaf in leaves_by_path(batch).items():
+        if not getattr(leaf, "shape", ()):
+            raise TypeError(
+                f"A batch is expected to hold arrays with examples along their first axis; "
+                f"{name!r} is {describe(leaf)}. Leave it out of the batch."
+            )
+        sizes[name] = leaf.shape[0]
+    if len(set(sizes.values())) != 1:
+        raise ValueError(
+            f"A batch's arrays are expected to have the same examples along their first axis; "
+            f"it has {sizes or 'no array'}."
+        )
+    size = next(iter(sizes.values()))
+    if not 1 <= size <= batch_size:
+        raise ValueError(
+            f"pad_last fills batches up to batch_size={batch_size}; one has {size} examples. "
+            + ("Leave empty batches out." if size == 0 else "Pass the size of the largest batch.")
+        )
+    return size
+
+
+def _repeat_last(part: Any, batch_size: int) -> Any:
+    def repeat(leaf: Any) -> Any:
+        size = len(leaf)
+        return leaf if size == batch_size else leaf[np.minimum(np.arange(batch_size), size - 1)]
+
+    return jax.tree.map(repeat, part)
+
+
+def _extended(mask: Any, size: int, batch_size: int) -> Any:
+    if mask is None:
+        return np.arange(batch_size) < size
+    absent = [(0, batch_size - size)] + [(0, 0)] * (mask.ndim - 1)
+    return (jnp if isinstance(mask, jax.Array) else np).pad(mask, absent)
