@@ -17,6 +17,7 @@ jaxtyping.install_import_hook(
         "solstice.errors",
         "solstice.experiment",
         "solstice.metrics",
+        "solstice.padding",
         "solstice.static",
         "solstice.step",
         "solstice.trainer",
