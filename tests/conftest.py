@@ -19,6 +19,7 @@ jaxtyping.install_import_hook(
         "solstice.flat",
         "solstice.loggers",
         "solstice.metrics",
+        "solstice.padding",
         "solstice.recompile",
         "solstice.run",
         "solstice.static",
