@@ -30,7 +30,7 @@ from solstice.errors import (
     UsageError,
 )
 from solstice.experiment import Experiment
-from solstice.experiments import ClassificationExperiment
+from solstice.experiments import ClassificationExperiment, RegressionExperiment
 from solstice.flat import snapshot
 from solstice.metrics import ClassificationMetrics, Metrics, RegressionMetrics, reduce
 from solstice.padding import pad_last
@@ -56,6 +56,7 @@ __all__ = [
     "Metrics",
     "ProfilingCallback",
     "RecompileError",
+    "RegressionExperiment",
     "RegressionMetrics",
     "UsageError",
     "callbacks",

@@ -1,0 +1,149 @@
+"""Regression with any network and any optimizer: numbers instead of classes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from solstice.experiments.supervised import SupervisedExperiment, Task
+from solstice.metrics import RegressionMetrics
+from solstice.tree import describe
+
+LossFn = Callable[[Array, Array], Array]
+
+
+def squared_error(outputs: Array, targets: Array) -> Array:
+    """Return the squared difference at each position.
+
+    >>> import jax.numpy as jnp
+    >>> squared_error(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]))
+    Array([0., 4.], dtype=float32)
+    """
+    return (outputs - targets) ** 2
+
+
+class RegressionExperiment(SupervisedExperiment):
+    """Trains a network to give numbers, and measures how far off they are.
+
+    Outputs and targets are of one shape `(...)`; a mask is of that shape or of its leading axes.
+    Batches are as in `ClassificationExperiment`, with the keys "x", "y", "mask" and "weight" where
+    they are mappings. Steps return `RegressionMetrics`.
+
+    Attributes:
+        model: The network, adapted.
+        optimizer: The optimizer, adapted and initialised.
+        key: What random numbers in training come from; None where the network draws none.
+        ema: The moving average of the parameters, which evaluation uses; None without one.
+
+    >>> import jax.numpy as jnp, optax, solstice
+    >>> from jax.example_libraries import stax
+    >>> x = jnp.linspace(-1, 1, 32)[:, None]
+    >>> exp = solstice.RegressionExperiment(
+    ...     stax.serial(stax.Dense(1)), optax.adam(0.1), example_input=x, key=0
+    ... )
+    >>> exp = exp.train(100, [(x, 3 * x + 1)], progress=False)
+    >>> exp.test([(x, 3 * x + 1)], progress=False)["r2"] > 0.99
+    True
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Any,
+        *,
+        key: Array | int | None = None,
+        example_input: Any = None,
+        loss: LossFn = squared_error,
+        num_outputs: int | None = None,
+        batch_keys: tuple[str, ...] = ("x", "y", "mask", "weight"),
+        ema_decay: float | None = None,
+        compute_dtype: Any = None,
+        accumulate_steps: int = 1,
+    ) -> None:
+        """Adapt and initialise the network and the optimizer.
+
+        Args:
+            model: Any network that `compat.as_model` takes, or a `Model`.
+            optimizer: Any optimizer that `compat.as_optimizer` takes, or an `Optimizer`.
+            key: A seed or PRNG key; see `SupervisedExperiment`.
+            example_input: A batch's inputs, or their `jax.ShapeDtypeStruct`s.
+            loss: From outputs and targets `(...)` to a loss for each position.
+            num_outputs: The size of the last axis, if the metrics are to be told for each of it.
+            batch_keys: The names of inputs, targets, mask and weights in mappings.
+            ema_decay: As in `SupervisedExperiment`, as are `compute_dtype` and
+                `accumulate_steps`.
+            compute_dtype: See `ema_decay`.
+            accumulate_steps: See `ema_decay`.
+
+        Raises:
+            TypeError: The network or the optimizer is of no known kind.
+            ValueError: Something is missing, or out of its range.
+        """
+        super().__init__(
+            Regression(loss, num_outputs),
+            model,
+            optimizer,
+            key=key,
+            example_input=example_input,
+            batch_keys=batch_keys,
+            ema_decay=ema_decay,
+            compute_dtype=compute_dtype,
+            accumulate_steps=accumulate_steps,
+        )
+
+    def predict(self, x: Any) -> Float[Array, "..."]:
+        """Return the predicted numbers for a batch of inputs."""
+        return self(x)
+
+
+class Regression(Task):
+    """The task of giving numbers; see `RegressionExperiment`."""
+
+    def __init__(self, loss: LossFn, num_outputs: int | None) -> None:
+        self._loss = loss
+        self._num_outputs = num_outputs
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash((self._loss, self._num_outputs))
+
+    def check_outputs(self, outputs: Any, targets: Any = None) -> None:
+        if not hasattr(outputs, "shape"):
+            raise TypeError(
+                f"The network is expected to return one array; it returned {describe(outputs)}."
+            )
+        if targets is not None and targets.shape != outputs.shape:
+            raise ValueError(
+                f"Targets are expected to have the shape of the network's outputs, "
+                f"{describe(outputs)}; they are {describe(targets)}. If one has an axis of 1 more, "
+                f"add or drop it: y[..., None], outputs[..., 0]."
+            )
+
+    def check_targets(self, targets: Any, real: np.ndarray) -> None:
+        shown = np.asarray(targets, np.float64)[real]
+        if not np.isfinite(shown).all():
+            wrong = int((~np.isfinite(shown)).sum())
+            raise ValueError(
+                f"Targets are expected to be finite; {wrong} of {shown.size} are not. Mask them, "
+                f"or mend the data."
+            )
+
+    def losses(self, outputs: Array, targets: Array) -> tuple[Array, None]:
+        losses = self._loss(outputs, targets)
+        if losses.shape != targets.shape:
+            raise ValueError(
+                f"loss(outputs, targets) is expected to return a loss for each position, of shape "
+                f"{targets.shape}; it returned {describe(losses)}. Leave the mean to the "
+                f"experiment, which knows the mask."
+            )
+        return losses, None
+
+    def metrics(
+        self, outputs: Array, targets: Array, loss: Array, mask: Array | None
+    ) -> RegressionMetrics:
+        targets = jnp.asarray(targets, outputs.dtype)
+        return RegressionMetrics(outputs, targets, loss, mask=mask, num_outputs=self._num_outputs)

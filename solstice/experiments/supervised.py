@@ -1,0 +1,435 @@
+"""The supervised core: training and evaluation on batches with targets, whatever a target is.
+
+What a target, a loss and a metric are is a `Task`'s; what is the same for all tasks (masks,
+weights, averages of parameters, accumulation, mixed precision) is here, once.
+"""
+
+import abc
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from solstice import trainer
+from solstice.callbacks import Callback
+from solstice.compat import Model, Optimizer, as_model, as_optimizer
+from solstice.compat.model import as_inputs
+from solstice.experiment import Experiment
+from solstice.metrics import Accumulator, Metrics
+from solstice.metrics.checks import check_mask
+from solstice.static import Static
+from solstice.step import jit
+from solstice.tree import as_key, depends_on, describe, owned, replace
+
+
+class Task(abc.ABC):
+    """What is learned: what targets and outputs look like, a loss and a metric.
+
+    >>> import jax.numpy as jnp, optax, solstice
+    >>> from jax.example_libraries import stax
+    >>> from solstice.experiments import SupervisedExperiment, Task
+    >>> class Signs(Task):
+    ...     def check_outputs(self, outputs, targets=None):
+    ...         pass
+    ...
+    ...     def check_targets(self, targets, real):
+    ...         pass
+    ...
+    ...     def losses(self, outputs, targets):
+    ...         return jnp.maximum(0, 1 - targets * outputs[..., 0]), None
+    ...
+    ...     def metrics(self, outputs, targets, loss, mask):
+    ...         right = outputs[..., 0] * targets > 0
+    ...         return solstice.metrics.MetricsDict(
+    ...             accuracy=solstice.metrics.Mean(right, mask=mask)
+    ...         )
+    >>> x, y = jnp.array([[1.0], [-1.0], [2.0]]), jnp.array([1, -1, 1])
+    >>> exp = SupervisedExperiment(
+    ...     Signs(), stax.serial(stax.Dense(1)), optax.sgd(0.5), example_input=x, key=0
+    ... )
+    >>> exp.train(20, [(x, y)], progress=False).test([(x, y)], progress=False)
+    {'accuracy': 1.0}
+    """
+
+    @abc.abstractmethod
+    def check_outputs(self, outputs: Any, targets: Any = None) -> None:
+        """Raise unless a network's outputs (arrays or their shapes) are of the task's form."""
+
+    @abc.abstractmethod
+    def check_targets(self, targets: Any, real: np.ndarray) -> None:
+        """Raise for wrong targets of a first batch; on the host, where values can be looked at."""
+
+    @abc.abstractmethod
+    def losses(self, outputs: Array, targets: Array) -> tuple[Array, Array | None]:
+        """Return a loss for each position, and where there is one; None for everywhere."""
+
+    @abc.abstractmethod
+    def metrics(self, outputs: Array, targets: Array, loss: Array, mask: Array | None) -> Metrics:
+        """Return a batch's metrics; `loss` is its mean loss."""
+
+
+class SupervisedExperiment(Experiment):
+    """Trains a network on targets, as a task says.
+
+    A batch is `(x, y)`, `(x, y, mask)` or a mapping; an `x` that is a tuple is several inputs.
+    Masked positions count nowhere. Losses, weighted ones too, are summed and divided by the number
+    of real positions.
+
+    Attributes:
+        model: The network, adapted.
+        optimizer: The optimizer, adapted and initialised.
+        key: What random numbers in training come from; None where the network draws none.
+        ema: The moving average of the parameters, which evaluation uses; None without one.
+        loss_scale: For float16, what losses are multiplied by; it adapts itself. Otherwise None.
+        task: What is learned.
+    """
+
+    model: Model
+    optimizer: Optimizer
+    key: Array | None
+    ema: PyTree | None
+    loss_scale: Any
+    _task: Static[Task] = eqx.field(static=True)
+    _batch_keys: tuple[str, ...] = eqx.field(static=True)
+    _ema_decay: float | None = eqx.field(static=True)
+    _compute_dtype: str | None = eqx.field(static=True)
+    _accumulate_steps: int = eqx.field(static=True)
+    # Whether the network draws random numbers in training; None when no example can tell.
+    _draws: bool | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        task: Task,
+        model: Any,
+        optimizer: Any,
+        *,
+        key: Array | int | None = None,
+        example_input: Any = None,
+        batch_keys: tuple[str, ...] = ("x", "y", "mask", "weight"),
+        ema_decay: float | None = None,
+        compute_dtype: Any = None,
+        accumulate_steps: int = 1,
+    ) -> None:
+        """Adapt and initialise the network and the optimizer.
+
+        Args:
+            task: What is learned.
+            model: Any network that `compat.as_model` takes, or a `Model`.
+            optimizer: Any optimizer that `compat.as_optimizer` takes, or an `Optimizer`; it is
+                initialised with the model's parameters.
+            key: A seed or PRNG key, split into one to initialise the network with and one for
+                training. Not needed when the network is initialised and draws no random numbers.
+            example_input: A batch's inputs (of any length), or their `jax.ShapeDtypeStruct`s.
+            batch_keys: The names of inputs, targets, mask and example weights in batches that are
+                mappings.
+            ema_decay: Keep a moving average of the parameters, `decay * average + (1 - decay) *
+                parameters` after each step, and evaluate with it.
+            compute_dtype: What the network computes in: "bfloat16", say, or "float16", with a loss
+                scale that adapts itself. Parameters, state, losses and metrics stay as they are.
+            accumulate_steps: Compute the gradient of a batch in so many parts, one after the
+                other, which takes less memory and gives the whole batch's (batch norm aside, which
+                sees each part).
+
+        Raises:
+            TypeError: The network or the optimizer is of no known kind.
+            ValueError: Something is missing, or out of its range.
+            ImportError: `compute_dtype` is given and jmp is not installed.
+        """
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise ValueError(f"ema_decay is expected to be between 0 and 1; it is {ema_decay}.")
+        if accumulate_steps < 1:
+            raise ValueError(
+                f"accumulate_steps is expected to be at least 1; it is {accumulate_steps}."
+            )
+        if len(batch_keys) not in (3, 4):
+            raise ValueError(
+                f"batch_keys are expected to name inputs, targets and mask, and example weights if "
+                f"there are any; they are {batch_keys!r}."
+            )
+        init_key, self.key = (None, None) if key is None else jax.random.split(as_key(key))
+        self.model = as_model(model, example_input, key=init_key)
+        self.optimizer = as_optimizer(optimizer).init(self.model.params)
+        self.ema = None if ema_decay is None else owned(self.model.params)
+        self._task = Static(task)
+        self._batch_keys = tuple(batch_keys)
+        self._ema_decay = ema_decay
+        self._accumulate_steps = accumulate_steps
+        self._compute_dtype = None if compute_dtype is None else jnp.dtype(compute_dtype).name
+        self.loss_scale = None
+        if self._compute_dtype is not None:
+            jmp = _jmp()
+            if self._compute_dtype == "float16":
+                self.loss_scale = owned(jmp.DynamicLossScale(jnp.float32(2**15)))
+        self._draws = None
+        if example_input is not None:
+            # Traced in training mode, so that a missing key is found here and not in a run.
+            inputs = as_inputs(example_input)
+            outputs = jax.eval_shape(lambda: self.model(*inputs, key=self.key, train=True)[0])
+            task.check_outputs(outputs)
+            self._draws = self.key is not None and self._draws_for(inputs, self.key)
+            self.key = self.key if self._draws else None
+
+    @property
+    def task(self) -> Task:
+        return self._task.value
+
+    @jit
+    def train_step(self, batch: Any) -> tuple[Self, Metrics]:
+        """Take one optimizer step on the mean loss over the batch's real positions."""
+        inputs, targets, mask, weight = self._unpack(batch)
+        self._refuse_padding(inputs, mask)
+        key, step_key = self._next_key(inputs)
+        params = self.model.params
+        if self._accumulate_steps == 1:
+            loss_of = functools.partial(self._training_loss, inputs=inputs, key=step_key)
+            loss_of = functools.partial(loss_of, targets=targets, mask=mask, weight=weight)
+            found = jax.value_and_grad(loss_of, has_aux=True)(params)
+            (loss, (outputs, model)), grads = found
+        else:
+            loss, outputs, model, grads = self._accumulated(inputs, targets, mask, weight, step_key)
+
+        def value_fn(params: PyTree) -> Array:
+            return self._training_loss(params, inputs, targets, mask, weight, step_key)[0]
+
+        finite, loss_scale = None, self.loss_scale
+        if loss_scale is not None:
+            grads, loss = loss_scale.unscale(grads), loss_scale.unscale(loss)
+            finite = _jmp().all_finite(grads)
+            loss_scale = loss_scale.adjust(finite)
+        new_params, optimizer = self.optimizer(
+            grads, params, value=loss, grad=grads, value_fn=value_fn
+        )
+        if finite is not None:  # a step whose scaled loss overflowed is left out
+            kept = (params, self.optimizer)
+            new_params, optimizer = _jmp().select_tree(finite, (new_params, optimizer), kept)
+        ema = self.ema
+        if ema is not None:
+            decay = self._ema_decay
+            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, new_params)
+        model = replace(model, params=new_params)
+        exp = replace(
+            self, model=model, optimizer=optimizer, key=key, ema=ema, loss_scale=loss_scale
+        )
+        return exp, self.task.metrics(outputs, targets, loss, mask)
+
+    @jit
+    def eval_step(self, batch: Any) -> tuple[Self, Metrics]:
+        """Measure one batch; the experiment comes back as it is."""
+        inputs, targets, mask, weight = self._unpack(batch)
+        outputs = self._outputs(inputs)
+        loss = self._mean_loss(outputs, targets, mask, weight)
+        return self, self.task.metrics(outputs, targets, loss, mask)
+
+    def __call__(self, x: Any) -> Array:
+        """Return the network's outputs for a batch of inputs, in evaluation mode."""
+        return self._outputs(as_inputs(x))
+
+    def train(
+        self,
+        num_epochs: int | None = None,
+        train_ds: Any = None,
+        val_ds: Any = None,
+        callbacks: Iterable[Callback] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Return this experiment after training: `solstice.train` with it."""
+        return trainer.train(self, num_epochs, train_ds, val_ds, callbacks, **options)
+
+    def test(
+        self, test_ds: Any, callbacks: Iterable[Callback] | None = None, **options: Any
+    ) -> dict[str, float]:
+        """Return the metrics over a whole dataset, by name."""
+        total = _Total()
+        trainer.test(self, test_ds, [total, *(callbacks or ())], **options)
+        return {name: float(value) for name, value in total.metrics.pop().compute().items()}
+
+    def check_batch(self, batch: Any) -> None:
+        """Raise for a batch whose structure or targets are wrong; the trainer asks once a mode.
+
+        Raises:
+            TypeError: The batch is no pair, triple or mapping, or targets are of a wrong type.
+            ValueError: Targets are out of their range, or shapes do not fit.
+        """
+        _, targets, mask, _ = self._unpack(batch)
+        self.task.check_targets(targets, np.asarray(check_mask(mask, targets)))
+
+    def batch_inputs(self, batch: Any) -> Any:
+        """Return the inputs of a batch with or without targets, for `solstice.predict`."""
+        if isinstance(batch, Mapping):
+            return self._entry(batch, self._batch_keys[0])
+        return batch[0] if isinstance(batch, tuple | list) else batch
+
+    @jax.jit
+    def _outputs(self, inputs: tuple) -> Array:
+        averaged = self.ema is not None
+        params = self.ema if averaged else self.optimizer.eval_params(self.model.params)
+        return self._forward(params, inputs)[0]
+
+    def _forward(self, params: PyTree, inputs: tuple, **options: Any) -> tuple[Array, Model]:
+        if self._compute_dtype is None:
+            return replace(self.model, params=params)(*inputs, **options)
+        cast = _policy(self._compute_dtype).cast_to_compute
+        low = replace(self.model, params=cast(params), frozen=cast(self.model.frozen))
+        outputs, model = low(*cast(inputs), **options)
+        state = jax.tree.map(lambda new, old: new.astype(old.dtype), model.state, self.model.state)
+        outputs = _policy(self._compute_dtype).cast_to_output(outputs)
+        return outputs, replace(self.model, params=params, state=state)
+
+    def _training_loss(
+        self,
+        params: PyTree,
+        inputs: tuple,
+        targets: Array,
+        mask: Array | None,
+        weight: Array | None,
+        key: Array | None,
+        count: Any = None,
+    ) -> tuple[Array, tuple[Array, Model]]:
+        outputs, model = self._forward(params, inputs, key=key, train=True)
+        loss = self._mean_loss(outputs, targets, mask, weight, count)
+        return (loss if self.loss_scale is None else self.loss_scale.scale(loss)), (outputs, model)
+
+    def _accumulated(
+        self, inputs: tuple, targets: Array, mask: Any, weight: Any, key: Array | None
+    ) -> tuple[Array, Array, Model, PyTree]:
+        """Return the loss, the outputs, the model and the gradient, part by part."""
+        parts = self._accumulate_steps
+        if len(targets) % parts:
+            raise ValueError(
+                f"A batch is expected to divide into accumulate_steps={parts} parts; it has "
+                f"{len(targets)} examples. Change its size, or drop the remainder."
+            )
+        count = _count(targets, mask)
+        keys = None if key is None else jax.random.split(key, parts)
+        cut = jax.tree.map(
+            lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), (inputs, targets, mask, weight)
+        )
+
+        def one(carry: tuple, part: tuple) -> tuple[tuple, Array]:
+            grads, loss, state = carry
+            (inputs, targets, mask, weight), key = part
+            exp = replace(self, model=replace(self.model, state=state))
+            loss_of = jax.value_and_grad(exp._training_loss, has_aux=True)
+            (more, (outputs, model)), new = loss_of(
+                self.model.params, inputs, targets, mask, weight, key, count
+            )
+            grads = jax.tree.map(jnp.add, grads, new)
+            return (grads, loss + more, model.state), outputs
+
+        zeros = jax.tree.map(jnp.zeros_like, self.model.params)
+        start = (zeros, jnp.zeros((), count.dtype), self.model.state)
+        (grads, loss, state), outputs = jax.lax.scan(one, start, (cut, keys))
+        outputs = outputs.reshape(-1, *outputs.shape[2:])
+        return loss, outputs, replace(self.model, state=state), grads
+
+    def _mean_loss(
+        self, outputs: Array, targets: Array, mask: Any, weight: Any, count: Any = None
+    ) -> Array:
+        """Return the sum of the real positions' losses over their number, or over `count`."""
+        self.task.check_outputs(outputs, targets)
+        real = None if mask is None else check_mask(mask, targets)
+        # Masked targets may be NaN, which would reach the gradient through a loss of 0 too.
+        shown = targets if real is None else jnp.where(real, targets, 0)
+        losses, valid = self.task.losses(outputs, shown)
+        if real is not None:
+            valid = real if valid is None else valid & real
+        if weight is not None:
+            losses = losses * weight.reshape(weight.shape + (1,) * (losses.ndim - weight.ndim))
+        if valid is not None:
+            losses = jnp.where(valid, losses, 0)
+        return losses.sum() / (_count(targets, mask) if count is None else count)
+
+    def _refuse_padding(self, inputs: tuple, mask: Any) -> None:
+        """Raise where padded examples would change what the network keeps from a batch."""
+        if mask is None or jnp.ndim(mask) != 1 or not jax.tree.leaves(self.model.state):
+            return
+
+        def state(inputs: tuple) -> Any:
+            return self.model(*inputs, key=jax.random.key(0), train=True)[1].state
+
+        if depends_on(state, inputs):
+            raise ValueError(
+                "In training, examples that a mask leaves out still pass through this network, "
+                "which updates its state from whole batches (batch norm does): two of them move "
+                "its outputs by a third. Drop the last, shorter batch in training; padding is for "
+                "evaluation."
+            )
+
+    def _next_key(self, inputs: tuple) -> tuple[Array | None, Array | None]:
+        # Carrying a key costs a small step dearly, so only a network that draws has one.
+        if self.key is None:
+            return None, None
+        key, step_key = jax.random.split(self.key)
+        draws = self._draws_for(inputs, step_key) if self._draws is None else self._draws
+        return (key, step_key) if draws else (self.key, step_key)
+
+    def _draws_for(self, inputs: tuple, key: Array) -> bool:
+        return depends_on(lambda key: self.model(*inputs, key=key, train=True), key)
+
+    def _unpack(self, batch: Any) -> tuple[tuple, Array, Array | None, Array | None]:
+        """Return a batch as (inputs, targets, mask, weight)."""
+        mask = weight = None
+        if isinstance(batch, Mapping):
+            x, targets = (self._entry(batch, name) for name in self._batch_keys[:2])
+            mask, *rest = (batch.get(name) for name in self._batch_keys[2:])
+            weight = rest[0] if rest else None
+        elif isinstance(batch, tuple | list) and len(batch) in (2, 3):
+            x, targets = batch[:2]
+            mask = batch[2] if len(batch) == 3 else None
+        else:
+            raise TypeError(
+                f"A batch is expected to be (x, y), (x, y, mask) or a mapping with "
+                f"{', '.join(map(repr, self._batch_keys))}; it is {describe(batch)}."
+            )
+        inputs = x if type(x) is tuple else (x,)
+        return inputs, jnp.asarray(targets), mask, None if weight is None else jnp.asarray(weight)
+
+    @staticmethod
+    def _entry(batch: Mapping[str, Any], name: str) -> Any:
+        if name not in batch:
+            raise ValueError(
+                f"A batch that is a mapping is expected to have {name!r}; it has "
+                f"{', '.join(map(repr, batch)) or 'nothing'}. Name its parts with batch_keys=."
+            )
+        return batch[name]
+
+
+def _count(targets: Array, mask: Any) -> Array:
+    if mask is None:
+        return jnp.float32(max(targets.size, 1))
+    return jnp.maximum(check_mask(mask, targets).sum(), 1).astype(jnp.float32)
+
+
+def _jmp() -> Any:
+    try:
+        import jmp
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "compute_dtype= needs the package jmp, which is not installed: "
+            "pip install 'solstice[precision]'"
+        ) from error
+    return jmp
+
+
+@functools.cache
+def _policy(dtype: str) -> Any:
+    return _jmp().get_policy(f"params=float32,compute={dtype},output=float32")
+
+
+class _Total(Callback):
+    """Merges the metrics of a whole test."""
+
+    needs_experiment = False
+
+    def __init__(self) -> None:
+        self.metrics = Accumulator()
+
+    def on_step_end(
+        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
+    ) -> None:
+        self.metrics.add(outs)
