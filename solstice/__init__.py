@@ -18,9 +18,11 @@ from solstice.callbacks import (
     CheckpointingCallback,
     EarlyStoppingCallback,
     EnvironmentCallback,
+    EvaluationCallback,
     HistoryCallback,
     LoggingCallback,
     ProfilingCallback,
+    ScheduledCallback,
 )
 from solstice.checkpoints import restore
 from solstice.errors import (
@@ -49,12 +51,14 @@ __all__ = [
     "EarlyStoppingCallback",
     "EarlyStoppingException",
     "EnvironmentCallback",
+    "EvaluationCallback",
     "Experiment",
     "HistoryCallback",
     "LoggingCallback",
     "Metrics",
     "ProfilingCallback",
     "RecompileError",
+    "ScheduledCallback",
     "UsageError",
     "callbacks",
     "compat",

@@ -4,9 +4,11 @@ from solstice.callbacks.base import Callback
 from solstice.callbacks.checkpointing import CheckpointingCallback
 from solstice.callbacks.early_stopping import EarlyStoppingCallback
 from solstice.callbacks.environment import EnvironmentCallback
+from solstice.callbacks.evaluation import EvaluationCallback
 from solstice.callbacks.history import HistoryCallback
 from solstice.callbacks.logging import LoggingCallback
 from solstice.callbacks.profiling import ProfilingCallback
+from solstice.callbacks.scheduled import ScheduledCallback, TriggeredCallback
 from solstice.callbacks.stop_on_nan import StopOnNaN
 
 __all__ = [
@@ -14,8 +16,11 @@ __all__ = [
     "CheckpointingCallback",
     "EarlyStoppingCallback",
     "EnvironmentCallback",
+    "EvaluationCallback",
     "HistoryCallback",
     "LoggingCallback",
     "ProfilingCallback",
+    "ScheduledCallback",
     "StopOnNaN",
+    "TriggeredCallback",
 ]
