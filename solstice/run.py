@@ -12,7 +12,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from solstice.callbacks import Callback, CheckpointingCallback, TriggeredCallback
+from solstice.callbacks import (
+    Callback,
+    CheckpointingCallback,
+    ProfilingCallback,
+    TriggeredCallback,
+)
 from solstice.data import as_arrays, batches, length, prefetched
 from solstice.errors import EarlyStoppingException
 from solstice.experiment import Experiment, check_result
@@ -83,6 +88,12 @@ class Run:
             for callback in self._callbacks
             if saved and isinstance(callback, CheckpointingCallback)
         ]
+        for callback in self._callbacks:
+            if isinstance(callback, ProfilingCallback):  # a run without one pays nothing
+                timed = callback.stopwatch.timed
+                self._groups = callback.stopwatch.iterated("input", self._groups)
+                self._take_steps = timed("step", self._take_steps)
+                self._fire = timed("callbacks", self._fire)
         self._last_batch: Any = None
         self._resumed: dict[str, Any] | None = None
         self._resumed_from: Path | None = None

@@ -10,6 +10,7 @@ from solstice.callbacks.logging import LoggingCallback
 from solstice.callbacks.profiling import ProfilingCallback
 from solstice.callbacks.scheduled import ScheduledCallback, TriggeredCallback
 from solstice.callbacks.stop_on_nan import StopOnNaN
+from solstice.callbacks.stopwatch import TimeReport
 
 __all__ = [
     "Callback",
@@ -22,5 +23,6 @@ __all__ = [
     "ProfilingCallback",
     "ScheduledCallback",
     "StopOnNaN",
+    "TimeReport",
     "TriggeredCallback",
 ]
