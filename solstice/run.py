@@ -151,7 +151,7 @@ class Run:
     def _begin(self) -> None:
         for callback in self._checkpointing:
             callback.begin(self._resumed_from, self._callbacks)
-        self._fire("attach", lambda: self.exp)
+        self._fire("attach", lambda: self.exp, self._steps_per_call)
         self._fire("on_run_start", self.exp)
         self.give_states()
 

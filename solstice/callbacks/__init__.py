@@ -6,6 +6,7 @@ from solstice.callbacks.early_stopping import EarlyStoppingCallback
 from solstice.callbacks.environment import EnvironmentCallback
 from solstice.callbacks.evaluation import EvaluationCallback
 from solstice.callbacks.history import HistoryCallback
+from solstice.callbacks.inspection import InspectionCallback
 from solstice.callbacks.logging import LoggingCallback
 from solstice.callbacks.profiling import ProfilingCallback
 from solstice.callbacks.scheduled import ScheduledCallback, TriggeredCallback
@@ -19,6 +20,7 @@ __all__ = [
     "EnvironmentCallback",
     "EvaluationCallback",
     "HistoryCallback",
+    "InspectionCallback",
     "LoggingCallback",
     "ProfilingCallback",
     "ScheduledCallback",

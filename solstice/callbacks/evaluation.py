@@ -122,8 +122,8 @@ class EvaluationCallback(TriggeredCallback):
         """The names of the datasets."""
         return tuple(self._datasets)
 
-    def attach(self, experiment: Callable[[], Any]) -> None:
-        self._schedule.attach(experiment)
+    def attach(self, experiment: Callable[[], Any], steps_per_call: int = 1) -> None:
+        self._schedule.attach(experiment, steps_per_call)
 
     def on_run_start(self, exp: Experiment) -> None:
         self._schedule.on_run_start(exp)

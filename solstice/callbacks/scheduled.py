@@ -23,8 +23,11 @@ class TriggeredCallback(Callback, abc.ABC):
     needs_experiment = False
 
     @abc.abstractmethod
-    def attach(self, experiment: Callable[[], Any]) -> None:
-        """Called before `on_run_start` with what returns the experiment as it is."""
+    def attach(self, experiment: Callable[[], Any], steps_per_call: int = 1) -> None:
+        """Called before `on_run_start` with what returns the experiment as it is.
+
+        Where a call takes several steps, hooks get the list of its batches.
+        """
 
     @abc.abstractmethod
     def after_epoch(self, exp: Experiment, epochs: int) -> None:
@@ -82,7 +85,7 @@ class ScheduledCallback(TriggeredCallback):
         self._watch = self._when.start()
         self._completed = 0
 
-    def attach(self, experiment: Callable[[], Any]) -> None:
+    def attach(self, experiment: Callable[[], Any], steps_per_call: int = 1) -> None:
         self._experiment = experiment
 
     def on_run_start(self, exp: Experiment) -> None:
