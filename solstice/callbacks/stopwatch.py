@@ -7,7 +7,9 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+Part = Literal["input", "step", "callbacks"]
 
 
 class TimeReport(NamedTuple):
@@ -59,7 +61,7 @@ class Stopwatch:
     def reset(self) -> None:
         """Forget everything."""
         self.steps = 0
-        self._seconds = dict.fromkeys(("input", "step", "callbacks"), 0.0)
+        self._seconds: dict[Part, float] = {"input": 0.0, "step": 0.0, "callbacks": 0.0}
         self._total = 0.0
         self._since = math.inf
         self._until = math.inf
@@ -81,7 +83,7 @@ class Stopwatch:
             self._seconds["step"] += waited
             self._total += self._until - self._since + waited
 
-    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(self, part: Part, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, its time added to a part."""
 
         @functools.wraps(function)
@@ -94,7 +96,7 @@ class Stopwatch:
 
         return call
 
-    def iterated(self, part: str, function: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
+    def iterated(self, part: Part, function: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
         """Return the function, which returns an iterator, the time of its items added to a part."""
 
         @functools.wraps(function)
@@ -110,9 +112,16 @@ class Stopwatch:
         """Return where the time went."""
         seconds = self._seconds
         other = max(0.0, self._total - sum(seconds.values()))
-        return TimeReport(self.steps, self._total, other=other, **seconds)
+        return TimeReport(
+            self.steps,
+            self._total,
+            seconds["input"],
+            seconds["step"],
+            seconds["callbacks"],
+            other,
+        )
 
-    def _add(self, part: str, begin: float) -> None:
+    def _add(self, part: Part, begin: float) -> None:
         now = self._clock()
         if part == "input":
             self._last_input = now - begin
