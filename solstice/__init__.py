@@ -18,9 +18,11 @@ from solstice.callbacks import (
     CheckpointingCallback,
     EarlyStoppingCallback,
     EnvironmentCallback,
+    EvaluationCallback,
     HistoryCallback,
     LoggingCallback,
     ProfilingCallback,
+    ScheduledCallback,
 )
 from solstice.checkpoints import restore
 from solstice.errors import (
@@ -50,6 +52,7 @@ __all__ = [
     "EarlyStoppingCallback",
     "EarlyStoppingException",
     "EnvironmentCallback",
+    "EvaluationCallback",
     "Experiment",
     "HistoryCallback",
     "LoggingCallback",
@@ -58,6 +61,7 @@ __all__ = [
     "RecompileError",
     "RegressionExperiment",
     "RegressionMetrics",
+    "ScheduledCallback",
     "UsageError",
     "callbacks",
     "compat",

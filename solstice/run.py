@@ -12,7 +12,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from solstice.callbacks import Callback, CheckpointingCallback
+from solstice.callbacks import (
+    Callback,
+    CheckpointingCallback,
+    ProfilingCallback,
+    TriggeredCallback,
+)
 from solstice.data import as_arrays, batches, length, prefetched
 from solstice.errors import EarlyStoppingException
 from solstice.experiment import Experiment, check_result
@@ -76,11 +81,19 @@ class Run:
             for name in vars(Callback)
             if name.startswith("on_")
         }
+        triggered = [c for c in self._callbacks if isinstance(c, TriggeredCallback)]
+        self._hooks |= {"attach": triggered, "after_epoch": triggered}
         self._checkpointing = [
             callback
             for callback in self._callbacks
             if saved and isinstance(callback, CheckpointingCallback)
         ]
+        for callback in self._callbacks:
+            if isinstance(callback, ProfilingCallback):  # a run without one pays nothing
+                timed = callback.stopwatch.timed
+                self._groups = callback.stopwatch.iterated("input", self._groups)
+                self._take_steps = timed("step", self._take_steps)
+                self._fire = timed("callbacks", self._fire)
         self._last_batch: Any = None
         self._resumed: dict[str, Any] | None = None
         self._resumed_from: Path | None = None
@@ -137,7 +150,8 @@ class Run:
 
     def _begin(self) -> None:
         for callback in self._checkpointing:
-            callback.begin(self._resumed_from)
+            callback.begin(self._resumed_from, self._callbacks)
+        self._fire("attach", lambda: self.exp, self._steps_per_call)
         self._fire("on_run_start", self.exp)
         self.give_states()
 
@@ -185,10 +199,13 @@ class Run:
     def end_epoch(self, *, last: bool) -> None:
         """Go to the next epoch, once this one's passes are over."""
         self.position.next_epoch()
-        if self._validation is not None and self._validation[0].after_epoch(self.position.epoch):
-            self.position.epoch -= 1
+        epochs = self.position.epoch
+        self.position.epoch -= 1  # an early stop ends the epoch that it finds
+        if self._validation is not None and self._validation[0].after_epoch(epochs):
             self._validation[1]()
-            self.position.epoch += 1
+        if self._hooks["after_epoch"]:
+            self._fire("after_epoch", self.exp, epochs)
+        self.position.epoch += 1
         for callback in self._checkpointing:
             # The end of the run is saved anyway.
             if callback.due_after_epoch(self.position.epoch) and not last:

@@ -3,8 +3,7 @@
 It decides what is in a window, never where the numbers go.
 """
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from solstice.callbacks.base import Callback
@@ -12,12 +11,10 @@ from solstice.errors import UsageError
 from solstice.experiment import Experiment
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.records import compute
-from solstice.loggers.values import Image, to_host
+from solstice.loggers.values import decoded, encoded
 from solstice.metrics import Accumulator, is_metrics
 from solstice.tree import describe
 from solstice.triggers import Trigger, check_trigger
-
-_logger = logging.getLogger("solstice")
 
 
 class LoggingCallback(Callback):
@@ -73,7 +70,7 @@ class LoggingCallback(Callback):
             check_trigger(when, "when")
         self._when = when
         self._every = log_every_n_steps
-        self._outlets = Outlets(_log_line if logging_fn is None else logging_fn)
+        self._outlets = Outlets(logging_fn)
         self._trained = 0
         self._begin()
 
@@ -131,7 +128,7 @@ class LoggingCallback(Callback):
         for mode, window in self._windows.items():
             held = window.get_state()
             if held is not None:
-                said = _encoded(held["computed"])
+                said = encoded(held["computed"])
                 state["windows"][mode] = {"leaves": held["leaves"], "computed": said}
         return state
 
@@ -142,7 +139,7 @@ class LoggingCallback(Callback):
         if self._watch is not None and "when" in state:
             self._watch.set_state(state["when"])
         self._windows = {
-            mode: Accumulator({"leaves": held["leaves"], "computed": _decoded(held["computed"])})
+            mode: Accumulator({"leaves": held["leaves"], "computed": decoded(held["computed"])})
             for mode, held in state["windows"].items()
         }
         self._outlets.set_state(state["sinks"])
@@ -159,27 +156,3 @@ class LoggingCallback(Callback):
         # Functions get what `compute()` itself returns, to the last bit.
         metrics = merged.compute() if self._outlets.wait else compute(merged)
         self._outlets.write(metrics, index=index, mode=mode, epoch=self._epoch, step=self._trained)
-
-
-def _encoded(computed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return computed values as a tree of arrays, numbers and strings."""
-    computed = to_host(dict(computed))
-    images = {name: value for name, value in computed.items() if isinstance(value, Image)}
-    return {
-        "names": list(computed),
-        "values": [value.array if name in images else value for name, value in computed.items()],
-        "images": list(images),
-    }
-
-
-def _decoded(said: dict[str, Any]) -> dict[str, Any]:
-    pairs = zip(said["names"], said["values"], strict=True)
-    return {name: Image(value) if name in said["images"] else value for name, value in pairs}
-
-
-def _log_line(metrics: dict[str, Any], step: int, mode: str) -> None:
-    numbers = ", ".join(
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in metrics.items()
-    )
-    _logger.info("%s %d: %s", mode, step, numbers)

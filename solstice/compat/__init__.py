@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from solstice.compat.flags import check_train
 from solstice.compat.freeze import freeze, unfreeze
+from solstice.compat.inside import gradients, intermediates, training_norms
 from solstice.compat.model import Model, join_params, missing_key, single_key, split_params
 from solstice.compat.optimizer import Optimizer
 from solstice.static import Static
@@ -48,11 +49,14 @@ __all__ = [
     "as_optimizer",
     "check_train",
     "freeze",
+    "gradients",
+    "intermediates",
     "join_params",
     "missing_key",
     "register",
     "single_key",
     "split_params",
+    "training_norms",
     "unfreeze",
 ]
 

@@ -140,6 +140,18 @@ class HaikuModel(Model):
             raise
         return outputs, replace(self, state=state)
 
+    def intermediates(
+        self, *inputs: Any, key: Keys = None, train: bool = False, name: str, **kwargs: Any
+    ) -> PyTree:
+        """Return the states whose names begin with `name`; see `compat.intermediates`."""
+        kwargs = flag_values(self._flags, train) | kwargs
+        key = single_key(key, _NAME) if train else jax.random.key(0)
+        _, state = self._forward(key, inputs, kwargs)
+        return {
+            module: {one: value for one, value in states.items() if one.startswith(name)}
+            for module, states in state.items()
+        }
+
     def unwrap(self) -> Any:
         """Return `params`, or `(params, state)` of a network with state, as `apply` takes them."""
         weights = join_params(self, self._tree)

@@ -102,6 +102,30 @@ class FlaxModel(Model):
     def __call__(
         self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
     ) -> tuple[Any, Self]:
+        # A list, even an empty one, makes apply return the changed collections too.
+        outputs, state = self._apply(inputs, key, train, kwargs, list(self.state) if train else [])
+        return outputs, replace(self, state=state) if train else self
+
+    def intermediates(
+        self, *inputs: Any, key: Keys = None, train: bool = False, name: str, **kwargs: Any
+    ) -> PyTree:
+        """Return what the network sows into a collection; see `compat.intermediates`."""
+        mutable = [name, *self.state] if train else [name]
+        return self._apply(inputs, key, train, kwargs, mutable)[1].get(name, {})
+
+    def unwrap(self) -> dict[str, PyTree]:
+        """Return the variables, as `module.apply` takes them."""
+        return {"params": join_params(self, self._tree), **self.state}
+
+    def _apply(
+        self,
+        inputs: tuple[Any, ...],
+        key: Keys,
+        train: bool,
+        kwargs: dict[str, Any],
+        mutable: list[str],
+    ) -> tuple[Any, Any]:
+        """Return the outputs, and the collections named in `mutable` as they are after the call."""
         train = check_train(train, _NAME)
         method, flags = kwargs.pop("method", None), self._flags
         if method is None:
@@ -112,14 +136,8 @@ class FlaxModel(Model):
         inputs, kwargs = _by_position(self._function(method), inputs, kwargs)
         rngs = self._rngs(key) if train else {}
         try:
-            outputs, state = self._module.value.apply(
-                self.unwrap(),
-                *inputs,
-                rngs=rngs,
-                method=method,
-                # A list, even an empty one, makes apply return the changed collections too.
-                mutable=list(self.state) if train else [],
-                **kwargs,
+            return self._module.value.apply(
+                self.unwrap(), *inputs, rngs=rngs, method=method, mutable=mutable, **kwargs
             )
         except flax.errors.InvalidRngError as error:
             if train:
@@ -129,11 +147,6 @@ class FlaxModel(Model):
                 _NAME,
                 "If it has a train flag that was not recognised, name it: flags={'my_flag': True}.",
             ) from error
-        return outputs, replace(self, state=state) if train else self
-
-    def unwrap(self) -> dict[str, PyTree]:
-        """Return the variables, as `module.apply` takes them."""
-        return {"params": join_params(self, self._tree), **self.state}
 
     def _function(self, method: Any) -> Callable[..., Any]:
         cls = type(self._module.value)

@@ -59,6 +59,7 @@ class NNXModel(Model):
             call: Called as `call(module, *inputs, ...)` instead of the module.
         """
         copy = nnx.clone(module)
+        nnx.pop(copy, nnx.Intermediate)  # an earlier call may have sown
         copy.eval()
         evaluating = nnx.split(copy)[0]
         copy.train()
@@ -76,15 +77,11 @@ class NNXModel(Model):
         self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
     ) -> tuple[Any, Self]:
         train = check_train(train, _NAME)
-        rngs = self.state["rngs"]
-        drawn = train and key is not None
-        if drawn:
-            rngs = _streams_from(single_key(key, _NAME), rngs)
-        module = self._module(train, rngs)
-        kwargs = flag_values(self._flags, train) | kwargs
+        module, kwargs, drawn = self._prepared(key, train, kwargs)
         outputs = bind_call(module, self._call.value)(*inputs, **kwargs)
         if not train:
             return outputs, self
+        nnx.pop(module, nnx.Intermediate)  # sown values are not kept
         graph, _, rngs, others = nnx.split(module, nnx.Param, nnx.RngState, ...)
         if graph != self._graphs.value[0]:
             raise ValueError(
@@ -99,9 +96,34 @@ class NNXModel(Model):
         }
         return outputs, replace(self, state=state)
 
+    def intermediates(
+        self, *inputs: Any, key: Keys = None, train: bool = False, name: str, **kwargs: Any
+    ) -> PyTree:
+        """Return what the network sows as `nnx.Intermediate`; see `compat.intermediates`."""
+        module, kwargs, _ = self._prepared(key, check_train(train, _NAME), kwargs)
+        call = self._call.value
+
+        def forward(module: nnx.Module) -> Any:
+            return bind_call(module, call)(*inputs, **kwargs)
+
+        if hasattr(nnx, "capture"):  # without it, newer versions warn
+            return nnx.to_pure_dict(nnx.capture(forward, nnx.Intermediate)(module)[1])
+        forward(module)
+        return nnx.to_pure_dict(nnx.pop(module, nnx.Intermediate))
+
     def unwrap(self) -> nnx.Module:
         """Return a module of its own with the current values, in training mode."""
         return nnx.clone(self._module(train=True, rngs=self.state["rngs"]))
+
+    def _prepared(
+        self, key: Keys, train: bool, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any], bool]:
+        """Return the module and the keywords to call it with, and whether it draws from `key`."""
+        rngs = self.state["rngs"]
+        drawn = train and key is not None
+        if drawn:
+            rngs = _streams_from(single_key(key, _NAME), rngs)
+        return self._module(train, rngs), flag_values(self._flags, train) | kwargs, drawn
 
     def _module(self, train: bool, rngs: PyTree) -> nnx.Module:
         training, evaluating = self._graphs.value

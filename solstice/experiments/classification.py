@@ -214,6 +214,7 @@ class Classification(Task):
             )
 
     def check_targets(self, targets: Any, real: np.ndarray) -> None:
+        assert self.num_classes is not None
         shown = np.asarray(check_labels(targets, "labels"))[real]
         wrong = shown[(shown < 0) | (shown >= self.num_classes)]
         if wrong.size:
@@ -225,6 +226,7 @@ class Classification(Task):
             )
 
     def losses(self, outputs: Array, targets: Array) -> tuple[Array, Array]:
+        assert self.num_classes is not None
         labels = check_labels(targets, "labels")
         # Labels outside the classes have no loss; the metrics count them as invalid.
         valid = (labels >= 0) & (labels < self.num_classes)

@@ -207,9 +207,8 @@ class SupervisedExperiment(Experiment):
         if finite is not None:  # a step whose scaled loss overflowed is left out
             kept = (params, self.optimizer)
             new_params, optimizer = _jmp().select_tree(finite, (new_params, optimizer), kept)
-        ema = self.ema
-        if ema is not None:
-            decay = self._ema_decay
+        ema, decay = self.ema, self._ema_decay
+        if decay is not None:
             ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, new_params)
         model = replace(model, params=new_params)
         exp = replace(

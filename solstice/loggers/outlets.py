@@ -3,6 +3,7 @@
 It is for callbacks that log; a user passes functions and sinks.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -10,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 from solstice.loggers.records import make_record
 from solstice.loggers.values import to_host
 from solstice.tree import describe
+
+_logger = logging.getLogger("solstice")
 
 LoggingFn = Callable[[dict[str, Any], int, str], Any]
 
@@ -32,7 +35,8 @@ class Outlets:
     a whole record, of arrays as they are, and waits on a thread of its own.
 
     Args:
-        logging_fn: A function of (metrics, step, mode), a sink, or a list of these.
+        logging_fn: A function of (metrics, step, mode), a sink, or a list of these; None sends
+            one line to the logger "solstice".
 
     Raises:
         TypeError: One is neither.
@@ -43,6 +47,7 @@ class Outlets:
     """
 
     def __init__(self, logging_fn: Any) -> None:
+        logging_fn = _log_line if logging_fn is None else logging_fn
         several = logging_fn if isinstance(logging_fn, list | tuple) else [logging_fn]
         self.sinks: list[Any] = []
         self._functions: list[LoggingFn] = []
@@ -112,3 +117,11 @@ class Outlets:
             named.append((f"{kind}{seen[kind]}", sink))
             seen[kind] += 1
         return named
+
+
+def _log_line(metrics: dict[str, Any], step: int, mode: str) -> None:
+    numbers = ", ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in metrics.items()
+    )
+    _logger.info("%s %d: %s", mode, step, numbers)

@@ -18,6 +18,7 @@ from solstice.tree.naming import (
     paths,
     tree_difference,
 )
+from solstice.tree.norms import norm
 from solstice.tree.ownership import owned
 from solstice.tree.sizes import nbytes, size
 
@@ -35,6 +36,7 @@ __all__ = [
     "leaves_by_path",
     "load",
     "nbytes",
+    "norm",
     "owned",
     "path_name",
     "paths",

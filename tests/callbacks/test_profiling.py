@@ -1,12 +1,17 @@
-"""ProfilingCallback: real traces of jax's profiler, always closed."""
+"""ProfilingCallback: real traces of jax's profiler, always closed, and where the time went."""
 
 import logging
+import os
+import signal
 
 import jax
 import pytest
+from resuming import X, Y, experiment
 
 import solstice
 from solstice import EarlyStoppingException, ProfilingCallback
+from solstice.callbacks import TimeReport
+from solstice.callbacks.stopwatch import Stopwatch
 
 
 def traces(directory):
@@ -110,6 +115,126 @@ def test_a_trace_is_closed_however_the_run_ends(
             train(1, [1, 2], callbacks=[callback, raiser])
     train(1, [1, 2], callbacks=[callback])
     assert recorded == ["start_trace", "stop_trace"] * 2
+
+
+@pytest.mark.parametrize("steps", [None, [0, 1]])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_trace_is_closed_when_a_step_or_the_data_fails(tmp_path, adding, recorded, steps, error):
+    class Failing(type(adding)):
+        def train_step(self, batch):
+            if batch == 2:
+                raise error("broken")
+            return super().train_step(batch)
+
+    def data():
+        yield 1
+        raise error("broken")
+
+    exp = Failing(adding.total, adding.evaluated)
+    for dataset in ([1, 2, 3], data):
+        callback = ProfilingCallback(tmp_path, steps)
+        with pytest.raises(error):
+            solstice.train(exp, 1, dataset, callbacks=[callback], progress=False)
+    assert recorded == ["start_trace", "stop_trace"] * 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_trace_is_closed_after_a_real_signal(train, tmp_path, number):
+    class Kill(solstice.Callback):
+        def on_step_end(self, outs, exp, global_step, mode, batch):
+            os.kill(os.getpid(), number)
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(1, [1, 2], callbacks=[Kill(), ProfilingCallback(tmp_path, [0, 1])])
+    assert traces(tmp_path) == 1
+
+
+def test_a_trace_is_closed_when_another_callback_fails_at_the_end(train, tmp_path, recorded):
+    class Failing(solstice.Callback):
+        def on_run_end(self, exp, error):
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        train(1, [1], callbacks=[Failing(), ProfilingCallback(tmp_path)])
+    assert recorded == ["start_trace", "stop_trace"]
+
+
+def test_a_call_of_several_steps_is_traced_if_one_of_them_is_chosen(train, tmp_path, recorded):
+    callback = ProfilingCallback(tmp_path, [4])
+    train(1, [1] * 9, callbacks=[callback, Steps(recorded)], steps_per_call=3)
+    assert recorded == [("train", 2), "start_trace", ("train", 5), "stop_trace", ("train", 8)]
+    assert callback.report.steps == 3
+
+
+def test_steps_are_counted_over_the_whole_run_after_a_resume(train, tmp_path, recorded):
+    for epochs in (1, 2):
+        saving = solstice.CheckpointingCallback(tmp_path / "saved")
+        callback = ProfilingCallback(tmp_path / "trace", [4])
+        callbacks = [callback, saving, Steps(recorded)]
+        train(epochs, [1] * 6, callbacks=callbacks, steps_per_call=3, resume_from=saving)
+    assert recorded == [
+        *[("train", 2), "start_trace", ("train", 5), "stop_trace"],
+        *[("train", 8), ("train", 11)],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "report"),
+    [
+        # Three training steps and one of validation, each 5 s of input, 20 of step, 100 of hooks.
+        (None, TimeReport(steps=3, total=500, input=20, step=80, callbacks=400, other=0)),
+        # The hooks after the callback's own are not waited for after the last step.
+        ([1, 2], TimeReport(steps=2, total=210, input=10, step=40, callbacks=160, other=0)),
+    ],
+)
+def test_the_report_tells_input_steps_and_callbacks_apart(adding, tmp_path, caplog, steps, report):
+    now = [0.0]
+
+    class Slow(type(adding)):
+        def train_step(self, batch):
+            now[0] += 20
+            return self, None
+
+        eval_step = train_step
+
+    class SlowHooks(solstice.Callback):
+        def on_step_start(self, exp, global_step, mode, batch):
+            now[0] += 60
+
+        def on_step_end(self, outs, exp, global_step, mode, batch):
+            now[0] += 40
+
+    def data(n):
+        for _ in range(n):
+            now[0] += 5
+            yield 0
+
+    callback = ProfilingCallback(tmp_path, steps)
+    callback.stopwatch = Stopwatch(lambda: now[0])
+    exp = Slow(adding.total, adding.evaluated)
+    for _ in range(2):  # each run has a report of its own
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="solstice"):
+            solstice.train(
+                exp,
+                1,
+                lambda: data(3),
+                lambda: data(1),
+                callbacks=[callback, SlowHooks()],
+                progress=False,
+            )
+        assert callback.report == report
+        assert f"ProfilingCallback: {report}." in caplog.messages
+
+
+def test_the_parts_of_a_real_run_add_up(tmp_path):
+    callback = ProfilingCallback(tmp_path, range(2, 9))
+    batch = (X[:8], Y[:8])
+    solstice.train(experiment(), 1, [batch] * 12, callbacks=[callback], progress=False)
+    report = callback.report
+    assert report.steps == 7 and min(report) >= 0
+    assert report.total == pytest.approx(sum(report[2:]))
+    assert report.step > report.input
 
 
 def test_a_profiler_in_use_is_left_to_its_user(train, tmp_path):

@@ -1,0 +1,271 @@
+"""EvaluationCallback: evaluations beside training, on datasets and with a step of their own.
+
+It only reads the experiment: training goes on to the same bits as without it.
+"""
+
+import contextlib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from solstice.callbacks.scheduled import ScheduledCallback, TriggeredCallback
+from solstice.data import as_arrays, batches, check_dataset
+from solstice.errors import EarlyStoppingException, UsageError
+from solstice.experiment import Experiment
+from solstice.flat import Flat
+from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
+from solstice.loggers.values import decoded, encoded, to_host
+from solstice.metrics import Accumulator, is_metrics, reduce
+from solstice.step import Step
+from solstice.tree import as_key, describe
+from solstice.triggers import Trigger
+
+
+class EvaluationCallback(TriggeredCallback):
+    """Evaluates the experiment on some datasets whenever a trigger fires in training.
+
+    What the batches of a dataset give is merged, computed, kept in `results` and logged under the
+    dataset's name. `eval_fn` is compiled once for each shape of a batch.
+
+    Args:
+        eval_fn: Takes the experiment, a batch and a key; returns `Metrics`, or `(experiment,
+            Metrics)`. That experiment goes to the dataset's next batch and is dropped at its end:
+            an evaluation may adapt, or fill a memory, without a trace in training.
+        datasets: The datasets by name, each as `train`'s; read with the index of the epoch.
+        when: The trigger; one that counts epochs fires after the epoch's validation.
+        logging_fn: One of these, or a list of several: a function called as `logging_fn(results,
+            step, name)` with the index of the training step just completed, or a sink of
+            `solstice.loggers`. None sends one line to the logger "solstice".
+        key: A seed or a key. The key of a batch depends on it, the number of the evaluation, the
+            dataset's name and the batch's index, never on training.
+        prepare_batch: Called on the host with each batch; returns the one to evaluate.
+        finalize: Called on the host with the computed metrics; returns the ones to keep and log.
+        on_start: Called as `on_start(exp, step, name)` before a dataset.
+        on_end: Called as `on_end(results, exp, step, name)` after a dataset, once it is logged. It
+            may raise `EarlyStoppingException`, heeded when all datasets are done.
+        on_host: Whether the batches' metrics are joined in host memory and not on the device. None
+            says so of metrics that grow when merged, such as those that keep each example's.
+        jit: Whether to compile `eval_fn`; without it, it may do anything.
+
+    Attributes:
+        results: The last results of each dataset, by its name: numbers, arrays of numpy.
+        evaluations: How many evaluations the run has had.
+
+    Raises:
+        TypeError, ValueError: An argument is not what it must be.
+        UsageError: `eval_fn` returns no `Metrics`.
+
+    >>> import jax.numpy as jnp, optax, solstice
+    >>> from jax.example_libraries import stax
+    >>> from solstice.triggers import Every
+    >>> x, y = jnp.eye(4), jnp.array([0, 1, 1, 0])
+    >>> exp = solstice.ClassificationExperiment(
+    ...     stax.serial(stax.Dense(2)), optax.adam(0.1), example_input=x, key=0
+    ... )
+    >>> def noisy(exp, batch, key):
+    ...     x, y = batch
+    ...     return exp.eval_step((x + 0.1 * jax.random.normal(key, x.shape), y))
+    >>> robustness = solstice.EvaluationCallback(noisy, {"noisy": [(x, y)]}, when=Every(steps=20))
+    >>> exp = exp.train(40, [(x, y)], callbacks=[robustness], progress=False)
+    >>> robustness.evaluations, robustness.results["noisy"]["accuracy"]
+    (2, 1.0)
+    """
+
+    def __init__(
+        self,
+        eval_fn: Callable[[Any, Any, Array], Any],
+        datasets: Mapping[str, Any],
+        *,
+        when: Trigger,
+        logging_fn: LoggingFn | SinkLike | Sequence[LoggingFn | SinkLike] | None = None,
+        key: Array | int = 0,
+        prepare_batch: Callable[[Any], Any] | None = None,
+        finalize: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
+        on_start: Callable[[Any, int, str], Any] | None = None,
+        on_end: Callable[[dict[str, Any], Any, int, str], Any] | None = None,
+        on_host: bool | None = None,
+        jit: bool = True,
+    ) -> None:
+        if not callable(eval_fn):
+            raise TypeError(
+                f"eval_fn is expected to be a function of (exp, batch, key); it is "
+                f"{describe(eval_fn)}."
+            )
+        if not isinstance(datasets, Mapping) or not datasets:
+            raise TypeError(
+                f"datasets are expected to be a mapping of names to datasets, such as "
+                f"{{'test': test_ds}}; they are {describe(datasets)}."
+            )
+        for name, dataset in datasets.items():
+            check_dataset(dataset, name, passes=None)
+        self._eval_fn = eval_fn
+        self._datasets = dict(datasets)
+        self._outlets = Outlets(logging_fn)
+        self._key = as_key(key)
+        self._prepare_batch = prepare_batch
+        self._finalize = finalize
+        self._on_start, self._on_end = on_start, on_end
+        self._on_host = on_host
+        self._jit = jit
+        self._step = Step(self._one)
+        self._schedule = ScheduledCallback(self._evaluate, when, name="evaluation")
+        self.results: dict[str, dict[str, Any]] = {}
+        self.evaluations = 0
+        self._epoch = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the datasets."""
+        return tuple(self._datasets)
+
+    def attach(self, experiment: Callable[[], Any], steps_per_call: int = 1) -> None:
+        self._schedule.attach(experiment, steps_per_call)
+
+    def on_run_start(self, exp: Experiment) -> None:
+        self._schedule.on_run_start(exp)
+        self.evaluations = self._epoch = 0
+
+    def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
+        self._epoch = epoch
+        self._outlets.open()
+
+    def on_step_end(
+        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
+    ) -> None:
+        self._schedule.on_step_end(outs, exp, global_step, mode, batch)
+
+    def after_epoch(self, exp: Experiment, epochs: int) -> None:
+        self._epoch = epochs - 1
+        self._schedule.after_epoch(exp, epochs)
+
+    def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
+        self._schedule.on_run_end(exp, error)
+        self._outlets.close()
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "schedule": self._schedule.get_state(),
+            "evaluations": self.evaluations,
+            "results": [[name, encoded(results)] for name, results in self.results.items()],
+            "sinks": self._outlets.get_state(),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._schedule.set_state(state["schedule"])
+        self.evaluations = int(state["evaluations"])
+        self.results = {name: decoded(results) for name, results in state["results"]}
+        self._outlets.set_state(state["sinks"])
+
+    def _evaluate(self, exp: Any, step: int) -> None:
+        flat, stop = Flat.of(exp), None
+        for name in self._datasets:
+            if self._on_start is not None:
+                self._on_start(exp, step, name)
+            results = self._results(flat, name)
+            self.results[name] = results
+            self._outlets.write(results, index=step, mode=name, epoch=self._epoch, step=step + 1)
+            if self._on_end is not None:
+                try:
+                    self._on_end(results, exp, step, name)
+                except EarlyStoppingException as raised:
+                    stop = stop or raised
+        self.evaluations += 1
+        if stop is not None:
+            raise stop
+
+    def _results(self, flat: Flat, name: str) -> dict[str, Any]:
+        """Return what the metrics of all batches of a dataset say."""
+        key = jax.random.fold_in(self._key, self.evaluations)
+        # By name, so that one more dataset changes no other's keys.
+        key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        seen = None
+        for i, batch in enumerate(batches(self._datasets[name], self._epoch, name)):
+            try:
+                prepared = batch if self._prepare_batch is None else self._prepare_batch(batch)
+                flat, metrics = self._take(flat, (as_arrays(prepared), key, i))
+                if seen is None:
+                    if self.evaluations == 0 and callable(check := getattr(metrics, "check", None)):
+                        check()
+                    seen = _OnHost() if self._joins_on_host(metrics) else Accumulator()
+                seen.add(metrics)
+            except Exception as error:
+                error.add_note(f"This is batch {i} of the evaluation {name!r}.")
+                raise
+        assert seen is not None  # `batches` raises for an empty pass
+        with _host() if isinstance(seen, _OnHost) else contextlib.nullcontext():
+            computed = to_host(dict(seen.pop().compute()))
+        return computed if self._finalize is None else to_host(dict(self._finalize(computed)))
+
+    def _take(self, flat: Flat, inputs: tuple[Any, Array, int]) -> tuple[Flat, Any]:
+        if self._jit:
+            return self._step.pure(flat, [inputs])
+        exp, metrics = self._one(flat.whole(), inputs)
+        return Flat.of(exp), metrics
+
+    def _one(self, exp: Any, inputs: tuple[Any, Array, Any]) -> tuple[Any, Any]:
+        """Evaluate one batch; it is what is compiled."""
+        batch, key, i = inputs
+        given = self._eval_fn(exp, batch, jax.random.fold_in(key, i))
+        pair = type(given) is tuple and len(given) == 2 and isinstance(given[0], Experiment)
+        exp, metrics = given if pair else (exp, given)
+        if not is_metrics(metrics):
+            raise UsageError(
+                f"eval_fn is expected to return Metrics (an object with `merge` and `compute`), or "
+                f"(experiment, Metrics); it returned {describe(given)}."
+            )
+        return exp, metrics
+
+    def _joins_on_host(self, metrics: Any) -> bool:
+        if self._on_host is not None:
+            return self._on_host
+        flat = Flat.of(metrics)
+        try:
+            merged = jax.eval_shape(_merged_twice, flat)
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+            return False  # it merges on the host anyway
+        shapes = [array.shape for array in merged.arrays]
+        return shapes != [array.shape for array in flat.arrays]
+
+
+class _OnHost:
+    """Joins metrics in host memory, two by two: so that what grows is not copied once a batch."""
+
+    def __init__(self) -> None:
+        self._parts: list[Any] = []
+        self._last: Flat | None = None
+
+    def add(self, metrics: Any) -> None:
+        self._fetch()
+        self._last = Flat.of(metrics)  # fetched when the next batch is on its way
+
+    def pop(self) -> Any:
+        self._fetch()
+        parts, self._parts = self._parts, []
+        while len(parts) > 1:
+            parts = [reduce(parts[i : i + 2]) for i in range(0, len(parts), 2)]
+        return parts[0]
+
+    def _fetch(self) -> None:
+        if self._last is None:
+            return
+        with _host():
+            arrays = [jnp.asarray(array) for array in jax.device_get(self._last.arrays)]
+        self._parts.append(Flat(arrays, self._last.structure).whole())
+        self._last = None
+
+
+def _host() -> Any:
+    """Return the context in which jax computes in host memory, where it has a CPU backend."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
+
+
+def _merged_twice(flat: Flat) -> Flat:
+    metrics = flat.whole()
+    return Flat.of(metrics.merge(metrics))

@@ -1,0 +1,166 @@
+"""What goes on inside of a network and of a training step, for a look now and then.
+
+Everything here takes a pass of its own, so a training step is no dearer for it.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree
+
+from solstice.compat.model import Keys, Model
+from solstice.compat.optimizer import Optimizer
+from solstice.tree import describe, leaves_by_path, norm
+
+
+def intermediates(
+    model: Model,
+    *inputs: Any,
+    key: Keys = None,
+    train: bool = False,
+    name: str = "intermediates",
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Return the values that a network notes in a forward pass, by their paths.
+
+    Args:
+        model: A Flax Linen network that sows into the collection `name`, a Flax NNX network that
+            sows `nnx.Intermediate`s, or a Haiku network that sets states whose names begin with
+            `name`. A network of any other library returns them beside its outputs.
+        *inputs: Batched inputs, as the model's call takes them.
+        key: As the model's call takes it.
+        train: Whether the pass is one of training; the model stays as it is anyway.
+        name: Under what they are noted.
+        **kwargs: As the model's call takes them.
+
+    Raises:
+        TypeError: The model's library has no such thing.
+        ValueError: The network notes nothing.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> from solstice import compat
+    >>> class Net(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x):
+    ...         hidden = nn.relu(nn.Dense(8)(x))
+    ...         self.sow("intermediates", "dead", (hidden == 0).mean())
+    ...         return nn.Dense(2)(hidden)
+    >>> x = jnp.ones((4, 3))
+    >>> model = compat.as_model(Net(), x, key=jax.random.key(0))
+    >>> list(compat.intermediates(model, x))
+    ['dead']
+    """
+    look = getattr(model, "intermediates", None)
+    if not callable(look):
+        raise TypeError(
+            f"intermediates() reads what Flax and Haiku networks note in a forward pass; "
+            f"{describe(model)} notes nothing. Return the values beside the network's outputs."
+        )
+    noted: Any = look(*inputs, key=key, train=train, name=name, **kwargs)
+    # What is sown once is a tuple of one.
+    single = jax.tree.map(_single, noted, is_leaf=lambda node: type(node) is tuple)
+    found = leaves_by_path(single)
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__}: the network noted nothing under {name!r} in this pass. Sow "
+            f"values there, or pass the name= that it uses."
+        )
+    return found
+
+
+def gradients(exp: Any, batch: Any) -> PyTree:
+    """Return what an experiment's training step would hand to its optimizer for a batch.
+
+    The step is taken with the optimizer exchanged for one that keeps the gradients; it must hold
+    its optimizer as a `compat.Optimizer`. Of several, a list is returned, in the tree's order.
+
+    Raises:
+        ValueError: The experiment holds no optimizer, or its step does not call it.
+
+    >>> import jax.numpy as jnp, optax, solstice
+    >>> from jax.example_libraries import stax
+    >>> x, y = jnp.eye(4), jnp.array([0, 1, 1, 0])
+    >>> exp = solstice.ClassificationExperiment(
+    ...     stax.serial(stax.Dense(2)), optax.adam(0.1), example_input=x, key=0
+    ... )
+    >>> jax.tree.map(jnp.shape, solstice.compat.gradients(exp, (x, y)))
+    [((4, 2), (2,))]
+    """
+    keeping = jax.tree.map(
+        lambda node: _Keeping(node) if isinstance(node, Optimizer) else node,
+        exp,
+        is_leaf=_is_optimizer,
+    )
+    after, _ = keeping.train_step(batch)
+    kept = [node for node in jax.tree.leaves(after, is_leaf=_is_optimizer) if _is_optimizer(node)]
+    grads = [one.grads for one in kept if isinstance(one, _Keeping) and one.grads is not None]
+    if not grads or len(grads) < len(kept):
+        raise ValueError(
+            f"gradients() takes the training step of an experiment whose optimizers are "
+            f"compat.Optimizers, each called once; in {type(exp).__name__}, {len(grads)} of "
+            f"{len(kept)} were. Adapt them with compat.as_optimizer."
+        )
+    return grads[0] if len(grads) == 1 else grads
+
+
+def training_norms(exp: Any, batch: Any) -> dict[str, Array]:
+    """Return the norms of an experiment's gradients for a batch and of its parameters.
+
+    Parameters are those of its `compat.Model`s. Where one of its optimizers tells its learning
+    rate, that in use is `learning_rate`; of several optimizers, the first one's.
+
+    >>> import jax.numpy as jnp, optax, solstice
+    >>> from jax.example_libraries import stax
+    >>> x, y = jnp.eye(4), jnp.array([0, 1, 1, 0])
+    >>> exp = solstice.ClassificationExperiment(
+    ...     stax.serial(stax.Dense(2)),
+    ...     optax.inject_hyperparams(optax.adam)(0.5),
+    ...     example_input=x,
+    ...     key=0,
+    ... )
+    >>> sorted(solstice.compat.training_norms(exp, (x, y)))
+    ['gradient_norm', 'learning_rate', 'parameter_norm']
+    """
+    is_part = lambda node: isinstance(node, Model | Optimizer)  # noqa: E731
+    parts = jax.tree.leaves(exp, is_leaf=is_part)
+    params = [part.params for part in parts if isinstance(part, Model)]
+    rates = [part.learning_rate() for part in parts if isinstance(part, Optimizer)]
+    values = {"gradient_norm": norm(gradients(exp, batch)), "parameter_norm": norm(params)}
+    known = [rate for rate in rates if rate is not None]
+    return values | ({"learning_rate": known[0]} if known else {})
+
+
+class _Keeping(Optimizer):
+    """An optimizer that keeps the gradients and changes no parameter."""
+
+    optimizer: Optimizer
+    wants: tuple[str, ...] = eqx.field(static=True)
+    grads: PyTree
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.wants = optimizer.wants
+        self.grads = None
+
+    def init(self, params: PyTree) -> "_Keeping":
+        return _Keeping(self.optimizer.init(params))
+
+    def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, "_Keeping"]:
+        return params, eqx.tree_at(
+            lambda one: one.grads, self, grads, is_leaf=lambda node: node is None
+        )
+
+    def eval_params(self, params: PyTree) -> PyTree:
+        return self.optimizer.eval_params(params)
+
+    def learning_rate(self) -> Array | None:
+        return self.optimizer.learning_rate()
+
+
+def _is_optimizer(node: Any) -> bool:
+    return isinstance(node, Optimizer)
+
+
+def _single(node: Any) -> Any:
+    return node[0] if type(node) is tuple and len(node) == 1 else node
