@@ -34,6 +34,9 @@ jaxtyping.install_import_hook(
 
 import solstice  # noqa: E402 - after the hook
 
+# A script: importing it trains.
+collect_ignore = ["killed_run.py"]
+
 
 @pytest.fixture
 def unchecked():
