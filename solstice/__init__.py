@@ -30,7 +30,7 @@ from solstice.errors import (
     UsageError,
 )
 from solstice.experiment import Experiment
-from solstice.experiments import ClassificationExperiment
+from solstice.experiments import ClassificationExperiment, Ensemble
 from solstice.flat import snapshot
 from solstice.metrics import ClassificationMetrics, Metrics, reduce
 from solstice.step import jit
@@ -48,6 +48,7 @@ __all__ = [
     "DamagedFileError",
     "EarlyStoppingCallback",
     "EarlyStoppingException",
+    "Ensemble",
     "EnvironmentCallback",
     "Experiment",
     "HistoryCallback",

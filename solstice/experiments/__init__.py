@@ -1,5 +1,7 @@
 """Ready-made experiments: they consume a Model and an Optimizer, whatever library these are of."""
 
 from solstice.experiments.classification import ClassificationExperiment
+from solstice.experiments.ensemble import Ensemble
+from solstice.experiments.member_stopping import MemberStopping
 
-__all__ = ["ClassificationExperiment"]
+__all__ = ["ClassificationExperiment", "Ensemble", "MemberStopping"]
