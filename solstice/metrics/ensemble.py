@@ -3,6 +3,7 @@
 It knows neither what the members' metrics count nor what an ensemble is made of.
 """
 
+from collections import OrderedDict
 from typing import Any, Self
 
 import jax
@@ -87,11 +88,11 @@ class EnsembleMetrics(Metrics):
     def per_member(self) -> dict[str, Any]:
         """Return what the members compute, by name, as arrays with a first axis of members."""
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self.members)):
-            return jax.vmap(_computed)(self.members)
+            return dict(jax.vmap(_computed)(self.members))
         try:
             values = _computed_each(self.members)
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, TypeError):
-            values = _stack([one.compute() for one in self._each()])
+            values = _stack([_computed(one) for one in self._each()])
         return {name: np.asarray(value) for name, value in jax.device_get(values).items()}
 
     def check(self) -> None:
@@ -108,8 +109,8 @@ class EnsembleMetrics(Metrics):
         ]
 
 
-def _computed(metrics: Any) -> dict[str, Any]:
-    return dict(metrics.compute())
+def _computed(metrics: Any) -> OrderedDict[str, Any]:
+    return OrderedDict(metrics.compute())  # jax sorts the names of a plain dict
 
 
 _computed_each = jax.jit(jax.vmap(_computed))
