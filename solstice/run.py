@@ -3,6 +3,8 @@
 It takes the passes that the trainer asks for; it does not decide which.
 """
 
+import collections
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,6 +22,8 @@ from solstice.flat import Flat
 from solstice.metrics import Metrics
 from solstice.position import Position, batch_digest
 from solstice.recompile import RecompileGuard
+from solstice.sharding import Sharding
+from solstice.sharding.batches import place_batch
 from solstice.signals import Interrupted, Signals, noted
 from solstice.step import Step, join_outs, joined
 from solstice.tree import describe
@@ -46,6 +50,7 @@ class Run:
         recompile: Literal["warn", "error"] = "warn",
         donate: bool = False,
         saved: bool = False,
+        sharding: Sharding | None = None,
     ) -> None:
         # The experiment, whole or taken apart; both while they are the same.
         self._exp: Any = exp
@@ -53,6 +58,13 @@ class Run:
         self._type = type(exp)
         # Whether nobody else has its buffers.
         self._owned = donate
+        self._sharding = sharding
+        # The batches that are placed and not yet noted, as the dataset gave them.
+        self._raw: collections.deque[Any] = collections.deque()
+        if sharding is not None:
+            self._flat, self._owned = sharding.placed(Flat.of(exp), donate=donate), True
+            self._exp = None
+        self._with_mask = getattr(exp, "with_mask", None)
         self.position = Position()
         self._steps_per_call = steps_per_call
         self._prefetch = prefetch
@@ -253,17 +265,22 @@ class Run:
         states: list[Any] | None = [] if tracked else None
         iterator = where.iterator if skip and mode == "train" else None
         source = batches(dataset, epoch, f"{mode}_ds", start=iterator, states=states)
+        self._raw.clear()
+        place = None
+        if self._sharding is not None:
+            place = functools.partial(self._place, mode, tracked)
         if skip and iterator is None:
             self._skip(source, skip, mode)
         if mode == "train" and where.validated is not None and self._validation is not None:
             self._validation[1]()  # it was saved in the middle of one
         with (
             progress_bar(title, total, self._progress, keep=mode != "val", done=skip) as bar,
-            prefetched(source, self._prefetch) as ready,
+            prefetched(source, self._prefetch, place) as ready,
         ):
             for group in self._groups(ready, mode, last_step):
                 batch = group[0] if self._steps_per_call == 1 else group
-                self._check_batch(group[0], mode)
+                if self._sharding is None:
+                    self._check_batch(group[0], mode)
                 first = where.steps[mode]
                 last = first + len(group) - 1
                 self._fire("on_step_start", self._shown("on_step_start"), last, mode, batch)
@@ -302,12 +319,22 @@ class Run:
     def _track(self, group: list[Any], states: list[Any]) -> None:
         """Note what tells these batches from others, for the next checkpoint."""
         where = self.position
+        if self._sharding is not None:
+            group = [self._raw.popleft() for _ in group]
         if where.trained == len(group):
             where.first = batch_digest(group[0])
         # What a thread has read ahead is not consumed yet.
         where.iterator = states[len(group) - 1]
         del states[: len(group)]
         self._last_batch = group[-1]
+
+    def _place(self, mode: str, tracked: bool, batch: Any) -> Any:
+        """Check a batch as the dataset gave it, and put it on the mesh."""
+        assert self._sharding is not None
+        self._check_batch(batch, mode)
+        if tracked:
+            self._raw.append(batch)
+        return place_batch(self._sharding, batch, self._with_mask)
 
     def _skip(self, source: Iterator[Any], count: int, mode: str) -> None:
         """Read what was consumed before a resume, and make sure that it is the same."""
@@ -364,6 +391,9 @@ class Run:
                 exp, outs = check_result(self.exp, name, getattr(self.exp, name)(batch))
                 if exp is not self._exp:
                     self._exp, self._type, self._flat, self._owned = exp, type(exp), None, False
+                    if self._sharding is not None:
+                        self._flat = self._sharding.placed(Flat.of(exp), donate=True)
+                        self._exp = None
                 every.append(outs)
         return every[0] if len(every) == 1 else joined(join_outs(every))
 
@@ -388,6 +418,9 @@ class Run:
             self._flat, self._exp = flat, None
             if flat.structure is not before.structure:
                 self._type = type(self.exp)
+                if self._sharding is not None:
+                    self._flat = self._sharding.placed(flat, donate=True)
+                    self._exp = None
         if traces is not None and traces != step.traces:
             guard.traced(before, group)
         return outs

@@ -121,7 +121,10 @@ class Step:
     def _flat_step(self, flat: Flat, batch: Any) -> tuple[Flat, Flat]:
         exp = flat.whole()
         new, outs = check_result(exp, self._function.__name__, self._function(exp, batch))
-        return Flat.of(new, like=flat.structure), Flat.of(outs)
+        after, outs = Flat.of(new, like=flat.structure), Flat.of(outs)
+        if flat.structure.placement is not None:
+            _keep_placed(after, flat, outs)
+        return after, outs
 
     def _changes(self, flat: Flat, batches: list[Any]) -> tuple[Any, Flat]:
         """Return the arrays that the step changes, by position; others would only be copied."""
@@ -130,6 +133,17 @@ class Step:
             return new, outs
         pairs = enumerate(zip(new.arrays, flat.arrays, strict=True))
         return {i: array for i, (array, before) in pairs if array is not before}, outs
+
+
+def _keep_placed(after: Flat, before: Flat, outs: Flat) -> None:
+    """Keep arrays where they were, so that the next step is the same program; outs go to all."""
+    placement = before.structure.placement
+    assert placement is not None
+    constrain = jax.lax.with_sharding_constraint
+    if after.structure is before.structure:
+        places = zip(after.arrays, before.arrays, placement.arrays, strict=True)
+        after.arrays = [new if new is old else constrain(new, at) for new, old, at in places]
+    outs.arrays = [constrain(array, placement.outs) for array in outs.arrays]
 
 
 def join_outs(outs: list[Any]) -> Any:

@@ -222,6 +222,20 @@ class ClassificationExperiment(Experiment):
             return self._entry(batch, self._batch_keys[0])
         return batch[0] if isinstance(batch, tuple | list) else batch
 
+    def with_mask(self, batch: Any, real: Any) -> Any:
+        """Return a batch in which only the `real` examples count, of those that did.
+
+        Args:
+            batch: The batch, in any of its forms.
+            real: True where an example is real, `(batch,)`.
+        """
+        _, labels, mask = self._unpack(batch)
+        whole = np.asarray(check_mask(mask, labels))
+        mask = whole & np.asarray(real).reshape(-1, *[1] * (labels.ndim - 1))
+        if isinstance(batch, Mapping):
+            return {**batch, self._batch_keys[2]: mask}
+        return (batch[0], batch[1], mask)
+
     @jax.jit
     def _logits(self, inputs: tuple) -> Array:
         params = self.optimizer.eval_params(self.model.params)

@@ -224,6 +224,11 @@ class Ensemble(Experiment):
             return jnp.ones(self.num_members, bool)
         return self._standing.judged().active
 
+    @property
+    def with_mask(self) -> Any:
+        """The members' method, which pads batches; None where they have none."""
+        return None if self.own_batches else getattr(self.members, "with_mask", None)
+
     def train(
         self,
         num_epochs: int | None = None,
