@@ -58,7 +58,7 @@ def networks():
 
         keras.utils.set_random_seed(0)
         layers = keras.layers
-        return keras.Sequential([layers.Dense(64, activation="relu"), layers.Dense(CLASSES)])
+        return keras.Sequential([keras.Input((32,)), layers.Dense(64, activation="relu"), layers.Dense(CLASSES)])
 
     return {
         "linen": Linen,

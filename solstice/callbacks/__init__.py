@@ -7,6 +7,7 @@ from solstice.callbacks.environment import EnvironmentCallback
 from solstice.callbacks.history import HistoryCallback
 from solstice.callbacks.logging import LoggingCallback
 from solstice.callbacks.profiling import ProfilingCallback
+from solstice.callbacks.replication import ReplicationCallback
 from solstice.callbacks.stop_on_nan import StopOnNaN
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "HistoryCallback",
     "LoggingCallback",
     "ProfilingCallback",
+    "ReplicationCallback",
     "StopOnNaN",
 ]

@@ -39,7 +39,9 @@ class Sharding(abc.ABC):
     @property
     def parts(self) -> int:
         """Into how many parts a batch's first axis is split."""
-        axes = self.batch_spec[0] if len(self.batch_spec) else None
+        return self._parts(self.batch_spec[0]) if len(self.batch_spec) else 1
+
+    def _parts(self, axes: Any) -> int:
         names = (axes,) if isinstance(axes, str) else axes or ()
         return int(np.prod([self.mesh.shape[name] for name in names], dtype=int))
 
@@ -55,16 +57,13 @@ class Sharding(abc.ABC):
         shardings = []
         for name, shape in shapes.items():
             spec = self.spec(name, shape)
-            sharding = NamedSharding(self.mesh, spec)
-            try:
-                sharding.shard_shape(shape)
-            except ValueError as error:
+            if len(spec) > len(shape) or any(n % self._parts(i) for n, i in zip(shape, spec)):  # noqa: B905
                 raise ValueError(
                     f"{name!r} of shape {shape} cannot be split as {spec} says over the mesh "
                     f"{dict(self.mesh.shape)}: each axis must divide by the number of its parts. "
                     f"Change the rule, the mesh or the layer's width."
-                ) from error
-            shardings.append(sharding)
+                )
+            shardings.append(NamedSharding(self.mesh, spec))
         return Placement(tuple(shardings), NamedSharding(self.mesh, PartitionSpec()))
 
     def placed(self, flat: Flat, *, donate: bool = False) -> Flat:
