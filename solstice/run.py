@@ -22,11 +22,13 @@ from solstice.flat import Flat
 from solstice.metrics import Metrics
 from solstice.position import Position, batch_digest
 from solstice.recompile import RecompileGuard
-from solstice.sharding import Sharding
+from solstice.sharding import Sharding, is_first_process
+from solstice.sharding.arrays import local_tree
 from solstice.sharding.batches import place_batch
+from solstice.sharding.processes import check_same, in_step
 from solstice.signals import Interrupted, Signals, noted
 from solstice.step import Step, join_outs, joined
-from solstice.tree import describe
+from solstice.tree import describe, digest
 from solstice.triggers import Trigger, Watch
 
 _logger = logging.getLogger("solstice")
@@ -62,6 +64,8 @@ class Run:
         # The batches that are placed and not yet noted, as the dataset gave them.
         self._raw: collections.deque[Any] = collections.deque()
         if sharding is not None:
+            if jax.process_count() > 1:
+                check_same("The experiment", digest(local_tree(exp)))
             self._flat, self._owned = sharding.placed(Flat.of(exp), donate=donate), True
             self._exp = None
         self._with_mask = getattr(exp, "with_mask", None)
@@ -70,7 +74,7 @@ class Run:
         self._prefetch = prefetch
         self._recompile: Literal["warn", "error"] = recompile
         self._guards: dict[tuple[str, bool], RecompileGuard] = {}
-        self._progress = progress
+        self._progress = progress and is_first_process()
         self._callbacks = list(callbacks or ())
         for callback in self._callbacks:
             if not isinstance(callback, Callback):
@@ -141,6 +145,9 @@ class Run:
             for callback in self._checkpointing:
                 lost = self._caught(callback.wait)
                 error = error or lost
+            if error is None and self._checkpointing:
+                # Whoever reads the checkpoints next finds them whole.
+                error = self._caught(lambda: check_same("The number of steps", str(self.position.steps)))
             if error is None and self._signals.received is not None:
                 error = Interrupted(self._signals.received).ending
             self._end(error)
@@ -261,7 +268,9 @@ class Run:
         total = length(dataset) or self._lengths.get(mode)
         if last_step is not None and total is not None:
             total = min(total, last_step - start)
-        tracked = mode == "train" and bool(self._checkpointing)
+        # A checkpoint holds what one process knows, and each has other data.
+        alone = jax.process_count() == 1
+        tracked = mode == "train" and bool(self._checkpointing) and alone
         states: list[Any] | None = [] if tracked else None
         iterator = where.iterator if skip and mode == "train" else None
         source = batches(dataset, epoch, f"{mode}_ds", start=iterator, states=states)
@@ -269,6 +278,8 @@ class Run:
         place = None
         if self._sharding is not None:
             place = functools.partial(self._place, mode, tracked)
+            if not alone:
+                source = in_step(source)
         if skip and iterator is None:
             self._skip(source, skip, mode)
         if mode == "train" and where.validated is not None and self._validation is not None:
@@ -285,6 +296,8 @@ class Run:
                 last = first + len(group) - 1
                 self._fire("on_step_start", self._shown("on_step_start"), last, mode, batch)
                 out = self._take_steps(mode, group)
+                if not alone:
+                    out = local_tree(out)
                 if first == 0 and isinstance(out, Metrics) and hasattr(out, "check"):
                     out.check()  # pyright: ignore[reportAttributeAccessIssue]
                 if outs is not None:
@@ -331,10 +344,13 @@ class Run:
     def _place(self, mode: str, tracked: bool, batch: Any) -> Any:
         """Check a batch as the dataset gave it, and put it on the mesh."""
         assert self._sharding is not None
+        sizes: list[int | None] = []
+        if jax.process_count() > 1:
+            batch, sizes = batch
         self._check_batch(batch, mode)
         if tracked:
             self._raw.append(batch)
-        return place_batch(self._sharding, batch, self._with_mask)
+        return place_batch(self._sharding, batch, self._with_mask, sizes)
 
     def _skip(self, source: Iterator[Any], count: int, mode: str) -> None:
         """Read what was consumed before a resume, and make sure that it is the same."""

@@ -25,7 +25,8 @@ TWO = [("Dense_0/kernel", P(None, "model")), ("Dense_1/kernel", P("model"))]
 class MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(CLASSES)(nn.relu(nn.Dense(64)(x)))
+        x = nn.relu(nn.Dense(64)(x))
+        return nn.Dense(CLASSES)(x)
 
 
 def experiment(key=0):

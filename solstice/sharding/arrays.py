@@ -56,3 +56,8 @@ def local(array: Any) -> Any:
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return to_all(array).addressable_data(0)
     return array
+
+
+def local_tree(tree: Any) -> Any:
+    """Return a tree with each array that spans processes as one of this process alone."""
+    return jax.tree.map(local, tree)

@@ -3,7 +3,7 @@
 A process gives its own part of a batch; the parts of all are one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,12 @@ from solstice.tree import describe
 WithMask = Callable[[Any, np.ndarray], Any]
 
 
-def place_batch(sharding: Sharding, batch: Any, with_mask: WithMask | None) -> Any:
+def place_batch(
+    sharding: Sharding,
+    batch: Any,
+    with_mask: WithMask | None,
+    sizes: Sequence[int | None] = (),
+) -> Any:
     """Return a batch on the mesh, with its first axis split.
 
     Arrays whose first axis has another length than the first array's, scalars too, go to every
@@ -28,6 +33,7 @@ def place_batch(sharding: Sharding, batch: Any, with_mask: WithMask | None) -> A
         sharding: Where it goes.
         batch: This process's part of it.
         with_mask: How a mask gets into it; None where the experiment takes none.
+        sizes: How many examples each process has; all are padded to the most.
 
     Raises:
         ValueError: The batch does not divide, and the experiment takes no masks.
@@ -47,16 +53,17 @@ def place_batch(sharding: Sharding, batch: Any, with_mask: WithMask | None) -> A
         )
     parts //= processes
     size = batch_size(batch)
-    if size is not None and size % parts:
+    every = [one for one in (size, *sizes) if one is not None]
+    if size is not None and (most := max(every) + -max(every) % parts) != min(every):
         if with_mask is None:
             raise ValueError(
-                f"A batch of {size} examples is to be split over {parts} devices, which does not "
-                f"divide, and the experiment takes no mask for padding. Drop the last batch, "
-                f"choose batches of a multiple of {parts}, or give the experiment a method "
-                f"with_mask(batch, real), as ClassificationExperiment has."
+                f"A batch of {size} examples is to be split over {parts} devices"
+                + f" (the processes have {', '.join(map(str, sizes))})" * (len(sizes) > 1)
+                + f", which does not divide, and the experiment takes no mask for padding. Drop "
+                f"the last batch, choose batches of a multiple of {parts}, or give the experiment "
+                f"a method with_mask(batch, real), as ClassificationExperiment has."
             )
-        batch = with_mask(*padded(batch, size + -size % parts))
-        size += -size % parts
+        batch, size = with_mask(*padded(batch, most)), most
     split = NamedSharding(sharding.mesh, sharding.batch_spec)
     whole = NamedSharding(sharding.mesh, PartitionSpec())
 

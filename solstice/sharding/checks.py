@@ -62,13 +62,13 @@ def _compare(name: str, one: np.ndarray, two: np.ndarray, holder: Any, other: An
     one, two = one.astype(wide), two.astype(wide)
     if np.array_equal(one, two, equal_nan=True):  # 0.0 and -0.0, or another NaN
         return
+    unequal = (one != two) & ~(np.isnan(one) & np.isnan(two))
     with np.errstate(invalid="ignore"):
-        difference = np.abs(one - two)
+        difference = np.abs(one - two)[unequal].max()
     raise AssertionError(
         f"{name!r} is expected to be the same everywhere; on {holder} and on {other} it differs in "
-        f"{np.sum((one != two) & ~(np.isnan(one) & np.isnan(two)))} of {one.size} elements, by up "
-        f"to {np.nanmax(difference):.6g}. Something that differs between them got in: a key, "
-        f"the order of data, or what a callback did."
+        f"{unequal.sum()} of {one.size} elements, by up to {difference:.6g}. Something that "
+        f"differs between them got in: a key, the order of data, or what a callback did."
     )
 
 
