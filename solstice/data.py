@@ -136,9 +136,9 @@ def prefetched(
 ) -> Iterator[Iterator[Any]]:
     """Give an iterator over the batches of `ready`, read ahead and placed on the device.
 
-    `place` puts each where it belongs; None means the default device. A thread reads up to `size` batches ahead and ends with the context. What it raises is raised
-    here in the batch's turn, with its own traceback. 0 reads nothing ahead; None means 2 on
-    accelerators and 0 on a CPU.
+    `place` puts each where it belongs; None means the default device. A thread reads up to `size`
+    batches ahead and ends with the context. What it raises is raised here in the batch's turn, with
+    its own traceback. 0 reads nothing ahead; None means 2 on accelerators and 0 on a CPU.
 
     >>> with prefetched(iter([np.ones(2), np.zeros(2)]), size=2) as ready:
     ...     [float(batch.sum()) for batch in ready]

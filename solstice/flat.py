@@ -85,8 +85,8 @@ class Flat:
 class Placement(NamedTuple):
     """Where a tree's arrays are on a mesh, and where what a step returns beside them goes."""
 
-    arrays: tuple[jax.sharding.Sharding, ...]
-    outs: jax.sharding.Sharding
+    arrays: tuple[jax.sharding.NamedSharding, ...]
+    outs: jax.sharding.NamedSharding
 
 
 class Structure:

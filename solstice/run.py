@@ -147,7 +147,9 @@ class Run:
                 error = error or lost
             if error is None and self._checkpointing:
                 # Whoever reads the checkpoints next finds them whole.
-                error = self._caught(lambda: check_same("The number of steps", str(self.position.steps)))
+                error = self._caught(
+                    lambda: check_same("The number of steps", str(self.position.steps))
+                )
             if error is None and self._signals.received is not None:
                 error = Interrupted(self._signals.received).ending
             self._end(error)

@@ -66,7 +66,9 @@ def test_any_placement_trains_as_one_device_does(name):
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
-@pytest.mark.parametrize("form", [tuple, list, lambda pair: dict(zip(("image", "label"), pair))])
+@pytest.mark.parametrize(
+    "form", [tuple, list, lambda pair: dict(zip(("image", "label"), pair, strict=True))]
+)
 def test_what_does_not_divide_is_padded_and_masked(form, prefetch):
     ds = list(map(form, UNEVEN))
     alone = experiment().train(4, ds, progress=False)

@@ -1,8 +1,9 @@
 """Trains on so many simulated devices and writes what came of it; run as a program of its own.
 
-    python sharded_runs.py <devices> <output.npz>
+python sharded_runs.py <devices> <output.npz>
 """
 
+# ruff: noqa: E402 - the flags are set before jax is imported
 import os
 import sys
 
@@ -47,7 +48,10 @@ def networks():
 
     class NNX(nnx.Module):
         def __init__(self, rngs):
-            self.first, self.last = nnx.Linear(32, 64, rngs=rngs), nnx.Linear(64, CLASSES, rngs=rngs)
+            self.first, self.last = (
+                nnx.Linear(32, 64, rngs=rngs),
+                nnx.Linear(64, CLASSES, rngs=rngs),
+            )
             self.norm = nnx.BatchNorm(64, rngs=rngs)
 
         def __call__(self, x):
@@ -58,7 +62,9 @@ def networks():
 
         keras.utils.set_random_seed(0)
         layers = keras.layers
-        return keras.Sequential([keras.Input((32,)), layers.Dense(64, activation="relu"), layers.Dense(CLASSES)])
+        return keras.Sequential(
+            [keras.Input((32,)), layers.Dense(64, activation="relu"), layers.Dense(CLASSES)]
+        )
 
     return {
         "linen": Linen,

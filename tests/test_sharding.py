@@ -147,12 +147,14 @@ def test_what_is_no_sharding_is_refused(adding, unchecked):
     for function, arguments in ((solstice.train, (1, [1.0])), (solstice.test, ([1.0], [], True))):
         with pytest.raises(TypeError, match=r"DataParallel\(\), FullySharded\(\)"):
             function(adding, *arguments, sharding="data", progress=False)
-    with pytest.raises(TypeError, match="jax.sharding.Mesh"):
+    with pytest.raises(TypeError, match=r"jax\.sharding\.Mesh"):
         solstice.sharding.DataParallel(8)
     with pytest.raises(TypeError, match="DataParallel"):
         solstice.predict(adding, [1.0], sharding=8)
 
 
 def test_one_device_is_the_same_run(adding):
-    one = solstice.train(adding, 1, [1, 2], sharding=solstice.sharding.DataParallel(), progress=False)
+    one = solstice.train(
+        adding, 1, [1, 2], sharding=solstice.sharding.DataParallel(), progress=False
+    )
     assert float(one.total) == 3 and one.total.sharding == adding.total.sharding

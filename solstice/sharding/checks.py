@@ -42,7 +42,9 @@ def _check_devices(name: str, array: jax.Array) -> None:
     for shard in array.addressable_shards:
         other = first.setdefault(str(shard.index), shard)
         if other is not shard:
-            _compare(name, np.asarray(other.data), np.asarray(shard.data), other.device, shard.device)
+            _compare(
+                name, np.asarray(other.data), np.asarray(shard.data), other.device, shard.device
+            )
 
 
 def _check_processes(name: str, array: jax.Array) -> None:
@@ -88,7 +90,7 @@ def gather(tree: PyTree) -> PyTree:
             return leaf
         if is_typed_key(leaf):
             data = np.asarray(local(jax.random.key_data(leaf)))
-            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+            return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(leaf))
         return np.asarray(local(leaf))
 
     return jax.tree.map(one, tree)

@@ -35,6 +35,7 @@ class Sharding(abc.ABC):
 
     def check(self, arrays: dict[str, tuple[int, ...]]) -> None:
         """Raise where it does not fit an experiment's arrays, by path; most fit all."""
+        return
 
     @property
     def parts(self) -> int:

@@ -85,9 +85,9 @@ def test_a_member_goes_the_way_it_goes_alone(library):
     traces = type(start).train_step.traces
     ensemble = start.train(None, DS, num_steps=200, progress=False, recompile="error")
     assert type(start).train_step.traces == traces + 1
-    outs = EnsembleMetrics(ensemble.eval_step(DS[0])[1].members)
+    outs = ensemble.eval_step(DS[0])[1]
     for i in range(2):
-        # A Keras network draws its initial values from a generator of its own, once for all members.
+        # A Keras network draws its initial values itself, once for all members.
         alone = start.member(i) if library == "keras" else make(KEYS[i], RATES[i])
         alone = alone.train(None, DS, num_steps=200, progress=False)
         assert_close(ensemble.member(i), alone)
@@ -107,7 +107,9 @@ def test_members_differ_in_what_is_stacked():
 def test_each_member_can_have_batches_of_its_own():
     orders = [np.random.default_rng(i).permutation(32).reshape(4, 8) for i in range(3)]
     own = [[(X[part], Y[part]) for part in order] for order in orders]
-    stacked = [jax.tree.map(lambda *each: np.stack(each), *batches) for batches in zip(*own)]
+    stacked = [
+        jax.tree.map(lambda *each: np.stack(each), *batches) for batches in zip(*own, strict=True)
+    ]
     ensemble = solstice.Ensemble.init(mlp, KEYS, own_batches=True, rate=RATES)
     ensemble = ensemble.train(20, stacked, progress=False)
     for i in range(3):
@@ -133,7 +135,9 @@ def test_metrics_are_those_of_each_member_and_their_spread():
 
 
 def test_metrics_merge_member_by_member(mean):
-    stacked = [EnsembleMetrics(jax.vmap(mean)(jnp.full((2, 4), i) * jnp.ones((2, 1)))) for i in (1, 2)]
+    stacked = [
+        EnsembleMetrics(jax.vmap(mean)(jnp.full((2, 4), i) * jnp.ones((2, 1)))) for i in (1, 2)
+    ]
     merged = solstice.reduce(stacked)
     assert merged.per_member()["mean"].tolist() == [1.5, 1.5]
     assert merged.per_member()["count"].tolist() == [8, 8]
@@ -190,9 +194,7 @@ def test_a_member_that_stopped_stays_as_it_is():
     ensemble = ensemble.train(6, DS, DS, progress=False)
     assert ensemble.active.tolist() == [False, True]
     assert not np.allclose(ensemble.member(1)(X), start(X))
-    assert_close(
-        ensemble.member(1).model, make(None, 0.05).train(6, DS, progress=False).model
-    )
+    assert_close(ensemble.member(1).model, make(None, 0.05).train(6, DS, progress=False).model)
     # Its momentum would go on, were it not for the mask: it took 3 epochs of 6.
     assert int(ensemble.member(0).optimizer.state.count) == 12
     assert int(ensemble.member(1).optimizer.state.count) == 24
@@ -201,7 +203,7 @@ def test_a_member_that_stopped_stays_as_it_is():
 
 def test_stopping_says_what_it_misses():
     ensemble = solstice.Ensemble.init(mlp, KEYS, stopping=MemberStopping("aucroc"))
-    with pytest.raises(solstice.UsageError, match="'aucroc'.*accuracy"):
+    with pytest.raises(solstice.UsageError, match=r"'aucroc'.*accuracy"):
         ensemble.train(1, DS, DS, progress=False)
     with pytest.raises(ValueError, match="patience"):
         MemberStopping("accuracy", patience=0)
@@ -210,7 +212,9 @@ def test_stopping_says_what_it_misses():
 
 
 def test_the_best_member_is_the_one_with_the_best_metric():
-    ensemble = solstice.Ensemble.init(mlp, KEYS, rate=[0.0, 0.05, 1e-4]).train(20, DS, progress=False)
+    ensemble = solstice.Ensemble.init(mlp, KEYS, rate=[0.0, 0.05, 1e-4]).train(
+        20, DS, progress=False
+    )
     for metric in ("accuracy", "average_loss"):
         assert_close(ensemble.best(metric, DS), ensemble.member(1), rtol=0)
     assert_close(
@@ -268,7 +272,7 @@ def test_a_hidden_value_of_one_member_is_an_error_in_the_step():
         return Hiding(rate)
 
     ensemble = solstice.Ensemble.init(make, KEYS, rate=RATES)
-    with pytest.raises(TypeError, match="Hiding.train_step met one"):
+    with pytest.raises(TypeError, match=r"Hiding\.train_step met one"):
         solstice.train(ensemble, 1, DS, progress=False)
 
 
@@ -306,7 +310,7 @@ def test_a_member_refuses_bad_batches():
         solstice.Ensemble.init(mlp, KEYS).train(1, [(X, Y + 5)], progress=False)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -323,11 +327,11 @@ def test_a_saved_ensemble_goes_on_to_the_same_bits(tmp_path):
 
     def raise_killed(exp, global_step, mode, batch):
         if mode == "train" and global_step == 10:
-            raise Killed
+            raise KilledError
 
     kill.on_step_start = raise_killed
     whole = make().train(5, DS, DS, [saving("whole")], progress=False)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         make().train(5, DS, DS, [saving("killed"), kill], progress=False)
     again = saving("killed")
     resumed = make().train(5, DS, DS, [again], resume_from=again, progress=False)
