@@ -21,6 +21,7 @@ from solstice.run import Run, progress_bar
 from solstice.sharding import Sharding
 from solstice.sharding.batches import predict_placed
 from solstice.sharding.placements import check_sharding
+from solstice.sharding.processes import in_step
 from solstice.tree import describe
 from solstice.triggers import Trigger, check_trigger
 
@@ -279,12 +280,15 @@ def predict(
     one_batch: Any = exp.predict  # pyright: ignore[reportAttributeAccessIssue]
     joined = []
     with progress_bar("predict", length(ds), progress) as bar:
-        for batch in batches(ds, 0, "ds"):
-            inputs = inputs_of(batch)
+        source = batches(ds, 0, "ds")
+        if sharding is not None:
+            source = in_step(source, strict=True)
+        for batch in source:
+            inputs = inputs_of(batch if sharding is None else batch[0])
             if sharding is None:
                 joined.append(jax.tree.map(np.asarray, one_batch(inputs)))
             else:
-                joined.append(predict_placed(sharding, one_batch, inputs))
+                joined.append(predict_placed(sharding, one_batch, inputs, batch[1]))
             bar.update()
     return jax.tree.map(lambda *parts: np.concatenate(parts), *joined)
 

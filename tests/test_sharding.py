@@ -93,12 +93,12 @@ def start(script, *arguments, processes=2, log):
     started = []
     for i in range(processes):
         command = [sys.executable, script, "--address", address, "--process", i, *arguments]
-        output = (log / f"{i}.log").open("w")
-        started.append(
-            subprocess.Popen(
-                list(map(str, command)), env=environment(), stdout=output, stderr=output
+        with (log / f"{i}.log").open("w") as output:
+            started.append(
+                subprocess.Popen(
+                    list(map(str, command)), env=environment(), stdout=output, stderr=output
+                )
             )
-        )
     return started
 
 

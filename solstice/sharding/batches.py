@@ -78,15 +78,22 @@ def place_batch(
     return jax.tree.map(place, batch)
 
 
-def predict_placed(sharding: Sharding, predict: Callable[[Any], Any], inputs: Any) -> Any:
+def predict_placed(
+    sharding: Sharding,
+    predict: Callable[[Any], Any],
+    inputs: Any,
+    sizes: Sequence[int | None] = (),
+) -> Any:
     """Return what `predict` returns for inputs on the mesh, on the host; padding is cut off.
+
+    Of several processes, each gets what belongs to its own inputs.
 
     >>> from solstice.sharding import DataParallel
     >>> predict_placed(DataParallel(), lambda x: 2 * x, np.arange(3)).tolist()
     [0, 2, 4]
     """
     size = batch_size(inputs)
-    placed = place_batch(sharding, inputs, lambda batch, real: batch)
+    placed = place_batch(sharding, inputs, lambda batch, real: batch, sizes)
     return jax.tree.map(lambda leaf: _own_rows(leaf, size), predict(placed))
 
 

@@ -118,8 +118,17 @@ def check_same(what: str, digest: str) -> None:
         )
 
 
-def in_step(source: Iterator[Any]) -> Iterator[tuple[Any, list[int | None]]]:
+def in_step(
+    source: Iterator[Any], *, strict: bool = False
+) -> Iterator[tuple[Any, list[int | None]]]:
     """Yield batches, with the sizes that all processes have, for as long as each process has one.
+
+    Args:
+        source: This process's batches.
+        strict: Whether it is an error that a process has more batches than another.
+
+    Raises:
+        ValueError: They have not as many, and `strict` says that they must.
 
     >>> list(in_step(iter([[jax.numpy.zeros(3)]])))[0][1]
     [3]
@@ -129,6 +138,12 @@ def in_step(source: Iterator[Any]) -> Iterator[tuple[Any, list[int | None]]]:
         batch = next(source, _NO_BATCH)
         said = exchange(f"{label}/{i}", "end" if batch is _NO_BATCH else str(batch_size(batch)))
         if "end" in said:
+            if strict and {*said} != {"end"}:
+                raise ValueError(
+                    f"Every process is expected to have as many batches, or some would be left "
+                    f"out; after {i} batches, process {said.index('end')} has no more. Give each "
+                    f"as many."
+                )
             if batch is not _NO_BATCH:
                 ended = ", ".join(str(j) for j, one in enumerate(said) if one == "end")
                 _logger.info("A pass ends after %d batches, where process %s does.", i, ended)
