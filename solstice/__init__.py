@@ -9,6 +9,7 @@ from solstice import (
     loggers,
     metrics,
     plots,
+    sharding,
     testing,
     tree,
     triggers,
@@ -32,7 +33,7 @@ from solstice.errors import (
     UsageError,
 )
 from solstice.experiment import Experiment
-from solstice.experiments import ClassificationExperiment, RegressionExperiment
+from solstice.experiments import ClassificationExperiment, Ensemble, RegressionExperiment
 from solstice.flat import snapshot
 from solstice.metrics import ClassificationMetrics, Metrics, RegressionMetrics, reduce
 from solstice.padding import pad_last
@@ -51,6 +52,7 @@ __all__ = [
     "DamagedFileError",
     "EarlyStoppingCallback",
     "EarlyStoppingException",
+    "Ensemble",
     "EnvironmentCallback",
     "EvaluationCallback",
     "Experiment",
@@ -75,6 +77,7 @@ __all__ = [
     "reduce",
     "replace",
     "restore",
+    "sharding",
     "snapshot",
     "summary",
     "test",

@@ -276,7 +276,17 @@ def _orbax() -> tuple[Any, Any]:
             "Checkpoints need the package orbax-checkpoint, which is not installed: "
             "pip install 'solstice[checkpoint]'. Without it, solstice.tree.save writes one file."
         ) from error
-    return ocp, ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    # Each process is alone to Orbax, or a save by one would wait for all.
+    alone = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+        index = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=index,
+            active_processes={index},
+            barrier_sync_key_prefix=f"solstice-{index}",
+        )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp, ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _number(name: str) -> int:

@@ -131,12 +131,14 @@ def batches(
 
 
 @contextlib.contextmanager
-def prefetched(ready: Iterator[Any], size: int | None) -> Iterator[Iterator[Any]]:
+def prefetched(
+    ready: Iterator[Any], size: int | None, place: Callable[[Any], Any] | None = None
+) -> Iterator[Iterator[Any]]:
     """Give an iterator over the batches of `ready`, read ahead and placed on the device.
 
-    A thread reads up to `size` batches ahead and ends with the context. What it raises is raised
-    here in the batch's turn, with its own traceback. 0 reads nothing ahead; None means 2 on
-    accelerators and 0 on a CPU.
+    `place` puts each where it belongs; None means the default device. A thread reads up to `size`
+    batches ahead and ends with the context. What it raises is raised here in the batch's turn, with
+    its own traceback. 0 reads nothing ahead; None means 2 on accelerators and 0 on a CPU.
 
     >>> with prefetched(iter([np.ones(2), np.zeros(2)]), size=2) as ready:
     ...     [float(batch.sum()) for batch in ready]
@@ -145,8 +147,9 @@ def prefetched(ready: Iterator[Any], size: int | None) -> Iterator[Iterator[Any]
     if size is None:
         size = 0 if jax.default_backend() == "cpu" else 2
     if size == 0:
-        yield ready
+        yield ready if place is None else map(place, ready)
         return
+    place = place or _on_device
     line: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     free = threading.Semaphore(size)
     ended = threading.Event()
@@ -154,7 +157,7 @@ def prefetched(ready: Iterator[Any], size: int | None) -> Iterator[Iterator[Any]
     def read() -> None:
         try:
             while free.acquire() and not ended.is_set():
-                line.put(("batch", _on_device(next(ready))))
+                line.put(("batch", place(next(ready))))
         except StopIteration:
             line.put(("end", None))
         except BaseException as error:  # noqa: BLE001 - raised where the batch is asked for

@@ -4,7 +4,7 @@ A compiled call takes and returns it at the cost of a list, since structures are
 identity, or else by a hash that is computed once.
 """
 
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import equinox as eqx
 import jax
@@ -54,7 +54,7 @@ class Flat:
         places = tuple(_ARRAY if eqx.is_array(leaf) else Static(leaf) for leaf in leaves)
         structure = Structure(treedef, places)
         arrays = [leaf for leaf, place in zip(leaves, places, strict=True) if place is _ARRAY]
-        return cls(arrays, like if like is not None and structure == like else structure)
+        return cls(arrays, like if like is not None and structure.same_tree(like) else structure)
 
     def whole(self) -> Any:
         """Put the tree together again."""
@@ -82,16 +82,45 @@ class Flat:
         return cls(list(arrays), structure)
 
 
+class Placement(NamedTuple):
+    """Where a tree's arrays are on a mesh, and where what a step returns beside them goes."""
+
+    arrays: tuple[jax.sharding.NamedSharding, ...]
+    outs: jax.sharding.NamedSharding
+
+
 class Structure:
-    """What of a pytree is no array: its treedef and its other leaves; hashed once."""
+    """What of a pytree is no array: its treedef and its other leaves; hashed once.
 
-    __slots__ = ("_hash", "only_arrays", "places", "treedef")
+    Attributes:
+        treedef: jax's structure.
+        places: What is at each leaf: a static value, or that it is an array.
+        only_arrays: Whether all are.
+        placement: Where a compiled step keeps the arrays; None leaves it to the compiler.
+    """
 
-    def __init__(self, treedef: Any, places: tuple[Static[Any], ...]) -> None:
+    __slots__ = ("_hash", "only_arrays", "placement", "places", "treedef")
+
+    def __init__(
+        self, treedef: Any, places: tuple[Static[Any], ...], placement: Placement | None = None
+    ) -> None:
         self.treedef = treedef
         self.places = places
+        self.placement = placement
         self.only_arrays = all(one is _ARRAY for one in places)
         self._hash = hash((treedef, places))
+
+    def placed(self, placement: Placement | None) -> "Structure":
+        """Return the same structure with another placement."""
+        return Structure(self.treedef, self.places, placement)
+
+    def same_tree(self, other: "Structure") -> bool:
+        """Say whether both are of one tree, wherever its arrays are."""
+        return (
+            self._hash == other._hash
+            and self.places == other.places
+            and self.treedef == other.treedef
+        )
 
     def leaves(self) -> list[tuple[str, Static[Any] | None]]:
         """Return the name of each leaf's path, and its static value or None for an array."""
@@ -108,9 +137,8 @@ class Structure:
             return True
         return (
             isinstance(other, Structure)
-            and self._hash == other._hash
-            and self.places == other.places
-            and self.treedef == other.treedef
+            and self.same_tree(other)
+            and self.placement == other.placement
         )
 
 

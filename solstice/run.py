@@ -3,6 +3,8 @@
 It takes the passes that the trainer asks for; it does not decide which.
 """
 
+import collections
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,9 +27,13 @@ from solstice.flat import Flat
 from solstice.metrics import Metrics
 from solstice.position import Position, batch_digest
 from solstice.recompile import RecompileGuard
+from solstice.sharding import Sharding, is_first_process
+from solstice.sharding.arrays import local_tree
+from solstice.sharding.batches import place_batch
+from solstice.sharding.processes import check_same, in_step
 from solstice.signals import Interrupted, Signals, noted
 from solstice.step import Step, join_outs, joined
-from solstice.tree import describe
+from solstice.tree import describe, digest
 from solstice.triggers import Trigger, Watch
 
 _logger = logging.getLogger("solstice")
@@ -51,6 +57,7 @@ class Run:
         recompile: Literal["warn", "error"] = "warn",
         donate: bool = False,
         saved: bool = False,
+        sharding: Sharding | None = None,
     ) -> None:
         # The experiment, whole or taken apart; both while they are the same.
         self._exp: Any = exp
@@ -58,12 +65,21 @@ class Run:
         self._type = type(exp)
         # Whether nobody else has its buffers.
         self._owned = donate
+        self._sharding = sharding
+        # The batches that are placed and not yet noted, as the dataset gave them.
+        self._raw: collections.deque[Any] = collections.deque()
+        if sharding is not None:
+            if jax.process_count() > 1:
+                check_same("The experiment", digest(local_tree(exp)))
+            self._flat, self._owned = sharding.placed(Flat.of(exp), donate=donate), True
+            self._exp = None
+        self._with_mask = getattr(exp, "with_mask", None)
         self.position = Position()
         self._steps_per_call = steps_per_call
         self._prefetch = prefetch
         self._recompile: Literal["warn", "error"] = recompile
         self._guards: dict[tuple[str, bool], RecompileGuard] = {}
-        self._progress = progress
+        self._progress = progress and is_first_process()
         self._callbacks = list(callbacks or ())
         for callback in self._callbacks:
             if not isinstance(callback, Callback):
@@ -142,6 +158,11 @@ class Run:
             for callback in self._checkpointing:
                 lost = self._caught(callback.wait)
                 error = error or lost
+            if error is None and self._checkpointing:
+                # Whoever reads the checkpoints next finds them whole.
+                error = self._caught(
+                    lambda: check_same("The number of steps", str(self.position.steps))
+                )
             if error is None and self._signals.received is not None:
                 error = Interrupted(self._signals.received).ending
             self._end(error)
@@ -266,29 +287,39 @@ class Run:
         total = length(dataset) or self._lengths.get(mode)
         if last_step is not None and total is not None:
             total = min(total, last_step - start)
-        tracked = mode == "train" and bool(self._checkpointing)
+        # A checkpoint holds what one process knows, and each has other data.
+        alone = jax.process_count() == 1
+        tracked = mode == "train" and bool(self._checkpointing) and alone
         states: list[Any] | None = [] if tracked else None
         iterator = where.iterator if skip and mode == "train" else None
         source = batches(dataset, epoch, f"{mode}_ds", start=iterator, states=states)
+        self._raw.clear()
+        place = None
+        if self._sharding is not None:
+            place = functools.partial(self._place, mode, tracked)
+            if not alone:
+                source = in_step(source)
         if skip and iterator is None:
             self._skip(source, skip, mode)
         if mode == "train" and where.validated is not None and self._validation is not None:
             self._validation[1]()  # it was saved in the middle of one
         with (
             progress_bar(title, total, self._progress, keep=mode != "val", done=skip) as bar,
-            prefetched(source, self._prefetch) as ready,
+            prefetched(source, self._prefetch, place) as ready,
         ):
             starts, ends = self._hooks["on_step_start"], self._hooks["on_step_end"]
             between = mode == "train" and (self._validation or self._checkpointing)
             for group in self._groups(ready, mode, last_step):
                 batch = group[0] if self._steps_per_call == 1 else group
-                if mode not in self._checked:
+                if mode not in self._checked and self._sharding is None:
                     self._check_batch(group[0], mode)
                 first = where.steps[mode]
                 last = first + len(group) - 1
                 if starts:
                     self._fire("on_step_start", self._shown("on_step_start"), last, mode, batch)
                 out = self._take_steps(mode, group)
+                if not alone:
+                    out = local_tree(out)
                 if first == 0 and isinstance(out, Metrics) and hasattr(out, "check"):
                     out.check()  # pyright: ignore[reportAttributeAccessIssue]
                 if outs is not None:
@@ -324,12 +355,25 @@ class Run:
     def _track(self, group: list[Any], states: list[Any]) -> None:
         """Note what tells these batches from others, for the next checkpoint."""
         where = self.position
+        if self._sharding is not None:
+            group = [self._raw.popleft() for _ in group]
         if where.trained == len(group):
             where.first = batch_digest(group[0])
         # What a thread has read ahead is not consumed yet.
         where.iterator = states[len(group) - 1]
         del states[: len(group)]
         self._last_batch = group[-1]
+
+    def _place(self, mode: str, tracked: bool, batch: Any) -> Any:
+        """Check a batch as the dataset gave it, and put it on the mesh."""
+        assert self._sharding is not None
+        sizes: list[int | None] = []
+        if jax.process_count() > 1:
+            batch, sizes = batch
+        self._check_batch(batch, mode)
+        if tracked:
+            self._raw.append(batch)
+        return place_batch(self._sharding, batch, self._with_mask, sizes)
 
     def _skip(self, source: Iterator[Any], count: int, mode: str) -> None:
         """Read what was consumed before a resume, and make sure that it is the same."""
@@ -386,6 +430,9 @@ class Run:
                 exp, outs = check_result(self.exp, name, getattr(self.exp, name)(batch))
                 if exp is not self._exp:
                     self._exp, self._type, self._flat, self._owned = exp, type(exp), None, False
+                    if self._sharding is not None:
+                        self._flat = self._sharding.placed(Flat.of(exp), donate=True)
+                        self._exp = None
                 every.append(outs)
         return every[0] if len(every) == 1 else joined(join_outs(every))
 
@@ -410,6 +457,9 @@ class Run:
             self._flat, self._exp = flat, None
             if flat.structure is not before.structure:
                 self._type = type(self.exp)
+                if self._sharding is not None:
+                    self._flat = self._sharding.placed(flat, donate=True)
+                    self._exp = None
         if traces is not None and traces != step.traces:
             guard.traced(before, group)
         return outs

@@ -135,7 +135,8 @@ class Step:
                 jax.default_backend() != "cpu"
                 or (step.lower(flat, batch).cost_analysis() or {}).get("flops", 0) < _LIGHT
             )
-            self._is_rolled[key] = same and light and all(map(eqx.is_array, leaves))
+            alone = flat.structure.placement is None  # a stack of batches would be placed anew
+            self._is_rolled[key] = alone and same and light and all(map(eqx.is_array, leaves))
         return self._is_rolled[key]
 
     def _loop(self, flat: Flat, stack: Any) -> tuple[Flat, Flat]:
@@ -158,7 +159,10 @@ class Step:
     def _flat_step(self, flat: Flat, batch: Any) -> tuple[Flat, Flat]:
         exp = flat.whole()
         new, outs = check_result(exp, self._function.__name__, self._function(exp, batch))
-        return Flat.of(new, like=flat.structure), Flat.of(outs)
+        after, outs = Flat.of(new, like=flat.structure), Flat.of(outs)
+        if flat.structure.placement is not None:
+            _keep_placed(after, flat, outs)
+        return after, outs
 
     def _changes(self, flat: Flat, batches: list[Any]) -> tuple[Any, Flat]:
         """Return the arrays that the step changes, by position; others would only be copied."""
@@ -176,6 +180,17 @@ def _stacked(batches: list[Any]) -> Any:
         return (jnp if isinstance(leaves[0], jax.Array) else np).stack(leaves)
 
     return jax.tree.map(stack, *batches)
+
+
+def _keep_placed(after: Flat, before: Flat, outs: Flat) -> None:
+    """Keep arrays where they were, so that the next step is the same program; outs go to all."""
+    placement = before.structure.placement
+    assert placement is not None
+    constrain = jax.lax.with_sharding_constraint
+    if after.structure is before.structure:
+        places = zip(after.arrays, before.arrays, placement.arrays, strict=True)
+        after.arrays = [new if new is old else constrain(new, at) for new, old, at in places]
+    outs.arrays = [constrain(array, placement.outs) for array in outs.arrays]
 
 
 def join_outs(outs: list[Any]) -> Any:

@@ -16,7 +16,12 @@ from solstice.checkpoints import Checkpoints, newest
 from solstice.data import batches, check_dataset, length
 from solstice.errors import UsageError
 from solstice.experiment import Experiment
+from solstice.flat import Flat
 from solstice.run import Run, progress_bar
+from solstice.sharding import Sharding
+from solstice.sharding.batches import predict_placed
+from solstice.sharding.placements import check_sharding
+from solstice.sharding.processes import in_step
 from solstice.tree import describe
 from solstice.triggers import Trigger, check_trigger
 
@@ -34,6 +39,7 @@ def train(
     validate_every: Trigger | None = None,
     steps_per_call: int = 1,
     prefetch: int | None = None,
+    sharding: Sharding | None = None,
     resume_from: CheckpointingCallback | str | os.PathLike[str] | None = None,
     recompile: Literal["warn", "error"] = "warn",
     donate: bool = False,
@@ -66,6 +72,9 @@ def train(
         prefetch: How many batches a thread reads and places on the device ahead of time; 0 reads
             each when its turn comes. None means 2 on accelerators and 0 on a CPU, where a
             compiled call takes numpy's arrays more cheaply.
+        sharding: Where the experiment and its batches are: `solstice.sharding.DataParallel()`,
+            `FullySharded()` or `Rules(...)`; None is one device. The experiment comes back as it is
+            placed.
         resume_from: A `CheckpointingCallback` or its directory: go on after its newest complete
             checkpoint, with the experiment, the callbacks and the data where they were, to the
             same bits; start anew if it holds none. A run that had ended is returned at once, unless
@@ -100,6 +109,7 @@ def train(
     _check_count(num_steps, "num_steps", least=1)
     _check_count(steps_per_call, "steps_per_call", least=1, optional=False)
     _check_count(prefetch, "prefetch", least=0)
+    check_sharding(sharding)
     if recompile not in ("warn", "error"):
         raise ValueError(f"recompile is expected to be 'warn' or 'error'; it is {recompile!r}.")
     if num_epochs is None and num_steps is None:
@@ -137,6 +147,7 @@ def train(
         recompile=recompile,
         donate=donate or found is not None,
         saved=True,
+        sharding=sharding,
     )
     if found is not None and store is not None:
         run.resume(found[2], store.directory)
@@ -181,6 +192,7 @@ def test(
     callbacks: Iterable[Callback] | None = None,
     return_outs: bool = False,
     *,
+    sharding: Sharding | None = None,
     progress: bool = True,
 ) -> list[Any] | None:
     """Run `eval_step` over a dataset, in mode "test".
@@ -190,6 +202,7 @@ def test(
         test_ds: As `train_ds` in `train`.
         callbacks: What watches the run.
         return_outs: Whether to return the list of each step's outs.
+        sharding: As in `train`.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -216,7 +229,8 @@ def test(
             "lost. Pass callbacks=[LoggingCallback(...)], or return_outs=True for the list of outs."
         )
     check_dataset(test_ds, "test_ds")
-    run = Run(exp, callbacks, progress=progress)
+    check_sharding(sharding)
+    run = Run(exp, callbacks, progress=progress, sharding=sharding)
     run.check_sequence(test_ds, "test")
     outs: list[Any] | None = [] if return_outs else None
     run.execute(lambda: run.one_pass("test", 0, test_ds, title="test", outs=outs))
@@ -227,7 +241,9 @@ def test(
 test.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def predict(exp: Experiment, ds: Any, *, progress: bool = True) -> PyTree[np.ndarray]:
+def predict(
+    exp: Experiment, ds: Any, *, sharding: Sharding | None = None, progress: bool = True
+) -> PyTree[np.ndarray]:
     """Return `exp.predict` of each batch's inputs, joined along the first axis, on the host.
 
     The inputs are what `exp.batch_inputs(batch)` returns; without that method, the first element
@@ -236,6 +252,7 @@ def predict(exp: Experiment, ds: Any, *, progress: bool = True) -> PyTree[np.nda
     Args:
         exp: An experiment with a `predict` method.
         ds: As `train_ds` in `train`; labels are not needed.
+        sharding: As in `train`. Each process gets the predictions of its own batches.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -250,18 +267,28 @@ def predict(exp: Experiment, ds: Any, *, progress: bool = True) -> PyTree[np.nda
     (7,)
     """
     _check_experiment(exp)
-    one_batch = getattr(exp, "predict", None)
-    if not callable(one_batch):
+    check_sharding(sharding)
+    if not callable(getattr(exp, "predict", None)):
         raise TypeError(
             f"predict() needs an experiment with a `predict` method; {type(exp).__name__} has "
             f"none. Define `predict(self, inputs)` on it."
         )
     check_dataset(ds, "ds")
     inputs_of = getattr(exp, "batch_inputs", _first_element)
+    if sharding is not None:
+        exp = sharding.placed(Flat.of(exp), donate=True).whole()
+    one_batch: Any = exp.predict  # pyright: ignore[reportAttributeAccessIssue]
     joined = []
     with progress_bar("predict", length(ds), progress) as bar:
-        for batch in batches(ds, 0, "ds"):
-            joined.append(jax.tree.map(np.asarray, one_batch(inputs_of(batch))))
+        source = batches(ds, 0, "ds")
+        if sharding is not None:
+            source = in_step(source, strict=True)
+        for batch in source:
+            inputs = inputs_of(batch if sharding is None else batch[0])
+            if sharding is None:
+                joined.append(jax.tree.map(np.asarray, one_batch(inputs)))
+            else:
+                joined.append(predict_placed(sharding, one_batch, inputs, batch[1]))
             bar.update()
     return jax.tree.map(lambda *parts: np.concatenate(parts), *joined)
 

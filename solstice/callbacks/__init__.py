@@ -9,6 +9,7 @@ from solstice.callbacks.history import HistoryCallback
 from solstice.callbacks.inspection import InspectionCallback
 from solstice.callbacks.logging import LoggingCallback
 from solstice.callbacks.profiling import ProfilingCallback
+from solstice.callbacks.replication import ReplicationCallback
 from solstice.callbacks.scheduled import ScheduledCallback, TriggeredCallback
 from solstice.callbacks.stop_on_nan import StopOnNaN
 from solstice.callbacks.stopwatch import TimeReport
@@ -23,6 +24,7 @@ __all__ = [
     "InspectionCallback",
     "LoggingCallback",
     "ProfilingCallback",
+    "ReplicationCallback",
     "ScheduledCallback",
     "StopOnNaN",
     "TimeReport",

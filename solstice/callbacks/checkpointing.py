@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+
 from solstice.callbacks.base import Callback
 from solstice.callbacks.evaluation import EvaluationCallback
 from solstice.checkpoints import Checkpoints
@@ -18,6 +20,8 @@ from solstice.errors import UsageError
 from solstice.experiment import Experiment
 from solstice.flat import snapshot
 from solstice.metrics import Accumulator, is_metrics
+from solstice.sharding import is_first_process
+from solstice.sharding.arrays import local_tree
 from solstice.tree import describe
 from solstice.triggers import Every, Trigger, check_trigger
 
@@ -188,6 +192,10 @@ class CheckpointingCallback(Callback):
         self.wait()
         self._read_evaluation()
         best, self._is_best = self._is_best, None
+        if jax.process_count() > 1:
+            exp = local_tree(exp)  # which all processes must do, though one writes
+        if not is_first_process():
+            return
         arguments = (snapshot(exp), state(), best)
         self._thread = threading.Thread(
             target=self._write, args=arguments, name="solstice-checkpoint"

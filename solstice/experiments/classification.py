@@ -151,7 +151,18 @@ class ClassificationExperiment(SupervisedExperiment):
 
     def predict(self, x: Any) -> Int[Array, "..."]:
         """Return the most probable class of each position for a batch of inputs."""
-        return self(x).argmax(-1)
+        return self.decide(self(x))
+
+    def decide(self, logits: Float[Array, "... classes"]) -> Int[Array, "..."]:
+        """Return the most probable class of each position for logits."""
+        return logits.argmax(-1)
+
+    def average_outputs(
+        self, logits: Float[Array, "members ... classes"]
+    ) -> Float[Array, "... classes"]:
+        """Return as logits the mean of the probabilities that an ensemble's members give."""
+        logs = jax.nn.log_softmax(logits)
+        return jax.nn.logsumexp(logs, axis=0) - jnp.log(logits.shape[0])
 
 
 class Classification(Task):

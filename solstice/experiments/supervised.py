@@ -263,6 +263,20 @@ class SupervisedExperiment(Experiment):
             return self._entry(batch, self._batch_keys[0])
         return batch[0] if isinstance(batch, tuple | list) else batch
 
+    def with_mask(self, batch: Any, real: Any) -> Any:
+        """Return a batch in which only the `real` examples count, of those that did.
+
+        Args:
+            batch: The batch, in any of its forms.
+            real: True where an example is real, `(batch,)`.
+        """
+        _, targets, mask, _ = self._unpack(batch)
+        whole = np.asarray(check_mask(mask, targets))
+        mask = whole & np.asarray(real).reshape(-1, *[1] * (targets.ndim - 1))
+        if isinstance(batch, Mapping):
+            return {**batch, self._batch_keys[2]: mask}
+        return (batch[0], batch[1], mask)
+
     @jax.jit
     def _outputs(self, inputs: tuple) -> Array:
         averaged = self.ema is not None

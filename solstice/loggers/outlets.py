@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from solstice.loggers.records import make_record
 from solstice.loggers.values import to_host
+from solstice.sharding import is_first_process
 from solstice.tree import describe
 
 _logger = logging.getLogger("solstice")
@@ -69,6 +70,8 @@ class Outlets:
 
     def open(self) -> None:
         """Have sinks get ready to write; raise if one cannot."""
+        if not is_first_process():
+            return
         for sink in self.sinks:
             if callable(open_ := getattr(sink, "open", None)):
                 open_()
@@ -84,7 +87,11 @@ class Outlets:
             mode: "train", "val", "test" or the name of an evaluation.
             epoch: The epoch's index.
             step: Training steps completed.
+
+        Of several processes, only the first logs: the metrics are those of all.
         """
+        if not is_first_process():
+            return
         if self._functions:
             metrics = to_host(dict(metrics))
             for function in self._functions:

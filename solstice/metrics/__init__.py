@@ -6,6 +6,7 @@ from solstice.metrics.binary import BinaryMetrics
 from solstice.metrics.classification import ClassificationMetrics
 from solstice.metrics.collect import Collect
 from solstice.metrics.combine import MetricsDict
+from solstice.metrics.ensemble import EnsembleMetrics
 from solstice.metrics.numbers import Last, Max, Mean, Min, Std, Sum
 from solstice.metrics.regression import RegressionMetrics
 from solstice.metrics.sample import Sample
@@ -15,6 +16,7 @@ __all__ = [
     "BinaryMetrics",
     "ClassificationMetrics",
     "Collect",
+    "EnsembleMetrics",
     "Last",
     "Max",
     "Mean",

@@ -1,0 +1,347 @@
+"""Ensemble: many runs of one experiment as one, in one compiled step.
+
+It is an Experiment as any other, so the trainer and the callbacks do not know. It names no
+library and no metric; the members may be experiments of any kind whose steps can be vmapped.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from solstice import trainer
+from solstice.callbacks import Callback
+from solstice.experiment import Experiment
+from solstice.experiments.caught import caught_tracer
+from solstice.experiments.member_stopping import MemberStopping, Standing, where_active
+from solstice.flat import Flat
+from solstice.metrics import Accumulator, EnsembleMetrics, is_metrics
+from solstice.step import jit
+from solstice.tree import as_key, describe, replace
+
+
+class Ensemble(Experiment):
+    """N runs that differ in seed, hyperparameters or data, trained by one compiled step.
+
+    Member i goes the way that `make_experiment(keys[i], ...)` would go alone. Steps return
+    `EnsembleMetrics` where the members return metrics, otherwise the members' outs, stacked.
+
+    Attributes:
+        members: The members' experiment, with the member as the first axis of each array.
+        num_members: How many there are.
+
+    >>> import equinox as eqx, jax, jax.numpy as jnp, optax, solstice
+    >>> x, y = jnp.eye(4), jnp.array([0, 1, 1, 0])
+    >>> def make(key, learning_rate):
+    ...     adam = optax.inject_hyperparams(optax.adam)(learning_rate)
+    ...     return solstice.ClassificationExperiment(
+    ...         eqx.nn.MLP(4, 2, 8, 1, key=key), adam, example_input=x
+    ...     )
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> ensemble = solstice.Ensemble.init(make, keys, learning_rate=[0.0, 1e-3, 0.1])
+    >>> ensemble = solstice.train(ensemble, 20, [(x, y)], progress=False)
+    >>> best = ensemble.best("average_loss", [(x, y)])
+    >>> best.predict(x).tolist(), round(float(best.optimizer.learning_rate()), 3)
+    ([0, 1, 1, 0], 0.1)
+    >>> ensemble.predict(x).shape
+    (4,)
+    """
+
+    members: Any
+    num_members: int = eqx.field(static=True)
+    own_batches: bool = eqx.field(static=True)
+    _standing: Standing | None
+
+    @classmethod
+    def init(
+        cls,
+        make_experiment: Callable[..., Experiment],
+        keys: Any,
+        /,
+        *,
+        own_batches: bool = False,
+        stopping: MemberStopping | None = None,
+        **stacked_hyperparameters: Any,
+    ) -> Self:
+        """Return an ensemble of as many members as there are keys.
+
+        Args:
+            make_experiment: Called once, under `jax.vmap`, as `make_experiment(key, **the member's
+                hyperparameters)`. It gives a hyperparameter of an optimizer to
+                `optax.inject_hyperparams`, which keeps it in the state; there, the optimizer's own
+                closure cannot hold it.
+            keys: PRNG keys, `jax.random.split(key, N)`, or a list of int seeds.
+            own_batches: Whether each member has batches of its own: every array of a batch then has
+                a first axis of members. Otherwise, all take the same.
+            stopping: When a member stops for itself.
+            **stacked_hyperparameters: Arrays or lists with a value for each member, by name.
+
+        Raises:
+            TypeError: `make_experiment` keeps a member's value in a static field or in a function
+                kept there; the field is named.
+            ValueError: There is no key, or not a value for each member.
+        """
+        keys = _stack_of_keys(keys)
+        count = keys.shape[0]
+        values = {name: jnp.asarray(each) for name, each in stacked_hyperparameters.items()}
+        for name, each in values.items():
+            if each.shape[:1] != (count,):
+                raise ValueError(
+                    f"{name} is expected to have a value for each of the {count} members (there "
+                    f"are {count} keys), on its first axis; it is {describe(each)}. What is the "
+                    f"same for all belongs into make_experiment itself."
+                )
+
+        def make(key: Any, hyperparameters: dict[str, Any]) -> Flat:
+            exp = make_experiment(key, **hyperparameters)
+            if not isinstance(exp, Experiment):
+                raise TypeError(
+                    f"make_experiment is expected to return an Experiment; it returned "
+                    f"{describe(exp)}."
+                )
+            if where := caught_tracer(exp):
+                raise _caught(f"{type(exp).__name__}: {where} holds one")
+            return Flat.of(exp)
+
+        members = jax.vmap(make)(keys, values).whole()
+        standing = None if stopping is None else Standing.start(stopping, count)
+        return cls(members, count, own_batches, standing)
+
+    @jit
+    def train_step(self, batch: Any) -> tuple[Self, Any]:
+        """Take one step of each member that has not stopped."""
+        before = Flat.of(self.members)
+        members, outs = self._step("train_step", before, batch)
+        standing = self._standing
+        if standing is not None:
+            standing = standing.judged()
+            if members.structure != before.structure:
+                raise ValueError(
+                    "Members that can stop are expected to keep their structure in a step; "
+                    "train_step changes it. Make the arrays that it adds when the experiment is "
+                    "made."
+                )
+            arrays = where_active(standing.active, members.arrays, before.arrays)
+            members = Flat(arrays, members.structure)
+        return replace(self, members=members.whole(), _standing=standing), outs
+
+    @jit
+    def eval_step(self, batch: Any) -> tuple[Self, Any]:
+        """Evaluate each member."""
+        before = Flat.of(self.members)
+        members, outs = self._step("eval_step", before, batch)
+        standing = self._standing
+        if standing is not None:
+            standing = standing.after(outs)
+        return replace(self, members=members.whole(), _standing=standing), outs
+
+    def __call__(self, x: Any) -> Any:
+        """Return the average of the members' outputs `exp(x)` for a batch of inputs.
+
+        Where the members have a method `average_outputs(outputs)`, it says what the average is:
+        of classifiers, that of the probabilities, as logits. Otherwise it is the mean.
+        """
+        outputs = _outputs(self.members, "__call__", x)
+        average = getattr(self.members, "average_outputs", _mean)
+        return average(outputs)
+
+    def predict(self, x: Any) -> Any:
+        """Return what the average of the members predicts for a batch of inputs.
+
+        It is what the members' `decide(outputs)` makes of this ensemble's outputs; without such a
+        method, the mean of the members' predictions.
+
+        Raises:
+            TypeError: Those are no real numbers, so that there is no mean.
+        """
+        if decide := getattr(self.members, "decide", None):
+            return decide(self(x))
+        predictions = _outputs(self.members, "predict", x)
+        for leaf in jax.tree.leaves(predictions):
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                raise TypeError(
+                    f"The members' predictions are expected to be real numbers, of which there is "
+                    f"a mean; they are {describe(leaf)}. Give {type(self.members).__name__} the "
+                    f"methods __call__(x), with outputs to be averaged, and decide(outputs)."
+                )
+        return _mean(predictions)
+
+    def member(self, i: int) -> Any:
+        """Return one member as an experiment of its own.
+
+        Raises:
+            IndexError: There is no such member.
+        """
+        if not -self.num_members <= i < self.num_members:
+            raise IndexError(f"There are {self.num_members} members; there is no member {i}.")
+        flat = Flat.of(self.members)
+        return Flat([array[i] for array in flat.arrays], flat.structure).whole()
+
+    def best(self, metric: str, ds: Any = None, *, mode: str | None = None) -> Any:
+        """Return the member with the best value of a metric, as an experiment of its own.
+
+        Args:
+            metric: The name in the members' `compute()`.
+            ds: The dataset that it is measured on. None takes the best validation pass of each
+                member so far, which is known of the metric that `stopping` watches.
+            mode: "min" or "max". None means "min" for a name with "loss" or "error" in it, and
+                "max" for all others.
+
+        Raises:
+            ValueError: There is no such metric, or no dataset to measure it on.
+        """
+        if mode not in (None, "min", "max"):
+            raise ValueError(f"mode is expected to be 'min' or 'max'; it is {mode!r}.")
+        if ds is not None:
+            computed = self.test(ds, progress=False)
+            if f"{metric}_member_0" not in computed:
+                raise ValueError(
+                    f"The metric {metric!r} is none of the members'; those are "
+                    f"{', '.join(name[:-9] for name in computed if name.endswith('_member_0'))}."
+                )
+            names = [f"{metric}_member_{i}" for i in range(self.num_members)]
+            values = np.array([computed[name] for name in names])
+        elif self._standing is not None and self._standing.rule.metric == metric:
+            mode = mode or self._standing.rule.mode
+            values = np.asarray(self._standing.judged().best)
+        else:
+            raise ValueError(
+                f"The members' {metric!r} is not known: pass a dataset to measure it on, "
+                f"best({metric!r}, val_ds)."
+            )
+        smaller = mode == "min" or (mode is None and ("loss" in metric or "error" in metric))
+        ranked = np.where(np.isnan(values), np.inf, values if smaller else -values)
+        return self.member(int(ranked.argmin()))
+
+    @property
+    def active(self) -> Bool[Array, " members"]:
+        """Which members have not stopped."""
+        if self._standing is None:
+            return jnp.ones(self.num_members, bool)
+        return self._standing.judged().active
+
+    @property
+    def with_mask(self) -> Any:
+        """The members' method, which pads batches; None where they have none."""
+        return None if self.own_batches else getattr(self.members, "with_mask", None)
+
+    def train(
+        self,
+        num_epochs: int | None = None,
+        train_ds: Any = None,
+        val_ds: Any = None,
+        callbacks: Iterable[Callback] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Return this ensemble after training: `solstice.train` with it."""
+        return trainer.train(self, num_epochs, train_ds, val_ds, callbacks, **options)
+
+    def test(
+        self, test_ds: Any, callbacks: Iterable[Callback] | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """Return the metrics over a whole dataset, by name; see `EnsembleMetrics`."""
+        total = _Total()
+        trainer.test(self, test_ds, [total, *(callbacks or ())], **options)
+        return {name: value.item() for name, value in total.metrics.pop().compute().items()}
+
+    def check_batch(self, batch: Any) -> None:
+        """Raise for a batch that a member refuses."""
+        check = getattr(self.member(0), "check_batch", None)
+        for one in self._own(batch) if self.own_batches else [batch]:
+            if check is not None:
+                check(one)
+
+    def batch_inputs(self, batch: Any) -> Any:
+        """Return the inputs of a batch as the members do, for `solstice.predict`."""
+        if inputs := getattr(self.members, "batch_inputs", None):
+            return inputs(batch)
+        return batch[0] if isinstance(batch, tuple | list) else batch
+
+    def _own(self, batch: Any) -> list[Any]:
+        self._check_own(batch)
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(self.num_members)]
+
+    def _check_own(self, batch: Any) -> None:
+        for leaf in jax.tree.leaves(batch):
+            if np.shape(leaf)[:1] != (self.num_members,):
+                raise ValueError(
+                    f"With own_batches, each array of a batch is expected to have a first axis of "
+                    f"{self.num_members} members; one is {describe(leaf)}. Stack the members' "
+                    f"batches: jax.tree.map(lambda *each: np.stack(each), *batches)."
+                )
+
+    def _step(self, name: str, members: Flat, batch: Any) -> tuple[Flat, Any]:
+        """Take one step of each member; return the members and their outs."""
+        if self.own_batches:
+            self._check_own(batch)
+        kinds: list[bool] = []
+
+        def one(flat: Flat, batch: Any) -> tuple[Flat, Flat]:
+            new, outs = getattr(flat.whole(), name)(batch)
+            kinds.append(is_metrics(outs))
+            return Flat.of(new, like=flat.structure), Flat.of(outs)
+
+        try:
+            axes = (0, 0 if self.own_batches else None)
+            new, outs = jax.vmap(one, in_axes=axes)(members, batch)
+        except jax.errors.UnexpectedTracerError as error:
+            raise _caught(f"{type(self.members).__name__}.{name} met one") from error
+        return new, EnsembleMetrics(outs.whole()) if kinds[0] else outs.whole()
+
+
+class _Total(Callback):
+    """Merges the metrics of a whole test."""
+
+    needs_experiment = False
+
+    def __init__(self) -> None:
+        self.metrics = Accumulator()
+
+    def on_step_end(
+        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
+    ) -> None:
+        self.metrics.add(outs)
+
+
+def _outputs(members: Any, name: str, x: Any) -> Any:
+    """Return what a method of each member returns for the same inputs."""
+    method = getattr(type(members), name, None)
+    if method is None:
+        raise TypeError(
+            f"An ensemble averages what its members' {name} returns; {type(members).__name__} has "
+            f"no such method."
+        )
+    return jax.vmap(lambda flat: method(flat.whole(), x))(Flat.of(members))
+
+
+def _mean(outputs: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.mean(0), outputs)
+
+
+def _stack_of_keys(keys: Any) -> Array:
+    if isinstance(keys, list | tuple):
+        keys = jnp.stack([as_key(key) for key in keys]) if keys else jnp.zeros(0)
+    is_stack = isinstance(keys, jax.Array) and (
+        keys.ndim == 1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys.ndim == 2
+    )
+    if not is_stack or not keys.shape[0]:
+        raise ValueError(
+            f"keys are expected to be a PRNG key for each member, such as "
+            f"jax.random.split(jax.random.key(0), 8), or a list of seeds; they are "
+            f"{describe(keys)}."
+        )
+    return keys
+
+
+def _caught(where: str) -> TypeError:
+    return TypeError(
+        f"A value that differs between the members of an ensemble (its tracer) is expected in an "
+        f"array of the experiment; {where}, which is static, one for all members. Give an "
+        f"optimizer's hyperparameters to optax.inject_hyperparams, as in "
+        f"optax.inject_hyperparams(optax.adam)(learning_rate), keep others in array fields, and "
+        f"leave what the network is built of (sizes, functions) the same for all."
+    )

@@ -1,0 +1,120 @@
+"""The metrics of an ensemble: those of each member, stacked, and how far they spread.
+
+It knows neither what the members' metrics count nor what an ensemble is made of.
+"""
+
+from collections import OrderedDict
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from solstice.errors import UsageError
+from solstice.metrics.base import Metrics
+from solstice.tree import describe
+
+
+class EnsembleMetrics(Metrics):
+    """The metrics of N members, as one: they merge member by member.
+
+    `compute()` gives of each of the members' scalars its mean over the members under its own name,
+    so that a callback that watches "accuracy" need not know of members, its standard deviation
+    (of the members themselves, `ddof=0`) as `{name}_std`, and each member's as
+    `{name}_member_{i}`. What is no scalar has only the last.
+
+    Attributes:
+        members: The members' metrics, with the member as the first axis of each array.
+
+    >>> import jax, solstice
+    >>> from solstice.metrics import EnsembleMetrics
+    >>> def one(pred):
+    ...     return solstice.ClassificationMetrics(pred[None], [1], loss=0.5, num_classes=2)
+    >>> metrics = EnsembleMetrics(jax.vmap(one)(jax.numpy.array([0, 1, 1, 1])))
+    >>> metrics.merge(metrics).per_member()["accuracy"].tolist()
+    [0.0, 1.0, 1.0, 1.0]
+    >>> computed = metrics.compute()
+    >>> float(computed["accuracy"]), round(float(computed["accuracy_std"]), 3)
+    (0.75, 0.433)
+    >>> float(computed["accuracy_member_0"])
+    0.0
+    """
+
+    members: Any
+
+    @property
+    def num_members(self) -> int:
+        return jax.tree.leaves(self.members)[0].shape[0]
+
+    def member(self, i: int) -> Any:
+        """Return one member's metrics.
+
+        Raises:
+            IndexError: There is no such member.
+        """
+        if not -self.num_members <= i < self.num_members:
+            raise IndexError(f"There are {self.num_members} members; there is no member {i}.")
+        return jax.tree.map(lambda leaf: leaf[i], self.members)
+
+    def merge(self, other: Any) -> Self:
+        """Return the metrics of both sets of examples, member by member.
+
+        Raises:
+            UsageError: `other` is not of as many members' metrics.
+        """
+        if type(other) is not type(self) or other.num_members != self.num_members:
+            raise UsageError(
+                f"The EnsembleMetrics of {self.num_members} members merge with their own kind; "
+                f"they got {describe(other)}. Give every step the same ensemble."
+            )
+        try:
+            merged = jax.vmap(lambda one, two: one.merge(two))(self.members, other.members)
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):  # it reads values on the host
+            both = zip(self._each(), other._each(), strict=True)
+            merged = _stack([one.merge(two) for one, two in both])
+        return type(self)(merged)
+
+    def compute(self) -> dict[str, Any]:
+        """Return the mean, the spread and each member's value of what the members compute."""
+        computed = {}
+        for name, values in self.per_member().items():
+            if values.ndim == 1:
+                with np.errstate(invalid="ignore"):  # the spread of infinite losses is NaN
+                    computed |= {name: values.mean(), f"{name}_std": values.std()}
+            computed |= {f"{name}_member_{i}": value for i, value in enumerate(values)}
+        return computed
+
+    def per_member(self) -> dict[str, Any]:
+        """Return what the members compute, by name, as arrays with a first axis of members."""
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self.members)):
+            return dict(jax.vmap(_computed)(self.members))
+        try:
+            values = _computed_each(self.members)
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, TypeError):
+            values = _stack([_computed(one) for one in self._each()])
+        return {name: np.asarray(value) for name, value in jax.device_get(values).items()}
+
+    def check(self) -> None:
+        """Raise where a member's metrics show bad input."""
+        if hasattr(self.members, "check"):
+            for one in self._each():
+                one.check()
+
+    def _each(self) -> list[Any]:
+        host = jax.device_get(self.members)
+        return [
+            jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), host)
+            for i in range(self.num_members)
+        ]
+
+
+def _computed(metrics: Any) -> OrderedDict[str, Any]:
+    return OrderedDict(metrics.compute())  # jax sorts the names of a plain dict
+
+
+_computed_each = jax.jit(jax.vmap(_computed))
+
+
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(list(map(jnp.asarray, leaves))), *trees)

@@ -1,0 +1,63 @@
+"""Arrays over the devices of several processes: made of what each has, and brought back to all."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from solstice.tree import is_typed_key
+
+
+def as_global(
+    arrays: Sequence[Any], shardings: Sequence[NamedSharding], *, may_alias: bool
+) -> list[jax.Array]:
+    """Return arrays, the same in all processes, placed by their shardings.
+
+    >>> from jax.sharding import Mesh
+    >>> whole = NamedSharding(Mesh(jax.devices()[:1], ("data",)), PartitionSpec())
+    >>> as_global([np.ones(2, "float32")], [whole], may_alias=False)[0].sharding == whole
+    True
+    """
+    if jax.process_count() == 1:
+        alias = None if may_alias else False
+        return jax.device_put(list(arrays), list(shardings), may_alias=alias)
+    return [_across(array, sharding) for array, sharding in zip(arrays, shardings, strict=True)]
+
+
+def _across(array: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        move = jax.jit(lambda one: one, out_shardings=sharding)
+        return move(array)
+    if is_typed_key(array):
+        data = _across(jax.random.key_data(array), NamedSharding(sharding.mesh, PartitionSpec()))
+        impl = jax.random.key_impl(array)
+        wrap = jax.jit(lambda one: jax.random.wrap_key_data(one, impl=impl), out_shardings=sharding)
+        return wrap(data)
+    values = np.asarray(array)
+    return jax.make_array_from_callback(values.shape, sharding, lambda part: values[part])
+
+
+def to_all(array: jax.Array) -> jax.Array:
+    """Return an array of which every device has the whole; all processes call it.
+
+    >>> to_all(jax.numpy.ones(2)).tolist()
+    [1.0, 1.0]
+    """
+    if array.is_fully_replicated or not isinstance(array.sharding, NamedSharding):
+        return array
+    whole = NamedSharding(array.sharding.mesh, PartitionSpec())
+    return jax.jit(lambda one: one, out_shardings=whole)(array)
+
+
+def local(array: Any) -> Any:
+    """Return an array that is whole on every device as one of this process alone."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return to_all(array).addressable_data(0)
+    return array
+
+
+def local_tree(tree: Any) -> Any:
+    """Return a tree with each array that spans processes as one of this process alone."""
+    return jax.tree.map(local, tree)

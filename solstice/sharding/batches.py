@@ -1,0 +1,135 @@
+"""Placing batches: each device its part, what does not divide padded and masked.
+
+A process gives its own part of a batch; the parts of all are one.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from solstice.sharding.arrays import local
+from solstice.sharding.placements import Sharding
+from solstice.tree import describe
+
+# (batch, which of its examples are real) -> the batch with them as its mask
+WithMask = Callable[[Any, np.ndarray], Any]
+
+
+def place_batch(
+    sharding: Sharding,
+    batch: Any,
+    with_mask: WithMask | None,
+    sizes: Sequence[int | None] = (),
+) -> Any:
+    """Return a batch on the mesh, with its first axis split.
+
+    Arrays whose first axis has another length than the first array's, scalars too, go to every
+    device. What is no array stays as it is.
+
+    Args:
+        sharding: Where it goes.
+        batch: This process's part of it.
+        with_mask: How a mask gets into it; None where the experiment takes none.
+        sizes: How many examples each process has; all are padded to the most.
+
+    Raises:
+        ValueError: The batch does not divide, and the experiment takes no masks.
+
+    >>> from solstice.sharding import DataParallel
+    >>> place_batch(DataParallel(), (np.zeros((4, 2)), np.zeros(4)), None)[0].shape
+    (4, 2)
+    """
+    processes = jax.process_count()
+    if sharding.mesh.size == 1:
+        return batch
+    parts = sharding.parts
+    if parts % processes:
+        raise ValueError(
+            f"A batch is split into {parts} parts over {processes} processes; each is expected to "
+            f"hold as many. Give a mesh of all devices of all processes."
+        )
+    parts //= processes
+    size = batch_size(batch)
+    every = [one for one in (size, *sizes) if one is not None]
+    if size is not None and (most := max(every) + -max(every) % parts) != min(every):
+        if with_mask is None:
+            raise ValueError(
+                f"A batch of {size} examples is to be split over {parts} devices"
+                + f" (the processes have {', '.join(map(str, sizes))})" * (len(sizes) > 1)
+                + f", which does not divide, and the experiment takes no mask for padding. Drop "
+                f"the last batch, choose batches of a multiple of {parts}, or give the experiment "
+                f"a method with_mask(batch, real), as ClassificationExperiment has."
+            )
+        batch, size = with_mask(*padded(batch, most)), most
+    split = NamedSharding(sharding.mesh, sharding.batch_spec)
+    whole = NamedSharding(sharding.mesh, PartitionSpec())
+
+    def place(leaf: Any) -> Any:
+        if not isinstance(leaf, np.ndarray | np.generic | jax.Array | int | float):
+            return leaf
+        target = split if np.ndim(leaf) and np.shape(leaf)[0] == size else whole
+        if processes == 1:
+            return jax.device_put(leaf, target)
+        return jax.make_array_from_process_local_data(target, np.asarray(leaf))
+
+    return jax.tree.map(place, batch)
+
+
+def predict_placed(
+    sharding: Sharding,
+    predict: Callable[[Any], Any],
+    inputs: Any,
+    sizes: Sequence[int | None] = (),
+) -> Any:
+    """Return what `predict` returns for inputs on the mesh, on the host; padding is cut off.
+
+    Of several processes, each gets what belongs to its own inputs.
+
+    >>> from solstice.sharding import DataParallel
+    >>> predict_placed(DataParallel(), lambda x: 2 * x, np.arange(3)).tolist()
+    [0, 2, 4]
+    """
+    size = batch_size(inputs)
+    placed = place_batch(sharding, inputs, lambda batch, real: batch, sizes)
+    return jax.tree.map(lambda leaf: _own_rows(leaf, size), predict(placed))
+
+
+def _own_rows(array: Any, size: int | None) -> np.ndarray:
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        whole = np.asarray(local(array))
+        each = len(whole) // jax.process_count()
+        start = jax.process_index() * each
+        return whole[start : start + each][:size]
+    return np.asarray(array)[:size]
+
+
+def batch_size(batch: Any) -> int | None:
+    """Return the length of the first axis of a batch's first array; None where there is none.
+
+    >>> batch_size({"image": np.zeros((3, 2)), "weight": 1.0})
+    3
+    """
+    shapes = (np.shape(leaf) for leaf in jax.tree.leaves(batch) if hasattr(leaf, "shape"))
+    return next((shape[0] for shape in shapes if shape), None)
+
+
+def padded(batch: Any, size: int) -> tuple[Any, np.ndarray]:
+    """Return a batch with its examples repeated up to a size, and which of them are real.
+
+    Repeated, not zeros: batch statistics count what is masked too.
+
+    >>> padded((np.array([1, 2, 3]),), 5)
+    ((array([1, 2, 3, 1, 2]),), array([ True,  True,  True, False, False]))
+    """
+    count = batch_size(batch)
+    if not count:
+        raise ValueError(f"A batch with examples is expected; it is {describe(batch)}.")
+    order = np.arange(size) % count
+
+    def pad(leaf: Any) -> Any:
+        return leaf[order] if np.ndim(leaf) and np.shape(leaf)[0] == count else leaf
+
+    return jax.tree.map(pad, batch), np.arange(size) < count

@@ -1,0 +1,96 @@
+"""Checks and views of arrays over devices: are copies equal, and what is the whole.
+
+Both work between processes, all of which must call them.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from solstice.sharding.arrays import local
+from solstice.tree import flatten_with_paths, is_typed_key
+
+
+def assert_replicated(tree: PyTree) -> None:
+    """Raise where devices, or processes, hold unequal copies of an array.
+
+    Compared are the shards that hold the same part of an array; a NaN equals itself. Between
+    processes, arrays that each has for itself are compared too.
+
+    Raises:
+        AssertionError: The first such leaf is named, with the devices (or processes) and the
+            largest difference.
+
+    >>> import solstice
+    >>> solstice.sharding.assert_replicated({"w": jnp.ones(2)})
+    """
+    named, _ = flatten_with_paths(tree)
+    for name, leaf in named:
+        if isinstance(leaf, jax.Array):
+            _check_devices(name, jax.random.key_data(leaf) if is_typed_key(leaf) else leaf)
+    if jax.process_count() > 1:
+        for name, leaf in named:
+            if isinstance(leaf, jax.Array):
+                _check_processes(name, jax.random.key_data(leaf) if is_typed_key(leaf) else leaf)
+
+
+def _check_devices(name: str, array: jax.Array) -> None:
+    first: dict[str, Any] = {}
+    for shard in array.addressable_shards:
+        other = first.setdefault(str(shard.index), shard)
+        if other is not shard:
+            _compare(
+                name, np.asarray(other.data), np.asarray(shard.data), other.device, shard.device
+            )
+
+
+def _check_processes(name: str, array: jax.Array) -> None:
+    from jax.experimental import multihost_utils
+
+    if not (array.is_fully_addressable or array.is_fully_replicated):
+        return  # each process has another part
+    every = multihost_utils.process_allgather(np.asarray(array.addressable_data(0)))
+    for i, values in enumerate(every):
+        _compare(name, np.asarray(every[0]), np.asarray(values), "process 0", f"process {i}")
+
+
+def _compare(name: str, one: np.ndarray, two: np.ndarray, holder: Any, other: Any) -> None:
+    if one.tobytes() == two.tobytes():
+        return
+    wide = np.complex128 if np.iscomplexobj(one) else np.float64
+    one, two = one.astype(wide), two.astype(wide)
+    if np.array_equal(one, two, equal_nan=True):  # 0.0 and -0.0, or another NaN
+        return
+    unequal = (one != two) & ~(np.isnan(one) & np.isnan(two))
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(one - two)[unequal].max()
+    raise AssertionError(
+        f"{name!r} is expected to be the same everywhere; on {holder} and on {other} it differs in "
+        f"{unequal.sum()} of {one.size} elements, by up to {difference:.6g}. Something that "
+        f"differs between them got in: a key, the order of data, or what a callback did."
+    )
+
+
+def gather(tree: PyTree) -> PyTree:
+    """Return a tree with each array whole, on the host of every process.
+
+    Arrays become numpy's; typed keys stay keys, of this process alone. What is no array stays as it
+    is.
+
+    >>> import solstice
+    >>> solstice.sharding.gather({"w": jnp.ones(2), "name": "a"})
+    {'name': 'a', 'w': array([1., 1.], dtype=float32)}
+    """
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array):
+            return leaf
+        if is_typed_key(leaf):
+            data = np.asarray(local(jax.random.key_data(leaf)))
+            return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(leaf))
+        return np.asarray(local(leaf))
+
+    return jax.tree.map(one, tree)

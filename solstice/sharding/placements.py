@@ -1,0 +1,221 @@
+"""Placements: which device holds what part of an experiment and of its batches.
+
+They say where arrays are, never what is computed: the compiled step is the same program as on one
+device, which XLA partitions (GSPMD) and gives its communication.
+"""
+
+import abc
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from solstice.flat import Flat, Placement
+from solstice.sharding.arrays import as_global
+from solstice.tree import describe
+
+
+class Sharding(abc.ABC):
+    """Where an experiment and its batches go: what `sharding=` of train, test and predict takes.
+
+    Attributes:
+        mesh: The devices.
+        batch_spec: How a batch's first axis is split.
+    """
+
+    mesh: Mesh
+    batch_spec: PartitionSpec
+
+    @abc.abstractmethod
+    def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+        """Return how an array of the experiment is split, by the name of its path and its shape."""
+
+    def check(self, arrays: dict[str, tuple[int, ...]]) -> None:
+        """Raise where it does not fit an experiment's arrays, by path; most fit all."""
+        return
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts a batch's first axis is split."""
+        return self._parts(self.batch_spec[0]) if len(self.batch_spec) else 1
+
+    def _parts(self, axes: Any) -> int:
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        return int(np.prod([self.mesh.shape[name] for name in names], dtype=int))
+
+    def placement(self, flat: Flat) -> Placement:
+        """Return where the arrays of an experiment go.
+
+        Raises:
+            ValueError: An array cannot be split as it should be; it is named.
+        """
+        names = [name for name, static in flat.structure.leaves() if static is None]
+        shapes = {name: array.shape for name, array in zip(names, flat.arrays, strict=True)}
+        self.check(shapes)
+        shardings = []
+        for name, shape in shapes.items():
+            spec = self.spec(name, shape)
+            if len(spec) > len(shape) or any(n % self._parts(i) for n, i in zip(shape, spec)):  # noqa: B905
+                raise ValueError(
+                    f"{name!r} of shape {shape} cannot be split as {spec} says over the mesh "
+                    f"{dict(self.mesh.shape)}: each axis must divide by the number of its parts. "
+                    f"Change the rule, the mesh or the layer's width."
+                )
+            shardings.append(NamedSharding(self.mesh, spec))
+        return Placement(tuple(shardings), NamedSharding(self.mesh, PartitionSpec()))
+
+    def placed(self, flat: Flat, *, donate: bool = False) -> Flat:
+        """Return a flat experiment with its arrays where they belong; its steps keep them there.
+
+        Args:
+            flat: The experiment.
+            donate: Whether the arrays may be the given ones where these are in place already.
+        """
+        placement = self.placement(flat)
+        if self.mesh.size == 1:  # as without: constraints would only cost
+            device = SingleDeviceSharding(self.mesh.devices.item())
+            there = all(getattr(array, "sharding", None) == device for array in flat.arrays)
+            if there:
+                return flat if donate else flat.copy()
+            return Flat(jax.device_put(flat.arrays, device, may_alias=False), flat.structure)
+        arrays = as_global(flat.arrays, placement.arrays, may_alias=donate)
+        return Flat(arrays, flat.structure.placed(placement))
+
+
+class DataParallel(Sharding):
+    """Every device holds the whole experiment and takes its part of each batch.
+
+    Args:
+        mesh: The devices, of one or two axes, over all of which batches are split; None takes all.
+
+    >>> import jax.numpy as jnp, optax, solstice
+    >>> from jax.example_libraries import stax
+    >>> x, y = jnp.eye(4), jnp.array([0, 1, 1, 0])
+    >>> exp = solstice.ClassificationExperiment(
+    ...     stax.serial(stax.Dense(2)), optax.adam(0.1), example_input=x, key=0
+    ... )
+    >>> sharding = solstice.sharding.DataParallel()
+    >>> exp = solstice.train(exp, 20, [(x, y)], sharding=sharding, progress=False)
+    >>> exp.predict(x).tolist()
+    [0, 1, 1, 0]
+    """
+
+    def __init__(self, mesh: Mesh | None = None) -> None:
+        self.mesh = as_mesh(mesh)
+        self.batch_spec = PartitionSpec(self.mesh.axis_names)
+
+    def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+        return PartitionSpec()
+
+
+class FullySharded(Sharding):
+    """The devices share out parameters, optimizer state and batches; each array is gathered in use.
+
+    An array of at least `min_size` elements is split along its largest axis that divides (the first
+    of several), others are on every device. The experiment comes back from `train` so split.
+
+    Args:
+        mesh: The devices; None takes all. Batches are split over all its axes, arrays over the
+            last one: with two axes, the first counts copies of the experiment.
+        min_size: The least number of elements that is split.
+
+    >>> import solstice
+    >>> tuple(solstice.sharding.FullySharded().spec("model/params/kernel", (64, 128)))
+    (None, 'data')
+    """
+
+    def __init__(self, mesh: Mesh | None = None, min_size: int = 1024) -> None:
+        self.mesh = as_mesh(mesh)
+        self.batch_spec = PartitionSpec(self.mesh.axis_names)
+        self.min_size = min_size
+
+    def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+        axis = self.mesh.axis_names[-1]
+        fitting = [i for i, n in enumerate(shape) if n and n % self.mesh.shape[axis] == 0]
+        if not fitting or np.prod(shape) < self.min_size:
+            return PartitionSpec()
+        largest = max(fitting, key=lambda i: shape[i])
+        return PartitionSpec(*[None] * largest, axis)
+
+
+class Rules(Sharding):
+    """Each array goes where the first rule says whose pattern is in its path.
+
+    Args:
+        rules: Pairs of a regular expression, searched for in the path ("model/params/Dense_0/
+            kernel"), and the `PartitionSpec` over the mesh's axes. What none matches is on every
+            device.
+        mesh: The devices; None takes all, as one axis "data".
+        batch: How a batch's first axis is split; None splits it over the mesh's first axis.
+
+    Raises:
+        ValueError: A pattern is in no path, or an array does not divide; at the run's start.
+
+    >>> import solstice
+    >>> from jax.sharding import PartitionSpec as P
+    >>> rules = solstice.sharding.Rules([("kernel", P(None, "data"))])
+    >>> tuple(rules.spec("model/params/Dense_0/kernel", (8, 8))), tuple(rules.spec("key", ()))
+    ((None, 'data'), ())
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[tuple[str, PartitionSpec]],
+        mesh: Mesh | None = None,
+        batch: PartitionSpec | None = None,
+    ) -> None:
+        self.mesh = as_mesh(mesh)
+        self.batch_spec = PartitionSpec(self.mesh.axis_names[0]) if batch is None else batch
+        self.rules = tuple(rules)
+
+    def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+        for pattern, spec in self.rules:
+            if re.search(pattern, path):
+                return spec
+        return PartitionSpec()
+
+    def check(self, arrays: dict[str, tuple[int, ...]]) -> None:
+        for pattern, _ in self.rules:
+            if not any(re.search(pattern, path) for path in arrays):
+                raise ValueError(
+                    f"The rule {pattern!r} matches none of the experiment's arrays, such as "
+                    f"{', '.join(map(repr, list(arrays)[:5]))}. "
+                    f"solstice.tree.paths(exp) lists them all."
+                )
+
+
+def as_mesh(mesh: Mesh | None) -> Mesh:
+    """Return a mesh whose axes the compiler sees to; for None, all devices on an axis "data".
+
+    Raises:
+        TypeError: It is no mesh.
+        ValueError: It has more than two axes.
+    """
+    if mesh is None:
+        return Mesh(np.array(jax.devices()), ("data",))
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"mesh is expected to be a jax.sharding.Mesh, such as jax.make_mesh((2, 4), ('data', "
+            f"'model')), or None for all devices; it is {describe(mesh)}."
+        )
+    if len(mesh.axis_names) > 2:
+        raise ValueError(f"A mesh of one or two axes is expected; it has {mesh.axis_names}.")
+    # jax.make_mesh makes axes whose sharding is part of an array's type, which a step that knows
+    # of no mesh could not compute with.
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def check_sharding(sharding: Any) -> None:
+    """Raise for what is no placement.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if sharding is not None and not isinstance(sharding, Sharding):
+        raise TypeError(
+            f"sharding is expected to be solstice.sharding.DataParallel(), FullySharded() or "
+            f"Rules(...); it is {describe(sharding)}."
+        )

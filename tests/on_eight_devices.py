@@ -1,0 +1,197 @@
+"""Tests that need eight devices: `test_sharding.py` runs them in a process that simulates them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+import solstice
+from solstice.sharding import DataParallel, FullySharded, Rules, assert_replicated, gather
+
+CLASSES = 4
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(64, 32)).astype("float32")
+Y = (X @ RNG.normal(size=(32, CLASSES))).argmax(-1).astype("int32")
+DS = [(X[i : i + 16], Y[i : i + 16]) for i in range(0, 64, 16)]
+UNEVEN = [(X[:13], Y[:13]), (X[13:32], Y[13:32]), (X[32:39], Y[32:39])]
+MESH = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "model"))
+TWO = [("Dense_0/kernel", P(None, "model")), ("Dense_1/kernel", P("model"))]
+
+
+class MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(64)(x))
+        return nn.Dense(CLASSES)(x)
+
+
+def experiment(key=0):
+    tx = optax.adam(1e-2)
+    return solstice.ClassificationExperiment(MLP(), tx, example_input=X[:2], key=key)
+
+
+def assert_close(one, two, rtol=1e-5):
+    one, two = (solstice.tree.leaves_by_path(gather(tree)) for tree in (one, two))
+    assert one.keys() == two.keys()
+    for name, leaf in one.items():
+        if isinstance(leaf, np.ndarray):
+            np.testing.assert_allclose(leaf, two[name], rtol=rtol, atol=rtol, err_msg=name)
+
+
+PLACEMENTS = {
+    "data parallel": DataParallel(),
+    "two axes": DataParallel(MESH),
+    "fully sharded": FullySharded(min_size=128),
+    "hybrid": FullySharded(MESH, min_size=128),
+    "rules": Rules(TWO, MESH),
+    "explicit axes": DataParallel(jax.make_mesh((8,), ("batch",))),
+}
+
+
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_any_placement_trains_as_one_device_does(name):
+    sharding = PLACEMENTS[name]
+    alone = experiment().train(3, DS, DS, progress=False)
+    options = {"sharding": sharding, "progress": False}
+    placed = experiment().train(3, DS, DS, recompile="error", **options)
+    assert_close(alone, placed)
+    wanted, found = alone.test(DS, progress=False), placed.test(DS, **options)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    uneven = [(x, y) for x, y in UNEVEN]
+    assert (solstice.predict(placed, uneven, **options) == placed.predict(X[:39])).all()
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize(
+    "form", [tuple, list, lambda pair: dict(zip(("image", "label"), pair, strict=True))]
+)
+def test_what_does_not_divide_is_padded_and_masked(form, prefetch):
+    ds = list(map(form, UNEVEN))
+    alone = experiment().train(4, ds, progress=False)
+    placed = experiment().train(4, ds, sharding=DataParallel(), prefetch=prefetch, progress=False)
+    assert_close(alone, placed)
+    found = placed.test(ds, sharding=FullySharded(), progress=False)
+    assert found == pytest.approx(alone.test(ds, progress=False), rel=1e-5)
+
+
+def test_a_mask_of_ones_own_is_kept():
+    mask = np.arange(13) % 3 > 0
+    ds = [(X[:13], Y[:13], mask)]
+    found = experiment().test(ds, sharding=DataParallel(), progress=False)
+    assert found == pytest.approx(experiment().test(ds, progress=False), rel=1e-5)
+
+
+def test_what_does_not_divide_is_refused_without_masks(adding):
+    with pytest.raises(ValueError, match=r"13 examples.*8 devices.*with_mask"):
+        solstice.train(adding, 1, [np.arange(13.0)], sharding=DataParallel(), progress=False)
+
+
+def test_undecorated_steps_are_placed_too(adding):
+    ds = [np.arange(8.0), np.arange(16.0)]
+    placed = solstice.train(adding, 2, ds, sharding=DataParallel(), progress=False)
+    assert float(placed.total) == 2 * (28 + 120)
+    assert placed.total.sharding.device_set == set(jax.devices())
+
+
+def test_large_arrays_take_their_part_of_the_memory():
+    placed = experiment().train(1, DS, sharding=FullySharded(min_size=256), progress=False)
+    for leaf in jax.tree.leaves((placed.model.params, placed.optimizer.state)):
+        (size,) = {shard.data.nbytes for shard in leaf.addressable_shards}
+        assert size == (leaf.nbytes // 8 if leaf.size >= 256 else leaf.nbytes)
+    again = placed.train(1, DS, sharding=FullySharded(min_size=256), progress=False)
+    assert_close(experiment().train(2, DS, progress=False), again)
+
+
+def test_several_steps_in_one_call_stay_placed():
+    options = {"steps_per_call": 2, "progress": False}
+    alone = experiment().train(3, DS, **options)
+    placed = experiment().train(3, DS, sharding=FullySharded(min_size=128), **options)
+    assert_close(alone, placed)
+
+
+def test_an_axis_that_does_not_divide_is_named():
+    with pytest.raises(ValueError, match=r"Dense_1/bias.*\(4,\).*8"):
+        experiment().train(1, DS, sharding=Rules([("Dense_1/bias", P("data"))]), progress=False)
+    with pytest.raises(ValueError, match=r"'Dense_7' matches none.*model/params"):
+        experiment().train(1, DS, sharding=Rules([("Dense_7", P("data"))]), progress=False)
+
+
+def test_a_saved_run_goes_on_in_its_placement(tmp_path):
+    options = {"sharding": FullySharded(min_size=128), "progress": False}
+    whole = experiment().train(4, UNEVEN, **options)
+    saving = solstice.CheckpointingCallback(tmp_path, every=solstice.triggers.Every(steps=1))
+    stop = solstice.Callback()
+
+    def on_step_end(outs, exp, global_step, mode, batch):
+        if global_step == 6:
+            raise KeyError
+
+    stop.on_step_end = on_step_end
+    with pytest.raises(KeyError):
+        experiment().train(4, UNEVEN, callbacks=[saving, stop], **options)
+    resumed = experiment().train(4, UNEVEN, callbacks=[saving], resume_from=saving, **options)
+    assert_close(whole, resumed, rtol=0)
+    on_one = solstice.restore(tmp_path, experiment())
+    assert_close(on_one, whole, rtol=0)
+    assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(on_one.model)} == {1}
+
+
+def test_an_ensemble_can_be_spread_over_a_mesh():
+    keys = jax.random.split(jax.random.key(0), 8)
+    start = solstice.Ensemble.init(experiment, keys)
+    alone = start.train(5, DS, progress=False)
+    members = Rules([("members/", P("data"))], batch=P())
+    spread = start.train(5, DS, sharding=members, recompile="error", progress=False)
+    assert_close(alone, spread)
+    for leaf in jax.tree.leaves(spread.members):
+        assert leaf.addressable_shards[0].data.shape[0] == 1
+    by_batch = start.train(5, DS, sharding=DataParallel(), recompile="error", progress=False)
+    assert_close(alone, by_batch)
+
+
+def copies(*values):
+    """One array whose copies on the devices are these."""
+    devices = jax.devices()[: len(values)]
+    sharding = jax.sharding.NamedSharding(Mesh(np.array(devices), ("data",)), P())
+    each = [jax.device_put(value, device) for value, device in zip(values, devices, strict=True)]
+    return jax.make_array_from_single_device_arrays(each[0].shape, sharding, each)
+
+
+def test_copies_that_differ_are_named():
+    good = jnp.array([1.0, jnp.nan])
+    assert_replicated({"w": copies(good, good), "n": copies(jnp.zeros(2), -jnp.zeros(2))})
+    placed = experiment().train(1, DS, sharding=FullySharded(min_size=128), progress=False)
+    assert_replicated(placed)
+    bad = {"fine": copies(good, good), "net": {"w": copies(good, good, good.at[0].add(0.25))}}
+    with pytest.raises(AssertionError, match=r"'net/w'.*\b0 and .*\b2\b.*1 of 2 elements.*0\.25"):
+        assert_replicated(bad)
+    with pytest.raises(AssertionError, match="1 of 2"):
+        assert_replicated({"w": copies(good, good.at[0].set(jnp.nan))})
+
+
+def test_the_check_runs_when_a_trigger_says():
+    class Drifting(solstice.Experiment):
+        weight: jax.Array
+
+        def train_step(self, batch):
+            drifted = copies(*[jnp.full(2, float(batch + i * (batch > 3))) for i in range(8)])
+            return solstice.replace(self, weight=drifted), None
+
+        eval_step = train_step
+
+    check = solstice.callbacks.ReplicationCallback(solstice.triggers.Every(steps=2))
+    exp = Drifting(copies(*[jnp.zeros(2)] * 8))
+    solstice.train(exp, 1, [1, 2, 3], callbacks=[check], progress=False)
+    with pytest.raises(AssertionError, match="'weight'"):
+        solstice.train(exp, 1, [1, 2, 3, 1, 3, 4], callbacks=[check], progress=False)
+
+
+def test_gather_gives_the_whole():
+    placed = experiment().train(1, DS, sharding=FullySharded(min_size=128), progress=False)
+    whole = gather({"params": placed.model.params, "key": jax.random.key(0), "name": "a"})
+    assert type(whole["params"]["Dense_0"]["kernel"]) is np.ndarray
+    assert whole["key"] == jax.random.key(0) and whole["name"] == "a"

@@ -1,0 +1,160 @@
+"""Sharding on simulated devices and in real processes on the loopback."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import solstice
+
+HERE = Path(__file__).parent
+EXAMPLE = HERE.parent / "examples" / "multi_process.py"
+
+
+def environment(devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    path = os.pathsep.join([str(HERE.parent), str(HERE)])
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path}
+
+
+def run(*command, devices=1, seconds=600):
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_eight_devices_do_as_one():
+    file = HERE / "on_eight_devices.py"
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", file, devices=8)
+
+
+@pytest.mark.slow
+def test_the_number_of_devices_changes_nothing_for_any_library(tmp_path):
+    found = {}
+    for devices in (1, 2, 4, 8):
+        run(HERE / "sharded_runs.py", devices, tmp_path / f"{devices}.npz", devices=devices)
+        found[devices] = np.load(tmp_path / f"{devices}.npz")
+    assert len({name.split("/")[0] for name in found[1]}) == 6
+    for devices in (2, 4, 8):
+        assert set(found[devices]) == set(found[1])
+        for name, wanted in found[1].items():
+            np.testing.assert_allclose(found[devices][name], wanted, rtol=1e-5, atol=1e-5)
+
+
+def results(printed):
+    """Loss lines, and the digest that each process ends with."""
+    losses = [float(loss) for loss in re.findall(r"train \d+: loss (\S+)", printed)]
+    return losses, re.findall(r"accuracy (\S+), digest ([0-9a-f]{64})", printed)
+
+
+@pytest.mark.slow
+def test_processes_train_as_one_does(tmp_path):
+    wanted, alone = results(run(EXAMPLE, "--processes", 1, "--epochs", 2))
+    for processes in (2, 4):
+        found, ends = results(run(EXAMPLE, "--processes", processes, "--epochs", 2))
+        assert len(found) == 2  # only the first one logs
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        assert len(ends) == processes and len(set(ends)) == 1
+        assert ends[0][0] == alone[0][0]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_goes_on_in_another_number_of_processes(tmp_path):
+    wanted, whole = results(run(EXAMPLE, "--epochs", 3))
+    run(EXAMPLE, "--epochs", 1, "--directory", tmp_path)
+    second, _ = results(run(EXAMPLE, "--epochs", 2, "--processes", 1, "--directory", tmp_path))
+    third, ends = results(run(EXAMPLE, "--epochs", 3, "--directory", tmp_path))
+    np.testing.assert_allclose(second + third, wanted[1:], rtol=1e-5)
+    assert ends[0][0] == whole[0][0]
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+def start(script, *arguments, processes=2, log):
+    address = f"localhost:{free_port()}"
+    started = []
+    for i in range(processes):
+        command = [sys.executable, script, "--address", address, "--process", i, *arguments]
+        with (log / f"{i}.log").open("w") as output:
+            started.append(
+                subprocess.Popen(
+                    list(map(str, command)), env=environment(), stdout=output, stderr=output
+                )
+            )
+    return started
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_process_ends_the_others_and_all_resume_to_the_same_bits(tmp_path, victim):
+    _, whole = results(run(EXAMPLE, "--epochs", 6))
+    directory = tmp_path / "checkpoints"
+    arguments = ("--epochs", 100_000, "--directory", directory)
+    started = start(EXAMPLE, *arguments, log=tmp_path)
+    end = time.monotonic() + 120
+    while len(solstice.checkpoints.Checkpoints(directory).names()) < 2:
+        assert time.monotonic() < end, (tmp_path / "0.log").read_text()
+        assert [one.poll() for one in started] == [None, None], (tmp_path / "0.log").read_text()
+        time.sleep(0.01)
+    started[victim].send_signal(signal.SIGKILL)
+    try:
+        assert started[1 - victim].wait(timeout=90) != 0
+    finally:
+        for one in started:
+            one.kill()
+    # It had got further than 6 epochs, or not; what it resumes to is what 6 or more are.
+    newest = solstice.checkpoints.Checkpoints(directory)
+    epochs = max(newest.read_rest(newest.names()[-1])["epoch"] + 1, 6)
+    if epochs != 6:
+        _, whole = results(run(EXAMPLE, "--epochs", epochs))
+    _, ends = results(run(EXAMPLE, "--epochs", epochs, "--directory", directory))
+    assert ends == whole
+
+
+@pytest.mark.slow
+def test_data_that_ends_earlier_in_one_process_hangs_nobody(tmp_path):
+    started = start(HERE / "uneven_processes.py", log=tmp_path)
+    try:
+        codes = [one.wait(timeout=120) for one in started]
+    finally:
+        for one in started:
+            one.kill()
+    said = [(tmp_path / f"{i}.log").read_text() for i in range(2)]
+    assert codes == [0, 0], said
+    assert all("took 6 steps, 78 examples" in one for one in said), said
+    assert all("seeds: refused" in one for one in said), said
+
+
+def test_what_is_no_sharding_is_refused(adding, unchecked):
+    for function, arguments in ((solstice.train, (1, [1.0])), (solstice.test, ([1.0], [], True))):
+        with pytest.raises(TypeError, match=r"DataParallel\(\), FullySharded\(\)"):
+            function(adding, *arguments, sharding="data", progress=False)
+    with pytest.raises(TypeError, match=r"jax\.sharding\.Mesh"):
+        solstice.sharding.DataParallel(8)
+    with pytest.raises(TypeError, match="DataParallel"):
+        solstice.predict(adding, [1.0], sharding=8)
+
+
+def test_one_device_is_the_same_run(adding):
+    one = solstice.train(
+        adding, 1, [1, 2], sharding=solstice.sharding.DataParallel(), progress=False
+    )
+    assert float(one.total) == 3 and one.total.sharding == adding.total.sharding
