@@ -70,7 +70,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the site into site/, warnings as errors; `nox -s docs -- serve` shows it as you write."""
+    """Build the site into site/, warnings as errors; `-- serve` shows it as you write."""
     session.install(*group("docs"))
     session.run("mkdocs", *(session.posargs or ["build", "--strict"]))
 

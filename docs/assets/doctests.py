@@ -1,4 +1,4 @@
-"""Shows the examples of a docstring as code, which griffe does under a heading of their own only."""
+"""Shows the examples of a docstring as code; griffe does so under a heading of their own only."""
 
 import re
 from typing import Any
