@@ -2,8 +2,9 @@
 
     python examples/fine_tune.py
 
-The backbone learns to tell the ten digits apart; a new head then learns from a few examples which of
-them are even. What is frozen is no parameter any more: it has no gradient and no optimizer state.
+The backbone learns to tell the ten digits apart; a new head then learns from a few examples which
+of them are even. What is frozen is no parameter any more: it has no gradient and no optimizer
+state, and the 130 numbers of the head do about as well as all 13,000 from scratch.
 """
 
 import argparse
@@ -62,13 +63,12 @@ def main(arguments=None):
         CNN(2), optax.adam(2e-3), example_input=x[:1], key=1
     )
     scratch = scratch.train(5 * options.epochs, tune_ds)
-    results = {
-        "frozen backbone, new head": tuned.test(test_ds)["accuracy"],
-        "from scratch": scratch.test(test_ds)["accuracy"],
-    }
-    for name, accuracy in results.items():
-        print(f"{name:<28}{accuracy:.3f} after {options.examples} examples of the new task")
-    return results
+    results = {}
+    for name, exp in {"frozen backbone, new head": tuned, "all from scratch": scratch}.items():
+        results[name] = exp.test(test_ds)["accuracy"]
+        trained = solstice.tree.size(exp.model.params)
+        print(f"{name:<28}{trained:>8,} numbers trained, accuracy {results[name]:.3f}")
+    return backbone, tuned, results
 
 
 def batched(x, y, size):
