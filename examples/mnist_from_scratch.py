@@ -5,6 +5,7 @@ python examples/mnist_from_scratch.py --dataset mnist      # MNIST, which tfds d
 """
 
 import argparse
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,7 @@ def load_mnist():
     import tensorflow_datasets as tfds
 
     def split(name):
-        data = tfds.data_source("mnist", split=name)
+        data: Any = tfds.data_source("mnist", split=name)
         examples = [data[i] for i in range(len(data))]
         x = np.stack([example["image"] for example in examples])
         y = np.array([example["label"] for example in examples], "int32")

@@ -63,7 +63,7 @@ def cifar10():
     import tensorflow_datasets as tfds
 
     def split(name):
-        data = tfds.data_source("cifar10", split=name)
+        data: Any = tfds.data_source("cifar10", split=name)
         examples = [data[i] for i in range(len(data))]
         x = np.stack([example["image"] for example in examples])
         y = np.array([example["label"] for example in examples], "int32")
