@@ -75,3 +75,7 @@ __all__ = [
     "tree",
     "triggers",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,5 +1,6 @@
 """The examples run, with small settings, and learn what they are to learn."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -89,3 +90,13 @@ def test_fine_tuning_leaves_the_backbone_as_it_is():
     for name in ("Conv_0", "Conv_1", "features"):
         same = jax.tree.map(np.array_equal, kept[name], backbone.model.params[name])
         assert all(jax.tree.leaves(same)), name
+
+
+@pytest.mark.slow
+def test_the_cells_of_the_notebook_run_one_after_the_other():
+    notebook = json.loads((ROOT / "examples" / "tour.ipynb").read_text())
+    namespace = {"__name__": "notebook"}
+    for i, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"cell {i}", "exec"), namespace)
+    assert namespace["results"]["accuracy"] > 0.95
