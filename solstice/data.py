@@ -64,8 +64,8 @@ def check_dataset(dataset: Any, name: str, passes: int | None = 1) -> None:
     if isinstance(dataset, list | tuple) and _is_whole(dataset):
         arrays = ", ".join(map(describe, dataset))
         raise TypeError(
-            f"{name} is expected to hold batches; it holds whole arrays, ({arrays}), each of which "
-            f"would be one. Cut them: [(x[i : i + 32], y[i : i + 32]) for i in range(0, len(x), 32)]."
+            f"{name} is expected to hold batches; it holds whole arrays, ({arrays}). Cut "
+            f"them: [(x[i : i + 32], y[i : i + 32]) for i in range(0, len(x), 32)]."
         )
     one_shot = isinstance(dataset, GeneratorType) or (
         isinstance(dataset, Iterator) and type(dataset).__module__ in _ONE_SHOT_HOMES
