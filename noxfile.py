@@ -1,6 +1,8 @@
 """Everything a developer runs: `nox -s quickstart`, `nox -s tests`, `nox -s lint types`, ..."""
 
+import os
 import shutil
+from pathlib import Path
 
 import nox
 
@@ -10,6 +12,14 @@ nox.needs_version = ">=2025.2.9"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+# Run with a wheel that was just installed.
+PROOF = """
+import pathlib, solstice
+home = pathlib.Path(solstice.__file__).parent
+assert "site-packages" in home.parts, home
+assert (home / "py.typed").exists()
+print("solstice", solstice.__version__, "from", home)
+"""
 QUIET = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
@@ -52,9 +62,37 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types of the package."""
-    session.install("-e", ".[all,mlflow,wandb]", *group("types"))
+    """Check the types of the package, and those that users of it see, on the examples."""
+    session.install("-e", ".[all,mlflow,wandb]", "scikit-learn", *group("types"))
     session.run("pyright")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site into site/, warnings as errors; `-- serve` shows it as you write."""
+    session.install(*group("docs"))
+    session.run("mkdocs", *(session.posargs or ["build", "--strict"]))
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Build wheel and sdist into dist/, and prove the wheel in a clean environment."""
+    session.install(*group("release"))
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build")  # the wheel is built from the sdist
+    built = sorted(Path("dist").iterdir())
+    session.run("twine", "check", "--strict", *map(str, built))
+    clean = Path(session.create_tmp()).absolute() / "clean"
+    session.run("python", "-m", "venv", "--clear", str(clean))
+    python = str(clean / ("Scripts" if os.name == "nt" else "bin") / "python")
+    (wheel,) = (path.absolute() for path in built if path.suffix == ".whl")
+    wanted = [f"{wheel}[flax,haiku,optax,plot]", "scikit-learn"]
+    session.run(python, "-m", "pip", "install", "--quiet", *wanted, external=True)
+    program = Path("examples/quickstart.py").absolute()
+    with session.chdir(clean):  # where no checkout can be imported instead
+        session.run(python, "-c", PROOF, external=True)
+        session.run(python, str(program), "--epochs", "2", "--quiet", env=QUIET, external=True)
 
 
 @nox.session(venv_backend="uv")

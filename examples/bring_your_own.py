@@ -63,13 +63,15 @@ class PebbleModel(compat.Model):
         self.state = solstice.tree.owned(running)
         self.network = compat.Static(network)
 
-    def __call__(self, x, *, key=None, train=False):
+    def __call__(self, *inputs, key=None, train=False, **kwargs):
         train = compat.check_train(train, "PebbleModel")
         if train and key is None:
             raise compat.missing_key("PebbleModel")
         key = compat.single_key(key, "PebbleModel")
         weights = compat.join_params(self)
-        outputs, running = self.network.value.forward(weights, self.state, x, key, train)
+        outputs, running = self.network.value.forward(
+            weights, self.state, *inputs, key, train, **kwargs
+        )
         return outputs, solstice.replace(self, state=running) if train else self
 
     def unwrap(self):

@@ -153,7 +153,7 @@ def mnist(seed):
 
     def split(name):
         try:
-            source = tfds.data_source("mnist", split=name)
+            source: Any = tfds.data_source("mnist", split=name)
         except Exception as error:
             raise SystemExit(
                 "MNIST could not be loaded through tfds, which downloads it the first time "
@@ -165,7 +165,9 @@ def mnist(seed):
         x = np.stack([example["image"] for example in examples])
         return x.astype(np.float32) / 255, np.array([e["label"] for e in examples], np.int32)
 
-    return prepared(*split("train"), *split("test"), seed)
+    x_train, y_train = split("train")
+    x_test, y_test = split("test")
+    return prepared(x_train, y_train, x_test, y_test, seed)
 
 
 # --- the main job ---------------------------------------------------------------------------------
@@ -175,8 +177,8 @@ class History(solstice.Callback):
     """When each training epoch ended, beside what a LoggingCallback logs."""
 
     def __init__(self):
-        self.logged = {"train": [], "val": []}
-        self.seconds = []
+        self.logged: dict[str, list[dict[str, float]]] = {"train": [], "val": []}
+        self.seconds: list[float] = []
 
     def log(self, metrics, epoch, mode):
         self.logged[mode].append(metrics)
@@ -186,7 +188,7 @@ class History(solstice.Callback):
 
     def on_epoch_end(self, exp, epoch, mode):
         if mode == "train":
-            jax.block_until_ready(exp.model)
+            jax.block_until_ready(jax.tree.leaves(exp))
             self.seconds.append(time.perf_counter() - self._start)
 
 
@@ -276,7 +278,7 @@ def draw_confusion(confusion, title, path):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="One experiment, four libraries.")
     parser.add_argument("--dataset", choices=("digits", "mnist"), default="digits")
     parser.add_argument("--libraries", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--epochs", type=int, help="default: 20 for digits, 3 for mnist")
@@ -288,23 +290,22 @@ def main(arguments=None):
     data = {"digits": digits, "mnist": mnist}[options.dataset](options.seed)
     epochs = options.epochs or {"digits": 20, "mnist": 3}[options.dataset]
     options.output.mkdir(parents=True, exist_ok=True)
-    rows, histories, best = [], {}, None
+    finished, histories = [], {}
     for name, optimizer in optimizers(epochs * data.steps).items():
         for library in options.libraries:
             print(f"{library} with {name}", file=sys.stderr, flush=True)
             exp, row, logged = run(
                 library, optimizer, name, data, epochs, options.seed, not options.quiet
             )
-            rows.append(row)
+            finished.append((row, exp))
             histories[library, name] = logged
-            if best is None or row.accuracy > best[0].accuracy:
-                best = row, exp
 
+    rows = [row for row, _ in finished]
     print(f"\n{options.dataset}, {epochs} epochs\n\n{table(rows)}\n")
     draw_curves(histories, options.output / "learning_curves.png")
-    row, exp = best
-    outs = solstice.test(exp, data.test, return_outs=True, progress=False)
-    confusion = np.asarray(solstice.reduce(outs).confusion_matrix)
+    row, exp = max(finished, key=lambda pair: pair[0].accuracy)
+    metrics = solstice.reduce(exp.eval_step(batch)[1] for batch in data.test)
+    confusion = np.asarray(metrics.confusion_matrix)
     title = f"{row.library} with {row.optimizer}: {row.accuracy:.1%} of {confusion.sum()}"
     draw_confusion(confusion, title, options.output / "confusion_matrix.png")
     print(f"pictures: {options.output}/learning_curves.png, {options.output}/confusion_matrix.png")

@@ -86,3 +86,7 @@ __all__ = [
     "tree",
     "triggers",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -61,6 +61,12 @@ def check_dataset(dataset: Any, name: str, passes: int | None = 1) -> None:
         )
     if _length(dataset) == 0:
         raise ValueError(f"{name} is empty: it has no batch at all.")
+    if isinstance(dataset, list | tuple) and _is_whole(dataset):
+        arrays = ", ".join(map(describe, dataset))
+        raise TypeError(
+            f"{name} is expected to hold batches; it holds whole arrays, ({arrays}). Cut "
+            f"them: [(x[i : i + 32], y[i : i + 32]) for i in range(0, len(x), 32)]."
+        )
     one_shot = isinstance(dataset, GeneratorType) or (
         isinstance(dataset, Iterator) and type(dataset).__module__ in _ONE_SHOT_HOMES
     )
@@ -69,6 +75,18 @@ def check_dataset(dataset: Any, name: str, passes: int | None = 1) -> None:
             f"{name} is a {type(dataset).__name__}, which can be read only once, but {passes} "
             f"epochs are wanted. Pass a list, or a function that returns a new iterator each epoch."
         )
+
+
+def _is_whole(dataset: Any) -> bool:
+    """Say whether it is (x, y) or (x, y, mask) of all examples, and not a list of batches."""
+    shapes = [getattr(part, "shape", ()) for part in dataset[:4]]
+    # As many examples in each, and not of one form, as batches would be.
+    return (
+        len(shapes) in (2, 3)
+        and all(shapes)
+        and len({shape[0] for shape in shapes}) == 1
+        and len(set(map(len, shapes))) > 1
+    )
 
 
 def batches(

@@ -14,7 +14,7 @@ import pytest
 
 import solstice
 from solstice.compat import FunctionModel
-from solstice.data import prefetched
+from solstice.data import check_dataset, prefetched
 
 
 class LenLess:
@@ -506,3 +506,17 @@ def test_a_dataset_that_blocks_does_not_hold_the_run(caplog, monkeypatch):
         next(ready)
     assert "still waiting" in caplog.text
     release.set()
+
+
+def test_whole_arrays_in_a_pair_are_no_batches():
+    x, y = np.zeros((500, 12, 12)), np.zeros(500, int)
+    with pytest.raises(TypeError, match=r"(?s)whole arrays, \(float64\[500,12,12\], .*Cut them: "):
+        check_dataset((x, y), "train_ds")
+    with pytest.raises(TypeError, match="whole arrays"):
+        check_dataset([x, y, y > 0], "train_ds")
+
+
+def test_batches_that_are_single_arrays_are_a_dataset():
+    check_dataset([np.zeros((32, 4)), np.zeros((32, 4))], "train_ds")
+    check_dataset([np.zeros((32, 4)), np.zeros((17, 4))], "train_ds")
+    check_dataset([np.zeros(4), 1.0], "train_ds")

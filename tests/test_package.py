@@ -63,6 +63,10 @@ def test_all_is_what_can_be_imported(module):
     assert set(module.__all__) <= set(dir(module))
 
 
+def test_dir_is_the_map():
+    assert set(dir(solstice)) == {*solstice.__all__, "__version__"}
+
+
 def test_every_public_name_has_a_docstring():
     for name in solstice.__all__:
         assert getattr(solstice, name).__doc__, name

@@ -102,6 +102,7 @@ class FlaxModel(Model):
     def __call__(
         self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
     ) -> tuple[Any, Self]:
+        train = check_train(train, _NAME)
         # A list, even an empty one, makes apply return the changed collections too.
         outputs, state = self._apply(inputs, key, train, kwargs, list(self.state) if train else [])
         return outputs, replace(self, state=state) if train else self
@@ -110,7 +111,7 @@ class FlaxModel(Model):
         self, *inputs: Any, key: Keys = None, train: bool = False, name: str, **kwargs: Any
     ) -> PyTree:
         """Return what the network sows into a collection; see `compat.intermediates`."""
-        mutable = [name, *self.state] if train else [name]
+        mutable = [name, *self.state] if check_train(train, _NAME) else [name]
         return self._apply(inputs, key, train, kwargs, mutable)[1].get(name, {})
 
     def unwrap(self) -> dict[str, PyTree]:
@@ -126,7 +127,6 @@ class FlaxModel(Model):
         mutable: list[str],
     ) -> tuple[Any, Any]:
         """Return the outputs, and the collections named in `mutable` as they are after the call."""
-        train = check_train(train, _NAME)
         method, flags = kwargs.pop("method", None), self._flags
         if method is None:
             method = self._method.value

@@ -237,7 +237,7 @@ def test_a_changed_tree_names_adapter_difference_and_remedy(library):
     model = CNNS[library].make_model(KEY)
     other = solstice.replace(model, params={"other": jnp.ones(3)})
     name = type(model).__name__
-    message = rf"{name}: params .* lack '.*' and they have 'other' besides.*keep the tree: solstice"
+    message = rf"{name}: params .* lack '.*and they have 'other' besides.*keep the tree: solstice"
     with pytest.raises(ValueError, match=message):
         other(*CNNS[library].inputs)
 
