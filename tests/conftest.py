@@ -34,8 +34,13 @@ jaxtyping.install_import_hook(
 
 import solstice  # noqa: E402 - after the hook
 
-# A script: importing it trains.
-collect_ignore = ["killed_run.py"]
+# Scripts, which tests run in processes of their own.
+collect_ignore = [
+    "killed_run.py",
+    "on_eight_devices.py",
+    "sharded_runs.py",
+    "uneven_processes.py",
+]
 
 
 @pytest.fixture

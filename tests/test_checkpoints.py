@@ -47,6 +47,7 @@ def damages(content):
 
 
 # Orbax leaves coroutines behind when its stores raise.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_damage_gives_a_wrong_restore(saved, tmp_path, caplog):
     directory, older, newer = saved
@@ -129,6 +130,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
         solstice.restore(tmp_path / "none", experiment())
 
 
+@pytest.mark.slow
 def test_the_best_survives_a_resume(tmp_path):
     def best(directory, *limits):
         for n in limits:

@@ -79,6 +79,7 @@ def test_a_run_resumes_at_every_step(tmp_path, network, steps_per_call):
         assert history(again) == history(whole), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "val"])
 @pytest.mark.parametrize("step", [0, 2, 4, 5])
 def test_a_crashed_run_goes_on_to_the_same_bits(tmp_path, mode, step):
@@ -90,6 +91,7 @@ def test_a_crashed_run_goes_on_to_the_same_bits(tmp_path, mode, step):
     assert history(again) == history(whole)
 
 
+@pytest.mark.slow
 def test_it_starts_anew_without_a_checkpoint_and_ends_at_once_with_the_last(tmp_path):
     exp = run(tmp_path, resume=True)
     counting = Count()

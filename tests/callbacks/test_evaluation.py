@@ -327,6 +327,7 @@ class Crash(solstice.Callback):
             raise BangError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crash", [2, 5, 9, 11])
 def test_a_resumed_run_evaluates_as_one_that_never_stopped(tmp_path, crash):
     def run(directory, *more):

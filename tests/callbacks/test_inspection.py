@@ -118,6 +118,7 @@ def test_gradients_are_those_that_the_step_takes(network):
     assert solstice.tree.norm(grads) == pytest.approx(float(optax.global_norm(grads)))
 
 
+@pytest.mark.slow
 def test_norms_and_the_learning_rate_in_use():
     schedule = optax.cosine_decay_schedule(1e-2, 40)
     tx = optax.inject_hyperparams(optax.adam)(schedule)
@@ -143,6 +144,7 @@ def inside(exp, batch):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps_per_call", [1, 2])
 def test_values_are_logged_when_the_trigger_fires_and_training_is_the_same(
     tmp_path, steps_per_call

@@ -98,6 +98,7 @@ def test_a_whole_test_is_one_trace(adding, tmp_path):
     assert traces(tmp_path) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [None, [0, 1, 2]])
 @pytest.mark.parametrize(
     "at", [("step_start", "train", 1), ("step_end", "train", 1), ("epoch_end", "train", 0)]

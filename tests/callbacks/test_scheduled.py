@@ -79,6 +79,7 @@ def test_the_experiment_is_that_after_the_step_and_made_only_then(monkeypatch, s
     assert len(made) < 20
 
 
+@pytest.mark.slow
 def test_its_trigger_survives_a_resume(tmp_path):
     def run(directory, *limits):
         steps = []

@@ -100,6 +100,7 @@ def test_parts_update_the_state_one_after_the_other():
     close(new.model.state, model.state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_mixed_precision_learns_and_keeps_its_types(dtype):
     def dtypes(tree):
@@ -145,6 +146,7 @@ def regress(**options):
     )
 
 
+@pytest.mark.slow
 def test_a_regression_learns_and_measures_as_scikit_learn_does():
     exp = regress(num_outputs=2).train(300, [(X, Z)], progress=False)
     found = exp.test([(X[:10], Z[:10]), (X[10:], Z[10:])], progress=False)

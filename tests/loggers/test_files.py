@@ -238,6 +238,7 @@ def test_another_writer_of_the_file_is_not_overwritten(tmp_path):
     assert steps_of_file(path) == [1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [150, 200, 250])
 def test_a_full_disk_leaves_whole_lines_only(path, limit):
     code = f"""
@@ -296,6 +297,7 @@ RUN = """
 """
 
 
+@pytest.mark.slow
 def test_killed_runs_lose_nothing_and_write_nothing_twice(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for directory, kills in ((whole, [-1]), (killed, [3, 60, 61, 130, 222, -1])):

@@ -13,8 +13,17 @@ from solstice.metrics import Accumulator, Collect, Last, Mean, Sample
 from solstice.testing import check_metrics
 from solstice.testing.compare import assert_close, assert_same_signature
 
-every = pytest.mark.parametrize("name", TABLE)
-every_fixed = pytest.mark.parametrize("name", FIXED)
+# The quick profile takes two kinds: counts, and sums that lose no digits.
+QUICK = ("classification", "mean")
+
+
+def rows(names):
+    slow = pytest.mark.slow
+    return [name if name in QUICK else pytest.param(name, marks=slow) for name in names]
+
+
+every = pytest.mark.parametrize("name", rows(TABLE))
+every_fixed = pytest.mark.parametrize("name", rows(FIXED))
 
 
 def part(name, examples):
@@ -165,7 +174,7 @@ def test_a_mask_of_the_wrong_shape_is_refused(name, jit):
 HALF = ("regression", "outputs", "binary", "mean", "sum", "min", "max", "std", "dict")
 
 
-@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize("name", rows(HALF))
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision_accumulates_in_single(name, dtype):
     def cast(array):
@@ -178,7 +187,7 @@ def test_half_precision_accumulates_in_single(name, dtype):
     assert_close(TABLE[name].make(rounded).compute(), metrics.compute(), "single, half")
 
 
-@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize("name", rows(HALF))
 def test_double_precision_is_kept(name, x64):
     batch = jax.tree.map(
         lambda a: a.astype("float64") if a.dtype == np.float32 else a, TABLE[name].batch
@@ -195,6 +204,7 @@ def test_counts_are_int32_without_64_bits():
             assert leaf.dtype in (jnp.float32, jnp.int32, jnp.uint32, jnp.bool_)
 
 
+@pytest.mark.slow
 def test_a_mask_may_be_of_the_leading_axes():
     values = np.arange(24.0).reshape(4, 3, 2)
     mask = np.array([1, 0, 1, 0])

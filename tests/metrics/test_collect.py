@@ -117,6 +117,7 @@ def test_accumulating_equals_reducing(make, count):
     assert seen["values"].shape == (3 * count,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", MAKERS)
 def test_device_memory_does_not_grow_with_the_steps(make):
     step = jax.jit(MAKERS[make])

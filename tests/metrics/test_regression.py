@@ -50,6 +50,7 @@ def noisy(size, seed=0, mean=1e6):
     return preds, targets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [1, 1000])
 def test_ten_million_examples_about_a_million(batches):
     preds, targets = noisy(10**7)
@@ -67,6 +68,7 @@ def test_ten_million_examples_about_a_million(batches):
     assert computed["pearson"] == pytest.approx(np.corrcoef(*wide)[0, 1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_million_merges_lose_no_digits():
     preds, targets = noisy(10**6)
     parts = jax.vmap(lambda p, t: RegressionMetrics(p[None], t[None], 0.1))(preds, targets)
@@ -93,6 +95,7 @@ def test_std_far_from_zero():
     assert float(merged.compute()["std"]) == pytest.approx(deviation, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_positions_count_alike_and_outputs_apart():
     rng = np.random.default_rng(1)
     targets = rng.normal(size=(6, 4, 3)).astype("float32") * [1, 10, 100]

@@ -20,6 +20,7 @@ def sample(examples, mask=None, max_size=4):
     return Sample(examples, key=KEYS[examples], max_size=max_size, mask=mask)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_batches_order_and_merge_tree_do_not_matter(data):
     order = np.array(data.draw(st.permutations(range(30))))
@@ -33,6 +34,7 @@ def test_batches_order_and_merge_tree_do_not_matter(data):
     np.testing.assert_array_equal(parts[0].compute()["sample"], expected)
 
 
+@pytest.mark.slow
 def test_every_example_is_as_likely_wherever_it_was():
     """Batches of 1, 2 and 7 examples, some masked, merged in two trees; 4000 draws of 3 of 8."""
 
@@ -85,6 +87,7 @@ def test_any_kind_of_key(make):
     np.testing.assert_array_equal(one.values, Sample(np.arange(9), key=3, max_size=2).values)
 
 
+@pytest.mark.slow
 def test_memory_is_of_one_size():
     seen = solstice.metrics.Accumulator()
     for key in jax.random.split(jax.random.key(0), 100):
