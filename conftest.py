@@ -29,3 +29,15 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("solstice")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--soak", action="store_true", help="run the tests marked soak too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--soak"):
+        return
+    soaks = [item for item in items if item.get_closest_marker("soak")]
+    config.hook.pytest_deselected(items=soaks)
+    items[:] = [item for item in items if not item.get_closest_marker("soak")]

@@ -106,8 +106,9 @@ def minimums(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Kill a training process 30 times and compare; takes long, and CI does not run it."""
+    """Kill a training process 30 times and compare, and run what else takes long; CI does not."""
     session.install("-e", ".[all]", *group("test"))
+    session.run("pytest", "-n", "auto", "--soak", "-m", "soak", *session.posargs, env=QUIET)
     session.run("pytest", "tests/test_kill.py", *session.posargs, env={**QUIET, "KILLS": "30"})
 
 

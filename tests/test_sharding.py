@@ -42,6 +42,7 @@ def test_eight_devices_do_as_one():
     run("-m", "pytest", "-q", "-p", "no:cacheprovider", file, devices=8)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_the_number_of_devices_changes_nothing_for_any_library(tmp_path):
     found = {}
@@ -72,6 +73,7 @@ def test_processes_train_as_one_does(tmp_path):
         assert ends[0][0] == alone[0][0]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_checkpoint_goes_on_in_another_number_of_processes(tmp_path):
     wanted, whole = results(run(EXAMPLE, "--epochs", 3))
@@ -102,6 +104,7 @@ def start(script, *arguments, processes=2, log):
     return started
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_dead_process_ends_the_others_and_all_resume_to_the_same_bits(tmp_path, victim):

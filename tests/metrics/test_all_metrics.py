@@ -18,8 +18,8 @@ QUICK = ("classification", "mean")
 
 
 def rows(names):
-    slow = pytest.mark.slow
-    return [name if name in QUICK else pytest.param(name, marks=slow) for name in names]
+    long = (pytest.mark.slow, pytest.mark.soak)
+    return [name if name in QUICK else pytest.param(name, marks=long) for name in names]
 
 
 every = pytest.mark.parametrize("name", rows(TABLE))
@@ -34,7 +34,8 @@ def made(name, examples, mask=None):
     return TABLE[name].make(part(name, examples), mask=mask)
 
 
-@every
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABLE)
 def test_the_laws_hold(name):
     row = TABLE[name]
     report = check_metrics(row.make, row.batch, exclude=row.exclude)
