@@ -109,7 +109,9 @@ def soak(session: nox.Session) -> None:
     """Kill a training process 30 times and compare, and run what else takes long; CI does not."""
     session.install("-e", ".[all]", *group("test"))
     session.run("pytest", "-n", "auto", "--soak", "-m", "soak", *session.posargs, env=QUIET)
-    session.run("pytest", "tests/test_kill.py", *session.posargs, env={**QUIET, "KILLS": "30"})
+    session.run(
+        "pytest", "--soak", "tests/test_kill.py", *session.posargs, env={**QUIET, "KILLS": "30"}
+    )
 
 
 @nox.session

@@ -87,7 +87,7 @@ def whole_run(directory, cache, network):
     ("network", "number", "kills"),
     [
         ("linen", signal.SIGKILL, KILLS * 5 // 8),
-        ("nnx", signal.SIGKILL, KILLS * 3 // 8),
+        pytest.param("nnx", signal.SIGKILL, KILLS * 3 // 8, marks=pytest.mark.soak),
         ("linen", signal.SIGTERM, 3),
     ],
     ids=["SIGKILL-linen", "SIGKILL-nnx", "SIGTERM-linen"],

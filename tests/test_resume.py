@@ -62,8 +62,15 @@ def run(directory, callbacks=(), *, resume=True, exp=None, num_epochs=3, **optio
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["linen", "nnx"])
-@pytest.mark.parametrize("steps_per_call", [1, 2])
+@pytest.mark.parametrize(
+    ("network", "steps_per_call"),
+    [
+        ("linen", 1),
+        ("nnx", 2),
+        pytest.param("linen", 2, marks=pytest.mark.soak),
+        pytest.param("nnx", 1, marks=pytest.mark.soak),
+    ],
+)
 def test_a_run_resumes_at_every_step(tmp_path, network, steps_per_call):
     exp = experiment(network)
     options = {"steps_per_call": steps_per_call, "validate_every": Every(steps=4), "exp": exp}
