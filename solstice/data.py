@@ -79,7 +79,7 @@ def check_dataset(dataset: Any, name: str, passes: int | None = 1) -> None:
 
 def _is_whole(dataset: Any) -> bool:
     """Say whether it is (x, y) or (x, y, mask) of all examples, and not a list of batches."""
-    shapes = [getattr(part, "shape", ()) for part in dataset[:4]]
+    shapes: list[tuple[int, ...]] = [getattr(part, "shape", ()) for part in dataset[:4]]
     # As many examples in each, and not of one form, as batches would be.
     return (
         len(shapes) in (2, 3)
