@@ -1,5 +1,6 @@
 """Settings for all tests, those in docstrings too: on the CPU, quiet, with shapes checked."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Most of the time goes into compiling the same small programs, in this run and in the next. Each
@@ -29,6 +31,20 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("solstice")
+
+
+# Each compiled program takes some memory maps, and a process may have 65530: beyond them, LLVM
+# crashes. So what earlier modules compiled is let go of now and then.
+_MAPS, _MOST_MAPS = Path("/proc/self/maps"), 30_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps():
+    """Forget compiled programs once they take many memory maps."""
+    yield
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_addoption(parser):
