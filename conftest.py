@@ -47,6 +47,12 @@ def few_memory_maps():
         gc.collect()
 
 
+def pytest_collection_finish(session):
+    # What the imports left, millions of objects, need not be looked through at each collection.
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="run the tests marked soak too")
 

@@ -30,6 +30,7 @@ def assert_drawn(path):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_two_libraries_for_an_epoch(quickstart, tmp_path, capsys):
     arguments = ["--epochs", "1", "--quiet", "--output", str(tmp_path)]
     rows = quickstart.main([*arguments, "--libraries", "stax", "flax"])
@@ -48,6 +49,7 @@ def test_two_libraries_for_an_epoch(quickstart, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_the_four_networks_are_one_architecture(quickstart):
     import jax
     import jax.numpy as jnp

@@ -87,8 +87,18 @@ def test_a_run_resumes_at_every_step(tmp_path, network, steps_per_call):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["train", "val"])
-@pytest.mark.parametrize("step", [0, 2, 4, 5])
+@pytest.mark.parametrize(
+    ("mode", "step"),
+    [
+        ("train", 2),
+        ("train", 4),
+        ("val", 0),
+        *(
+            pytest.param(mode, step, marks=pytest.mark.soak)
+            for mode, step in [("train", 0), ("train", 5), ("val", 2), ("val", 4), ("val", 5)]
+        ),
+    ],
+)
 def test_a_crashed_run_goes_on_to_the_same_bits(tmp_path, mode, step):
     whole, again = watching(), watching()
     expected = bits(run(tmp_path / "whole", whole))

@@ -5,12 +5,14 @@ in a short buffer, which one compiled call folds, in order, into the running tot
 the host (a metric with `to_host`, also inside another) is moved there when the buffer is folded.
 """
 
+import functools
 from typing import Any, Self
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from solstice.flat import Flat
 from solstice.metrics.base import Metrics, reduce
 
 AccumulatorState = dict[str, Any]
@@ -116,29 +118,33 @@ def merge_all(metrics: list[Any]) -> Any:
     """
     if any(map(_is_hosted, jax.tree.leaves(metrics[0], is_leaf=_is_hosted))):
         return _merge_hosted_apart(metrics)
+    every = [jax.tree.flatten(one) for one in metrics]
+    structure = every[0][1]
     # Metrics with other leaves than arrays (strings, Python objects) merge eagerly: under jit
     # each new value would compile again. So do those whose merge reads values on the host;
     # clu's CollectingMetric says so with a RuntimeError.
-    if all(eqx.is_array(leaf) for leaf in jax.tree.leaves(metrics)):
+    if all(one == structure and all(map(eqx.is_array, leaves)) for leaves, one in every):
         try:
-            return _compiled_reduce(metrics)
+            return _compiled_reduce([leaves for leaves, _ in every], structure).whole()
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, RuntimeError):
             return reduce(metrics)
     return reduce(metrics)
 
 
-@jax.jit
-def _compiled_reduce(metrics: list[Any]) -> Any:
+# A call takes lists of arrays in a third of the time that it takes metrics in.
+@functools.partial(jax.jit, static_argnums=1)
+def _compiled_reduce(every: list[list[jax.Array]], structure: Any) -> Flat:
+    metrics = [jax.tree.unflatten(structure, leaves) for leaves in every]
     merged = jax.eval_shape(reduce, metrics[:2])
     # A few may be too large to lie side by side.
     if len(metrics) <= 3 or any(_types(one) != _types(merged) for one in metrics):
-        return reduce(metrics)
+        return Flat.of(reduce(metrics))
     # One merge to compile, not one for each metric.
     rest = jax.tree.map(lambda *leaves: jnp.stack(leaves), *metrics[1:])
     total, _ = jax.lax.scan(
         lambda total, one: (reduce([total, one]), None), metrics[0], rest, length=len(metrics) - 1
     )
-    return total
+    return Flat.of(total)
 
 
 def _types(metrics: Any) -> tuple[Any, list[Any]]:
