@@ -1,0 +1,174 @@
+"""Feed: one pass over a dataset, as the batches of one call after the other.
+
+It skips what a resumed run had consumed and notes what a checkpoint needs to know of the rest. It
+takes no step.
+"""
+
+import collections
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from solstice.data import batches, prefetched
+from solstice.position import Position, batch_digest
+from solstice.sharding import Sharding
+from solstice.sharding.batches import WithMask, place_batch
+from solstice.sharding.processes import in_step
+
+
+class Feed:
+    """The batches of one pass, from where the position stands.
+
+    Args:
+        dataset: What is read.
+        mode: "train", "val" or "test".
+        epoch: The epoch's index.
+        where: Where the run stands; what is consumed in training is noted there.
+        steps_per_call: How many batches a call takes.
+        prefetch: How many are read ahead.
+        sharding: Where they go.
+        with_mask: How a mask gets into a batch.
+        check: Called with the first batch and the mode.
+        tracked: Whether checkpoints will ask where the pass stands.
+
+    Raises:
+        ValueError: The dataset does not give again what was consumed before a resume.
+
+    >>> feed = Feed([1.0, 2.0, 3.0], "train", 0, Position(), steps_per_call=2)
+    >>> with feed.groups() as groups:
+    ...     list(groups)
+    [[1.0, 2.0], [3.0]]
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        mode: str,
+        epoch: int,
+        where: Position,
+        *,
+        steps_per_call: int = 1,
+        prefetch: int | None = 0,
+        sharding: Sharding | None = None,
+        with_mask: WithMask | None = None,
+        check: Callable[[Any, str], None] | None = None,
+        tracked: bool = False,
+    ) -> None:
+        self._mode, self._where = mode, where
+        self._steps_per_call, self._prefetch, self._check = steps_per_call, prefetch, check
+        training = mode == "train"
+        self.skipped = (where.trained if training else where.validated) or 0
+        alone = jax.process_count() == 1
+        # A checkpoint holds what one process knows, and each has other data.
+        self._states: list[Any] | None = [] if training and tracked and alone else None
+        self._last_batch: Any = None
+        # The batches that are placed and not yet consumed, as the dataset gave them.
+        self._raw: collections.deque[Any] = collections.deque()
+        iterator = where.iterator if training and self.skipped else None
+        self._source = batches(dataset, epoch, f"{mode}_ds", start=iterator, states=self._states)
+        self._place: Callable[[Any], Any] | None = None
+        if sharding is not None:
+            self._place = functools.partial(self._placed, sharding, with_mask, alone)
+            if not alone:
+                self._source = in_step(self._source)
+        if self.skipped and iterator is None:
+            self._skip(self.skipped)
+
+    @contextlib.contextmanager
+    def groups(self, last_step: int | None = None) -> Iterator[Iterator[list[Any]]]:
+        """Give an iterator over the batches of one call after the other.
+
+        Those of a call are of one form, and none goes past `last_step`.
+        """
+        with prefetched(self._source, self._prefetch, self._place) as ready:
+            yield self._grouped(ready, last_step)
+
+    def consumed(self, group: list[Any]) -> None:
+        """Note that the steps of these batches are taken."""
+        where, count = self._where, len(group)
+        if self._mode != "train":
+            if where.validated is not None:
+                where.validated += count
+            return
+        where.trained += count
+        if self._states is None:
+            return
+        # What tells these batches from others, for the next checkpoint.
+        if self._raw:
+            group = [self._raw.popleft() for _ in group]
+        if where.trained == count:
+            where.first = batch_digest(group[0])
+        # What a thread has read ahead is not consumed yet.
+        where.iterator = self._states[count - 1]
+        del self._states[:count]
+        self._last_batch = group[-1]
+
+    def note_last(self) -> None:
+        """Note which batch was consumed last; seldom, since that reads all of it."""
+        if self._last_batch is not None:
+            self._where.last = batch_digest(self._last_batch)
+
+    def _grouped(self, ready: Iterator[Any], last_step: int | None) -> Iterator[list[Any]]:
+        if self._check is not None and self._place is None:
+            for first in itertools.islice(ready, 1):
+                self._check(first, self._mode)
+                ready = itertools.chain([first], ready)
+        if self._steps_per_call == 1:
+            for batch in ready:
+                yield [batch]
+            return
+        steps, group = self._where.steps, []
+        for batch in ready:
+            if group and _form(batch) != _form(group[0]):
+                yield group
+                group = []
+            group.append(batch)
+            full = len(group) == self._steps_per_call
+            if full or steps[self._mode] + len(group) == last_step:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def _placed(
+        self, sharding: Sharding, with_mask: WithMask | None, alone: bool, batch: Any
+    ) -> Any:
+        """Check a batch as the dataset gave it, and put it on the mesh."""
+        sizes: list[int | None] = []
+        if not alone:
+            batch, sizes = batch
+        if self._check is not None:
+            self._check(batch, self._mode)
+        if self._states is not None:
+            self._raw.append(batch)
+        return place_batch(sharding, batch, with_mask, sizes)
+
+    def _skip(self, count: int) -> None:
+        """Read what was consumed before a resume, and make sure that it is the same."""
+        where, training = self._where, self._mode == "train"
+        for i in range(count):
+            batch = next(self._source, None)
+            wanted = {0: where.first, count - 1: where.last}.get(i) if training else None
+            if batch is None or (wanted is not None and batch_digest(batch) != wanted):
+                what = "ends before it" if batch is None else "has another one in its place"
+                raise ValueError(
+                    f"The run was saved after {count} batches of epoch {where.epoch}; "
+                    f"{self._mode}_ds now {what} (batch {i}). A run goes on exactly where the "
+                    f"order of the data is a function of the epoch (set_epoch, a function of the "
+                    f"epoch, a fixed seed) or its iterator has get_state and set_state, as "
+                    f"grain's has. Otherwise save at the end of epochs only, with "
+                    f"every=Every(epochs=1)."
+                )
+        if self._states is not None:
+            self._states.clear()
+
+
+def _form(batch: Any) -> Any:
+    """Return what a compiled call of several steps needs its batches to share."""
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, [(np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in leaves]

@@ -1,0 +1,130 @@
+"""Hooks: a run's callbacks, called in turn, and what they hold for a resume.
+
+It decides which callback is called, never when.
+"""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from solstice.callbacks import Callback, TriggeredCallback
+from solstice.errors import EarlyStoppingException
+from solstice.tree import describe
+
+_logger = logging.getLogger("solstice")
+
+
+class Hooks:
+    """The callbacks of a run.
+
+    Attributes:
+        callbacks: All of them, in order.
+
+    Raises:
+        TypeError: One is no callback.
+
+    >>> class Greeting(Callback):
+    ...     def on_run_start(self, exp):
+    ...         print("Hello.")
+    >>> hooks = Hooks([Greeting()])
+    >>> hooks.fire("on_run_start", None)
+    Hello.
+    >>> hooks.any("on_step_end")
+    False
+    """
+
+    def __init__(self, callbacks: Iterable[Callback]) -> None:
+        self.callbacks = list(callbacks)
+        for callback in self.callbacks:
+            if not isinstance(callback, Callback):
+                raise TypeError(
+                    f"callbacks are expected to be instances of solstice.Callback; one is "
+                    f"{describe(callback)}."
+                )
+        # A hook that a callback leaves out costs a step nothing, nor does an experiment that no
+        # hook looks at.
+        self._called = {
+            name: [c for c in self.callbacks if _defines(c, name)]
+            for name in vars(Callback)
+            if name.startswith("on_")
+        }
+        triggered = [c for c in self.callbacks if isinstance(c, TriggeredCallback)]
+        self._called |= {"attach": triggered, "after_epoch": triggered}
+        self._looking = {
+            name: any(c.needs_experiment for c in called) for name, called in self._called.items()
+        }
+
+    def any(self, hook: str) -> bool:
+        """Say whether a callback has the hook."""
+        return bool(self._called[hook])
+
+    def looks(self, hook: str) -> bool:
+        """Say whether one that has it looks at the experiment."""
+        return self._looking[hook]
+
+    def fire(self, hook: str, *arguments: Any) -> None:
+        """Call the hook of every callback, also after one has asked to stop.
+
+        Raises:
+            EarlyStoppingException: One has asked to stop.
+            Exception: What another raised, at once, with a note that names it.
+        """
+        stop: EarlyStoppingException | None = None
+        for callback in self._called[hook]:
+            try:
+                getattr(callback, hook)(*arguments)
+            except EarlyStoppingException as raised:
+                stop = stop or raised
+            except Exception as error:
+                error.add_note(f"Raised by {type(callback).__name__}.{hook}.")
+                raise
+        if stop is not None:
+            raise stop
+
+    def end(self, exp: Any, error: BaseException | None) -> None:
+        """Call `on_run_end` of every callback, whatever the others do.
+
+        Raises:
+            Exception: What the first that failed raised, unless the run itself had failed: then it
+                is told beside that error.
+        """
+        failures: list[Exception] = []
+        for callback in self._called["on_run_end"]:
+            try:
+                callback.on_run_end(exp, error)
+            except EarlyStoppingException:
+                continue  # the run has ended already
+            except Exception as failure:  # noqa: BLE001 - raised once all were called
+                failure.add_note(f"Raised by {type(callback).__name__}.on_run_end.")
+                failures.append(failure)
+        if not failures:
+            return
+        if error is None:
+            raise failures[0]
+        error.add_note(f"After that, {type(failures[0]).__name__}: {failures[0]}")
+        for failure in failures:
+            _logger.error("A callback failed at the end of a failed run.", exc_info=failure)
+
+    def get_states(self) -> list[list[Any]]:
+        """Return the name and the state of every callback that has one."""
+        states = [(type(one).__name__, one.get_state()) for one in self.callbacks]
+        return [[name, state] for name, state in states if state is not None]
+
+    def set_states(self, states: list[list[Any]]) -> None:
+        """Give them back what `get_states` said, each to the next callback of that name."""
+        waiting = list(states)
+        for callback in self.callbacks:
+            name = type(callback).__name__
+            saved = next((state for state in waiting if state[0] == name), None)
+            if saved is not None:
+                waiting.remove(saved)
+                callback.set_state(saved[1])
+        if waiting:
+            _logger.warning(
+                "The checkpoint has the state of callbacks that this run is without: %s.",
+                ", ".join(name for name, _ in waiting),
+            )
+
+
+def _defines(callback: Callback, hook: str) -> bool:
+    return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)

@@ -1,0 +1,129 @@
+"""Stepper: a run's experiment as it is now, and how it takes steps.
+
+It knows no dataset and no callback.
+"""
+
+from typing import Any, Literal
+
+import jax
+
+from solstice.experiment import Experiment, check_result
+from solstice.flat import Flat
+from solstice.recompile import RecompileGuard
+from solstice.sharding import Sharding
+from solstice.sharding.arrays import local_tree
+from solstice.sharding.processes import check_same
+from solstice.step import Step, join_outs, joined
+from solstice.tree import digest
+
+
+class Stepper:
+    """The experiment of a run, whole or taken apart; both while they are the same.
+
+    Args:
+        exp: The experiment that the run starts with.
+        steps_per_call: How many steps a call of a compiled training step takes.
+        recompile: What a step that is traced again does.
+        donate: Whether the experiment's own buffers may be taken.
+        sharding: Where it is kept.
+
+    >>> import jax.numpy as jnp, solstice
+    >>> class Count(solstice.Experiment):
+    ...     steps: jnp.ndarray
+    ...
+    ...     @solstice.jit
+    ...     def train_step(self, batch):
+    ...         return solstice.replace(self, steps=self.steps + 1), batch
+    ...
+    ...     def eval_step(self, batch):
+    ...         return self, batch
+    >>> stepper = Stepper(Count(jnp.zeros((), int)))
+    >>> float(stepper.take("train", [7.0])), int(stepper.exp.steps)
+    (7.0, 1)
+    """
+
+    def __init__(
+        self,
+        exp: Experiment,
+        *,
+        steps_per_call: int = 1,
+        recompile: Literal["warn", "error"] = "warn",
+        donate: bool = False,
+        sharding: Sharding | None = None,
+    ) -> None:
+        self._exp: Any = exp
+        self._flat: Flat | None = None
+        self._type = type(exp)
+        # Whether nobody else has its buffers.
+        self._owned = donate
+        self._steps_per_call = steps_per_call
+        self._recompile: Literal["warn", "error"] = recompile
+        self._guards: dict[tuple[str, bool], RecompileGuard] = {}
+        self._sharding = sharding
+        self._alone = jax.process_count() == 1
+        if sharding is not None:
+            if not self._alone:
+                check_same("The experiment", digest(local_tree(exp)))
+            self._flat, self._owned = sharding.placed(Flat.of(exp), donate=donate), True
+            self._exp = None
+
+    @property
+    def exp(self) -> Any:
+        """The experiment as it is now, put together only when somebody looks."""
+        if self._exp is None:
+            assert self._flat is not None
+            self._exp = self._flat.whole()
+        return self._exp
+
+    def take(self, mode: str, group: list[Any]) -> Any:
+        """Take a step a batch, in one call where that is possible, and return their joined outs."""
+        name = "train_step" if mode == "train" else "eval_step"
+        step = getattr(self._type, name)
+        if isinstance(step, Step) and len(group) in (1, self._steps_per_call):
+            outs = self._fused(step, name, mode, group)
+        else:
+            # A call of another number of steps would have to be compiled for this one time.
+            every = [self._one(step, name, mode, batch) for batch in group]
+            outs = every[0] if len(every) == 1 else joined(join_outs(every))
+        return outs if self._alone else local_tree(outs)
+
+    def _one(self, step: Any, name: str, mode: str, batch: Any) -> Any:
+        if isinstance(step, Step):
+            return self._fused(step, name, mode, [batch])
+        exp, outs = check_result(self.exp, name, getattr(self.exp, name)(batch))
+        if exp is not self._exp:
+            self._exp, self._type, self._flat, self._owned = exp, type(exp), None, False
+            self._place()
+        return outs
+
+    def _fused(self, step: Step, name: str, mode: str, group: list[Any]) -> Any:
+        if self._flat is None:
+            self._flat = Flat.of(self._exp)
+        before = self._flat
+        guard = self._guards.get((mode, len(group) == 1))
+        if guard is None:
+            guard = self._guards[mode, len(group) == 1] = RecompileGuard(name, self._recompile)
+            guard.first(before, group)
+            traces = None
+        else:
+            traces = step.traces
+        if mode == "train":
+            if not self._owned:
+                before, self._owned = before.copy(), True
+            flat, outs = step.fused(before, group)
+        else:
+            flat, outs = step.pure(before, group)
+        if flat is not self._flat:
+            self._flat, self._exp = flat, None
+            if flat.structure is not before.structure:
+                self._type = type(self.exp)
+                self._place()
+        if traces is not None and traces != step.traces:
+            guard.traced(before, group)
+        return outs
+
+    def _place(self) -> None:
+        """Put an experiment of another form where it belongs."""
+        if self._sharding is not None:
+            flat = Flat.of(self._exp) if self._flat is None else self._flat
+            self._flat, self._exp = self._sharding.placed(flat, donate=True), None
