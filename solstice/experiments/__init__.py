@@ -4,13 +4,16 @@ from solstice.experiments.classification import ClassificationExperiment
 from solstice.experiments.ensemble import Ensemble
 from solstice.experiments.member_stopping import MemberStopping
 from solstice.experiments.regression import RegressionExperiment
-from solstice.experiments.supervised import SupervisedExperiment, Task
+from solstice.experiments.runnable import Runnable
+from solstice.experiments.supervised import SupervisedExperiment
+from solstice.experiments.task import Task
 
 __all__ = [
     "ClassificationExperiment",
     "Ensemble",
     "MemberStopping",
     "RegressionExperiment",
+    "Runnable",
     "SupervisedExperiment",
     "Task",
 ]

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
-from solstice.experiments.supervised import SupervisedExperiment, Task
+from solstice.experiments.supervised import SupervisedExperiment
+from solstice.experiments.task import Task
 from solstice.metrics import ClassificationMetrics
 from solstice.metrics.checks import check_labels
 from solstice.tree import describe

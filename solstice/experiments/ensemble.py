@@ -4,7 +4,7 @@ It is an Experiment as any other, so the trainer and the callbacks do not know. 
 library and no metric; the members may be experiments of any kind whose steps can be vmapped.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Self
 
 import equinox as eqx
@@ -13,18 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from solstice import trainer
-from solstice.callbacks import Callback
 from solstice.experiment import Experiment
 from solstice.experiments.caught import caught_tracer
 from solstice.experiments.member_stopping import MemberStopping, Standing, where_active
+from solstice.experiments.runnable import Runnable
 from solstice.flat import Flat
-from solstice.metrics import Accumulator, EnsembleMetrics, is_metrics
+from solstice.metrics import EnsembleMetrics, is_metrics
 from solstice.step import jit
 from solstice.tree import as_key, describe, replace
 
 
-class Ensemble(Experiment):
+class Ensemble(Runnable):
     """N runs that differ in seed, hyperparameters or data, trained by one compiled step.
 
     Member i goes the way that `make_experiment(keys[i], ...)` would go alone. Steps return
@@ -229,25 +228,6 @@ class Ensemble(Experiment):
         """The members' method, which pads batches; None where they have none."""
         return None if self.own_batches else getattr(self.members, "with_mask", None)
 
-    def train(
-        self,
-        num_epochs: int | None = None,
-        train_ds: Any = None,
-        val_ds: Any = None,
-        callbacks: Iterable[Callback] | None = None,
-        **options: Any,
-    ) -> Self:
-        """Return this ensemble after training: `solstice.train` with it."""
-        return trainer.train(self, num_epochs, train_ds, val_ds, callbacks, **options)
-
-    def test(
-        self, test_ds: Any, callbacks: Iterable[Callback] | None = None, **options: Any
-    ) -> dict[str, Any]:
-        """Return the metrics over a whole dataset, by name; see `EnsembleMetrics`."""
-        total = _Total()
-        trainer.test(self, test_ds, [total, *(callbacks or ())], **options)
-        return {name: value.item() for name, value in total.metrics.pop().compute().items()}
-
     def check_batch(self, batch: Any) -> None:
         """Raise for a batch that a member refuses."""
         check = getattr(self.member(0), "check_batch", None)
@@ -291,20 +271,6 @@ class Ensemble(Experiment):
         except jax.errors.UnexpectedTracerError as error:
             raise _caught(f"{type(self.members).__name__}.{name} met one") from error
         return new, EnsembleMetrics(outs.whole()) if kinds[0] else outs.whole()
-
-
-class _Total(Callback):
-    """Merges the metrics of a whole test."""
-
-    needs_experiment = False
-
-    def __init__(self) -> None:
-        self.metrics = Accumulator()
-
-    def on_step_end(
-        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
-    ) -> None:
-        self.metrics.add(outs)
 
 
 def _outputs(members: Any, name: str, x: Any) -> Any:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from solstice.experiments.supervised import SupervisedExperiment, Task
+from solstice.experiments.supervised import SupervisedExperiment
+from solstice.experiments.task import Task
 from solstice.metrics import RegressionMetrics
 from solstice.tree import describe
 

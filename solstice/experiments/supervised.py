@@ -4,9 +4,8 @@ What a target, a loss and a metric are is a `Task`'s; what is the same for all t
 weights, averages of parameters, accumulation, mixed precision) is here, once.
 """
 
-import abc
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
 import equinox as eqx
@@ -15,65 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from solstice import trainer
-from solstice.callbacks import Callback
 from solstice.compat import Model, Optimizer, as_model, as_optimizer
 from solstice.compat.model import as_inputs
-from solstice.experiment import Experiment
-from solstice.metrics import Accumulator, Metrics
+from solstice.experiments.runnable import Runnable
+from solstice.experiments.task import Task
+from solstice.metrics import Metrics
 from solstice.metrics.checks import check_mask
 from solstice.static import Static
 from solstice.step import jit
 from solstice.tree import as_key, depends_on, describe, owned, replace
 
 
-class Task(abc.ABC):
-    """What is learned: what targets and outputs look like, a loss and a metric.
-
-    >>> import jax.numpy as jnp, optax, solstice
-    >>> from jax.example_libraries import stax
-    >>> from solstice.experiments import SupervisedExperiment, Task
-    >>> class Signs(Task):
-    ...     def check_outputs(self, outputs, targets=None):
-    ...         pass
-    ...
-    ...     def check_targets(self, targets, real):
-    ...         pass
-    ...
-    ...     def losses(self, outputs, targets):
-    ...         return jnp.maximum(0, 1 - targets * outputs[..., 0]), None
-    ...
-    ...     def metrics(self, outputs, targets, loss, mask):
-    ...         right = outputs[..., 0] * targets > 0
-    ...         return solstice.metrics.MetricsDict(
-    ...             accuracy=solstice.metrics.Mean(right, mask=mask)
-    ...         )
-    >>> x, y = jnp.array([[1.0], [-1.0], [2.0]]), jnp.array([1, -1, 1])
-    >>> exp = SupervisedExperiment(
-    ...     Signs(), stax.serial(stax.Dense(1)), optax.sgd(0.5), example_input=x, key=0
-    ... )
-    >>> exp.train(20, [(x, y)], progress=False).test([(x, y)], progress=False)
-    {'accuracy': 1.0}
-    """
-
-    @abc.abstractmethod
-    def check_outputs(self, outputs: Any, targets: Any = None) -> None:
-        """Raise unless a network's outputs (arrays or their shapes) are of the task's form."""
-
-    @abc.abstractmethod
-    def check_targets(self, targets: Any, real: np.ndarray) -> None:
-        """Raise for wrong targets of a first batch; on the host, where values can be looked at."""
-
-    @abc.abstractmethod
-    def losses(self, outputs: Array, targets: Array) -> tuple[Array, Array | None]:
-        """Return a loss for each position, and where there is one; None for everywhere."""
-
-    @abc.abstractmethod
-    def metrics(self, outputs: Array, targets: Array, loss: Array, mask: Array | None) -> Metrics:
-        """Return a batch's metrics; `loss` is its mean loss."""
-
-
-class SupervisedExperiment(Experiment):
+class SupervisedExperiment(Runnable):
     """Trains a network on targets, as a task says.
 
     A batch is `(x, y)`, `(x, y, mask)` or a mapping; an `x` that is a tuple is several inputs.
@@ -227,25 +179,6 @@ class SupervisedExperiment(Experiment):
     def __call__(self, x: Any) -> Array:
         """Return the network's outputs for a batch of inputs, in evaluation mode."""
         return self._outputs(as_inputs(x))
-
-    def train(
-        self,
-        num_epochs: int | None = None,
-        train_ds: Any = None,
-        val_ds: Any = None,
-        callbacks: Iterable[Callback] | None = None,
-        **options: Any,
-    ) -> Self:
-        """Return this experiment after training: `solstice.train` with it."""
-        return trainer.train(self, num_epochs, train_ds, val_ds, callbacks, **options)
-
-    def test(
-        self, test_ds: Any, callbacks: Iterable[Callback] | None = None, **options: Any
-    ) -> dict[str, float]:
-        """Return the metrics over a whole dataset, by name."""
-        total = _Total()
-        trainer.test(self, test_ds, [total, *(callbacks or ())], **options)
-        return {name: float(value) for name, value in total.metrics.pop().compute().items()}
 
     def check_batch(self, batch: Any) -> None:
         """Raise for a batch whose structure or targets are wrong; the trainer asks once a mode.
@@ -432,17 +365,3 @@ def _jmp() -> Any:
 @functools.cache
 def _policy(dtype: str) -> Any:
     return _jmp().get_policy(f"params=float32,compute={dtype},output=float32")
-
-
-class _Total(Callback):
-    """Merges the metrics of a whole test."""
-
-    needs_experiment = False
-
-    def __init__(self) -> None:
-        self.metrics = Accumulator()
-
-    def on_step_end(
-        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
-    ) -> None:
-        self.metrics.add(outs)

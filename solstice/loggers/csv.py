@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from solstice.loggers.base import Sink, local_path
-from solstice.loggers.files import EntryFile, cut_torn_line, refuse_others, say_lost
+from solstice.loggers.files import EntryFile, FileSink, cut_torn_line, say_lost
 from solstice.loggers.values import Image
 
 
-class CSV(Sink):
+class CSV(FileSink):
     """Writes one record a row into a file, each at once.
 
     A metric that was not there before becomes a new last column, empty in earlier rows: the file
@@ -46,20 +45,14 @@ class CSV(Sink):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
-        super().__init__(f"CSV({os.fspath(path)!r})")
-        self._path = local_path(path)
-        self._append = append
-        self._file: EntryFile | None = None
+        super().__init__(path, append=append)
         self._columns: list[str] = []
         self._rows = 0
 
     def on_open(self) -> None:
-        refuse_others(self._path, self._append)
-        size = cut_torn_line(self._path)
+        super().on_open()
         rows = _read(self._path)
         self._columns, self._rows = (rows[0] if rows else []), max(len(rows) - 1, 0)
-        self._file = EntryFile(self._path, size)
-        self._append = True  # from here on, what is in it is ours
 
     def on_write(self, record: dict[str, Any]) -> None:
         cells = {
@@ -70,13 +63,6 @@ class CSV(Sink):
             self._widen(columns)
         self._opened().append(_lines([[cells.get(name, "") for name in columns]]))
         self._rows += 1
-
-    def on_flush(self) -> None:
-        self._opened().sync()
-
-    def on_close(self) -> None:
-        self._opened().close()
-        self._file = None
 
     def on_get_state(self) -> dict[str, int]:
         # Not in bytes: a later column moves every row.
@@ -100,11 +86,6 @@ class CSV(Sink):
             self._columns = columns
         finally:
             self._file = EntryFile(self._path, self._path.stat().st_size)
-
-    def _opened(self) -> EntryFile:
-        if self._file is None:
-            raise ValueError(f"{self} is closed.")
-        return self._file
 
 
 def _read(path: Path) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""A file of whole entries: what is appended is there entirely or not at all.
+"""Sinks into one file of whole entries: what is appended is there entirely or not at all.
 
 It knows nothing of what an entry is.
 """
@@ -8,6 +8,8 @@ import io
 import logging
 import os
 from pathlib import Path
+
+from solstice.loggers.base import Sink, local_path
 
 _logger = logging.getLogger("solstice")
 
@@ -61,14 +63,41 @@ class EntryFile:
         self._raw.close()
 
 
-def refuse_others(path: Path, append: bool) -> None:
-    """Raise a FileExistsError when a file holds something and `append` is false."""
-    size = path.stat().st_size if path.exists() else 0
-    if size and not append:
-        raise FileExistsError(
-            f"{str(path)!r} holds the log of another run ({size} bytes). Log to a new file, delete "
-            f"this one, or go on behind it with append=True."
-        )
+class FileSink(Sink):
+    """A sink into one file; what its entries are is a subclass's.
+
+    Args:
+        path: The file.
+        append: Go on behind what the file holds, where a new run would refuse.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
+        super().__init__(f"{type(self).__name__}({os.fspath(path)!r})")
+        self._path = local_path(path)
+        self._append = append
+        self._file: EntryFile | None = None
+
+    def on_open(self) -> None:
+        size = self._path.stat().st_size if self._path.exists() else 0
+        if size and not self._append:
+            raise FileExistsError(
+                f"{str(self._path)!r} holds the log of another run ({size} bytes). Log to a new "
+                f"file, delete this one, or go on behind it with append=True."
+            )
+        self._file = EntryFile(self._path, cut_torn_line(self._path))
+        self._append = True  # from here on, what is in it is ours
+
+    def on_flush(self) -> None:
+        self._opened().sync()
+
+    def on_close(self) -> None:
+        self._opened().close()
+        self._file = None
+
+    def _opened(self) -> EntryFile:
+        if self._file is None:
+            raise ValueError(f"{self} is closed.")
+        return self._file
 
 
 def cut_back(path: Path, size: int) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from solstice.loggers.base import Sink, local_path
-from solstice.loggers.files import EntryFile, cut_back, cut_torn_line, refuse_others
+from solstice.loggers.base import local_path
+from solstice.loggers.files import FileSink, cut_back
 from solstice.loggers.values import Image
 from solstice.tree import describe
 
 
-class JSONLines(Sink):
+class JSONLines(FileSink):
     """Writes one record a line into a file, each at once.
 
     Arrays become nested lists, and an `Image` is left out. NaN and infinity are written as
@@ -40,27 +40,9 @@ class JSONLines(Sink):
     {"mode": "train", "epoch": 0, "step": 100, "time": 1.5, "loss": NaN}
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
-        super().__init__(f"JSONLines({os.fspath(path)!r})")
-        self._path = local_path(path)
-        self._append = append
-        self._file: EntryFile | None = None
-
-    def on_open(self) -> None:
-        refuse_others(self._path, self._append)
-        self._file = EntryFile(self._path, cut_torn_line(self._path))
-        self._append = True  # from here on, what is in it is ours
-
     def on_write(self, record: dict[str, Any]) -> None:
         shown = {name: value for name, value in record.items() if not isinstance(value, Image)}
         self._opened().append(_ENCODER.encode(shown).encode() + b"\n")
-
-    def on_flush(self) -> None:
-        self._opened().sync()
-
-    def on_close(self) -> None:
-        self._opened().close()
-        self._file = None
 
     def on_get_state(self) -> dict[str, int]:
         return {"offset": self._opened().size}
@@ -68,11 +50,6 @@ class JSONLines(Sink):
     def on_set_state(self, state: dict[str, Any]) -> None:
         cut_back(self._path, int(state["offset"]))
         self._append = True
-
-    def _opened(self) -> EntryFile:
-        if self._file is None:
-            raise ValueError(f"{self} is closed.")
-        return self._file
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -1,0 +1,66 @@
+"""Runnable: the trainer as methods of an experiment."""
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import numpy as np
+
+from solstice import trainer
+from solstice.callbacks import Callback
+from solstice.experiment import Experiment
+from solstice.metrics import Accumulator
+
+
+class Runnable(Experiment):
+    """An experiment whose steps return metrics, with `train` and `test` as methods.
+
+    >>> import jax.numpy as jnp, solstice
+    >>> from solstice.experiments import Runnable
+    >>> class Guess(Runnable):
+    ...     value: jnp.ndarray
+    ...
+    ...     def train_step(self, batch):
+    ...         return solstice.replace(self, value=batch.mean()), None
+    ...
+    ...     def eval_step(self, batch):
+    ...         return self, solstice.metrics.MetricsDict(
+    ...             error=solstice.metrics.Mean((batch - self.value) ** 2)
+    ...         )
+    >>> exp = Guess(jnp.zeros(())).train(1, [jnp.array([1.0, 3.0])], progress=False)
+    >>> exp.test([jnp.array([2.0, 4.0])], progress=False)
+    {'error': 2.0}
+    """
+
+    def train(
+        self,
+        num_epochs: int | None = None,
+        train_ds: Any = None,
+        val_ds: Any = None,
+        callbacks: Iterable[Callback] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Return this experiment after training: `solstice.train` with it."""
+        return trainer.train(self, num_epochs, train_ds, val_ds, callbacks, **options)
+
+    def test(
+        self, test_ds: Any, callbacks: Iterable[Callback] | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """Return the metrics over a whole dataset, by name: floats, and arrays as they are."""
+        total = _Total()
+        trainer.test(self, test_ds, [total, *(callbacks or ())], **options)
+        computed = total.metrics.pop().compute()
+        return {k: value if np.ndim(value) else float(value) for k, value in computed.items()}
+
+
+class _Total(Callback):
+    """Merges the metrics of a whole test."""
+
+    needs_experiment = False
+
+    def __init__(self) -> None:
+        self.metrics = Accumulator()
+
+    def on_step_end(
+        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
+    ) -> None:
+        self.metrics.add(outs)
