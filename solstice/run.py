@@ -78,7 +78,7 @@ class Run:
         self._steps_per_call = steps_per_call
         self._prefetch = prefetch
         self._recompile: Literal["warn", "error"] = recompile
-        self._guards: dict[tuple[str, bool], RecompileGuard] = {}
+        self._guards: dict[tuple[str, bool], tuple[RecompileGuard, Callable[[], int]]] = {}
         self._progress = progress and is_first_process()
         self._callbacks = list(callbacks or ())
         for callback in self._callbacks:
@@ -440,13 +440,15 @@ class Run:
         if self._flat is None:
             self._flat = Flat.of(self._exp)
         before = self._flat
-        guard = self._guards.get((mode, len(group) == 1))
-        if guard is None:
-            guard = self._guards[mode, len(group) == 1] = RecompileGuard(name, self._recompile)
-            guard.first(before, group)
-            traces = None
+        key = mode, len(group) == 1
+        if known := key in self._guards:
+            guard, forms = self._guards[key]
         else:
-            traces = step.traces
+            guard = RecompileGuard(name, self._recompile)
+            guard.first(before, group)
+            forms = step.forms(fused=mode == "train", steps=len(group))
+            self._guards[key] = guard, forms
+        traces, met = step.traces, forms()
         if mode == "train":
             if not self._owned:
                 before, self._owned = before.copy(), True
@@ -460,8 +462,8 @@ class Run:
                 if self._sharding is not None:
                     self._flat = self._sharding.placed(flat, donate=True)
                     self._exp = None
-        if traces is not None and traces != step.traces:
-            guard.traced(before, group)
+        if known and (traces != step.traces or met != forms()):
+            guard.met(before, group, traced=traces != step.traces)
         return outs
 
     def _check_batch(self, batch: Any, mode: str) -> None:

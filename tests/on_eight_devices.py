@@ -1,5 +1,9 @@
 """Tests that need eight devices: `test_sharding.py` runs them in a process that simulates them."""
 
+import collections
+import contextlib
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +67,67 @@ def test_any_placement_trains_as_one_device_does(name):
     assert found == pytest.approx(wanted, rel=1e-5)
     uneven = [(x, y) for x, y in UNEVEN]
     assert (solstice.predict(placed, uneven, **options) == placed.predict(X[:39])).all()
+
+
+@contextlib.contextmanager
+def compilations():
+    """Count what jax itself says that it compiled, by the name of the function."""
+    counts = collections.Counter()
+
+    def note(event, seconds, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            counts[about["fun_name"]] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield counts
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+@pytest.mark.parametrize("name", ["data parallel", "fully sharded", "rules"])
+def test_each_step_is_compiled_once_for_all_epochs(name):
+    class Own(solstice.ClassificationExperiment):  # steps that nothing else has compiled
+        train_step = solstice.jit(solstice.ClassificationExperiment.train_step._function)
+        eval_step = solstice.jit(solstice.ClassificationExperiment.eval_step._function)
+
+    options = {"sharding": PLACEMENTS[name], "progress": False, "recompile": "error"}
+    exp = Own(MLP(), optax.adam(1e-2), example_input=X[:2], key=0)
+    with compilations() as counts:
+        exp = exp.train(3, DS, DS, **options)
+        exp.train(2, DS, DS, prefetch=2, **options)
+    assert (counts["jit(_flat_steps)"], counts["jit(_changes)"]) == (1, 1)
+
+
+def test_a_change_of_placement_is_named():
+    exp = experiment()
+    split = jax.sharding.NamedSharding(MESH, P("data"))
+    whole = jax.sharding.NamedSharding(MESH, P())
+    changing = [jax.device_put(batch, at) for batch, at in zip(DS, (split, split, whole, whole))]
+    on_all = jax.tree.map(
+        lambda leaf: jax.device_put(leaf, whole) if eqx.is_array(leaf) else leaf, exp
+    )
+    message = r"batch/0 was split as P.*'data',\) on 8 devices and is whole on 8 devices"
+    with pytest.raises(solstice.RecompileError, match=message):
+        on_all.train(1, changing, progress=False, recompile="error")
+
+    class Moving(solstice.Experiment):
+        weight: jax.Array
+
+        @solstice.jit
+        def train_step(self, batch):
+            moved = jax.lax.with_sharding_constraint(self.weight + batch, split)
+            return solstice.replace(self, weight=moved), None
+
+        eval_step = train_step
+
+    start = Moving(jax.device_put(jnp.zeros(8), whole))
+    with pytest.raises(solstice.RecompileError, match="weight was whole on 8 devices and is split"):
+        solstice.train(start, 1, [1.0] * 3, progress=False, recompile="error")
+    placed = solstice.train(
+        start, 1, [1.0] * 3, sharding=DataParallel(), progress=False, recompile="error"
+    )
+    assert placed.weight.tolist() == [3.0] * 8
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
