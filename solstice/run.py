@@ -298,7 +298,7 @@ class Run:
         if self._sharding is not None:
             place = functools.partial(self._place, mode, tracked)
             if not alone:
-                source = in_step(source)
+                source = in_step(source, signals=self._signals)
         if skip and iterator is None:
             self._skip(source, skip, mode)
         if mode == "train" and where.validated is not None and self._validation is not None:
@@ -336,7 +336,8 @@ class Run:
                     self._fire("on_step_end", out, self._shown("on_step_end"), last, mode, batch)
                 if between:
                     self._between_steps()
-                self._signals.check()
+                if alone or self._sharding is None:  # processes agree on it over the next batch
+                    self._signals.check()
                 if last_step is not None and last + 1 >= last_step:
                     return
         self._lengths[mode] = where.steps[mode] - start
@@ -370,7 +371,9 @@ class Run:
         sizes: list[int | None] = []
         if jax.process_count() > 1:
             batch, sizes = batch
-        self._check_batch(batch, mode)
+        if mode not in self._checked:
+            # A thread that reads ahead may look at the experiment here only: no step runs yet.
+            self._check_batch(batch, mode)
         if tracked:
             self._raw.append(batch)
         return place_batch(self._sharding, batch, self._with_mask, sizes)

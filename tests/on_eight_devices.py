@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 import solstice
@@ -52,7 +52,6 @@ PLACEMENTS = {
     "fully sharded": FullySharded(min_size=128),
     "hybrid": FullySharded(MESH, min_size=128),
     "rules": Rules(TWO, MESH),
-    "explicit axes": DataParallel(jax.make_mesh((8,), ("batch",))),
 }
 
 
@@ -67,6 +66,27 @@ def test_any_placement_trains_as_one_device_does(name):
     assert found == pytest.approx(wanted, rel=1e-5)
     uneven = [(x, y) for x, y in UNEVEN]
     assert (solstice.predict(placed, uneven, **options) == placed.predict(X[:39])).all()
+
+
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto], ids=str)
+def test_the_axes_of_a_mesh_may_be_of_either_type(kind):
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))
+    alone = experiment().train(2, DS, progress=False)
+    split, whole = (jax.sharding.NamedSharding(mesh, spec) for spec in (P("data"), P()))
+    ds = [jax.device_put(batch, split) for batch in DS]  # what a user has put there
+    arrays, others = eqx.partition(experiment(), eqx.is_array)
+    start = eqx.combine(jax.device_put(arrays, whole), others)
+    for sharding in (DataParallel(mesh), FullySharded(mesh, min_size=128), Rules(TWO, mesh)):
+        options = {"sharding": sharding, "progress": False}
+        placed = start.train(2, ds, recompile="error", **options)
+        assert_close(alone, placed)
+        assert (solstice.predict(placed, ds, **options) == placed.predict(X)).all()
+        with jax.set_mesh(mesh):
+            if kind == AxisType.Explicit:
+                with pytest.raises(ValueError, match=r"outside of `with jax\.set_mesh"):
+                    start.train(2, ds, **options)
+            else:
+                assert_close(alone, start.train(2, ds, **options))
 
 
 @contextlib.contextmanager
@@ -103,7 +123,7 @@ def test_a_change_of_placement_is_named():
     exp = experiment()
     split = jax.sharding.NamedSharding(MESH, P("data"))
     whole = jax.sharding.NamedSharding(MESH, P())
-    changing = [jax.device_put(batch, at) for batch, at in zip(DS, (split, split, whole, whole))]
+    changing = [jax.device_put(DS[i], at) for i, at in enumerate((split, split, whole, whole))]
     on_all = jax.tree.map(
         lambda leaf: jax.device_put(leaf, whole) if eqx.is_array(leaf) else leaf, exp
     )

@@ -144,6 +144,9 @@ def test_data_that_ends_earlier_in_one_process_hangs_nobody(tmp_path):
     assert codes == [0, 0], said
     assert all("took 6 steps, 78 examples" in one for one in said), said
     assert all("seeds: refused" in one for one in said), said
+    assert all("read ahead" in one for one in said), said
+    assert "stopped alone: Process 1 has left this pass after 2 batches" in said[0], said
+    assert all(one.count("ended by 143, in step: True") == 2 for one in said), said
 
 
 def test_what_is_no_sharding_is_refused(adding, unchecked):
