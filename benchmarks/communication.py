@@ -4,12 +4,13 @@
 
 For each number of devices, a process of its own simulates them on the CPU, compiles the training
 step of an MLP for both placements and reads the collectives of XLA's optimised program; nothing is
-run, so it takes seconds on any machine. Bytes sent are those of the ring algorithms, in which each of
-n devices sends (n - 1)/n of an array to gather or to scatter it, and twice that to reduce it for all.
-`--write` puts the tables into a page, between its two comments.
+run, so it takes seconds on any machine. Bytes sent are those of the ring algorithms, in which each
+of n devices sends (n - 1)/n of an array to gather or to scatter it, and twice that to reduce it for
+all. `--write` puts the tables into a page, between its two comments.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -47,7 +48,7 @@ def size(kind, bits, shape):
 
 
 def sent(kind, whole, devices):
-    """Return the bytes that each device sends where a ring of all does it; `whole` is an array's."""
+    """Return the bytes of an array that each device sends where a ring of all does it."""
     share = (devices - 1) / devices
     return whole * {"all-reduce": 2 * share, "collective-permute": 1}.get(kind, share)
 
@@ -104,8 +105,7 @@ def simulated(devices):
 
 def expected(placement):
     """Return the bytes of whole arrays that a step ought to send about, by kind of collective."""
-    layers = list(zip(WIDTHS[:-1], WIDTHS[1:], strict=True))
-    parameters = sum(inputs * outputs + outputs for inputs, outputs in layers)
+    parameters = sum(inputs * outputs + outputs for inputs, outputs in itertools.pairwise(WIDTHS))
     # The metrics' confusion matrix with one place for what is invalid, and the sum of the losses.
     metrics = CLASSES**2 + 1 + 1
     bytes_of = {"all-reduce": 4 * (parameters + metrics)}

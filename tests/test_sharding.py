@@ -44,16 +44,31 @@ def test_eight_devices_do_as_one():
 
 @pytest.mark.soak
 @pytest.mark.slow
-def test_the_number_of_devices_changes_nothing_for_any_library(tmp_path):
-    found = {}
-    for devices in (1, 2, 4, 8):
-        run(HERE / "sharded_runs.py", devices, tmp_path / f"{devices}.npz", devices=devices)
-        found[devices] = np.load(tmp_path / f"{devices}.npz")
-    assert len({name.split("/")[0] for name in found[1]}) == 6
-    for devices in (2, 4, 8):
-        assert set(found[devices]) == set(found[1])
-        for name, wanted in found[1].items():
-            np.testing.assert_allclose(found[devices][name], wanted, rtol=1e-5, atol=1e-5)
+def test_the_number_of_devices_and_processes_changes_nothing_for_any_library(tmp_path):
+    script, file = HERE / "sharded_runs.py", tmp_path / "found.npz"
+    run(script, 1, file)
+    alone = dict(np.load(file))
+    assert len({name.split("/")[0] for name in alone}) == 6
+    for devices, processes in ((2, 1), (4, 1), (8, 1), (1, 2), (1, 4), (2, 2)):
+        file.unlink()
+        address = f"localhost:{free_port()}"
+        started = [
+            subprocess.Popen(
+                list(map(str, (sys.executable, script, devices, file, *many))),
+                env=environment(devices),
+            )
+            for many in [(processes, address, i) for i in range(processes)]
+        ]
+        try:
+            assert [one.wait(timeout=600) for one in started] == [0] * processes
+        finally:
+            for one in started:
+                one.kill()
+        found = np.load(file)
+        assert set(found) == set(alone)
+        for name, wanted in alone.items():
+            message = f"{name} on {processes} times {devices}"
+            np.testing.assert_allclose(found[name], wanted, rtol=1e-5, atol=1e-5, err_msg=message)
 
 
 def results(printed):
