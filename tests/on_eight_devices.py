@@ -150,9 +150,9 @@ def test_a_change_of_placement_is_named():
     assert placed.weight.tolist() == [3.0] * 8
 
 
-@pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize(
-    "form", [tuple, list, lambda pair: dict(zip(("image", "label"), pair, strict=True))]
+    ("form", "prefetch"),
+    [(tuple, 0), (list, 2), (lambda pair: dict(zip(("image", "label"), pair, strict=True)), 0)],
 )
 def test_what_does_not_divide_is_padded_and_masked(form, prefetch):
     ds = list(map(form, UNEVEN))

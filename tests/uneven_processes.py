@@ -5,6 +5,7 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.example_libraries import stax
@@ -36,6 +37,12 @@ sharding = solstice.sharding.DataParallel()
 exp = experiment(0).train(2, ds, callbacks=[record], sharding=sharding, progress=False)
 solstice.sharding.assert_replicated(exp)
 print(f"took {len(seen)} steps, {sum(seen)} examples", flush=True)
+try:
+    solstice.sharding.assert_replicated(
+        {"w": np.float32([1, 0.25 * options.process]) + jnp.zeros(2)}
+    )
+except AssertionError as error:
+    print(error, flush=True)
 rows = solstice.predict(exp, ds[:2], sharding=sharding, progress=False)
 assert rows.shape == (sum(sizes[:2]),), rows.shape
 assert (rows == solstice.sharding.gather(exp).predict(np.concatenate([x for x, _ in ds[:2]]))).all()
