@@ -1,11 +1,13 @@
 """Sixty-four tiny networks as one ensemble against as many warm runs one after another.
 
-    python benchmarks/ensemble.py [--rounds 5] [--members 64]
+    python benchmarks/ensemble.py [--rounds 9] [--members 64] [--seconds 300]
 
 Both train by `solstice.train`, on the same batches, once to warm up; compile time is apart. In each
-round both train in turn, and the ensemble's time is divided by that of all the single runs.
-Printed: the median of the ratios, the least and the largest, how often the ensemble's step was
-traced; and of `DataParallel()` on one device the same against a run without it.
+round both train in turn, and the ensemble's time is divided by that of all the single runs. Then
+`DataParallel()` on one device in turn with a run without it. Printed as a table: the median of the
+ratios, the least and the largest, and the most that the median may be; and how often the ensemble's
+step was compiled. Each line ends after its share of the seconds, with the rounds that it has by
+then. On a machine with a GPU, jax takes that; the first line names the device.
 """
 
 import argparse
@@ -48,39 +50,63 @@ def seconds(exp, ds, **options):
     return time.perf_counter() - start
 
 
-def told(name, ratios):
+def compared(one, other, rounds, share):
+    """Return the ratios of two timings, taken in turn until the rounds or the seconds are over."""
+    end = time.perf_counter() + share
+    ratios = [one() / other()]
+    while len(ratios) < rounds and time.perf_counter() < end:
+        ratios.append(one() / other())
+    return ratios
+
+
+def tell(name, bar, ratios):
     median, least, most = statistics.median(ratios), min(ratios), max(ratios)
-    print(f"{name}: {median:.3f} ({least:.3f} to {most:.3f})", flush=True)
+    measured = f"{median:.3f} ({least:.3f} to {most:.3f}) | {len(ratios)}"
+    verdict = "met" if median <= bar else "missed"
+    print(f"| {name} | {measured} | {bar} | {verdict} |", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--members", type=int, default=64)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=300)
     options = parser.parse_args()
+    rounds, share = options.rounds, options.seconds / 3
     keys = jax.random.split(jax.random.key(0), options.members)
     device = jax.devices()[0]
-    print(f"{options.members} networks {FEATURES}-{HIDDEN}-{CLASSES} on {device.device_kind}")
+    print(f"{options.members} networks {FEATURES}-{HIDDEN}-{CLASSES} on {device.device_kind}\n")
+    print("| time divided by that without | median (least to most) | rounds | bar | |")
+    print("| --- | --- | --- | --- | --- |")
     # One structure for all, so that the single runs share a compilation.
     ensemble = solstice.Ensemble.init(make, keys)
     singles = [ensemble.member(i) for i in range(options.members)]
-    step = solstice.Ensemble.train_step
+    step, compilations = solstice.Ensemble.train_step, {}
     for batch in (8, 128):
-        ds = data(batch, options.steps)
-        before = step.traces
-        seconds(ensemble, ds), seconds(singles[0], ds)  # pyright: ignore[reportUnusedExpression]
-        ratios = []
-        for _ in range(options.rounds):
-            together = seconds(ensemble, ds)
-            ratios.append(together / sum(seconds(one, ds) for one in singles))
-        told(f"batch {batch}, ensemble to single runs", ratios)
-        print(f"batch {batch}, compilations of the ensemble's step: {step.traces - before}")
-    sharding, ratios = solstice.sharding.DataParallel(jax.sharding.Mesh([device], ("data",))), []
+        ds, before = data(batch, options.steps), step.traces
+        for exp in (ensemble, singles[0]):
+            seconds(exp, ds)  # compiles
+        ratios = compared(
+            lambda ds=ds: seconds(ensemble, ds),
+            lambda ds=ds: sum(seconds(one, ds) for one in singles),
+            rounds,
+            share,
+        )
+        tell(f"ensemble, batch {batch}", 1.15, ratios)
+        compilations[batch] = step.traces - before
+    sharding = solstice.sharding.DataParallel(jax.sharding.Mesh([device], ("data",)))
     ds = data(128, 20 * options.steps)
-    for _ in range(options.rounds + 1):
-        ratios.append(seconds(singles[0], ds, sharding=sharding) / seconds(singles[0], ds))
-    told("DataParallel on one device to none", ratios[1:])
+    for placement in (sharding, None):
+        seconds(singles[0], ds, sharding=placement)
+    ratios = compared(
+        lambda: seconds(singles[0], ds, sharding=sharding),
+        lambda: seconds(singles[0], ds),
+        rounds,
+        share,
+    )
+    tell("`DataParallel()` on one device", 1.05, ratios)
+    print(f"\nThe ensemble's step was compiled so often, by batch size: {compilations}")
 
 
 if __name__ == "__main__":

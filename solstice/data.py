@@ -165,7 +165,10 @@ def prefetched(
     if size is None:
         size = 0 if jax.default_backend() == "cpu" else 2
     if size == 0:
-        yield ready if place is None else map(place, ready)
+        try:
+            yield ready if place is None else map(place, ready)
+        finally:
+            _close(ready)
         return
     place = place or _on_device
     line: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -180,6 +183,8 @@ def prefetched(
             line.put(("end", None))
         except BaseException as error:  # noqa: BLE001 - raised where the batch is asked for
             line.put(("error", error))
+        finally:
+            _close(ready)
 
     def take() -> Iterator[Any]:
         while (item := line.get())[0] == "batch":
@@ -202,6 +207,12 @@ def prefetched(
                 "on in the background. Give datasets that may block a timeout of their own.",
                 _PATIENCE,
             )
+
+
+def _close(iterator: Iterator[Any]) -> None:
+    """End a generator where it stands; it runs what it has to do then."""
+    if isinstance(iterator, GeneratorType):
+        iterator.close()
 
 
 def _on_device(batch: Any) -> Any:

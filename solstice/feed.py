@@ -19,6 +19,7 @@ from solstice.position import Position, batch_digest
 from solstice.sharding import Sharding
 from solstice.sharding.batches import WithMask, place_batch
 from solstice.sharding.processes import in_step
+from solstice.signals import Signals
 
 
 class Feed:
@@ -35,6 +36,11 @@ class Feed:
         with_mask: How a mask gets into a batch.
         check: Called with the first batch and the mode.
         tracked: Whether checkpoints will ask where the pass stands.
+        signals: What processes in step agree on before each batch.
+
+    Attributes:
+        skipped: How many batches a resumed run had consumed of the pass.
+        in_step: Whether processes wait for each other before each batch.
 
     Raises:
         ValueError: The dataset does not give again what was consumed before a resume.
@@ -58,6 +64,7 @@ class Feed:
         with_mask: WithMask | None = None,
         check: Callable[[Any, str], None] | None = None,
         tracked: bool = False,
+        signals: Signals | None = None,
     ) -> None:
         self._mode, self._where = mode, where
         self._steps_per_call, self._prefetch, self._check = steps_per_call, prefetch, check
@@ -72,10 +79,11 @@ class Feed:
         iterator = where.iterator if training and self.skipped else None
         self._source = batches(dataset, epoch, f"{mode}_ds", start=iterator, states=self._states)
         self._place: Callable[[Any], Any] | None = None
+        self.in_step = sharding is not None and not alone
         if sharding is not None:
             self._place = functools.partial(self._placed, sharding, with_mask, alone)
-            if not alone:
-                self._source = in_step(self._source)
+        if self.in_step:
+            self._source = in_step(self._source, signals=signals)
         if self.skipped and iterator is None:
             self._skip(self.skipped)
 

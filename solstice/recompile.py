@@ -1,6 +1,8 @@
-"""The recompile guard: when a step is traced again, it says what changed.
+"""The recompile guard: when a step is compiled again, it says what changed.
 
-It looks only after a trace, so that a run whose input keeps its form pays nothing for it.
+jax traces a step for each form of its input, and compiles what it traced for each placement. The
+guard looks only after a call that was new to jax, so that a run whose input keeps its form pays
+nothing for it.
 """
 
 import dataclasses
@@ -17,23 +19,23 @@ from solstice.tree import describe, path_name
 
 _logger = logging.getLogger("solstice")
 
-# The first trace is the compilation, the second often a shorter last batch.
+# The second is often for a shorter last batch.
 _WARN_FROM = 3
 
 
 class RecompileGuard:
-    """Watches the traces of one compiled step during a run.
+    """Watches the compilations of one step during a run.
 
     Args:
         name: The step's name, for messages.
-        how: "warn" logs each change once, as a warning from the third trace on; "error" raises at
-            the second.
+        how: "warn" logs each change once, as a warning from the third compilation on; "error"
+            raises at the second.
 
     >>> import jax.numpy as jnp
     >>> guard = RecompileGuard("train_step", "error")
     >>> flat = Flat.of({"weight": jnp.zeros(2)})
-    >>> guard.traced(flat, [jnp.zeros(3)])
-    >>> guard.traced(flat, [jnp.zeros(2)])
+    >>> guard.met(flat, [jnp.zeros(3)], traced=True)
+    >>> guard.met(flat, [jnp.zeros(2)], traced=True)
     Traceback (most recent call last):
         ...
     solstice.errors.RecompileError: train_step was compiled again, since its input changed: batch \
@@ -44,40 +46,52 @@ was float32[3] and is float32[2]. ...
         self._name = name
         self._how = how
         self._seen: _Signature | None = None
-        self._traces = 0
+        self._compilations = 0
         self._told: set[str] = set()
 
     def first(self, flat: Flat, batches: list[Any]) -> None:
         """Remember what a run starts with, though an earlier run may have compiled it already."""
         self._seen = _Signature(flat, batches)
-        self._traces = 1
+        self._compilations = 1
 
-    def traced(self, flat: Flat, batches: list[Any]) -> None:
-        """Tell what changed since the last trace.
+    def met(self, flat: Flat, batches: list[Any], *, traced: bool) -> None:
+        """Tell what changed since the last compilation.
+
+        Args:
+            flat: The experiment of a call that was new to jax.
+            batches: Its batches.
+            traced: Whether jax has traced the step for it; otherwise it was compiled only if the
+                placement changed.
 
         Raises:
-            RecompileError: It was the second trace, and this is to be an error.
+            RecompileError: It was the second compilation, and this is to be an error.
         """
-        before, self._seen = self._seen, _Signature(flat, batches)
-        self._traces += 1
+        before, now = self._seen, _Signature(flat, batches)
+        what = None if before is None else now.changes_from(before)
+        if what is None and not traced:
+            return
+        self._seen = now
+        self._compilations += 1
         if before is None:
             return
-        what = self._seen.changes_from(before)
+        what = what or "no array and no static value did, so it must be a setting of jax"
         message = (
             f"{self._name} was compiled again, since its input changed: {what}. Give each step the "
-            f"same shapes, dtypes and static values: drop or pad a shorter last batch, and keep a "
-            f"number that changes in an array."
+            f"same shapes, dtypes, static values and devices: drop or pad a shorter last batch, "
+            f"keep a number that changes in an array, and let sharding= place what is on several "
+            f"devices."
         )
         if self._how == "error":
             raise RecompileError(message)
         if what not in self._told:
             self._told.add(what)
-            level = logging.WARNING if self._traces >= _WARN_FROM else logging.INFO
-            _logger.log(level, "%s (Trace %d of this run.)", message, self._traces)
+            count = self._compilations
+            level = logging.WARNING if count >= _WARN_FROM else logging.INFO
+            _logger.log(level, "%s (Compilation %d of this run.)", message, count)
 
 
 class _Signature:
-    """What jax compiles for: the form of each array, and all that is static."""
+    """What jax compiles for: the form and the place of each array, and all that is static."""
 
     def __init__(self, flat: Flat, batches: list[Any]) -> None:
         self._structure = flat.structure
@@ -85,45 +99,68 @@ class _Signature:
         leaves, self._batch_structure = jax.tree.flatten(batches)
         self._batch_leaves = list(map(_form, leaves))
 
-    def changes_from(self, before: "_Signature") -> str:
+    def changes_from(self, before: "_Signature") -> str | None:
         if self._structure.treedef != before._structure.treedef:
             return _tree_change(before._structure.treedef, self._structure.treedef, "experiment")
         if self._batch_structure != before._batch_structure:
             return _tree_change(before._batch_structure, self._batch_structure, "batches")
         changes = [
-            f"{name} was {old} and is {new}"
+            f"{name} was {change[0]} and is {change[1]}"
             for (name, old), (_, new) in zip(before._named(), self._named(), strict=True)
-            if old != new
+            if (change := _change(old, new))
         ]
         if not changes:
-            return "no array and no static value did, so it must be a setting of jax"
+            return None
         shown = "; ".join(changes[:4])
         return shown + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
 
-    def _named(self) -> list[tuple[str, str]]:
+    def _named(self) -> list[tuple[str, "_Form"]]:
         arrays = iter(self._arrays)
         experiment = [
-            (name, _text(next(arrays)) if static is None else f"the static {static.value!r}")
+            (name, next(arrays) if static is None else _Form(f"the static {static.value!r}", None))
             for name, static in self._structure.leaves()
         ]
         numbered = jax.tree.unflatten(self._batch_structure, self._batch_leaves)
         batches = [
             # A call of one step has one batch, which needs no number.
-            (
-                "/".join(["batch", *filter(None, [path_name(path[len(numbered) == 1 :])])]),
-                _text(leaf),
-            )
-            for path, leaf in jax.tree_util.tree_leaves_with_path(numbered)
+            ("/".join(["batch", *filter(None, [path_name(path[len(numbered) == 1 :])])]), form)
+            for path, form in jax.tree_util.tree_leaves_with_path(numbered)
         ]
         return experiment + batches
 
 
-def _form(leaf: Any) -> Any:
-    return jax.typeof(leaf) if eqx.is_array_like(leaf) else leaf
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """What jax compiles for in one leaf: in words its type, and the devices that it is bound to."""
+
+    text: str
+    place: Any
+    ndim: int = 0
 
 
-def _text(form: Any) -> str:
-    return describe(form) + (" (weakly typed)" if getattr(form, "weak_type", False) else "")
+def _form(leaf: Any) -> _Form:
+    form = jax.typeof(leaf) if eqx.is_array_like(leaf) else leaf
+    text = describe(form) + (" (weakly typed)" if getattr(form, "weak_type", False) else "")
+    bound = isinstance(leaf, jax.Array) and leaf.committed
+    return _Form(text, leaf.sharding if bound else None, getattr(form, "ndim", 0))
+
+
+def _change(old: _Form, new: _Form) -> tuple[str, str] | None:
+    if old.text != new.text:
+        return old.text, new.text
+    one, two = old.place, new.place
+    if one == two or (one is not None and two is not None and one.is_equivalent_to(two, new.ndim)):
+        return None
+    return _place_text(one), _place_text(two)
+
+
+def _place_text(place: Any) -> str:
+    if place is None:
+        return "on no certain device"
+    if place.num_devices == 1:
+        return f"on {next(iter(place.device_set))}"
+    whole = "whole" if place.is_fully_replicated else f"split as {getattr(place, 'spec', place)}"
+    return f"{whole} on {place.num_devices} devices"
 
 
 def _tree_change(before: Any, after: Any, name: str) -> str:

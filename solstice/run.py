@@ -239,7 +239,16 @@ class Run:
         where = self.position
         tracked = bool(self._checkpointing)
         check = None if mode in self._checked else self._check_batch
-        feed = Feed(dataset, mode, epoch, where, check=check, tracked=tracked, **self._feeding)
+        feed = Feed(
+            dataset,
+            mode,
+            epoch,
+            where,
+            check=check,
+            tracked=tracked,
+            signals=self._signals,
+            **self._feeding,
+        )
         start = where.steps[mode] - feed.skipped
         total = length(dataset) or self._lengths.get(mode)
         if last_step is not None and total is not None:
@@ -276,7 +285,8 @@ class Run:
                     fire("on_step_end", out, shown("on_step_end"), last, mode, batch)
                 if between:
                     self._between_steps()
-                self._signals.check()
+                if not feed.in_step:  # processes in step agree on a signal over the next batch
+                    self._signals.check()
                 if last_step is not None and last + 1 >= last_step:
                     return
         self._lengths[mode] = where.steps[mode] - start

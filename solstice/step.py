@@ -68,6 +68,7 @@ class Step:
 
     Attributes:
         traces: How many times jax has traced it; a run looks whether its call was one of them.
+            What was traced once is compiled for each placement of its input (`forms`).
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -118,6 +119,17 @@ class Step:
         else:
             new, outs = self._unrolled(flat, batches)
         return new, joined(outs.whole())
+
+    def forms(self, *, fused: bool, steps: int) -> Callable[[], int]:
+        """Return a count of the forms of input that such calls have met, placements told apart.
+
+        Each compilation adds one; so does, now and then, an array of numpy's after one of jax's.
+        """
+        if not fused:
+            return self._pure._cache_size
+        if steps == 1:
+            return self._fused._cache_size
+        return lambda: self._rolled._cache_size() + self._unrolled._cache_size()
 
     def _rolls(self, flat: Flat, batch: Any) -> bool:
         """Say whether several steps are quicker as a loop of XLA's than one after the other."""

@@ -3,6 +3,7 @@
 It knows no dataset and no callback.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -58,7 +59,7 @@ class Stepper:
         self._owned = donate
         self._steps_per_call = steps_per_call
         self._recompile: Literal["warn", "error"] = recompile
-        self._guards: dict[tuple[str, bool], RecompileGuard] = {}
+        self._guards: dict[tuple[str, bool], tuple[RecompileGuard, Callable[[], int]]] = {}
         self._sharding = sharding
         self._alone = jax.process_count() == 1
         if sharding is not None:
@@ -100,13 +101,15 @@ class Stepper:
         if self._flat is None:
             self._flat = Flat.of(self._exp)
         before = self._flat
-        guard = self._guards.get((mode, len(group) == 1))
-        if guard is None:
-            guard = self._guards[mode, len(group) == 1] = RecompileGuard(name, self._recompile)
-            guard.first(before, group)
-            traces = None
+        key = mode, len(group) == 1
+        if known := key in self._guards:
+            guard, forms = self._guards[key]
         else:
-            traces = step.traces
+            guard = RecompileGuard(name, self._recompile)
+            guard.first(before, group)
+            forms = step.forms(fused=mode == "train", steps=len(group))
+            self._guards[key] = guard, forms
+        traces, met = step.traces, forms()
         if mode == "train":
             if not self._owned:
                 before, self._owned = before.copy(), True
@@ -118,8 +121,8 @@ class Stepper:
             if flat.structure is not before.structure:
                 self._type = type(self.exp)
                 self._place()
-        if traces is not None and traces != step.traces:
-            guard.traced(before, group)
+        if known and (traces != step.traces or met != forms()):
+            guard.met(before, group, traced=traces != step.traces)
         return outs
 
     def _place(self) -> None:

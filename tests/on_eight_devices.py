@@ -1,12 +1,16 @@
 """Tests that need eight devices: `test_sharding.py` runs them in a process that simulates them."""
 
+import collections
+import contextlib
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 import solstice
@@ -48,7 +52,6 @@ PLACEMENTS = {
     "fully sharded": FullySharded(min_size=128),
     "hybrid": FullySharded(MESH, min_size=128),
     "rules": Rules(TWO, MESH),
-    "explicit axes": DataParallel(jax.make_mesh((8,), ("batch",))),
 }
 
 
@@ -65,9 +68,91 @@ def test_any_placement_trains_as_one_device_does(name):
     assert (solstice.predict(placed, uneven, **options) == placed.predict(X[:39])).all()
 
 
-@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto], ids=str)
+def test_the_axes_of_a_mesh_may_be_of_either_type(kind):
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))
+    alone = experiment().train(2, DS, progress=False)
+    split, whole = (jax.sharding.NamedSharding(mesh, spec) for spec in (P("data"), P()))
+    ds = [jax.device_put(batch, split) for batch in DS]  # what a user has put there
+    arrays, others = eqx.partition(experiment(), eqx.is_array)
+    start = eqx.combine(jax.device_put(arrays, whole), others)
+    for sharding in (DataParallel(mesh), FullySharded(mesh, min_size=128), Rules(TWO, mesh)):
+        options = {"sharding": sharding, "progress": False}
+        placed = start.train(2, ds, recompile="error", **options)
+        assert_close(alone, placed)
+        assert (solstice.predict(placed, ds, **options) == placed.predict(X)).all()
+        with jax.set_mesh(mesh):
+            if kind == AxisType.Explicit:
+                with pytest.raises(ValueError, match=r"outside of `with jax\.set_mesh"):
+                    start.train(2, ds, **options)
+            else:
+                assert_close(alone, start.train(2, ds, **options))
+
+
+@contextlib.contextmanager
+def compilations():
+    """Count what jax itself says that it compiled, by the name of the function."""
+    counts = collections.Counter()
+
+    def note(event, seconds, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            counts[about["fun_name"]] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield counts
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+@pytest.mark.parametrize("name", ["data parallel", "fully sharded", "rules"])
+def test_each_step_is_compiled_once_for_all_epochs(name):
+    class Own(solstice.ClassificationExperiment):  # steps that nothing else has compiled
+        train_step = solstice.jit(solstice.ClassificationExperiment.train_step._function)
+        eval_step = solstice.jit(solstice.ClassificationExperiment.eval_step._function)
+
+    options = {"sharding": PLACEMENTS[name], "progress": False, "recompile": "error"}
+    exp = Own(MLP(), optax.adam(1e-2), example_input=X[:2], key=0)
+    with compilations() as counts:
+        exp = exp.train(3, DS, DS, **options)
+        exp.train(2, DS, DS, prefetch=2, **options)
+    assert (counts["jit(_flat_steps)"], counts["jit(_changes)"]) == (1, 1)
+
+
+def test_a_change_of_placement_is_named():
+    exp = experiment()
+    split = jax.sharding.NamedSharding(MESH, P("data"))
+    whole = jax.sharding.NamedSharding(MESH, P())
+    changing = [jax.device_put(DS[i], at) for i, at in enumerate((split, split, whole, whole))]
+    on_all = jax.tree.map(
+        lambda leaf: jax.device_put(leaf, whole) if eqx.is_array(leaf) else leaf, exp
+    )
+    message = r"batch/0 was split as P.*'data',\) on 8 devices and is whole on 8 devices"
+    with pytest.raises(solstice.RecompileError, match=message):
+        on_all.train(1, changing, progress=False, recompile="error")
+
+    class Moving(solstice.Experiment):
+        weight: jax.Array
+
+        @solstice.jit
+        def train_step(self, batch):
+            moved = jax.lax.with_sharding_constraint(self.weight + batch, split)
+            return solstice.replace(self, weight=moved), None
+
+        eval_step = train_step
+
+    start = Moving(jax.device_put(jnp.zeros(8), whole))
+    with pytest.raises(solstice.RecompileError, match="weight was whole on 8 devices and is split"):
+        solstice.train(start, 1, [1.0] * 3, progress=False, recompile="error")
+    placed = solstice.train(
+        start, 1, [1.0] * 3, sharding=DataParallel(), progress=False, recompile="error"
+    )
+    assert placed.weight.tolist() == [3.0] * 8
+
+
 @pytest.mark.parametrize(
-    "form", [tuple, list, lambda pair: dict(zip(("image", "label"), pair, strict=True))]
+    ("form", "prefetch"),
+    [(tuple, 0), (list, 2), (lambda pair: dict(zip(("image", "label"), pair, strict=True)), 0)],
 )
 def test_what_does_not_divide_is_padded_and_masked(form, prefetch):
     ds = list(map(form, UNEVEN))

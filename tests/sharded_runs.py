@@ -1,6 +1,8 @@
 """Trains on so many simulated devices and writes what came of it; run as a program of its own.
 
-python sharded_runs.py <devices> <output.npz>
+python sharded_runs.py <devices> <output.npz> [<processes> <address> <process>]
+
+With several processes, each has so many devices, and the first one writes.
 """
 
 # ruff: noqa: E402 - the flags are set before jax is imported
@@ -24,12 +26,18 @@ import optax
 import solstice
 from solstice.sharding import DataParallel, FullySharded
 
+PROCESSES, PROCESS = 1, 0
+if len(sys.argv) > 3:
+    PROCESSES, PROCESS = int(sys.argv[3]), int(sys.argv[5])
+    solstice.sharding.initialize(sys.argv[4], PROCESSES, PROCESS)
 warnings.simplefilter("error")
 CLASSES = 4
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(64, 32)).astype("float32")
 Y = (X @ RNG.normal(size=(32, CLASSES))).argmax(-1).astype("int32")
-DS = [(X[i : i + 16], Y[i : i + 16]) for i in range(0, 64, 16)]
+# Of each batch of 16, this process's part.
+ROWS = [np.array_split(np.arange(i, i + 16), PROCESSES)[PROCESS] for i in range(0, 64, 16)]
+DS = [(X[rows], Y[rows]) for rows in ROWS]
 
 
 def networks():
@@ -100,20 +108,22 @@ def results(found, name, trained, losses, metrics):
 
 def main():
     found = {}
-    assert len(jax.devices()) == DEVICES
+    devices = DEVICES * PROCESSES
+    assert len(jax.devices()) == devices
     for library, make in networks().items():
         for sharding in (DataParallel(), FullySharded(min_size=128)):
             kind = type(sharding).__name__
             trained, losses, metrics = train(make, sharding)
             results(found, f"{library}/{kind}", trained, losses, metrics)
-            if DEVICES > 1:
+            if devices > 1:
                 split = kind == "FullySharded"
                 for leaf in jax.tree.leaves((trained.model, trained.optimizer)):
-                    parts = DEVICES if split and leaf.size >= 128 else 1
+                    parts = devices if split and leaf.size >= 128 else 1
                     shard = leaf.addressable_shards[0].data
                     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                         assert shard.nbytes * parts == leaf.nbytes, (library, leaf.shape)
-    np.savez(sys.argv[2], **found)
+    if PROCESS == 0:
+        np.savez(sys.argv[2], **found)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,17 @@ def test_what_changes_in_the_experiment_is_named(grow, expected, told):
     assert expected in told()[0][1]
 
 
+def test_another_placement_is_named_and_the_same_one_is_not(exp, told):
+    """jax compiles for where an array is bound to, without a new trace."""
+    run(exp, [batch(4), jax.tree.map(jnp.asarray, batch(4)), batch(4)])
+    assert not told()
+    bound = jax.device_put(batch(4), jax.devices()[0])
+    traces = Changing.train_step.traces
+    with pytest.raises(solstice.RecompileError, match="on no certain device and is on cpu:0"):
+        run(exp, [batch(4), bound, bound], recompile="error")
+    assert Changing.train_step.traces == traces
+
+
 def test_it_may_be_an_error_and_the_experiment_lives():
     class Fresh(Changing):
         @solstice.jit

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from solstice.flat import Flat, Placement
 from solstice.sharding.arrays import as_global
@@ -205,7 +205,7 @@ def as_mesh(mesh: Mesh | None) -> Mesh:
         raise ValueError(f"A mesh of one or two axes is expected; it has {mesh.axis_names}.")
     # jax.make_mesh makes axes whose sharding is part of an array's type, which a step that knows
     # of no mesh could not compute with.
-    return Mesh(mesh.devices, mesh.axis_names)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
 def check_sharding(sharding: Any) -> None:
@@ -213,8 +213,19 @@ def check_sharding(sharding: Any) -> None:
 
     Raises:
         TypeError: It is something else.
+        ValueError: `jax.set_mesh` has set a mesh with explicit axes.
     """
-    if sharding is not None and not isinstance(sharding, Sharding):
+    if sharding is None:
+        return
+    if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+        raise ValueError(
+            f"With sharding=, the compiler splits a step; jax.set_mesh has set a mesh whose axes "
+            f"are Explicit, where the step would do so itself: "
+            f"{jax.sharding.get_abstract_mesh()}. Call train, test and predict outside of "
+            f"`with jax.set_mesh(...)`, and give the mesh to the placement, such as "
+            f"DataParallel(mesh): its axes may be of any type there."
+        )
+    if not isinstance(sharding, Sharding):
         raise TypeError(
             f"sharding is expected to be solstice.sharding.DataParallel(), FullySharded() or "
             f"Rules(...); it is {describe(sharding)}."

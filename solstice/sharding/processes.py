@@ -4,6 +4,7 @@ Agreeing goes through jax's coordination service, not through the devices, so th
 any thread, and a process that is gone is noticed in bounded time.
 """
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Iterator
@@ -77,11 +78,7 @@ def exchange(label: str, text: str) -> list[str]:
     """
     if jax.process_count() == 1:
         return [text]
-    from jax._src import distributed  # jax has no public door to its coordination service
-
-    client = distributed.global_state.client
-    if client is None:
-        raise RuntimeError("Call solstice.sharding.initialize() first.")
+    client = _client()
     client.key_value_set(f"solstice/{label}/{jax.process_index()}", text)
     said = []
     for process in range(jax.process_count()):
@@ -96,6 +93,28 @@ def exchange(label: str, text: str) -> list[str]:
                 f"and resume the run from its last checkpoint."
             ) from error
     return said
+
+
+def _client() -> Any:
+    from jax._src import distributed  # jax has no public door to its coordination service
+
+    client = distributed.global_state.client
+    if client is None:
+        raise RuntimeError("Call solstice.sharding.initialize() first.")
+    return client
+
+
+def _say(label: str, text: str) -> None:
+    """Say something without waiting for the others, nor for a service that is gone."""
+    if jax.process_count() > 1:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            _client().key_value_set(f"solstice/{label}/{jax.process_index()}", text)
+
+
+def _forget(label: str) -> None:
+    """Delete what was said under a label and those below it."""
+    if is_first_process() and jax.process_count() > 1:
+        _client().key_value_delete(f"solstice/{label}")
 
 
 # How many seconds a process waits for another one to come to the same point.
@@ -119,36 +138,67 @@ def check_same(what: str, digest: str) -> None:
 
 
 def in_step(
-    source: Iterator[Any], *, strict: bool = False
+    source: Iterator[Any], *, strict: bool = False, signals: Any = None
 ) -> Iterator[tuple[Any, list[int | None]]]:
     """Yield batches, with the sizes that all processes have, for as long as each process has one.
 
     Args:
         source: This process's batches.
         strict: Whether it is an error that a process has more batches than another.
+        signals: The `solstice.signals.Signals` of the run: one that has come to any process ends
+            all before the same batch.
 
     Raises:
+        RuntimeError: A process has left the pass in the middle.
         ValueError: They have not as many, and `strict` says that they must.
 
     >>> list(in_step(iter([[jax.numpy.zeros(3)]])))[0][1]
     [3]
     """
-    label = f"batches-{next(_numbers)}"
-    for i in itertools.count():
-        batch = next(source, _NO_BATCH)
-        said = exchange(f"{label}/{i}", "end" if batch is _NO_BATCH else str(batch_size(batch)))
-        if "end" in said:
-            if strict and {*said} != {"end"}:
-                raise ValueError(
-                    f"Every process is expected to have as many batches, or some would be left "
-                    f"out; after {i} batches, process {said.index('end')} has no more. Give each "
-                    f"as many."
+    # Numbered now: a thread that reads ahead asks for the first batch later.
+    return _in_step(source, f"batches-{next(_numbers)}", strict, signals)
+
+
+def _in_step(
+    source: Iterator[Any], label: str, strict: bool, signals: Any
+) -> Iterator[tuple[Any, list[int | None]]]:
+    i, over = 0, False
+    try:
+        while True:
+            batch, i = next(source, _NO_BATCH), i + 1
+            text = "end" if batch is _NO_BATCH else str(batch_size(batch))
+            if signals is not None and signals.received is not None:
+                text = f"signal {signals.received}"
+            said = exchange(f"{label}/{(i - 1) // _KEPT}/{i - 1}", text)
+            if i % _KEPT == 1 and i > 1:
+                _forget(f"{label}/{i // _KEPT - 1}")  # every process has read those by now
+            if "left" in said:
+                raise RuntimeError(
+                    f"Process {said.index('left')} has left this pass after {i - 1} batches, while "
+                    f"others go on: its run failed, or a callback stopped it. Look at its log; "
+                    f"what stops a run is expected to say the same in all processes."
                 )
-            if batch is not _NO_BATCH:
-                ended = ", ".join(str(j) for j, one in enumerate(said) if one == "end")
-                _logger.info("A pass ends after %d batches, where process %s does.", i, ended)
-            return
-        yield batch, [None if one == "None" else int(one) for one in said]
+            if over := any(one.startswith("signal") for one in said):
+                number = next(int(one.split()[1]) for one in said if one.startswith("signal"))
+                signals.received = signals.received or number
+                signals.check()
+            if over := "end" in said:
+                if strict and {*said} != {"end"}:
+                    raise ValueError(
+                        f"Every process is expected to have as many batches, or some would be left "
+                        f"out; after {i - 1} batches, process {said.index('end')} has no more. "
+                        f"Give each as many."
+                    )
+                if batch is not _NO_BATCH:
+                    ended = ", ".join(str(j) for j, one in enumerate(said) if one == "end")
+                    _logger.info("A pass ends after %d batches, where %s does.", i - 1, ended)
+                return
+            yield batch, [None if one == "None" else int(one) for one in said]
+    finally:
+        if not over:  # nobody is to wait for this process's next batch
+            _say(f"{label}/{i // _KEPT}/{i}", "left")
 
 
 _NO_BATCH = object()
+# How many batches' exchanges the coordination service keeps at least.
+_KEPT = 100

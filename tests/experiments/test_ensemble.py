@@ -104,6 +104,26 @@ def test_members_differ_in_what_is_stacked():
     assert not np.allclose(logits[0], logits[1]) and not np.allclose(logits[0], logits[2])
 
 
+def test_weight_decays_are_stacked_and_the_experiment_is_made_once():
+    made = []
+
+    def make(key, decay):
+        made.append(key)
+        tx = optax.inject_hyperparams(optax.adamw)(0.01, weight_decay=decay)
+        net = eqx.nn.Sequential([eqx.nn.Lambda(jnp.ravel), eqx.nn.MLP(16, CLASSES, 8, 1, key=key)])
+        return solstice.ClassificationExperiment(net, tx, num_classes=CLASSES)
+
+    decays = jnp.array([0.0, 0.1, 1.0])
+    ensemble = solstice.Ensemble.init(make, [0, 0, 0], decay=decays).train(20, DS, progress=False)
+    assert len(made) == 1
+    norms = []
+    for i in range(3):
+        alone = make(jax.random.key(0), decays[i]).train(20, DS, progress=False)
+        assert_close(ensemble.member(i), alone)
+        norms.append(float(optax.global_norm(alone.model.params)))
+    assert norms[0] > norms[1] > norms[2]
+
+
 def test_each_member_can_have_batches_of_its_own():
     orders = [np.random.default_rng(i).permutation(32).reshape(4, 8) for i in range(3)]
     own = [[(X[part], Y[part]) for part in order] for order in orders]
