@@ -53,8 +53,7 @@ class Checkpoints:
         """Return the names of all checkpoints, damaged ones too, oldest first."""
         if not self.directory.is_dir():
             return []
-        found = (path.name for path in self.directory.iterdir() if _NAME.fullmatch(path.name))
-        return sorted(found, key=_number)
+        return sorted(filter(_NAME.fullmatch, os.listdir(self.directory)), key=_number)
 
     def write(self, tree: Any, rest: Any) -> str:
         """Write a new checkpoint and return its name; until it is whole, it has another name.
@@ -66,7 +65,7 @@ class Checkpoints:
         leaves = leaves_by_path(tree)
         name = self.begin()
         index = self.write_part(name, 0, pieces(leaves.values()))
-        self.finish(name, table(leaves), [index], rest)
+        self.finish(name, json.dumps(table(leaves)), [index], rest)
         return name
 
     def begin(self) -> str:
@@ -87,7 +86,7 @@ class Checkpoints:
     def finish(
         self,
         name: str,
-        leaves: list[dict[str, Any]],
+        leaves: str,
         indices: list[str],
         rest: Any,
         *,
@@ -97,14 +96,15 @@ class Checkpoints:
 
         Args:
             name: Its name.
-            leaves: What `solstice.parts.table` says of the tree.
+            leaves: What `solstice.parts.table` says of the tree, as JSON.
             indices: The digest of each part's index.
             rest: As in `write`.
             sync: Whether it outlives a power cut, and not only the end of this process.
         """
         unfinished = self._unfinished(name)
-        text = json.dumps(
-            {"format": _FORMAT, "leaves": leaves, "parts": indices, "rest": to_json(rest)}
+        text = (
+            f'{{"format": {_FORMAT}, "leaves": {leaves}, "parts": {json.dumps(indices)}, '
+            f'"rest": {json.dumps(to_json(rest))}}}'
         )
         (unfinished / _REST).write_text(f"{digest(text)}\n{text}")
         if sync:
@@ -172,8 +172,9 @@ class Checkpoints:
                 # Under another name, so that a kill meanwhile leaves nothing that looks whole.
                 doomed = self.directory / f".{name}.old"
                 (self.directory / name).rename(doomed)
-        for path in self.directory.glob(".checkpoint-*"):
-            shutil.rmtree(path)
+        for name in os.listdir(self.directory):
+            if name.startswith(".checkpoint-"):
+                shutil.rmtree(self.directory / name)
 
     def best(self) -> dict[str, Any] | None:
         """Return what is known of the best checkpoint: its name, the metric, its value."""

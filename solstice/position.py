@@ -6,6 +6,9 @@ It is data only; the run keeps it, checkpoints hold it.
 import dataclasses
 from typing import Any, Self
 
+import jax
+import numpy as np
+
 from solstice.tree import digest
 
 
@@ -69,6 +72,11 @@ class Position:
         if self.ended is None:
             return False
         return not (_more(num_epochs, self.num_epochs) or _more(num_steps, self.num_steps))
+
+
+def batch_copy(batch: Any) -> Any:
+    """Return a batch that keeps its values where the dataset fills the same arrays again."""
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, batch)
 
 
 def batch_digest(batch: Any) -> str | None:

@@ -25,7 +25,7 @@ from solstice.errors import EarlyStoppingException
 from solstice.experiment import Experiment, check_result
 from solstice.flat import Flat
 from solstice.metrics import Metrics
-from solstice.position import Position, batch_digest
+from solstice.position import Position, batch_copy, batch_digest
 from solstice.recompile import RecompileGuard
 from solstice.sharding import Sharding, is_first_process
 from solstice.sharding.arrays import local_tree
@@ -195,17 +195,24 @@ class Run:
         if self._validation is not None and self._resumed["validation"] is not None:
             self._validation[0].set_state(self._resumed["validation"])
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> Callable[[], dict[str, Any]]:
+        """Return what gives the state of now, at leisure."""
         states = [(type(one).__name__, one.get_state()) for one in self._callbacks]
-        if self._last_batch is not None:
-            self.position.last = batch_digest(self._last_batch)
-        return {
+        batch, position = batch_copy(self._last_batch), self.position.to_state()
+        state = {
             "epoch": self.position.epoch,
             "steps": self.position.steps["train"],
-            "position": self.position.to_state(),
+            "position": position,
             "callbacks": [[name, state] for name, state in states if state is not None],
             "validation": self._validation[0].get_state() if self._validation else None,
         }
+
+        def complete() -> dict[str, Any]:
+            if batch is not None:
+                position["last"] = batch_digest(batch)
+            return state
+
+        return complete
 
     def _save_end(self, how: str) -> None:
         if how == "stopped":

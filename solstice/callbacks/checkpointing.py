@@ -4,6 +4,7 @@ The run hands over what is to be saved, once all hooks of a step or an epoch wer
 writes it. What a checkpoint looks like is `solstice.checkpoints`' business.
 """
 
+import json
 import logging
 import math
 import os
@@ -40,8 +41,8 @@ class CheckpointingCallback(Callback):
     Saved are the experiment, the loop's position, the state of every callback and, where it can
     tell, that of the dataset's iterator. A copy is taken at once; a thread writes it, checks it in
     by digests, and gives it its name only when it is whole. A save that comes while the last one is
-    still being written waits for it, so that no trigger goes unheard. The end of a run is saved too,
-    an early or a signalled one as well.
+    still being written waits for it, so that no trigger goes unheard. The end of a run, an early or
+    a signalled one too, is saved as well.
 
     A kill at any moment leaves the checkpoints that had their names. So does a power cut, but for
     those of the last second: a run that saves more often than that has one a second forced onto the
@@ -118,7 +119,7 @@ class CheckpointingCallback(Callback):
         self._saving: Future[None] | None = None
         self._failure: Exception | None = None
         # What a checkpoint says of the leaves, and of what form of experiment.
-        self._leaves: list[dict[str, Any]] = []
+        self._leaves = ""
         self._form: Any = None
         # When a checkpoint was last known to be on the disk, and whether the newest is not yet.
         self._synced = -math.inf
@@ -204,12 +205,13 @@ class CheckpointingCallback(Callback):
         self._read_evaluation()
         return self._watch.after_epoch(epochs) or self._is_best is not None
 
-    def save(self, exp: Any, state: Callable[[], Any]) -> None:
+    def save(self, exp: Any, state: Callable[[], Callable[[], Any]]) -> None:
         """Save an experiment and the state of its run; all processes call it.
 
         Args:
             exp: The experiment; its arrays are copied at once.
-            state: Called at once for the state, a tree of plain containers.
+            state: Called at once; what it returns is called by the thread that writes, for the
+                state: a tree of plain containers.
         """
         self._finish_save()
         self._read_evaluation()
@@ -241,12 +243,12 @@ class CheckpointingCallback(Callback):
         if failure is not None and self._on_error == "raise":
             raise failure
 
-    def _table(self, exp: Any) -> list[dict[str, Any]]:
+    def _table(self, exp: Any) -> str:
         """Return what a checkpoint says of the experiment's leaves: the same, save after save."""
         flat = Flat.of(exp)
         form = flat.structure, [(array.shape, array.dtype) for array in flat.arrays]
         if form != self._form:
-            self._form, self._leaves = form, table(leaves_by_path(exp))
+            self._form, self._leaves = form, json.dumps(table(leaves_by_path(exp)))
         return self._leaves
 
     def get_state(self) -> dict[str, Any]:
@@ -265,7 +267,9 @@ class CheckpointingCallback(Callback):
 
     def _write(self, job: "_Job") -> None:
         try:
-            name = self._write_alone(job) if jax.process_count() == 1 else self._write_together(job)
+            state = job.state()
+            alone = jax.process_count() == 1
+            name = (self._write_alone if alone else self._write_together)(job, state)
             if not is_first_process():
                 return
             if job.best is not None and self._best is not None:
@@ -275,25 +279,25 @@ class CheckpointingCallback(Callback):
                     metric=metric,
                     mode=direction,
                     value=job.best,
-                    **_where(job.state),
+                    **_where(state),
                 )
             self._store.prune(self._keep)
         except Exception as error:  # noqa: BLE001 - a lost save need not end the run
             self._lost(error)
 
-    def _write_alone(self, job: "_Job") -> str:
+    def _write_alone(self, job: "_Job", state: Any) -> str:
         # A disk takes much longer to have written than the system to have taken what is to be
         # written. Nothing else is lost by a kill, so runs that save often wait for it now and then.
         sync = time.monotonic() - self._synced >= _SYNC_EVERY
         name = self._store.begin()
         index = self._store.write_part(name, 0, job.pieces)
-        self._store.finish(name, job.leaves, [index], job.state, sync=sync)
+        self._store.finish(name, job.leaves, [index], state, sync=sync)
         if sync:
             self._synced = time.monotonic()
         self._unsynced = not sync
         return name
 
-    def _write_together(self, job: "_Job") -> str:
+    def _write_together(self, job: "_Job", state: Any) -> str:
         """Write this process's part; the first one makes the checkpoint whole once all have."""
         first = is_first_process()
         label = f"checkpoint-{job.number}"
@@ -303,7 +307,7 @@ class CheckpointingCallback(Callback):
             lambda: self._store.write_part(name, jax.process_index(), job.pieces, sync=True),
         )
         if first:
-            self._store.finish(name, job.leaves, indices, job.state)
+            self._store.finish(name, job.leaves, indices, state)
         return name
 
     def _tidy(self) -> None:
@@ -330,9 +334,9 @@ class CheckpointingCallback(Callback):
 class _Job(NamedTuple):
     """A save that is to be written."""
 
-    leaves: list[dict[str, Any]]
+    leaves: str
     pieces: list[Piece]
-    state: Any
+    state: Callable[[], Any]
     best: float | None
     number: int
 
