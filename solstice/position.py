@@ -24,7 +24,8 @@ class Position:
         steps: How many steps each mode has completed in the run.
         first: The digest of the training pass's first batch.
         last: That of its last consumed batch.
-        iterator: The state of its iterator after that batch, None if it has none.
+        iterator: A state of its iterator, None if it has none; see `solstice.bookmark`.
+        read: After how many batches that is; None after the end of the pass before.
         ended: How the run ended: "finished" or "stopped"; None while it goes on.
         num_epochs: What the run was asked for, to tell whether more is asked now.
         num_steps: The same, in training steps.
@@ -43,6 +44,7 @@ class Position:
     first: str | None = None
     last: str | None = None
     iterator: Any = None
+    read: int | None = 0
     ended: str | None = None
     num_epochs: int | None = None
     num_steps: int | None = None
@@ -60,7 +62,7 @@ class Position:
         """Go to the start of the next epoch."""
         self.epoch += 1
         self.trained, self.validated, self.pass_done = 0, None, False
-        self.first = self.last = self.iterator = None
+        self.first = self.last = None
 
     def is_over(self, num_epochs: int | None, num_steps: int | None) -> bool:
         """Say whether a run that ended here has nothing more to do when asked for so much.

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from solstice.bookmark import Bookmark
 from solstice.callbacks import (
     Callback,
     CheckpointingCallback,
@@ -111,6 +112,7 @@ class Run:
                 self._take_steps = timed("step", self._take_steps)
                 self._fire = timed("callbacks", self._fire)
         self._last_batch: Any = None
+        self._bookmark = Bookmark("train_ds", keeps=bool(self._checkpointing))
         self._resumed: dict[str, Any] | None = None
         self._resumed_from: Path | None = None
         self._signals = Signals()
@@ -131,6 +133,8 @@ class Run:
     def resume(self, state: dict[str, Any], directory: Path) -> None:
         """Go on from the state of a checkpoint."""
         self.position = Position.from_state(state["position"])
+        where, keeps = self.position, bool(self._checkpointing)
+        self._bookmark = Bookmark("train_ds", where.iterator, where.read, keeps=keeps, resumed=True)
         self._resumed, self._resumed_from = state, directory
 
     def validate_when(self, trigger: Trigger, validate: Callable[[], None]) -> None:
@@ -199,6 +203,7 @@ class Run:
         """Return what gives the state of now, at leisure."""
         states = [(type(one).__name__, one.get_state()) for one in self._callbacks]
         batch, position = batch_copy(self._last_batch), self.position.to_state()
+        position["iterator"], position["read"] = self._bookmark.state(self.position.trained)
         state = {
             "epoch": self.position.epoch,
             "steps": self.position.steps["train"],
@@ -297,17 +302,17 @@ class Run:
         # A checkpoint holds what one process knows, and each has other data.
         alone = jax.process_count() == 1
         tracked = mode == "train" and bool(self._checkpointing) and alone
-        states: list[Any] | None = [] if tracked else None
-        iterator = where.iterator if skip and mode == "train" else None
-        source = batches(dataset, epoch, f"{mode}_ds", start=iterator, states=states)
+        marked = mode == "train" and alone and self._bookmark.needed
+        begin = self._bookmark.begin(skip) if marked else 0
+        source = batches(dataset, epoch, f"{mode}_ds", self._bookmark if marked else None)
         self._raw.clear()
         place = None
         if self._sharding is not None:
             place = functools.partial(self._place, mode, tracked)
             if not alone:
                 source = in_step(source)
-        if skip and iterator is None:
-            self._skip(source, skip, mode)
+        if skip > begin:
+            self._skip(source, begin, skip, mode)
         if mode == "train" and where.validated is not None and self._validation is not None:
             self._validation[1]()  # it was saved in the middle of one
         with (
@@ -335,8 +340,8 @@ class Run:
                 bar.update(len(group))
                 if mode == "train":
                     where.trained += len(group)
-                    if states is not None:
-                        self._track(group, states)
+                    if tracked:
+                        self._track(group)
                 elif where.validated is not None:
                     where.validated += len(group)
                 if ends:
@@ -359,16 +364,14 @@ class Run:
             if callback.due_after_step(steps):
                 callback.save(self.exp, self._state)
 
-    def _track(self, group: list[Any], states: list[Any]) -> None:
+    def _track(self, group: list[Any]) -> None:
         """Note what tells these batches from others, for the next checkpoint."""
         where = self.position
         if self._sharding is not None:
             group = [self._raw.popleft() for _ in group]
         if where.trained == len(group):
             where.first = batch_digest(group[0])
-        # What a thread has read ahead is not consumed yet.
-        where.iterator = states[len(group) - 1]
-        del states[: len(group)]
+        self._bookmark.consumed(where.trained)
         self._last_batch = group[-1]
 
     def _place(self, mode: str, tracked: bool, batch: Any) -> Any:
@@ -382,10 +385,10 @@ class Run:
             self._raw.append(batch)
         return place_batch(self._sharding, batch, self._with_mask, sizes)
 
-    def _skip(self, source: Iterator[Any], count: int, mode: str) -> None:
+    def _skip(self, source: Iterator[Any], begin: int, count: int, mode: str) -> None:
         """Read what was consumed before a resume, and make sure that it is the same."""
         where = self.position
-        for i in range(count):
+        for i in range(begin, count):
             batch = next(source, None)
             wanted = {0: where.first, count - 1: where.last}.get(i) if mode == "train" else None
             if batch is None or (wanted is not None and batch_digest(batch) != wanted):
@@ -394,8 +397,8 @@ class Run:
                     f"The run was saved after {count} batches of epoch {where.epoch}; {mode}_ds "
                     f"now {what} (batch {i}). A run goes on exactly where the order of the data is "
                     f"a function of the epoch (set_epoch, a function of the epoch, a fixed seed) "
-                    f"or its iterator has get_state and set_state, as grain's has. Otherwise save "
-                    f"at the end of epochs only, with every=Every(epochs=1)."
+                    f"or its iterator can save itself, as tf.data's and grain's can. Otherwise "
+                    f"save at the end of epochs only, with every=Every(epochs=1)."
                 )
 
     def _groups(
