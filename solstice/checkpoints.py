@@ -1,7 +1,11 @@
 """Checkpoints: an experiment and the state of its run, in directories that are whole or not there.
 
-Orbax writes the arrays. What it cannot notice, a flipped bit say, a digest of each leaf does. It
-knows neither the loop nor when to save.
+Each process writes its part of the arrays; a digest of each piece notices what no file system and
+no library does, a flipped bit say. It knows neither the loop nor when to save.
+
+A checkpoint is a directory: `checkpoint.json` (a digest, then what each leaf is, the digests of the
+parts' indices, where the run stood), and each process's `part-N` and `arrays-N`, as
+`solstice.parts` writes them.
 """
 
 import json
@@ -13,35 +17,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from solstice.errors import DamagedFileError
+from solstice.parts import Piece, damaged, pieces, read_parts, table, write_part
 from solstice.tree import digest, from_json, leaves_by_path, to_json
-from solstice.tree.digests import array_digest
-from solstice.tree.encoding import (
-    OBJECT,
-    check_kinds,
-    from_host,
-    is_array,
-    key_impl,
-    kind,
-    to_host,
-)
+from solstice.tree.encoding import OBJECT, check_kinds, from_host, is_array
+from solstice.tree.files import sync_directory
 
 _T = TypeVar("_T")
 
 _logger = logging.getLogger("solstice")
 
-_FORMAT = 1
+_FORMAT = 2
 _NAME = re.compile(r"checkpoint-(\d{6,})")
-_ARRAYS, _REST, _BEST = "arrays", "checkpoint.json", "best.json"
+_REST, _BEST = "checkpoint.json", "best.json"
 
 
 class Checkpoints:
     """The checkpoints in a directory, each a directory of its own.
 
-    >>> import tempfile
+    >>> import tempfile, jax.numpy as jnp
     >>> store = Checkpoints(tempfile.mkdtemp())
     >>> store.write({"w": jnp.ones(2)}, {"epoch": 3})
     'checkpoint-000000'
@@ -51,44 +46,83 @@ class Checkpoints:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory).absolute()
+        # The newest that is known to outlive a power cut.
+        self._synced: str | None = None
 
     def names(self) -> list[str]:
         """Return the names of all checkpoints, damaged ones too, oldest first."""
         if not self.directory.is_dir():
             return []
-        found = (path.name for path in self.directory.iterdir() if _NAME.fullmatch(path.name))
-        return sorted(found, key=_number)
+        return sorted(filter(_NAME.fullmatch, os.listdir(self.directory)), key=_number)
 
     def write(self, tree: Any, rest: Any) -> str:
         """Write a new checkpoint and return its name; until it is whole, it has another name.
 
         Args:
-            tree: A pytree; its arrays are written by Orbax, other data beside them.
+            tree: A pytree, whose arrays are written in parts, other data beside them.
             rest: A tree of plain containers: where the run stands.
         """
-        name = f"checkpoint-{max(map(_number, self.names()), default=-1) + 1:06d}"
-        unfinished = self.directory / f".{name}.tmp"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        arrays, entries = {}, []
-        for i, (path, leaf) in enumerate(leaves_by_path(tree).items()):
-            entry: dict[str, Any] = {"path": path, "kind": kind(leaf)}
-            if is_array(leaf):
-                values = to_host(leaf)
-                entry |= {"shape": values.shape, "dtype": values.dtype.name}
-                entry |= {"impl": key_impl(leaf), "digest": array_digest(entry["kind"], values)}
-                if values.size:  # Orbax refuses the others
-                    arrays[str(i)] = values
-            elif entry["kind"] != OBJECT:
-                entry["value"] = to_json(leaf)
-            entries.append(entry)
-        if arrays:
-            ocp, handler = _orbax()
-            handler.save(unfinished / _ARRAYS, args=ocp.args.PyTreeSave(arrays))
-        text = json.dumps({"format": _FORMAT, "leaves": entries, "rest": to_json(rest)})
-        (unfinished / _REST).write_text(f"{digest(text)}\n{text}")
-        unfinished.rename(self.directory / name)
+        leaves = leaves_by_path(tree)
+        name = self.begin()
+        index = self.write_part(name, 0, pieces(leaves.values()))
+        self.finish(name, json.dumps(table(leaves)), [index], rest)
         return name
+
+    def begin(self) -> str:
+        """Make room for a new checkpoint and return its name."""
+        name = f"checkpoint-{max(map(_number, self.names()), default=-1) + 1:06d}"
+        unfinished = self._unfinished(name)
+        try:
+            unfinished.mkdir(parents=True)
+        except FileExistsError:  # of a process that was killed
+            shutil.rmtree(unfinished)
+            unfinished.mkdir()
+        return name
+
+    def write_part(self, name: str, number: int, pieces: list[Piece], *, sync: bool = False) -> str:
+        """Write a process's part of a checkpoint that was begun; return its index's digest."""
+        return write_part(self._unfinished(name), number, pieces, sync=sync)
+
+    def finish(
+        self,
+        name: str,
+        leaves: str,
+        indices: list[str],
+        rest: Any,
+        *,
+        sync: bool = True,
+    ) -> None:
+        """Make a checkpoint, all parts of which are written, a whole one.
+
+        Args:
+            name: Its name.
+            leaves: What `solstice.parts.table` says of the tree, as JSON.
+            indices: The digest of each part's index.
+            rest: As in `write`.
+            sync: Whether it outlives a power cut, and not only the end of this process.
+        """
+        unfinished = self._unfinished(name)
+        text = (
+            f'{{"format": {_FORMAT}, "leaves": {leaves}, "parts": {json.dumps(indices)}, '
+            f'"rest": {json.dumps(to_json(rest))}}}'
+        )
+        (unfinished / _REST).write_text(f"{digest(text)}\n{text}")
+        if sync:
+            _sync(unfinished)
+        unfinished.rename(self.directory / name)
+        if sync:
+            sync_directory(self.directory)
+            self._synced = name
+
+    def sync(self) -> None:
+        """Have the newest checkpoint outlive a power cut."""
+        name = self.names()[-1]
+        _sync(self.directory / name)
+        sync_directory(self.directory)
+        self._synced = name
+
+    def _unfinished(self, name: str) -> Path:
+        return self.directory / f".{name}.tmp"
 
     def read(self, name: str, like: _T) -> tuple[_T, Any]:
         """Return what was written: the tree, placed as `like` is, and the rest.
@@ -103,17 +137,15 @@ class Checkpoints:
         entries = {entry["path"]: entry for entry in found["leaves"]}
         kinds = {leaf_path: entry["kind"] for leaf_path, entry in entries.items()}
         check_kinds(f"the checkpoint {path}", kinds, wanted)
-        arrays = self._read_arrays(path, entries)
+        arrays = read_parts(path, found["parts"], found["leaves"])
+        numbers = {entry["path"]: i for i, entry in enumerate(found["leaves"])}
         leaves = []
         for leaf_path, leaf in wanted.items():
             entry = entries[leaf_path]
             if entry["kind"] == OBJECT:
                 leaves.append(leaf)
             elif is_array(leaf):
-                values = arrays[leaf_path]
-                if array_digest(entry["kind"], values) != entry["digest"]:
-                    raise _damaged(path, f"the bytes of {leaf_path!r} are not those written")
-                leaves.append(from_host(values, leaf, entry["impl"]))
+                leaves.append(from_host(arrays[numbers[leaf_path]], leaf, entry["impl"]))
             else:
                 leaves.append(from_json(entry["value"]))
         return jax.tree.unflatten(jax.tree.structure(like), leaves), from_json(found["rest"])
@@ -127,9 +159,12 @@ class Checkpoints:
         return from_json(self._read_rest(self.directory / name)["rest"])
 
     def prune(self, keep: int | None) -> None:
-        """Delete the oldest but `keep` checkpoints, never the best one, and unfinished ones."""
+        """Delete the oldest but `keep` checkpoints, and unfinished ones.
+
+        The best one is spared, and the newest that outlives a power cut.
+        """
         names = self.names()
-        spared = {*names[-keep:]} if keep else {*names}
+        spared = {*names[-keep:], self._synced} if keep else {*names}
         if best := self.best():
             spared.add(best["checkpoint"])
         for name in names:
@@ -137,8 +172,9 @@ class Checkpoints:
                 # Under another name, so that a kill meanwhile leaves nothing that looks whole.
                 doomed = self.directory / f".{name}.old"
                 (self.directory / name).rename(doomed)
-        for path in self.directory.glob(".checkpoint-*"):
-            shutil.rmtree(path)
+        for name in os.listdir(self.directory):
+            if name.startswith(".checkpoint-"):
+                shutil.rmtree(self.directory / name)
 
     def best(self) -> dict[str, Any] | None:
         """Return what is known of the best checkpoint: its name, the metric, its value."""
@@ -148,7 +184,7 @@ class Checkpoints:
         try:
             return json.loads(path.read_text())
         except ValueError as error:
-            raise _damaged(path, "it is no JSON") from error
+            raise damaged(path, "it is no JSON") from error
 
     def set_best(self, **about: Any) -> None:
         """Say which checkpoint is the best, in one go."""
@@ -160,38 +196,18 @@ class Checkpoints:
         try:
             written, text = (path / _REST).read_text().split("\n", 1)
             if digest(text) != written:
-                raise _damaged(path / _REST, "its digest is another one")
+                raise damaged(path / _REST, "its digest is another one")
             found = json.loads(text)
         except (OSError, ValueError) as error:
             if isinstance(error, DamagedFileError):
                 raise
-            raise _damaged(path / _REST, f"{type(error).__name__}: {error}") from error
+            raise damaged(path / _REST, f"{type(error).__name__}: {error}") from error
         if found["format"] != _FORMAT:
             raise ValueError(
                 f"{path} has the format {found['format']}, and this version of Solstice reads "
                 f"{_FORMAT}. Restore it with the version that wrote it."
             )
         return found
-
-    def _read_arrays(self, path: Path, entries: dict[str, Any]) -> dict[str, np.ndarray]:
-        ocp, handler = _orbax()
-        shapes = {
-            str(i): (leaf_path, np.empty(entry["shape"], jnp.dtype(entry["dtype"])))
-            for i, (leaf_path, entry) in enumerate(entries.items())
-            if "digest" in entry
-        }
-        arrays = {leaf_path: empty for leaf_path, empty in shapes.values() if not empty.size}
-        full = {i: empty for i, (_, empty) in shapes.items() if empty.size}
-        if not full:
-            return arrays
-        try:
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), full)
-            args = ocp.args.PyTreeRestore(item=full, restore_args=as_numpy)
-            read = handler.restore(path / _ARRAYS, args=args)
-        except Exception as error:  # damage shows in whatever Orbax and its stores raise
-            why = str(error).split(" [tensorstore_spec", 1)[0]
-            raise _damaged(path / _ARRAYS, f"{type(error).__name__}: {why:.200}") from error
-        return arrays | {shapes[i][0]: np.asarray(values) for i, values in read.items()}
 
 
 def restore(directory: str | os.PathLike[str], exp: _T, which: str = "newest") -> _T:
@@ -268,30 +284,13 @@ def newest(store: Checkpoints, like: _T) -> tuple[str, _T, Any] | None:
     ) from last
 
 
-def _orbax() -> tuple[Any, Any]:
-    try:
-        import orbax.checkpoint as ocp
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "Checkpoints need the package orbax-checkpoint, which is not installed: "
-            "pip install 'solstice[checkpoint]'. Without it, solstice.tree.save writes one file."
-        ) from error
-    # Each process is alone to Orbax, or a save by one would wait for all.
-    alone = ocp.options.MultiprocessingOptions()
-    if jax.process_count() > 1:
-        index = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=index,
-            active_processes={index},
-            barrier_sync_key_prefix=f"solstice-{index}",
-        )
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    return ocp, ocp.Checkpointer(handler, multiprocessing_options=alone)
-
-
 def _number(name: str) -> int:
     return int(name.removeprefix("checkpoint-"))
 
 
-def _damaged(path: Path, why: str) -> DamagedFileError:
-    return DamagedFileError(f"{path} is damaged: {why}.")
+def _sync(directory: Path) -> None:
+    for path, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            with open(Path(path, name), "rb") as file:
+                os.fsync(file.fileno())
+        sync_directory(Path(path))

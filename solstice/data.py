@@ -17,6 +17,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from solstice.bookmark import Bookmark
 from solstice.tree import describe
 
 _logger = logging.getLogger("solstice")
@@ -89,9 +90,7 @@ def _is_whole(dataset: Any) -> bool:
     )
 
 
-def batches(
-    dataset: Any, epoch: int, name: str, *, start: Any = None, states: list[Any] | None = None
-) -> Iterator[Any]:
+def batches(dataset: Any, epoch: int, name: str, bookmark: Bookmark | None = None) -> Iterator[Any]:
     """Yield one pass over the dataset, each array-like leaf as something jax takes.
 
     `dataset.set_epoch(epoch)` is called first where there is one. A callable is called, with the
@@ -101,9 +100,7 @@ def batches(
         dataset: What `check_dataset` accepts.
         epoch: The epoch's index.
         name: The argument's name, for messages.
-        start: A state of the pass's iterator, to go on from there.
-        states: Where the iterator's state after each batch goes, before the batch is yielded; None
-            where it has no `get_state`.
+        bookmark: Where the pass begins, if not with the first batch, and what keeps where it is.
 
     Raises:
         ValueError: The pass has no batch.
@@ -115,26 +112,19 @@ def batches(
     if callable(set_epoch):
         set_epoch(epoch)
     made = makes_iterators(dataset)
-    source = dataset
-    if made:
-        source = dataset(epoch) if takes_argument(dataset) else dataset()
+    takes = made and takes_argument(dataset)
+
+    def make() -> Iterator[Any]:
+        source = dataset
+        if made:
+            source = dataset(epoch) if takes else dataset()
+        return iter(source)
+
     empty = True
-    iterator = iter(source)
-    if start is not None:
-        set_state = getattr(iterator, "set_state", None)
-        if not callable(set_state):
-            raise ValueError(
-                f"The run was saved with the state of {name}'s iterator; the iterator of "
-                f"{describe(dataset)} has no set_state to go on from it. Resume with the dataset "
-                f"that the run had."
-            )
-        set_state(start)
+    for batch in make() if bookmark is None else bookmark.reading(make, epoch, remade=made):
         empty = False
-    for batch in iterator:
-        empty = False
-        if states is not None:
-            states.append(_state_of(iterator))
         yield as_arrays(batch)
+    empty = empty and (bookmark is None or not bookmark.count)
     if empty:
         if made:
             cause = "It is a function: have it return a new iterator, with batches, at each call."
@@ -240,11 +230,6 @@ def as_arrays(batch: Any) -> Any:
     if all(map(_is_taken, jax.tree.leaves(batch))):
         return batch
     return jax.tree.map(_as_array, batch)
-
-
-def _state_of(iterator: Any) -> Any:
-    get_state = getattr(iterator, "get_state", None)
-    return get_state() if callable(get_state) else None
 
 
 def _is_taken(leaf: Any) -> bool:

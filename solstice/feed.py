@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from solstice.bookmark import Bookmark
 from solstice.data import batches, prefetched
 from solstice.position import Position, batch_digest
 from solstice.sharding import Sharding
@@ -35,10 +36,12 @@ class Feed:
         sharding: Where they go.
         with_mask: How a mask gets into a batch.
         check: Called with the first batch and the mode.
+        bookmark: What keeps where the dataset's iterator stands.
         tracked: Whether checkpoints will ask where the pass stands.
         signals: What processes in step agree on before each batch.
 
     Attributes:
+        last_batch: The batch consumed last, as the dataset gave it, where that is tracked.
         skipped: How many batches a resumed run had consumed of the pass.
         in_step: Whether processes wait for each other before each batch.
 
@@ -63,6 +66,7 @@ class Feed:
         sharding: Sharding | None = None,
         with_mask: WithMask | None = None,
         check: Callable[[Any, str], None] | None = None,
+        bookmark: Bookmark | None = None,
         tracked: bool = False,
         signals: Signals | None = None,
     ) -> None:
@@ -70,22 +74,24 @@ class Feed:
         self._steps_per_call, self._prefetch, self._check = steps_per_call, prefetch, check
         training = mode == "train"
         self.skipped = (where.trained if training else where.validated) or 0
+        self.last_batch: Any = None
         alone = jax.process_count() == 1
         # A checkpoint holds what one process knows, and each has other data.
-        self._states: list[Any] | None = [] if training and tracked and alone else None
-        self._last_batch: Any = None
+        self._tracked = training and tracked and alone
         # The batches that are placed and not yet consumed, as the dataset gave them.
         self._raw: collections.deque[Any] = collections.deque()
-        iterator = where.iterator if training and self.skipped else None
-        self._source = batches(dataset, epoch, f"{mode}_ds", start=iterator, states=self._states)
+        marked = alone and bookmark is not None and bookmark.needed
+        self._bookmark = bookmark if marked else None
+        begin = 0 if self._bookmark is None else self._bookmark.begin(self.skipped)
+        self._source = batches(dataset, epoch, f"{mode}_ds", self._bookmark)
         self._place: Callable[[Any], Any] | None = None
         self.in_step = sharding is not None and not alone
         if sharding is not None:
             self._place = functools.partial(self._placed, sharding, with_mask, alone)
         if self.in_step:
             self._source = in_step(self._source, signals=signals)
-        if self.skipped and iterator is None:
-            self._skip(self.skipped)
+        if self.skipped > begin:
+            self._skip(begin, self.skipped)
 
     @contextlib.contextmanager
     def groups(self, last_step: int | None = None) -> Iterator[Iterator[list[Any]]]:
@@ -104,22 +110,16 @@ class Feed:
                 where.validated += count
             return
         where.trained += count
-        if self._states is None:
+        if not self._tracked:
             return
         # What tells these batches from others, for the next checkpoint.
         if self._raw:
             group = [self._raw.popleft() for _ in group]
         if where.trained == count:
             where.first = batch_digest(group[0])
-        # What a thread has read ahead is not consumed yet.
-        where.iterator = self._states[count - 1]
-        del self._states[:count]
-        self._last_batch = group[-1]
-
-    def note_last(self) -> None:
-        """Note which batch was consumed last; seldom, since that reads all of it."""
-        if self._last_batch is not None:
-            self._where.last = batch_digest(self._last_batch)
+        if self._bookmark is not None:
+            self._bookmark.consumed(where.trained)
+        self.last_batch = group[-1]
 
     def _grouped(self, ready: Iterator[Any], last_step: int | None) -> Iterator[list[Any]]:
         if self._check is not None and self._place is None:
@@ -152,14 +152,14 @@ class Feed:
             batch, sizes = batch
         if self._check is not None:
             self._check(batch, self._mode)
-        if self._states is not None:
+        if self._tracked:
             self._raw.append(batch)
         return place_batch(sharding, batch, with_mask, sizes)
 
-    def _skip(self, count: int) -> None:
+    def _skip(self, begin: int, count: int) -> None:
         """Read what was consumed before a resume, and make sure that it is the same."""
         where, training = self._where, self._mode == "train"
-        for i in range(count):
+        for i in range(begin, count):
             batch = next(self._source, None)
             wanted = {0: where.first, count - 1: where.last}.get(i) if training else None
             if batch is None or (wanted is not None and batch_digest(batch) != wanted):
@@ -168,12 +168,10 @@ class Feed:
                     f"The run was saved after {count} batches of epoch {where.epoch}; "
                     f"{self._mode}_ds now {what} (batch {i}). A run goes on exactly where the "
                     f"order of the data is a function of the epoch (set_epoch, a function of the "
-                    f"epoch, a fixed seed) or its iterator has get_state and set_state, as "
-                    f"grain's has. Otherwise save at the end of epochs only, with "
+                    f"epoch, a fixed seed) or its iterator can save itself, as tf.data's and "
+                    f"grain's can. Otherwise save at the end of epochs only, with "
                     f"every=Every(epochs=1)."
                 )
-        if self._states is not None:
-            self._states.clear()
 
 
 def _form(batch: Any) -> Any:

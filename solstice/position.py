@@ -6,6 +6,9 @@ It is data only; the run keeps it, checkpoints hold it.
 import dataclasses
 from typing import Any, Self
 
+import jax
+import numpy as np
+
 from solstice.tree import digest
 
 
@@ -21,7 +24,8 @@ class Position:
         steps: How many steps each mode has completed in the run.
         first: The digest of the training pass's first batch.
         last: That of its last consumed batch.
-        iterator: The state of its iterator after that batch, None if it has none.
+        iterator: A state of its iterator, None if it has none; see `solstice.bookmark`.
+        read: After how many batches that is; None after the end of the pass before.
         ended: How the run ended: "finished" or "stopped"; None while it goes on.
         num_epochs: What the run was asked for, to tell whether more is asked now.
         num_steps: The same, in training steps.
@@ -40,6 +44,7 @@ class Position:
     first: str | None = None
     last: str | None = None
     iterator: Any = None
+    read: int | None = 0
     ended: str | None = None
     num_epochs: int | None = None
     num_steps: int | None = None
@@ -57,7 +62,7 @@ class Position:
         """Go to the start of the next epoch."""
         self.epoch += 1
         self.trained, self.validated, self.pass_done = 0, None, False
-        self.first = self.last = self.iterator = None
+        self.first = self.last = None
 
     def is_over(self, num_epochs: int | None, num_steps: int | None) -> bool:
         """Say whether a run that ended here has nothing more to do when asked for so much.
@@ -69,6 +74,11 @@ class Position:
         if self.ended is None:
             return False
         return not (_more(num_epochs, self.num_epochs) or _more(num_steps, self.num_steps))
+
+
+def batch_copy(batch: Any) -> Any:
+    """Return a batch that keeps its values where the dataset fills the same arrays again."""
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, batch)
 
 
 def batch_digest(batch: Any) -> str | None:

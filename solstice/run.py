@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from solstice.bookmark import Bookmark
 from solstice.callbacks import (
     Callback,
     CheckpointingCallback,
@@ -21,7 +22,7 @@ from solstice.experiment import Experiment
 from solstice.feed import Feed
 from solstice.hooks import Hooks
 from solstice.metrics import Metrics
-from solstice.position import Position
+from solstice.position import Position, batch_copy, batch_digest
 from solstice.sharding import Sharding, is_first_process
 from solstice.sharding.processes import check_same
 from solstice.signals import Interrupted, Signals, noted
@@ -84,6 +85,7 @@ class Run:
                 self._groups = callback.stopwatch.iterated("input", self._groups)
                 self._stepper.take = timed("step", self._stepper.take)
                 self._hooks.fire = timed("callbacks", self._hooks.fire)
+        self._bookmark = Bookmark("train_ds", keeps=bool(self._checkpointing))
         self._resumed: dict[str, Any] | None = None
         self._resumed_from: Path | None = None
         self._signals = Signals()
@@ -97,6 +99,8 @@ class Run:
     def resume(self, state: dict[str, Any], directory: Path) -> None:
         """Go on from the state of a checkpoint."""
         self.position = Position.from_state(state["position"])
+        where, keeps = self.position, bool(self._checkpointing)
+        self._bookmark = Bookmark("train_ds", where.iterator, where.read, keeps=keeps, resumed=True)
         self._resumed, self._resumed_from = state, directory
 
     def validate_when(self, trigger: Trigger, validate: Callable[[], None]) -> None:
@@ -151,16 +155,25 @@ class Run:
         if self._validation is not None and self._resumed["validation"] is not None:
             self._validation[0].set_state(self._resumed["validation"])
 
-    def _state(self) -> dict[str, Any]:
-        if self._training is not None:
-            self._training.note_last()
-        return {
+    def _state(self) -> Callable[[], dict[str, Any]]:
+        """Return what gives the state of now, at leisure."""
+        position = self.position.to_state()
+        position["iterator"], position["read"] = self._bookmark.state(self.position.trained)
+        batch = None if self._training is None else batch_copy(self._training.last_batch)
+        state = {
             "epoch": self.position.epoch,
             "steps": self.position.steps["train"],
-            "position": self.position.to_state(),
+            "position": position,
             "callbacks": self._hooks.get_states(),
             "validation": self._validation[0].get_state() if self._validation else None,
         }
+
+        def complete() -> dict[str, Any]:
+            if batch is not None:
+                position["last"] = batch_digest(batch)
+            return state
+
+        return complete
 
     def _save_end(self, how: str) -> None:
         if how == "stopped":
@@ -245,6 +258,7 @@ class Run:
             epoch,
             where,
             check=check,
+            bookmark=self._bookmark if mode == "train" else None,
             tracked=tracked,
             signals=self._signals,
             **self._feeding,

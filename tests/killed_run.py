@@ -17,7 +17,13 @@ parser.add_argument("directory", type=Path)
 parser.add_argument("--network", default="linen")
 parser.add_argument("--pause", type=float, default=0.0, help="seconds that each step takes")
 parser.add_argument("--cache", default=None)
+parser.add_argument("--devices", type=int, default=0, help="so many simulated ones, SGD on them")
 options = parser.parse_args()
+if options.devices:
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} "
+        f"--xla_force_host_platform_device_count={options.devices}"
+    )
 
 import jax
 
@@ -26,7 +32,9 @@ if options.cache:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-from resuming import VAL, bits, experiment, shuffled
+import numpy as np
+import optax
+from resuming import VAL, Net, X, Y, bits, experiment, shuffled
 
 import solstice
 from solstice.triggers import Every
@@ -35,6 +43,12 @@ from solstice.triggers import Every
 class Pause(solstice.Callback):
     def on_step_end(self, outs, exp, global_step, mode, batch):
         time.sleep(options.pause)
+
+
+def in_eights(epoch):
+    """Batches that divide by the devices, in another order each epoch."""
+    order = np.random.default_rng(epoch).permutation(24)
+    return iter([(X[part], Y[part]) for part in np.split(order, 3)])
 
 
 saving = solstice.CheckpointingCallback(
@@ -47,15 +61,26 @@ callbacks = [
     Pause(),
     saving,
 ]
+exp, val, sharding = experiment(options.network), VAL, None
+if options.devices:
+    assert len(jax.devices()) == options.devices
+    sharding = solstice.sharding.DataParallel()
+    sgd = optax.sgd(0.05, momentum=0.9)
+    exp = solstice.ClassificationExperiment(Net(), sgd, example_input=X, key=0)
+
+    val = [(X[:8], Y[:8]), (X[8:16], Y[8:16])]
 exp = solstice.train(
-    experiment(options.network),
+    exp,
     12,
-    shuffled,
-    VAL,
+    in_eights if options.devices else shuffled,
+    val,
     callbacks,
+    sharding=sharding,
     resume_from=saving,
     progress=False,
 )
+state = solstice.tree.leaves_by_path((exp.model.params, exp.model.state))
+np.savez(options.directory / "state.npz", **{path: np.asarray(x) for path, x in state.items()})
 digests = {
     path: hashlib.sha256(repr(leaf).encode()).hexdigest() for path, leaf in bits(exp).items()
 }

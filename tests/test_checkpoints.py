@@ -4,6 +4,7 @@ import errno
 import gc
 import json
 import logging
+import os
 import shutil
 
 import jax
@@ -25,13 +26,17 @@ def run(directory, exp=None, num_epochs=3, **options):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Two checkpoints, and the experiments that they hold."""
+    """Two checkpoints, and the experiments that they hold, with an array that Orbax writes."""
     directory = tmp_path_factory.mktemp("saved") / "run"
     store = Checkpoints(directory)
     older, newer = experiment(), run(directory.parent / "other", num_epochs=1)
+    older, newer = (older, LARGE + 1), (newer, LARGE + 2)
     store.write(older, {"n": 0})
     store.write(newer, {"n": 1})
     return directory, bits(older), bits(newer)
+
+
+LARGE = np.arange(600_000, dtype=np.float32)
 
 
 def files(directory):
@@ -60,7 +65,7 @@ def test_no_damage_gives_a_wrong_restore(saved, tmp_path, caplog):
             target = copy / file.relative_to(directory)
             target.unlink() if damaged is None else target.write_bytes(damaged)
             caplog.clear()
-            _, exp, rest = newest(Checkpoints(copy), experiment())
+            _, exp, rest = newest(Checkpoints(copy), (experiment(), LARGE))
             found = bits(exp)
             assert found in (older, newer), (file, what)
             if found == older:
@@ -68,7 +73,9 @@ def test_no_damage_gives_a_wrong_restore(saved, tmp_path, caplog):
                 skipped += 1
             count += 1
             shutil.rmtree(copy)
-    assert count > 50 and skipped > 20
+    names = {file.parts[len(directory.parts) + 1] for file in files(directory)}
+    assert names == {"checkpoint.json", "part-0", "arrays-0"}
+    assert count > 25 and skipped > 20
     gc.collect()
 
 
@@ -78,7 +85,7 @@ def test_only_unreadable_ones_are_an_error(saved, tmp_path):
     for name in Checkpoints(copy).names():
         (copy / name / "checkpoint.json").unlink()
     with pytest.raises(solstice.DamagedFileError, match=r"None of the 2 checkpoints in .* can be"):
-        solstice.restore(copy, experiment())
+        solstice.restore(copy, (experiment(), LARGE))
     with pytest.raises(solstice.DamagedFileError, match="not started over in silence"):
         solstice.train(experiment(), 1, shuffled, resume_from=copy, progress=False)
 
@@ -89,7 +96,7 @@ def test_what_is_foreign_or_unfinished_is_no_checkpoint(saved, tmp_path):
     (copy / "notes").mkdir()
     (copy / ".checkpoint-000002.tmp").mkdir()
     (copy / "checkpoint-000009").mkdir()
-    assert newest(Checkpoints(copy), experiment())[0] == "checkpoint-000001"
+    assert newest(Checkpoints(copy), (experiment(), LARGE))[0] == "checkpoint-000001"
 
 
 def test_every_kind_of_leaf_comes_back(tmp_path):
@@ -159,15 +166,15 @@ class FullDisk:
 
     def __init__(self, monkeypatch):
         self.saves = 0
-        self.write = Checkpoints.write
-        monkeypatch.setattr(Checkpoints, "write", self)
+        self.write = Checkpoints.write_part
+        monkeypatch.setattr(Checkpoints, "write_part", self)
 
     def __get__(self, store, owner):
-        def write(tree, rest):
+        def write(*arguments, **options):
             self.saves += 1
             if self.saves > 1:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            return self.write(store, tree, rest)
+            return self.write(store, *arguments, **options)
 
         return write
 
@@ -209,10 +216,28 @@ def test_bad_arguments_are_refused(tmp_path, options, message):
         solstice.CheckpointingCallback(tmp_path, **options)
 
 
-def test_missing_orbax_names_the_extra(tmp_path, monkeypatch, caplog):
+def test_missing_orbax_is_an_error_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "orbax.checkpoint", None)
     with pytest.raises(ImportError, match=r"pip install 'solstice\[checkpoint\]'"):
-        Checkpoints(tmp_path).write({"w": jnp.ones(2)}, {})
+        run(tmp_path)
+    assert not Checkpoints(tmp_path).names()
+
+
+def test_a_checkpoint_is_on_the_disk_or_kept_beside_one_that_is(tmp_path, monkeypatch):
+    forced, renamed = [], []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (forced.append(file), fsync(file)))
+    store = Checkpoints(tmp_path)
+    for n in range(4):
+        name = store.begin()
+        store.finish(name, [], [], n, sync=n == 0)
+        store.prune(1)
+        renamed.append(store.names())
+    assert len(forced) == 3  # the file, its directory, and the directory of all
+    assert renamed[-1] == ["checkpoint-000000", "checkpoint-000003"]
+    store.sync()
+    store.prune(1)
+    assert store.names() == ["checkpoint-000003"]
 
 
 def test_checkpoints_do_not_change_training(tmp_path, caplog):

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import solstice
@@ -18,10 +19,11 @@ KILLS = int(os.environ.get("KILLS", "8"))
 SCRIPT = Path(__file__).with_name("killed_run.py")
 
 
-def start(directory, cache, network, pause):
-    command = [sys.executable, SCRIPT, directory, "--network", network, "--pause", str(pause)]
+def start(directory, cache, network, pause, devices=0):
+    command = [sys.executable, SCRIPT, directory, "--network", network, "--pause", pause]
+    command += ["--cache", cache, "--devices", devices]
     return subprocess.Popen(
-        [*map(str, command), "--cache", str(cache)],
+        list(map(str, command)),
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(SCRIPT.parent)},
     )
@@ -48,13 +50,16 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.001)
 
 
-def killed_run(directory, cache, network, kills, number, seed):
-    """Run to the end, killing `kills` times; return how many fell into a save."""
+def killed_run(directory, cache, network, kills, number, seed, devices=(0,)):
+    """Run to the end, killing `kills` times; return how many fell into a save.
+
+    `devices` are how many it has in the first process, the second and so on, again and again.
+    """
     rng = random.Random(seed)
     directory.mkdir()
     in_save = done = 0
     while True:
-        process = start(directory, cache, network, pause=0.05)
+        process = start(directory, cache, network, 0.05, devices[done % len(devices)])
         if done < kills:
             newest = newest_of(directory)
             wait_for(lambda than=newest: newest_of(directory) > than, process)
@@ -75,9 +80,9 @@ def killed_run(directory, cache, network, kills, number, seed):
             return done, in_save
 
 
-def whole_run(directory, cache, network):
+def whole_run(directory, cache, network, devices=0):
     directory.mkdir()
-    process = start(directory, cache, network, pause=0)
+    process = start(directory, cache, network, 0, devices)
     _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error.decode()[-2000:]
 
@@ -95,9 +100,30 @@ def whole_run(directory, cache, network):
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, network, number, kills):
     whole_run(tmp_path / "whole", tmp_path / "cache", network)
     done, in_save = killed_run(tmp_path / "run", tmp_path / "cache", network, kills, number, 0)
+    print(f"{done} times {number.name}, {in_save} of them in the middle of a save")
     assert done == kills and (in_save or number != signal.SIGKILL)
     results = [
         json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "run")
     ]
     assert results[0] == results[1]
     assert log(tmp_path / "whole") == log(tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "devices", [(1, 4), pytest.param((4, 1), marks=pytest.mark.soak)], ids=["1-4", "4-1"]
+)
+def test_a_terminated_run_goes_on_with_another_number_of_devices(tmp_path, devices):
+    cache = tmp_path / "cache"
+    whole_run(tmp_path / "whole", cache, "linen", devices[0])
+    done, _ = killed_run(tmp_path / "run", cache, "linen", 3, signal.SIGTERM, 0, devices)
+    assert done == 3  # so the fourth process has the second number again
+    whole, run = (dict(np.load(tmp_path / name / "state.npz")) for name in ("whole", "run"))
+    assert set(whole) == set(run) and len(whole) > 5
+    for name, wanted in whole.items():
+        np.testing.assert_allclose(run[name], wanted, rtol=1e-5, atol=1e-5, err_msg=name)
+    records = [log(tmp_path / name) for name in ("whole", "run")]
+    assert len(records[0]) == len(records[1])
+    for one, other in zip(*records, strict=True):
+        assert one["mode"] == other["mode"] and one["step"] == other["step"]
+        assert one["average_loss"] == pytest.approx(other["average_loss"], rel=1e-5, abs=1e-5)

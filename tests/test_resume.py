@@ -192,6 +192,104 @@ def test_an_iterator_that_can_save_itself_is_not_read_again(tmp_path):
     assert bits(run(tmp_path / "run", **options)) == expected
 
 
+def reshuffled(read=None, buffer=20):
+    """Batches of tf.data in another order in each pass, and counts of what is read."""
+    tf = pytest.importorskip("tensorflow")
+    ds = tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(buffer, seed=3)
+    if read is not None:
+
+        def noted(x, y):
+            read.append(1)
+            return x, y
+
+        ds = ds.map(lambda x, y: tf.numpy_function(noted, [x, y], (X.dtype, Y.dtype)))
+    return ds.batch(6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefetch", [0, 3])
+@pytest.mark.parametrize(
+    "step",
+    [
+        4,
+        7,
+        pytest.param(0, marks=pytest.mark.soak),
+        pytest.param(5, marks=pytest.mark.soak),
+        pytest.param(9, marks=pytest.mark.soak),
+    ],
+)
+def test_a_shuffled_tf_dataset_goes_on_where_it_stood(tmp_path, step, prefetch, caplog):
+    whole, again = watching(), watching()
+    options = {"prefetch": prefetch}
+    expected = bits(run(tmp_path / "whole", whole, train_ds=reshuffled(), **options))
+    assert expected != bits(run(tmp_path / "other", train_ds=reshuffled(buffer=19), **options))
+    crash = [*watching(), Crash("train", step)]
+    with pytest.raises(BangError):
+        run(tmp_path / "run", crash, train_ds=reshuffled(), **options)
+    assert bits(run(tmp_path / "run", again, train_ds=reshuffled(), **options)) == expected
+    assert history(again) == history(whole)
+    assert not caplog.records
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crash", [("train", 5), ("val", 2)])
+def test_a_tf_dataset_shuffles_on_after_an_epoch(tmp_path, crash):
+    def go(directory, *callbacks):
+        return run(directory, callbacks, train_ds=reshuffled(), every=Every(epochs=1))
+
+    expected = bits(go(tmp_path / "whole"))
+    with pytest.raises(BangError):
+        go(tmp_path / "run", Crash(*crash))
+    assert bits(go(tmp_path / "run")) == expected
+
+
+def test_a_tf_dataset_is_not_read_again(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    reads = tf.Variable(0)
+
+    def noted(x, y):
+        reads.assign_add(1)
+        return x, y
+
+    def dataset():
+        ds = tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(8, seed=3).batch(2)
+        options = tf.data.Options()
+        options.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
+        return ds.map(noted).with_options(options)
+
+    expected = bits(run(tmp_path / "whole", train_ds=dataset(), num_epochs=1))
+    with pytest.raises(BangError):
+        run(tmp_path / "run", [Crash("train", 7)], train_ds=dataset(), num_epochs=1)
+    reads.assign(0)
+    assert bits(run(tmp_path / "run", train_ds=dataset(), num_epochs=1)) == expected
+    assert int(reads) <= 13 - 7
+
+
+def test_a_tf_dataset_that_calls_python_is_read_again_and_says_so(tmp_path, caplog):
+    read = []
+    expected = bits(run(tmp_path / "whole", train_ds=reshuffled(), num_epochs=1))
+    with pytest.raises(BangError):
+        run(tmp_path / "run", [Crash("train", 3)], train_ds=reshuffled(read), num_epochs=1)
+    caplog.clear()
+    read.clear()
+    exp = run(tmp_path / "run", train_ds=reshuffled(read), num_epochs=1)
+    assert bits(exp) == expected and len(read) == len(X)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and "cannot save itself (PyFunc is stateful" in said[0]
+
+
+def test_a_state_of_another_dataset_is_refused(tmp_path):
+    with pytest.raises(BangError):
+        run(tmp_path / "tf", [Crash("train", 3)], train_ds=reshuffled())
+    with pytest.raises(ValueError, match=r"state of train_ds's iterator; .* cannot go on from it"):
+        run(tmp_path / "tf")
+    ds = grain.MapDataset.source([(X[:6], Y[:6])] * 5).to_iter_dataset()
+    with pytest.raises(BangError):
+        run(tmp_path / "grain", [Crash("train", 3)], train_ds=ds)
+    with pytest.raises(ValueError, match=r"Resume with the dataset that"):
+        run(tmp_path / "grain", train_ds=reshuffled())
+
+
 def test_an_experiment_of_another_form_is_refused(tmp_path):
     run(tmp_path)
     other = solstice.replace(experiment(), key=jnp.zeros(3))

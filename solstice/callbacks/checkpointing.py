@@ -4,12 +4,15 @@ The run hands over what is to be saved, once all hooks of a step or an epoch wer
 writes it. What a checkpoint looks like is `solstice.checkpoints`' business.
 """
 
+import json
 import logging
+import math
 import os
-import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -18,14 +21,18 @@ from solstice.callbacks.evaluation import EvaluationCallback
 from solstice.checkpoints import Checkpoints
 from solstice.errors import UsageError
 from solstice.experiment import Experiment
-from solstice.flat import snapshot
+from solstice.flat import Flat
 from solstice.metrics import Accumulator, is_metrics
+from solstice.parts import Piece, check_orbax, copied, pieces, table
 from solstice.sharding import is_first_process
-from solstice.sharding.arrays import local_tree
-from solstice.tree import describe
+from solstice.sharding.processes import ticket, together
+from solstice.tree import describe, leaves_by_path
 from solstice.triggers import Every, Trigger, check_trigger
 
 _logger = logging.getLogger("solstice")
+
+# After how many seconds a checkpoint is made to outlive a power cut, not only the process.
+_SYNC_EVERY = 1.0
 
 
 class CheckpointingCallback(Callback):
@@ -34,8 +41,15 @@ class CheckpointingCallback(Callback):
     Saved are the experiment, the loop's position, the state of every callback and, where it can
     tell, that of the dataset's iterator. A copy is taken at once; a thread writes it, checks it in
     by digests, and gives it its name only when it is whole. A save that comes while the last one is
-    still being written waits for it. The end of a run is saved too, an early or a signalled one
-    as well.
+    still being written waits for it, so that no trigger goes unheard. The end of a run, an early or
+    a signalled one too, is saved as well.
+
+    A kill at any moment leaves the checkpoints that had their names. So does a power cut, but for
+    those of the last second: a run that saves more often than that has one a second forced onto the
+    disk, and its last one.
+
+    With several processes, each writes its part of the arrays, and the directory is one that all of
+    them see; the state of the callbacks is the first one's.
 
     Args:
         directory: Where the checkpoints go. A run that does not resume refuses one that holds
@@ -56,6 +70,7 @@ class CheckpointingCallback(Callback):
     Raises:
         FileExistsError: At the run's start: the directory holds checkpoints, and the run does not
             resume from them.
+        ImportError: At the run's start: Orbax is not installed.
         UsageError: `best` names a metric that the validation does not give, or a dataset that no
             `EvaluationCallback` of the run has.
 
@@ -100,8 +115,15 @@ class CheckpointingCallback(Callback):
         self._evaluation: EvaluationCallback | None = None
         self.needs_validation = best is not None and self._dataset is None
         self._on_error = on_error
-        self._thread: threading.Thread | None = None
+        self._writer: ThreadPoolExecutor | None = None
+        self._saving: Future[None] | None = None
         self._failure: Exception | None = None
+        # What a checkpoint says of the leaves, and of what form of experiment.
+        self._leaves = ""
+        self._form: Any = None
+        # When a checkpoint was last known to be on the disk, and whether the newest is not yet.
+        self._synced = -math.inf
+        self._unsynced = False
         self.begin(resumed_from=None)
 
     def begin(self, resumed_from: Path | None, callbacks: Iterable[Callback] = ()) -> None:
@@ -122,6 +144,7 @@ class CheckpointingCallback(Callback):
         self._evaluation = having[0] if having else None
 
     def on_run_start(self, exp: Experiment) -> None:
+        check_orbax()
         names = self._store.names()
         if names and self._resumed_from != self._store.directory:
             raise FileExistsError(
@@ -182,38 +205,51 @@ class CheckpointingCallback(Callback):
         self._read_evaluation()
         return self._watch.after_epoch(epochs) or self._is_best is not None
 
-    def save(self, exp: Any, state: Callable[[], Any]) -> None:
-        """Save an experiment and the state of its run.
+    def save(self, exp: Any, state: Callable[[], Callable[[], Any]]) -> None:
+        """Save an experiment and the state of its run; all processes call it.
 
         Args:
             exp: The experiment; its arrays are copied at once.
-            state: Called at once for the state, a tree of plain containers.
+            state: Called at once; what it returns is called by the thread that writes, for the
+                state: a tree of plain containers.
         """
-        self.wait()
+        self._finish_save()
         self._read_evaluation()
         best, self._is_best = self._is_best, None
-        if jax.process_count() > 1:
-            exp = local_tree(exp)  # which all processes must do, though one writes
-        if not is_first_process():
-            return
-        arguments = (snapshot(exp), state(), best)
-        self._thread = threading.Thread(
-            target=self._write, args=arguments, name="solstice-checkpoint"
-        )
-        self._thread.start()
+        mine = copied(pieces(jax.tree.leaves(exp)))
+        job = _Job(self._table(exp), mine, state(), best, ticket())
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, "solstice-checkpoint")
+        self._saving = self._writer.submit(self._write, job)
 
     def wait(self) -> None:
-        """Wait for the save that is being written.
+        """Wait until all that was saved is on the disk, at a run's end.
 
         Raises:
-            Exception: It failed, and failures are to be raised.
+            Exception: A save failed, and failures are to be raised.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._writer is not None:
+            self._writer.submit(self._tidy)
+            self._writer.shutdown()
+            self._writer = None
+        self._finish_save()
+
+    def _finish_save(self) -> None:
+        """Wait for the save that is being written, and raise if it failed and is to."""
+        if self._saving is not None:
+            self._saving.result()
+            self._saving = None
         failure, self._failure = self._failure, None
         if failure is not None and self._on_error == "raise":
             raise failure
+
+    def _table(self, exp: Any) -> str:
+        """Return what a checkpoint says of the experiment's leaves: the same, save after save."""
+        flat = Flat.of(exp)
+        form = flat.structure, [(array.shape, array.dtype) for array in flat.arrays]
+        if form != self._form:
+            self._form, self._leaves = form, json.dumps(table(leaves_by_path(exp)))
+        return self._leaves
 
     def get_state(self) -> dict[str, Any]:
         return {
@@ -229,24 +265,80 @@ class CheckpointingCallback(Callback):
         self._evaluations = int(state["evaluations"])
         self._window = Accumulator(state["window"])
 
-    def _write(self, exp: Any, state: Any, best: float | None) -> None:
+    def _write(self, job: "_Job") -> None:
         try:
-            name = self._store.write(exp, state)
-            if best is not None and self._best is not None:
+            state = job.state()
+            alone = jax.process_count() == 1
+            name = (self._write_alone if alone else self._write_together)(job, state)
+            if not is_first_process():
+                return
+            if job.best is not None and self._best is not None:
                 metric, direction = self._best
                 self._store.set_best(
-                    checkpoint=name, metric=metric, mode=direction, value=best, **_where(state)
+                    checkpoint=name,
+                    metric=metric,
+                    mode=direction,
+                    value=job.best,
+                    **_where(state),
                 )
             self._store.prune(self._keep)
         except Exception as error:  # noqa: BLE001 - a lost save need not end the run
-            self._failure = error
-            _logger.warning(
-                "A checkpoint in %s could not be saved: %s: %s. %s",
-                self._store.directory,
-                type(error).__name__,
-                error,
-                "Training goes on." if self._on_error == "warn" else "The run will end.",
-            )
+            self._lost(error)
+
+    def _write_alone(self, job: "_Job", state: Any) -> str:
+        # A disk takes much longer to have written than the system to have taken what is to be
+        # written. Nothing else is lost by a kill, so runs that save often wait for it now and then.
+        sync = time.monotonic() - self._synced >= _SYNC_EVERY
+        name = self._store.begin()
+        index = self._store.write_part(name, 0, job.pieces)
+        self._store.finish(name, job.leaves, [index], state, sync=sync)
+        if sync:
+            self._synced = time.monotonic()
+        self._unsynced = not sync
+        return name
+
+    def _write_together(self, job: "_Job", state: Any) -> str:
+        """Write this process's part; the first one makes the checkpoint whole once all have."""
+        first = is_first_process()
+        label = f"checkpoint-{job.number}"
+        name = together(f"{label}/name", lambda: self._store.begin() if first else "")[0]
+        indices = together(
+            f"{label}/parts",
+            lambda: self._store.write_part(name, jax.process_index(), job.pieces, sync=True),
+        )
+        if first:
+            self._store.finish(name, job.leaves, indices, state)
+        return name
+
+    def _tidy(self) -> None:
+        """Have the last checkpoint on the disk, and delete what was kept until then."""
+        try:
+            if self._unsynced:
+                self._unsynced = False
+                self._store.sync()
+                self._store.prune(self._keep)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._lost(error)
+
+    def _lost(self, error: Exception) -> None:
+        self._failure = error
+        _logger.warning(
+            "A checkpoint in %s could not be saved: %s: %s. %s",
+            self._store.directory,
+            type(error).__name__,
+            error,
+            "Training goes on." if self._on_error == "warn" else "The run will end.",
+        )
+
+
+class _Job(NamedTuple):
+    """A save that is to be written."""
+
+    leaves: str
+    pieces: list[Piece]
+    state: Callable[[], Any]
+    best: float | None
+    number: int
 
 
 def _where(state: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ any thread, and a process that is gone is noticed in bounded time.
 import contextlib
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -67,11 +67,37 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def exchange(label: str, text: str) -> list[str]:
+def ticket() -> int:
+    """Return a number that is the same in all processes, which all ask for it at the same point."""
+    return next(_numbers)
+
+
+def together(label: str, action: Callable[[], str]) -> list[str]:
+    """Return what an action returned in each process, or raise in all if it raised in one.
+
+    >>> together("greeting", lambda: "hello")
+    ['hello']
+    """
+    failure = None
+    try:
+        text = f"done {action()}"
+    except Exception as error:  # noqa: BLE001 - raised once the others know
+        failure, text = error, f"failed {type(error).__name__}: {error}"
+    # A part may be large; a process that is gone is noticed by other means.
+    said = exchange(label, text, patience=12 * PATIENCE)
+    if failure is not None:
+        raise failure
+    for i, one in enumerate(said):
+        if one.startswith("failed "):
+            raise RuntimeError(f"In process {i}: {one.removeprefix('failed ')}")
+    return [one.removeprefix("done ") for one in said]
+
+
+def exchange(label: str, text: str, patience: int | None = None) -> list[str]:
     """Return what each process says under a label that is used once; all processes call it.
 
     Raises:
-        RuntimeError: A process has not said anything for `PATIENCE` seconds.
+        RuntimeError: A process has not said anything for `patience` seconds, or `PATIENCE`.
 
     >>> exchange("colour", "blue")
     ['blue']
@@ -79,15 +105,16 @@ def exchange(label: str, text: str) -> list[str]:
     if jax.process_count() == 1:
         return [text]
     client = _client()
+    patience = patience or PATIENCE
     client.key_value_set(f"solstice/{label}/{jax.process_index()}", text)
     said = []
     for process in range(jax.process_count()):
         try:
             key = f"solstice/{label}/{process}"
-            said.append(client.blocking_key_value_get(key, PATIENCE * 1000))
+            said.append(client.blocking_key_value_get(key, patience * 1000))
         except jax.errors.JaxRuntimeError as error:
             raise RuntimeError(
-                f"Process {process} has said nothing for {PATIENCE} s about {label!r}: it has "
+                f"Process {process} has said nothing for {patience} s about {label!r}: it has "
                 f"ended, is stuck, or does something else than this one. All processes are "
                 f"expected to make the same calls of train, test and predict. Look at its log, "
                 f"and resume the run from its last checkpoint."

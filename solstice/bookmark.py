@@ -1,0 +1,249 @@
+"""Where a run stands in its dataset's iterator, in a form that a checkpoint holds.
+
+grain's iterators tell after each batch (`get_state`, `set_state`), as anybody's may. tf.data's are
+asked when a checkpoint is written, for that takes milliseconds, and after a pass's first batch: a
+dataset that reshuffles draws from a generator of seeds, which is in its iterator's state only until
+the shuffled data was read to its end. Of other iterators it knows nothing.
+"""
+
+import collections
+import logging
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from solstice.tree import describe
+
+_logger = logging.getLogger("solstice")
+
+_TF = "tf.data"
+_LARGE = 2**26
+
+
+class Bookmark:
+    """Keeps where a run stands in the passes over one dataset.
+
+    Args:
+        name: The dataset's argument, for messages.
+        state: Of a checkpoint: what `state` returned first.
+        read: The same, second.
+        keeps: Whether anybody will ask for states.
+        resumed: Whether other processes made the run's passes before.
+
+    Attributes:
+        count: How many batches of the pass were read, before a resume too.
+
+    >>> bookmark = Bookmark("train_ds")
+    >>> list(bookmark.reading(lambda: iter([1, 2]))), bookmark.state(2)
+    ([1, 2], (None, 0))
+    """
+
+    def __init__(
+        self,
+        name: str,
+        state: Any = None,
+        read: int | None = 0,
+        *,
+        keeps: bool = True,
+        resumed: bool = False,
+    ) -> None:
+        self._name = name
+        self._resumed, self._read = state, read
+        self._keeps = keeps
+        self._lock = threading.Lock()
+        self._iterator: Any = None
+        self._goes_on = self._remade = self._wanted = False
+        # Whether no pass was begun yet, in a run that is resumed.
+        self._anew = resumed
+        self.count = self._marks = 0
+        # States after so many batches, those after the fewest first.
+        self._states: collections.deque[tuple[int, Any]] = collections.deque()
+        self._told = False
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is something to go on from, or to keep."""
+        return self._keeps or self._anew
+
+    def begin(self, consumed: int) -> int:
+        """Return after how many batches `reading` will begin: not 0 only after a resume.
+
+        Args:
+            consumed: How many batches of the pass a resumed run has had.
+        """
+        self._goes_on = bool(consumed) and self._resumed is not None and self._read is not None
+        return (self._read or 0) if self._goes_on else 0
+
+    def reading(
+        self, make: Callable[[], Iterator[Any]], epoch: int = 0, *, remade: bool = False
+    ) -> Iterator[Any]:
+        """Yield a pass's batches, from where a resumed one stood on.
+
+        Args:
+            make: Returns an iterator over a whole pass.
+            epoch: The epoch's index.
+            remade: Whether each pass has a dataset of its own, so that what one pass leaves behind
+                does not matter to the next.
+
+        Raises:
+            ValueError: The iterator does not take the state of the checkpoint.
+        """
+        state, self._resumed = self._resumed, None
+        anew, self._anew = self._anew, False
+        self._iterator, self._remade = make(), remade
+        self._wanted, self.count, self._marks = False, 0, 0
+        self._states.clear()
+        if self._goes_on:
+            self._restore(state)
+            self.count, self._goes_on = self._read or 0, False
+            self._marks = _marks(state)
+            self._states.append((self.count, state))
+        elif anew and epoch and not remade and _is_tf(self._iterator):
+            self._draw_on(state, make, epoch)
+        tells = self._keeps and callable(getattr(self._iterator, "get_state", None))
+        first = self._keeps and not remade and _is_tf(self._iterator)
+        while True:
+            with self._lock:
+                try:
+                    batch = next(self._iterator)
+                except StopIteration:
+                    return
+                self.count += 1
+                if tells:
+                    self._states.append((self.count, self._iterator.get_state()))
+                elif self._wanted or (first and self.count == 1):
+                    self._note()
+            yield batch
+
+    def _draw_on(self, state: Any, make: Callable[[], Iterator[Any]], epoch: int) -> None:
+        """Begin a pass whose order depends on the passes before, in a process that had none."""
+        if state is None:
+            for _ in range(epoch):
+                next(self._iterator, None)
+                self._iterator = make()
+            return
+        self._restore(state)
+        if _holds(state, b"Repeat"):  # it draws within a pass too
+            collections.deque(self._iterator, maxlen=0)
+        self._iterator = make()
+
+    def consumed(self, count: int) -> None:
+        """Forget what came before the pass's first so many batches."""
+        while len(self._states) > 1 and self._states[1][0] <= count:
+            self._states.popleft()
+
+    def state(self, consumed: int) -> tuple[Any, int | None]:
+        """Return a state to go on from, and after how many of the pass's batches it is.
+
+        They are at most `consumed`; those between are to be read again. For none consumed, it is
+        of the pass before, and then after None. Where there is no state, it is None.
+        """
+        if self._iterator is None:
+            return self._resumed, self._read
+        if not consumed:
+            of_before = _is_tf(self._iterator) and not self._remade and self._states
+            return (self._states[-1][1] if of_before else None), None
+        if _is_tf(self._iterator):
+            with self._lock:
+                if self.count == consumed:
+                    self._note()
+                else:  # batches were read ahead: the reader notes one for the next checkpoint
+                    self._wanted = True
+        self.consumed(consumed)
+        if self._states and self._states[0][0] <= consumed:
+            count, state = self._states[0]
+            return state, count
+        return None, 0
+
+    def _note(self) -> None:
+        self._wanted = False
+        state = self._tf_state()
+        if state is None:
+            return
+        if not self._remade and _marks(state) < self._marks:
+            return  # it lacks a generator of seeds: from the one before, some is read again
+        self._marks = max(self._marks, _marks(state))
+        self._states.append((self.count, state))
+
+    def _restore(self, state: Any) -> None:
+        if _is_tf_state(state) and _is_tf(self._iterator):
+            try:
+                _tf_restore(self._iterator, state[_TF])
+            except Exception as error:
+                raise ValueError(
+                    f"The run was saved with the state of {self._name}'s iterator, and that of "
+                    f"the dataset now does not take it. Resume with the dataset that the run had."
+                ) from error
+            return
+        set_state = getattr(self._iterator, "set_state", None)
+        if _is_tf_state(state) or not callable(set_state):
+            raise ValueError(
+                f"The run was saved with the state of {self._name}'s iterator; "
+                f"{describe(self._iterator)} cannot go on from it. Resume with the dataset that "
+                f"the run had."
+            )
+        set_state(state)
+
+    def _tf_state(self) -> dict[str, Any] | None:
+        tf: Any = sys.modules["tensorflow"]
+        try:
+            files = _tf_save(self._iterator)
+        except tf.errors.OpError as error:
+            if not self._told:
+                self._told = True
+                _logger.warning(
+                    "The iterator of %s cannot save itself (%s), so a resumed run reads again what "
+                    "it had read in the epoch, and checks that it is the same.",
+                    self._name,
+                    str(error.message).split("}} ")[-1],
+                )
+            return None
+        size = sum(map(len, files.values()))
+        if size > _LARGE and not self._told:
+            self._told = True
+            _logger.warning(
+                "The iterator of %s takes %d MiB in a checkpoint, most of it what it has read "
+                "ahead and shuffles. A smaller buffer makes saves quicker.",
+                self._name,
+                size // 2**20,
+            )
+        return {_TF: files}
+
+
+def _is_tf(iterator: Any) -> bool:
+    tf: Any = sys.modules.get("tensorflow")
+    return tf is not None and isinstance(iterator, tf.data.Iterator)
+
+
+def _is_tf_state(state: Any) -> bool:
+    return isinstance(state, dict) and set(state) == {_TF}
+
+
+def _marks(state: Any) -> int:
+    """Count the generators of seeds whose state is in an iterator's."""
+    if not _is_tf_state(state):
+        return 0
+    return sum(content.count(b"num_random_samples") for content in state[_TF].values())
+
+
+def _holds(state: Any, word: bytes) -> bool:
+    return _is_tf_state(state) and any(word in content for content in state[_TF].values())
+
+
+def _tf_save(iterator: Any) -> dict[str, bytes]:
+    tf: Any = sys.modules["tensorflow"]
+    with tempfile.TemporaryDirectory(prefix="solstice-") as directory:
+        tf.train.Checkpoint(iterator=iterator).write(str(Path(directory, "iterator")))
+        return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
+
+
+def _tf_restore(iterator: Any, files: dict[str, bytes]) -> None:
+    tf: Any = sys.modules["tensorflow"]
+    with tempfile.TemporaryDirectory(prefix="solstice-") as directory:
+        for name, content in files.items():
+            Path(directory, name).write_bytes(content)
+        status = tf.train.Checkpoint(iterator=iterator).read(str(Path(directory, "iterator")))
+        status.assert_consumed()
