@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from solstice.callbacks import (
     Callback,
@@ -26,6 +25,7 @@ from solstice.experiment import Experiment, check_result
 from solstice.flat import Flat
 from solstice.metrics import Metrics
 from solstice.position import Position, batch_digest
+from solstice.progress import Progress, Shown
 from solstice.recompile import RecompileGuard
 from solstice.sharding import Sharding, is_first_process
 from solstice.sharding.arrays import local_tree
@@ -51,7 +51,7 @@ class Run:
         exp: Experiment,
         callbacks: Iterable[Callback] | None,
         *,
-        progress: bool = True,
+        progress: Shown = True,
         steps_per_call: int = 1,
         prefetch: int | None = None,
         recompile: Literal["warn", "error"] = "warn",
@@ -79,7 +79,7 @@ class Run:
         self._prefetch = prefetch
         self._recompile: Literal["warn", "error"] = recompile
         self._guards: dict[tuple[str, bool], RecompileGuard] = {}
-        self._progress = progress and is_first_process()
+        self._progress = Progress(progress if is_first_process() else False)
         self._callbacks = list(callbacks or ())
         for callback in self._callbacks:
             if not isinstance(callback, Callback):
@@ -165,6 +165,7 @@ class Run:
                 )
             if error is None and self._signals.received is not None:
                 error = Interrupted(self._signals.received).ending
+            self._progress.end_epoch()
             self._end(error)
         if error is not None:
             raise error
@@ -224,6 +225,7 @@ class Run:
         self.position.epoch -= 1  # an early stop ends the epoch that it finds
         if self._validation is not None and self._validation[0].after_epoch(epochs):
             self._validation[1]()
+        self._progress.end_epoch()
         if self._hooks["after_epoch"]:
             self._fire("after_epoch", self.exp, epochs)
         self.position.epoch += 1
@@ -304,7 +306,7 @@ class Run:
         if mode == "train" and where.validated is not None and self._validation is not None:
             self._validation[1]()  # it was saved in the middle of one
         with (
-            progress_bar(title, total, self._progress, keep=mode != "val", done=skip) as bar,
+            self._progress.one_pass(title, mode=mode, total=total, done=skip) as bar,
             prefetched(source, self._prefetch, place) as ready,
         ):
             starts, ends = self._hooks["on_step_start"], self._hooks["on_step_end"]
@@ -325,7 +327,7 @@ class Run:
                 if outs is not None:
                     outs.append(out)
                 where.steps[mode] = last + 1
-                bar.update(len(group))
+                bar.update(len(group), out)
                 if mode == "train":
                     where.trained += len(group)
                     if states is not None:
@@ -505,24 +507,6 @@ class Run:
         error.add_note(f"After that, {type(failures[0]).__name__}: {failures[0]}")
         for failure in failures:
             _logger.error("A callback failed at the end of a failed run.", exc_info=failure)
-
-
-def progress_bar(
-    title: str, total: int | None, show: bool, *, keep: bool = True, done: int = 0
-) -> tqdm:
-    """Return a progress bar of steps.
-
-    >>> progress_bar("train", 3, show=False).update(2)
-    """
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=title,
-        unit=" steps",
-        disable=not show,
-        leave=keep,
-        dynamic_ncols=True,
-    )
 
 
 def _defines(callback: Callback, hook: str) -> bool:
