@@ -139,7 +139,7 @@ def test_all_of_it_fits_into_80_columns():
         solstice.train(Classifies(), 1, [0] * 250)
     (line,) = terminal.screens()[-1]
     assert len(line) < 80 and line.endswith("] loss=0.2500 accuracy=0.6667")
-    assert re.search(r"\|█{4,}\| 250/250 ", line)
+    assert re.search(r"\|█+\| 250/250 \[\d\d:\d\d<00:00, ", line)
 
 
 def test_what_others_write_goes_above_the_bar(train):

@@ -15,7 +15,7 @@ from solstice.metrics.base import Metrics, reduce
 
 AccumulatorState = dict[str, Any]
 
-_WAITING = 32
+_WAITING = 64
 _WAITING_BYTES = 16 * 2**20
 
 
@@ -118,8 +118,9 @@ def merge_all(metrics: list[Any]) -> Any:
         return _merge_hosted_apart(metrics)
     # Metrics with other leaves than arrays (strings, Python objects) merge eagerly: under jit
     # each new value would compile again. So do those whose merge reads values on the host;
-    # clu's CollectingMetric says so with a RuntimeError.
-    if all(eqx.is_array(leaf) for leaf in jax.tree.leaves(metrics)):
+    # clu's CollectingMetric says so with a RuntimeError. The first and the last stand for all, as
+    # to take all apart costs as much as the call.
+    if all(eqx.is_array(leaf) for leaf in jax.tree.leaves([metrics[0], metrics[-1]])):
         try:
             return _compiled_reduce(metrics)
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, RuntimeError):
@@ -148,8 +149,9 @@ def _types(metrics: Any) -> tuple[Any, list[Any]]:
 
 def is_hosted(node: Any) -> bool:
     """Say whether a node of a pytree is a metric that merges on the host."""
-    # Of the type: an Equinox module makes a new object for each method that is looked up.
-    return isinstance(node, Metrics) and hasattr(type(node), "to_host")
+    # Of the type: an Equinox module makes a new object for each method that is looked up. First,
+    # for isinstance is slow to say that an array is none.
+    return hasattr(type(node), "to_host") and isinstance(node, Metrics)
 
 
 def _to_host(node: Any) -> Any:

@@ -134,6 +134,7 @@ class _Drawn:
                 self._bar.leave = bool(self._beside.final) or not self._optional
             self._place.end_line()
             self._bar.close()
+            self._running.drop()
 
 
 class _Beside:
@@ -141,6 +142,8 @@ class _Beside:
 
     def __init__(self, running: Running) -> None:
         self._running = running
+        self._at: int | None = None
+        self._metrics = ""
         self.bar: tqdm | None = None
         self.final: str | None = None
 
@@ -150,7 +153,9 @@ class _Beside:
             now = self.bar.format_dict
             average = (now["n"] - now["initial"]) / now["elapsed"] if now["elapsed"] else None
             rate = now["rate"] or average
-        metrics = self._running.look() if self.final is None else self.final
+            if now["n"] != self._at:  # tqdm asks several times for one drawing
+                self._at, self._metrics = now["n"], self._running.look()
+        metrics = self._metrics if self.final is None else self.final
         return f"{_rate(rate)}] {metrics}".rstrip()
 
 
@@ -176,6 +181,7 @@ class _Counted:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         metrics = self._running.end() if _is_end(error) else ""
+        self._running.drop()
         elapsed = time.monotonic() - self._start
         rate = _rate((self._steps - self._done) / elapsed if elapsed else None)
         line = f"{self._title}: {self._steps} steps [{tqdm.format_interval(elapsed)}, {rate}]"

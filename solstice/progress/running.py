@@ -64,7 +64,12 @@ class Running:
         """Return the text of the pass, once the device has its numbers."""
         merged = None if self._all is None else self._all.pop()
         numbers = self._numbers(list(self._recent) if merged is None else [merged])
+        self.drop()
         return self._text if numbers is None else _text(numbers)
+
+    def drop(self) -> None:
+        """Let go of all outs."""
+        self.add, self._recent, self._all, self._waiting = _ignore, deque(), None, None
 
     def _add_first(self, outs: Any) -> None:
         leaves = jax.tree.leaves(outs, is_leaf=is_hosted)
@@ -88,7 +93,7 @@ class Running:
         try:
             return _numbers(outs, self._names)
         except Exception as error:  # noqa: BLE001 - a bar stops no run
-            self.add, self._recent, self._all = _ignore, deque(), None
+            self.drop()
             kind = type(outs[0]).__name__
             _logger.info(
                 "The progress bar is without metrics, as %s.compute() does not compile: %s: %s",
