@@ -128,7 +128,7 @@ def test_the_metrics_are_there_while_it_runs(train):
     assert any(" mean=" in line and "| 100/100" not in line for line in lines)
 
 
-def test_all_of_it_fits_into_80_columns():
+def test_all_of_it_fits_into_80_columns(capsys):
     class Classifies(solstice.Experiment):
         def train_step(self, batch):
             return self, ClassificationMetrics([0, 1, 1], [0, 0, 1], 0.25, num_classes=2)
@@ -137,6 +137,8 @@ def test_all_of_it_fits_into_80_columns():
 
     with Terminal(columns=80) as terminal:
         solstice.train(Classifies(), 1, [0] * 250)
+    solstice.train(Classifies(), 1, [0, 0], progress=("loss", "f1_macro"))
+    assert capsys.readouterr().err.endswith("] loss=0.2500 f1_macro=0.6667\n")
     (line,) = terminal.screens()[-1]
     assert len(line) < 80 and line.endswith("] loss=0.2500 accuracy=0.6667")
     assert re.search(r"\|█+\| 250/250 \[\d\d:\d\d<00:00, ", line)
@@ -306,7 +308,7 @@ def test_names_choose_the_metrics_and_a_wrong_one_is_told_once(train, capsys, ca
     lines = list(map(shape_of, capsys.readouterr().err.splitlines()))
     assert [line.split("] ")[1] for line in lines] == ["count=2"] * 2 + ["mean=1.500"] * 2
     assert caplog.messages == [
-        "The progress bar has no 'acuracy': compute() gives the numbers mean, count."
+        "The progress bar has no 'acuracy'. compute() gives numbers named mean, count."
     ]
 
 

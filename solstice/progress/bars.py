@@ -142,21 +142,24 @@ class _Beside:
 
     def __init__(self, running: Running) -> None:
         self._running = running
-        self._at: int | None = None
-        self._metrics = ""
+        self._of: Any = None
+        self._text = ""
         self.bar: tqdm | None = None
         self.final: str | None = None
 
     def __str__(self) -> str:
-        rate = None
-        if self.bar is not None:
-            now = self.bar.format_dict
-            average = (now["n"] - now["initial"]) / now["elapsed"] if now["elapsed"] else None
-            rate = now["rate"] or average
-            if now["n"] != self._at:  # tqdm asks several times for one drawing
-                self._at, self._metrics = now["n"], self._running.look()
-        metrics = self._metrics if self.final is None else self.final
-        return f"{_rate(rate)}] {metrics}".rstrip()
+        of = None if self.bar is None else (self.bar.n, self.final)
+        if of is None or of != self._of:  # tqdm asks several times for one drawing
+            metrics = self._running.look() if self.final is None else self.final
+            self._of, self._text = of, f"{_rate(self._per_second())}] {metrics}".rstrip()
+        return self._text
+
+    def _per_second(self) -> float | None:
+        if self.bar is None:
+            return None
+        now = self.bar.format_dict
+        average = (now["n"] - now["initial"]) / now["elapsed"] if now["elapsed"] else None
+        return now["rate"] or average
 
 
 class _Counted:

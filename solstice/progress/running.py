@@ -7,7 +7,7 @@ is drawn, ten times a second at most, and only what the device has finished is r
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import equinox as eqx
@@ -28,8 +28,8 @@ class Running:
     """The metrics of a pass's newest calls, as a text.
 
     Args:
-        names: Which values of `compute()`; None takes the loss and the accuracy, or the first two
-            numbers where there are neither.
+        names: Which values of `compute()`, with or without `average_`; None takes the loss and the
+            accuracy, or the first two numbers where there are neither.
         whole: Whether the end of the pass tells of all its steps, and not of the newest ones.
 
     >>> from solstice.metrics import ClassificationMetrics
@@ -116,14 +116,17 @@ def _numbers(outs: list[Any], names: tuple[str, ...] | None) -> OrderedDict[str,
     numbers = {name: jnp.asarray(one) for name, one in computed.items() if _is_number(one)}
     if names is None:
         names = tuple(name for name in _USUAL if name in numbers) or tuple(numbers)[:2]
-    missing = [name for name in names if name not in numbers]
-    if missing:  # said once, for this is traced once
-        _logger.warning(
-            "The progress bar has no %s: compute() gives the numbers %s.",
-            ", ".join(map(repr, missing)),
-            ", ".join(numbers),
-        )
-    return OrderedDict((name, numbers[name]) for name in names if name in numbers)
+    full = {name: name if name in numbers else f"average_{name}" for name in names}
+    missing = [name for name in names if full[name] not in numbers]
+    if missing:
+        _say_missing(", ".join(map(repr, missing)), ", ".join([*numbers][:12]))
+    return OrderedDict((one, numbers[one]) for one in full.values() if one in numbers)
+
+
+@cache
+def _say_missing(missing: str, given: str) -> None:
+    """Say it once."""
+    _logger.warning("The progress bar has no %s. compute() gives numbers named %s.", missing, given)
 
 
 def _is_ready(array: Any) -> bool:
