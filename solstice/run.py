@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from solstice.bookmark import Bookmark
 from solstice.callbacks import (
     Callback,
@@ -23,6 +21,7 @@ from solstice.feed import Feed
 from solstice.hooks import Hooks
 from solstice.metrics import Metrics
 from solstice.position import Position, batch_copy, batch_digest
+from solstice.progress import Progress, Shown
 from solstice.sharding import Sharding, is_first_process
 from solstice.sharding.processes import check_same
 from solstice.signals import Interrupted, Signals, noted
@@ -44,7 +43,7 @@ class Run:
         exp: Experiment,
         callbacks: Iterable[Callback] | None,
         *,
-        progress: bool = True,
+        progress: Shown = True,
         steps_per_call: int = 1,
         prefetch: int | None = None,
         recompile: Literal["warn", "error"] = "warn",
@@ -69,7 +68,7 @@ class Run:
         }
         # That of the training pass, which checkpoints ask for its last batch.
         self._training: Feed | None = None
-        self._progress = progress and is_first_process()
+        self._progress = Progress(progress if is_first_process() else False)
         self._hooks = Hooks(callbacks or ())
         self._checked: set[str] = set()
         # How many steps the last whole pass had, for the bar of a dataset that does not say.
@@ -135,6 +134,7 @@ class Run:
                 )
             if error is None and self._signals.received is not None:
                 error = Interrupted(self._signals.received).ending
+            self._progress.end_epoch()
             self._training = None  # nothing of the run lives on
             self._hooks.end(self.exp, error)
         if error is not None:
@@ -192,6 +192,7 @@ class Run:
         self.position.epoch -= 1  # an early stop ends the epoch that it finds
         if self._validation is not None and self._validation[0].after_epoch(epochs):
             self._validation[1]()
+        self._progress.end_epoch()
         if self._hooks.any("after_epoch"):
             self._hooks.fire("after_epoch", self.exp, epochs)
         self.position.epoch += 1
@@ -276,9 +277,7 @@ class Run:
         starts, ends = self._hooks.any("on_step_start"), self._hooks.any("on_step_end")
         fire, shown = self._hooks.fire, self._shown
         with (
-            progress_bar(
-                title, total, self._progress, keep=mode != "val", done=feed.skipped
-            ) as bar,
+            self._progress.one_pass(title, mode=mode, total=total, done=feed.skipped) as bar,
             feed.groups(last_step) as ready,
         ):
             for group in self._groups(ready):
@@ -293,7 +292,7 @@ class Run:
                 if outs is not None:
                     outs.append(out)
                 where.steps[mode] = last + 1
-                bar.update(len(group))
+                bar.update(len(group), out)
                 feed.consumed(group)
                 if ends:
                     fire("on_step_end", out, shown("on_step_end"), last, mode, batch)
@@ -332,21 +331,3 @@ class Run:
             except Exception as error:
                 error.add_note(f"This is the first batch of {mode}_ds.")
                 raise
-
-
-def progress_bar(
-    title: str, total: int | None, show: bool, *, keep: bool = True, done: int = 0
-) -> tqdm:
-    """Return a progress bar of steps.
-
-    >>> progress_bar("train", 3, show=False).update(2)
-    """
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=title,
-        unit=" steps",
-        disable=not show,
-        leave=keep,
-        dynamic_ncols=True,
-    )

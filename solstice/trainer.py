@@ -17,8 +17,9 @@ from solstice.data import batches, check_dataset, length
 from solstice.errors import UsageError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
-from solstice.run import Run, progress_bar
-from solstice.sharding import Sharding
+from solstice.progress import Progress, Shown, check_progress
+from solstice.run import Run
+from solstice.sharding import Sharding, is_first_process
 from solstice.sharding.batches import predict_placed
 from solstice.sharding.placements import check_sharding
 from solstice.sharding.processes import in_step
@@ -43,7 +44,7 @@ def train(
     resume_from: CheckpointingCallback | str | os.PathLike[str] | None = None,
     recompile: Literal["warn", "error"] = "warn",
     donate: bool = False,
-    progress: bool = True,
+    progress: Shown = True,
 ) -> _E:
     """Return the experiment after training; the one passed in stays as it is.
 
@@ -84,7 +85,11 @@ def train(
             changed, as a warning from the third trace on; "error" raises at the second.
         donate: Whether the run may take the buffers of `exp` itself, which nobody can use any more
             afterwards. It saves the copy that a run otherwise starts with.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar with the loss and the accuracy (or the first two
+            numbers that `compute()` gives); names of metrics show those. A bar in a terminal or a
+            notebook; elsewhere, as in a log file, one line an epoch. Beside a training bar are the
+            metrics of the newest calls, up to 32, merged, as far as the device has finished them;
+            at its end, a validation shows those of its whole pass.
 
     Raises:
         TypeError, ValueError: An argument or the first batch is not what it must be; raised
@@ -110,6 +115,7 @@ def train(
     _check_count(steps_per_call, "steps_per_call", least=1, optional=False)
     _check_count(prefetch, "prefetch", least=0)
     check_sharding(sharding)
+    check_progress(progress)
     if recompile not in ("warn", "error"):
         raise ValueError(f"recompile is expected to be 'warn' or 'error'; it is {recompile!r}.")
     if num_epochs is None and num_steps is None:
@@ -193,7 +199,7 @@ def test(
     return_outs: bool = False,
     *,
     sharding: Sharding | None = None,
-    progress: bool = True,
+    progress: Shown = True,
 ) -> list[Any] | None:
     """Run `eval_step` over a dataset, in mode "test".
 
@@ -203,7 +209,7 @@ def test(
         callbacks: What watches the run.
         return_outs: Whether to return the list of each step's outs.
         sharding: As in `train`.
-        progress: Whether to show a progress bar.
+        progress: As in `train`.
 
     Returns:
         The list of outs if `return_outs`, otherwise None.
@@ -230,6 +236,7 @@ def test(
         )
     check_dataset(test_ds, "test_ds")
     check_sharding(sharding)
+    check_progress(progress)
     run = Run(exp, callbacks, progress=progress, sharding=sharding)
     run.check_sequence(test_ds, "test")
     outs: list[Any] | None = [] if return_outs else None
@@ -268,6 +275,7 @@ def predict(
     """
     _check_experiment(exp)
     check_sharding(sharding)
+    check_progress(progress)
     if not callable(getattr(exp, "predict", None)):
         raise TypeError(
             f"predict() needs an experiment with a `predict` method; {type(exp).__name__} has "
@@ -279,7 +287,8 @@ def predict(
         exp = sharding.placed(Flat.of(exp), donate=True).whole()
     one_batch: Any = exp.predict  # pyright: ignore[reportAttributeAccessIssue]
     joined = []
-    with progress_bar("predict", length(ds), progress) as bar:
+    shown = Progress(progress if is_first_process() else False)
+    with shown.one_pass("predict", total=length(ds)) as bar:
         source = batches(ds, 0, "ds")
         if sharding is not None:
             source = in_step(source, strict=True)
@@ -289,7 +298,7 @@ def predict(
                 joined.append(jax.tree.map(np.asarray, one_batch(inputs)))
             else:
                 joined.append(predict_placed(sharding, one_batch, inputs, batch[1]))
-            bar.update()
+            bar.update(1)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *joined)
 
 

@@ -22,6 +22,7 @@ jaxtyping.install_import_hook(
         "solstice.loggers",
         "solstice.metrics",
         "solstice.padding",
+        "solstice.progress",
         "solstice.recompile",
         "solstice.run",
         "solstice.static",

@@ -55,9 +55,7 @@ class CSV(FileSink):
         self._columns, self._rows = (rows[0] if rows else []), max(len(rows) - 1, 0)
 
     def on_write(self, record: dict[str, Any]) -> None:
-        cells = {
-            name: _cell(value) for name, value in record.items() if not isinstance(value, Image)
-        }
+        cells = {name: _cell(value) for name, value in record.items() if type(value) is not Image}
         columns = self._columns + [name for name in cells if name not in self._columns]
         if columns != self._columns:
             self._widen(columns)

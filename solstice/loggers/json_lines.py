@@ -41,7 +41,8 @@ class JSONLines(FileSink):
     """
 
     def on_write(self, record: dict[str, Any]) -> None:
-        shown = {name: value for name, value in record.items() if not isinstance(value, Image)}
+        # Not isinstance, which asks an equinox.Module for its class in Python.
+        shown = {name: value for name, value in record.items() if type(value) is not Image}
         self._opened().append(_ENCODER.encode(shown).encode() + b"\n")
 
     def on_get_state(self) -> dict[str, int]:

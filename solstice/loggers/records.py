@@ -143,7 +143,7 @@ def make_record(metrics: Mapping[str, Any], **about: Any) -> Record:
     >>> list(make_record({"loss": 0.5}, mode="val", epoch=0, step=100))
     ['mode', 'epoch', 'step', 'time', 'loss']
     """
-    taken = [name for name in metrics if name in _RESERVED]
+    taken = sorted(set(metrics).intersection(_RESERVED))
     if taken:
         raise ValueError(
             f"A record's fields {', '.join(_RESERVED)} are its own; compute() returned a metric "

@@ -17,7 +17,7 @@ from solstice.metrics.base import Metrics, reduce
 
 AccumulatorState = dict[str, Any]
 
-_WAITING = 32
+_WAITING = 64
 _WAITING_BYTES = 16 * 2**20
 
 
@@ -116,7 +116,7 @@ def merge_all(metrics: list[Any]) -> Any:
     >>> int(merge_all(ones).count)
     5
     """
-    if any(map(_is_hosted, jax.tree.leaves(metrics[0], is_leaf=_is_hosted))):
+    if any(map(is_hosted, jax.tree.leaves(metrics[0], is_leaf=is_hosted))):
         return _merge_hosted_apart(metrics)
     every = [jax.tree.flatten(one) for one in metrics]
     structure = every[0][1]
@@ -152,9 +152,11 @@ def _types(metrics: Any) -> tuple[Any, list[Any]]:
     return structure, [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves]
 
 
-def _is_hosted(node: Any) -> bool:
-    # Of the type: an Equinox module makes a new object for each method that is looked up.
-    return isinstance(node, Metrics) and hasattr(type(node), "to_host")
+def is_hosted(node: Any) -> bool:
+    """Say whether a node of a pytree is a metric that merges on the host."""
+    # Of the type: an Equinox module makes a new object for each method that is looked up. First,
+    # for isinstance is slow to say that an array is none.
+    return hasattr(type(node), "to_host") and isinstance(node, Metrics)
 
 
 def _to_host(node: Any) -> Any:
@@ -165,10 +167,10 @@ def _merge_hosted_apart(metrics: list[Any]) -> Any:
     """Merge the parts that merge on the host there, and the rest without them."""
     stripped, columns = [], []
     for one in metrics:
-        nodes, structure = jax.tree.flatten(one, is_leaf=_is_hosted)
-        rest = [_Elsewhere() if _is_hosted(node) else node for node in nodes]
+        nodes, structure = jax.tree.flatten(one, is_leaf=is_hosted)
+        rest = [_Elsewhere() if is_hosted(node) else node for node in nodes]
         stripped.append(jax.tree.unflatten(structure, rest))
-        columns.append([node for node in nodes if _is_hosted(node)])
+        columns.append([node for node in nodes if is_hosted(node)])
     for array in jax.tree.leaves(columns):  # all of them on their way before one is waited for
         if isinstance(array, jax.Array) and array.is_fully_addressable:
             array.copy_to_host_async()

@@ -86,7 +86,7 @@ def calibration(probabilities: Any, targets: Any = None, *, bins: int = 15) -> "
     above.set_title(
         f"expected calibration error {error:.1%}, {_examples(count.sum())}", fontsize=10
     )
-    above.legend(loc="upper left", frameon=False, fontsize=9)
+    above.legend(loc="best", frameon=False, fontsize=9)
     edges = np.arange(bins) / bins
     below.bar(
         edges, count, width=1 / bins, align="edge", color=BLUE, edgecolor="white", linewidth=0.5

@@ -149,7 +149,7 @@ class Tracked:
         return {"steps": self.steps}
 
 
-@pytest.mark.parametrize(("nbytes", "most"), [(4, 36), (2**20, 20), (2**24, 5), (2**40, 5)])
+@pytest.mark.parametrize(("nbytes", "most"), [(4, 68), (2**20, 20), (2**24, 5), (2**40, 5)])
 def test_few_large_metrics_wait_at_once(nbytes, most):
     seen, counts = Accumulator(), []
     for _ in range(100):

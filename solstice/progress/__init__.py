@@ -1,0 +1,8 @@
+"""Progress: what a run shows of itself while it goes on, in a terminal, a notebook or a log file.
+
+It shows where a run is and what its metrics say; it decides nothing, and never waits for a step.
+"""
+
+from solstice.progress.bars import Progress, Shown, check_progress
+
+__all__ = ["Progress", "Shown", "check_progress"]

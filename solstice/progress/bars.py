@@ -1,0 +1,226 @@
+"""The bar of a pass over a dataset, and the line of an epoch where no bar can be drawn.
+
+A bar is drawn in terminals and notebooks at tqdm's pace. Elsewhere, as in a log file, each epoch is
+one line. Neither asks the device for anything in between.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from solstice.errors import EarlyStoppingException
+from solstice.progress.places import Cell, Terminal, is_notebook, is_terminal
+from solstice.progress.running import Running
+from solstice.tree import describe
+
+Shown = bool | str | Sequence[str]
+
+# A notebook says nothing of its width.
+_NOTEBOOK_WIDTH = 100
+
+
+class Progress:
+    """What one call of `train`, `test` or `predict` shows of itself.
+
+    Args:
+        shown: Whether to show anything; names choose the metrics beside the bar.
+
+    >>> with Progress(False).one_pass("predict", total=3) as bar:
+    ...     bar.update(1)
+    """
+
+    def __init__(self, shown: Shown) -> None:
+        shown = (shown,) if isinstance(shown, str) else shown
+        self._names = None if isinstance(shown, bool) else tuple(shown)
+        self._shown = shown is not False
+        self._place = _place()
+        # Where epochs are lines: by mode, the line and the metrics of the epoch's last pass.
+        self._passes: dict[str, tuple[str, str]] = {}
+
+    def one_pass(
+        self, title: str, *, mode: str = "test", total: int | None = None, done: int = 0
+    ) -> "_Silent | _Drawn | _Counted":
+        """Return what is to be updated during a pass, a context manager.
+
+        Args:
+            title: What the pass is called.
+            mode: "train", "val" or "test".
+            total: How many steps there are; None if nobody knows.
+            done: How many of them an earlier run has done.
+        """
+        if not self._shown:
+            return _Silent()
+        running = Running(self._names, whole=mode != "train")
+        if self._place is not None:
+            return _Drawn(self._place, title, mode, running, total, done)
+        if mode == "train":
+            self.end_epoch()
+        return _Counted(self, title, mode, running, done)
+
+    def end_epoch(self) -> None:
+        """Write the line of the epoch, where epochs are lines."""
+        said = [f"{line} {metrics}".rstrip() for line, metrics in self._passes.values()]
+        if "train" in self._passes and "val" in self._passes:
+            line, metrics = self._passes["train"]
+            validation = self._passes["val"][1]
+            said = [f"{line} {metrics}".rstrip() + (f", val: {validation}" if validation else "")]
+        self._passes.clear()
+        if said and sys.stderr is not None:
+            sys.stderr.write("\n".join([*said, ""]))
+            sys.stderr.flush()
+
+    def note(self, mode: str, line: str, metrics: str) -> None:
+        """Keep what a pass says until its epoch ends."""
+        self._passes[mode] = line, metrics
+
+
+class _Silent:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        return
+
+    def update(self, steps: int, outs: Any = None) -> None:
+        return
+
+
+class _Drawn:
+    """A bar at the foot of a terminal or in a notebook's cell."""
+
+    def __init__(
+        self,
+        kind: type[Terminal | Cell],
+        title: str,
+        mode: str,
+        running: Running,
+        total: int | None,
+        done: int,
+    ) -> None:
+        self._open = contextlib.ExitStack()
+        self._place = self._open.enter_context(kind.shared())
+        self._optional = mode == "val"
+        self._running = running
+        self._beside = _Beside(running)
+        known = "{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {postfix}"
+        self._bar = self._beside.bar = tqdm(
+            total=total,
+            initial=done,
+            desc=title,
+            file=self._place,
+            ncols=_NOTEBOOK_WIDTH if kind is Cell else None,
+            dynamic_ncols=kind is Terminal,
+            bar_format=known if total else "{desc}: {n_fmt} steps [{elapsed}, {postfix}",
+            postfix=self._beside,  # pyright: ignore[reportArgumentType]
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def update(self, steps: int, outs: Any = None) -> None:
+        """Note that some steps were taken, and what they returned."""
+        self._running.add(outs)
+        self._bar.update(steps)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        with self._open:
+            if _is_end(error):
+                self._beside.final = self._running.end()
+                # The trace of a validation is its metrics.
+                self._bar.leave = bool(self._beside.final) or not self._optional
+            self._place.end_line()
+            self._bar.close()
+            self._running.drop()
+
+
+class _Beside:
+    """The rate and the metrics, as a text that tqdm asks for whenever it draws, and never else."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._of: Any = None
+        self._text = ""
+        self.bar: tqdm | None = None
+        self.final: str | None = None
+
+    def __str__(self) -> str:
+        of = None if self.bar is None else (self.bar.n, self.final)
+        if of is None or of != self._of:  # tqdm asks several times for one drawing
+            metrics = self._running.look() if self.final is None else self.final
+            self._of, self._text = of, f"{_rate(self._per_second())}] {metrics}".rstrip()
+        return self._text
+
+    def _per_second(self) -> float | None:
+        if self.bar is None:
+            return None
+        now = self.bar.format_dict
+        average = (now["n"] - now["initial"]) / now["elapsed"] if now["elapsed"] else None
+        return now["rate"] or average
+
+
+class _Counted:
+    """A line where no bar can be drawn, written when the epoch ends."""
+
+    def __init__(
+        self, progress: Progress, title: str, mode: str, running: Running, done: int
+    ) -> None:
+        self._progress = progress
+        self._title, self._mode = title, mode
+        self._running = running
+        self._done = self._steps = done
+
+    def __enter__(self) -> Self:
+        self._start = time.monotonic()
+        return self
+
+    def update(self, steps: int, outs: Any = None) -> None:
+        """Note that some steps were taken, and what they returned."""
+        self._running.add(outs)
+        self._steps += steps
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        metrics = self._running.end() if _is_end(error) else ""
+        self._running.drop()
+        elapsed = time.monotonic() - self._start
+        rate = _rate((self._steps - self._done) / elapsed if elapsed else None)
+        line = f"{self._title}: {self._steps} steps [{tqdm.format_interval(elapsed)}, {rate}]"
+        self._progress.note(self._mode, line, metrics)
+        if self._mode not in ("train", "val"):
+            self._progress.end_epoch()
+
+
+def check_progress(progress: Any) -> None:
+    """Raise a TypeError if that is no truth and no names of metrics."""
+    if isinstance(progress, bool | str):
+        return
+    if not isinstance(progress, Sequence) or not all(isinstance(one, str) for one in progress):
+        raise TypeError(
+            f"progress is expected to be True, False, or the names of the metrics to show, such as "
+            f"('loss', 'f1_macro'); it is {describe(progress)}."
+        )
+
+
+def _place() -> type[Terminal | Cell] | None:
+    if is_notebook():
+        return Cell
+    return Terminal if is_terminal(sys.stderr) else None
+
+
+def _is_end(error: BaseException | None) -> bool:
+    return error is None or isinstance(error, EarlyStoppingException)
+
+
+def _rate(rate: float | None) -> str:
+    """Return steps per second as a text, or seconds per step.
+
+    >>> _rate(1234.5), _rate(12.34), _rate(0.25), _rate(None)
+    ('1234 steps/s', '12.3 steps/s', '4.00 s/step', '? steps/s')
+    """
+    if not rate:
+        return "? steps/s"
+    text = f"{max(rate, 1 / rate):#.3g}" if 1e-3 < rate < 1e3 else f"{max(rate, 1 / rate):.0f}"
+    return f"{text.rstrip('.')} {'steps/s' if rate >= 1 else 's/step'}"

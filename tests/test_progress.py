@@ -1,0 +1,378 @@
+"""The progress bar: in a real pseudo-terminal, in a log file, and what it costs nobody."""
+
+import fcntl
+import itertools
+import logging
+import os
+import pty
+import re
+import struct
+import sys
+import termios
+import threading
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tqdm import tqdm
+
+import solstice
+from solstice.loggers import Console
+from solstice.metrics import ClassificationMetrics, Collect
+from solstice.progress.running import Running
+from solstice.triggers import Every
+
+
+class Terminal:
+    """A pseudo-terminal that standard output and error are for a while, and what one sees in it."""
+
+    def __init__(self, columns=100):
+        self._columns = columns
+        self._written = b""
+
+    def __enter__(self):
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, self._columns, 0, 0))
+        self._before = sys.stdout, sys.stderr
+        ends = theirs, os.dup(theirs)
+        sys.stdout, sys.stderr = (
+            os.fdopen(end, "w", buffering=1, encoding="utf-8") for end in ends
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        return self
+
+    def _read(self):
+        while True:
+            try:
+                self._written += os.read(self._ours, 65536)
+            except OSError:  # how Linux says that nobody has it open any more
+                return
+
+    def __exit__(self, *error):
+        sys.stdout.close()
+        sys.stderr.close()
+        sys.stdout, sys.stderr = self._before
+        self._reader.join()
+        os.close(self._ours)
+
+    def screens(self):
+        """What it showed whenever the cursor went back to a line's start, and shows at the end."""
+        lines, row, column, shown = [""], 0, 0, []
+        for token in re.findall(r"\x1b\[[AK]|.", self._written.decode(), re.DOTALL):
+            if token == "\r":
+                shown.append(list(lines))
+                column = 0
+            elif token == "\n":
+                row += 1
+                lines += [""] * (row + 1 - len(lines))
+            elif token == "\x1b[A":
+                row -= 1
+            elif token == "\x1b[K":
+                lines[row] = lines[row][:column]
+            else:
+                assert token.isprintable(), repr(token)
+                line = lines[row].ljust(column)
+                lines[row] = line[:column] + token + line[column + 1 :]
+                column += 1
+        return [[line.rstrip() for line in screen if line.strip()] for screen in [*shown, lines]]
+
+    def shapes(self):
+        """What it shows at the end, without what depends on the clock."""
+        return list(map(shape_of, self.screens()[-1]))
+
+
+class At(solstice.Callback):
+    """Does something after some training steps."""
+
+    def __init__(self, **actions):
+        self._actions = {int(name.removeprefix("step")): what for name, what in actions.items()}
+
+    def on_step_end(self, outs, exp, global_step, mode, batch):
+        if mode == "train" and global_step in self._actions:
+            self._actions[global_step]()
+
+
+def shape_of(line):
+    """A bar's line without what depends on the clock, and without the bar."""
+    return re.sub(r"\|.*?\|", "||", re.sub(r"\[.*\]", "[]", line))
+
+
+def test_a_terminal_shows_each_pass_with_its_metrics(train):
+    with Terminal() as terminal:
+        train(2, [1, 2, 6], [4, 5], progress=True)
+    assert terminal.shapes() == [
+        "epoch 1/2 || 3/3 [] mean=3.000 count=3",
+        "epoch 1/2 val || 2/2 [] mean=4.500 count=2",
+        "epoch 2/2 || 3/3 [] mean=3.000 count=3",
+        "epoch 2/2 val || 2/2 [] mean=4.500 count=2",
+    ]
+
+
+def test_the_bar_has_the_time_passed_and_left_and_the_rate(train):
+    with Terminal() as terminal:
+        train(1, [1, 2], progress=True)
+    (line,) = terminal.screens()[-1]
+    assert re.fullmatch(
+        r"epoch 1/1 \|█+\| 2/2 \[00:0\d<00:00, [\d.]+ (steps/s|s/step)\] mean=1.500 count=2", line
+    )
+
+
+def test_the_metrics_are_there_while_it_runs(train):
+    actions = {f"step{i}": lambda: print("a line of the user's") for i in range(10, 90)}
+    with Terminal() as terminal:
+        train(1, list(range(100)), callbacks=[At(**actions)], progress=True)
+    lines = [screen[-1] for screen in terminal.screens() if screen and "/100 [" in screen[-1]]
+    assert any(" mean=" in line and "| 100/100" not in line for line in lines)
+
+
+def test_all_of_it_fits_into_80_columns(capsys):
+    class Classifies(solstice.Experiment):
+        def train_step(self, batch):
+            return self, ClassificationMetrics([0, 1, 1], [0, 0, 1], 0.25, num_classes=2)
+
+        eval_step = train_step
+
+    with Terminal(columns=80) as terminal:
+        solstice.train(Classifies(), 1, [0] * 250)
+    solstice.train(Classifies(), 1, [0, 0], progress=("loss", "f1_macro"))
+    assert capsys.readouterr().err.endswith("] loss=0.2500 f1_macro=0.6667\n")
+    (line,) = terminal.screens()[-1]
+    assert len(line) < 80 and line.endswith("] loss=0.2500 accuracy=0.6667")
+    assert re.search(r"\|█+\| 250/250 \[\d\d:\d\d<00:00, ", line)
+
+
+def test_what_others_write_goes_above_the_bar(train):
+    logger = logging.getLogger("others")
+
+    def dots():
+        print("dots", end="")
+        print("...", end="", flush=True)
+
+    def table():
+        sink = Console(["loss"])
+        sink.write({"mode": "train", "epoch": 0, "step": 9, "loss": 0.5})
+        sink.close()
+
+    actions = At(
+        step1=lambda: print("printed"),
+        step2=lambda: logger.warning("logged"),
+        step3=lambda: sys.stderr.write("an error\n"),
+        step4=dots,
+        step5=lambda: print(" done\ntwo lines at once"),
+        step6=lambda: print(),
+        step7=lambda: tqdm.write("written by tqdm"),
+        step8=table,
+        step9=lambda: print("unfinished", end=""),
+    )
+    with Terminal() as terminal:
+        handler = logging.StreamHandler()  # holds the stream from before
+        logger.addHandler(handler)
+        train(1, list(range(10)), callbacks=[actions], progress=True)
+        logger.removeHandler(handler)
+        print("after")
+    screens = terminal.screens()
+    expected = [
+        "printed",
+        "logged",
+        "an error",
+        "dots... done",
+        "two lines at once",
+        "written by tqdm",
+        "mode   epoch     step       loss",
+        "train      0        9        0.5",
+        "unfinished",
+        "epoch 1/1 || 10/10 [] mean=4.500 count=10",
+        "after",
+    ]
+    assert terminal.shapes() == expected
+    bars = [line for screen in screens for line in screen if "epoch 1/1" in line]
+    assert bars and all(line.startswith("epoch 1/1 |") for line in bars)
+    others = [[line for line in screen if "epoch 1/1" not in line] for screen in screens]
+    for before, after in itertools.pairwise(others):  # what was there stays there
+        assert all(b.startswith(a) for a, b in zip(before, after, strict=False)), (before, after)
+
+
+def test_the_streams_are_theirs_again_after_a_run(train):
+    with Terminal() as terminal:
+        train(1, [1, 2], progress=True)
+        with pytest.raises(ZeroDivisionError):
+            train(1, [1, 2], callbacks=[At(step0=lambda: 1 / 0)], progress=True)
+        print("an error came")
+        assert "write" not in vars(sys.stdout) and "write" not in vars(sys.stderr)
+    first, second, third = terminal.shapes()
+    assert first == "epoch 1/1 || 2/2 [] mean=1.500 count=2"
+    assert second.startswith("epoch 1/1 || 1/2 []")
+    assert third == "an error came"
+
+
+def test_a_bar_of_the_users_own_and_a_run_within_a_run(train):
+    def own():
+        for _ in tqdm(range(3), desc="mine"):
+            print("inside")
+
+    inner = At(step1=lambda: train(1, [7], progress=True))
+    with Terminal() as terminal:
+        train(1, [1, 2, 3], callbacks=[At(step0=own)], progress=True)
+        train(1, [1, 2, 3], callbacks=[inner], progress=True)
+    lines = terminal.shapes()
+    assert lines[-2:] == [
+        "epoch 1/1 || 1/1 [] mean=7.000 count=1",
+        "epoch 1/1 || 3/3 [] mean=2.000 count=3",
+    ]
+
+
+def test_validations_within_an_epoch_and_datasets_without_a_length(train):
+    options = {"validate_every": Every(steps=3), "progress": True}
+    with Terminal() as terminal:
+        train(1, lambda: iter(range(6)), lambda: iter([7.0]), **options)
+    assert terminal.shapes() == [
+        "epoch 1/1 val: 1 steps [] mean=7.000 count=1",
+        "epoch 1/1 val || 1/1 [] mean=7.000 count=1",
+        "epoch 1/1: 6 steps [] mean=2.500 count=6",
+    ]
+
+
+def test_several_steps_a_call_count_as_several(train):
+    with Terminal() as terminal:
+        train(1, list(range(7)), steps_per_call=3, progress=True)
+    assert terminal.shapes() == ["epoch 1/1 || 7/7 [] mean=3.000 count=7"]
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_log_file_gets_one_line_an_epoch_and_silence_none(train, capsys, progress):
+    train(2, [1, 2, 6], [4, 5], progress=progress)
+    train(1, [1, 2], progress=progress)
+    train(1, [1, 2, 3, 4], [5], validate_every=Every(steps=2), progress=progress)
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = [
+        "epoch 1/2: 3 steps [] mean=3.000 count=3, val: mean=4.500 count=2",
+        "epoch 2/2: 3 steps [] mean=3.000 count=3, val: mean=4.500 count=2",
+        "epoch 1/1: 2 steps [] mean=1.500 count=2",
+        "epoch 1/1: 4 steps [] mean=2.500 count=4, val: mean=5.000 count=1",
+    ]
+    assert list(map(shape_of, err.splitlines())) == (lines if progress else [])
+
+
+def test_a_notebook_gets_a_line_of_its_own_a_pass(train, monkeypatch, capsys):
+    shown = []
+
+    class Handle:
+        def __init__(self, data):
+            self._at = len(shown)
+            shown.append(data["text/plain"])
+
+        def update(self, data, raw):
+            shown[self._at] = data["text/plain"]
+
+    kernel = SimpleNamespace(config={"IPKernelApp": {}})
+    display = SimpleNamespace(display=lambda data, raw, display_id: Handle(data))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    train(1, [1, 2, 6], [4, 5], progress=True)
+    assert list(map(shape_of, shown)) == [
+        "epoch 1/1 || 3/3 [] mean=3.000 count=3",
+        "epoch 1/1 val || 2/2 [] mean=4.500 count=2",
+    ]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_test_and_a_prediction_are_a_line_each(adding, capsys):
+    solstice.test(adding, [1, 2], return_outs=True)
+    solstice.predict(adding, [np.ones(2)] * 3)
+    lines = list(map(shape_of, capsys.readouterr().err.splitlines()))
+    assert lines == ["test: 2 steps [] mean=1.500 count=2", "predict: 3 steps []"]
+
+
+def test_a_failed_run_says_how_far_it_came(train, capsys):
+    with pytest.raises(ZeroDivisionError):
+        train(2, [1, 2, 3], callbacks=[At(step4=lambda: 1 / 0)], progress=True)
+    lines = list(map(shape_of, capsys.readouterr().err.splitlines()))
+    assert lines == ["epoch 1/2: 3 steps [] mean=2.000 count=3", "epoch 2/2: 2 steps []"]
+
+
+def test_a_validation_tells_of_its_whole_pass_and_training_of_the_newest_calls(train, capsys):
+    train(1, list(range(100)), list(range(100)), progress=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert shape_of(line) == (
+        "epoch 1/1: 100 steps [] mean=83.50 count=32, val: mean=49.50 count=100"
+    )
+
+
+def test_names_choose_the_metrics_and_a_wrong_one_is_told_once(train, capsys, caplog):
+    train(2, [1, 2], progress="count")
+    train(2, [1, 2], progress=["mean", "acuracy"])
+    lines = list(map(shape_of, capsys.readouterr().err.splitlines()))
+    assert [line.split("] ")[1] for line in lines] == ["count=2"] * 2 + ["mean=1.500"] * 2
+    assert caplog.messages == [
+        "The progress bar has no 'acuracy'. compute() gives numbers named mean, count."
+    ]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("progress", [3, None, ["loss", 3]])
+def test_other_values_are_refused_before_the_first_step(train, adding, progress):
+    events = []
+    with pytest.raises(TypeError, match="True, False, or the names of the metrics"):
+        train(1, lambda: iter(events), progress=progress)
+    with pytest.raises(TypeError, match="it is"):
+        solstice.test(adding, [1], return_outs=True, progress=progress)
+    with pytest.raises(TypeError, match="it is"):
+        solstice.predict(adding, [np.ones(2)], progress=progress)
+
+
+class Odd(solstice.Metrics):
+    """Metrics that no compiler follows."""
+
+    total: jax.Array
+
+    def merge(self, other):
+        return Odd(self.total + other.total)
+
+    def compute(self):
+        return {"total": float(self.total)}
+
+
+@pytest.mark.parametrize(
+    "outs",
+    [None, 3.0, {"loss": 0.5}, Odd(jnp.ones(())), Collect(values=jnp.ones(3))],
+    ids=lambda outs: type(outs).__name__,
+)
+def test_outs_that_it_cannot_show_are_left_out(outs):
+    running = Running(None, whole=True)
+    for _ in range(3):
+        running.add(outs)
+    assert running.look() == running.look() == running.end() == ""
+
+
+def test_nothing_is_waited_for_before_the_end_of_a_pass(mean):
+    @jax.jit
+    def slow(x):
+        start = jnp.full((500, 500), x)
+        return jax.lax.fori_loop(0, 300, lambda i, m: jnp.tanh(m @ m), start).mean() * 0 + x
+
+    slow(1.0).block_until_ready()
+    running = Running(None, whole=False)
+    running.add(mean([1.0]))
+    running.look()
+    running._waiting["mean"].block_until_ready()
+    late = solstice.replace(mean([3.0]), total=slow(3.0))
+    running.add(late)
+    texts = [running.look(), running.look(), running.look()]
+    assert not late.total.is_ready()  # so none of these waited
+    assert texts == ["mean=1.000 count=1"] * 3
+    assert running.end() == "mean=2.000 count=2"
+
+
+def test_only_the_newest_outs_are_kept_alive(mean):
+    running = Running(None, whole=False)
+    for value in range(100):
+        running.add(mean([float(value)]))
+    assert running.end() == "mean=83.50 count=32"
+    large = Running(None, whole=False)
+    for value in range(9):
+        large.add(solstice.replace(mean([1.0]), total=jnp.full(10**6, float(value))))
+    assert len(large._recent) == 4  # 16 MiB
