@@ -86,8 +86,9 @@ def main(arguments=None):
     parser.add_argument("--strength", type=float, default=0.15, help="of pixels from 0 to 1")
     options = parser.parse_args(arguments)
 
-    (x, y), test = handwriting.load(options.dataset)
-    train_ds, test_ds = handwriting.batched(x, y, 32), handwriting.batched(*test, 120)
+    (x, y), (x_test, y_test) = handwriting.load(options.dataset)
+    train_ds = handwriting.batched(x, y, 32)
+    test_ds = handwriting.batched(x_test, y_test, 120)
 
     rows, trained = {}, {}
     for name, strength in {"clean": 0.0, "attacked": options.strength}.items():
@@ -102,7 +103,7 @@ def main(arguments=None):
     for name, (clean, attacked) in rows.items():
         print(f"{name:<12}{clean:>8.3f}{attacked:>10.3f}")
     if options.picture:
-        draw(trained, *(part[:8] for part in test), options.strength, options.picture)
+        draw(trained, x_test[:8], y_test[:8], options.strength, options.picture)
     return rows
 
 

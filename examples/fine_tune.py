@@ -53,7 +53,7 @@ def main(arguments=None):
     model = compat.freeze(
         solstice.replace(fresh, params=weights), lambda path, leaf: not path.startswith("head")
     )
-    tuned = solstice.ClassificationExperiment(model, optax.adam(2e-3), example_input=x[:1])
+    tuned = solstice.ClassificationExperiment(model, optax.adam(1e-2), example_input=x[:1])
     print(solstice.summary(tuned))
     histories = [solstice.HistoryCallback(), solstice.HistoryCallback()]
     every = solstice.triggers.Every(epochs=5)

@@ -44,11 +44,8 @@ def work(options):
     rows = own_part(np.arange(len(test_images)))
     test_ds = [(test_images[rows], test_labels[rows])]
 
-    layers = [
-        eqx.nn.Lambda(jax.numpy.ravel),
-        eqx.nn.MLP(images[0].size, 10, 64, 2, key=jax.random.key(0)),
-    ]
-    network = eqx.nn.Sequential(layers)
+    mlp = eqx.nn.MLP(images[0].size, 10, 64, 2, key=jax.random.key(0))
+    network = eqx.nn.Sequential([eqx.nn.Lambda(jax.numpy.ravel), mlp])
     exp = solstice.ClassificationExperiment(network, optax.adam(3e-3), num_classes=10)
     sharding = solstice.sharding.DataParallel()
     history = solstice.HistoryCallback()

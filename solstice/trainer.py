@@ -359,7 +359,7 @@ def _listed(callbacks: Any) -> list[Callback]:
     """Return the callbacks as a list; the run itself looks at each."""
     if callbacks is None:
         return []
-    if isinstance(callbacks, list | tuple | set) or isinstance(callbacks, Iterator):
+    if isinstance(callbacks, list | tuple | set | Iterator):
         return list(callbacks)
     raise TypeError(
         f"callbacks are expected to be a list of solstice.Callback; they are "

@@ -34,6 +34,7 @@ def run(name, directory, picture):
 
 
 def main():
+    """Draw what was asked for, or everything."""
     found = {path.stem for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")]}
     for name in sys.argv[1:] or sorted(found - {"handwriting"}):
         with tempfile.TemporaryDirectory() as directory:

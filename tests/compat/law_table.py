@@ -145,7 +145,9 @@ def header(*titles):
 def written(page):
     """Return a page's text with the table as it should be."""
     around = re.compile(f"({re.escape(BEGIN)}\n).*?({re.escape(END)})", re.DOTALL)
-    text, count = around.subn(lambda found: f"{found[1]}\n{table()}\n\n{found[2]}", page.read_text())
+    text, count = around.subn(
+        lambda found: f"{found[1]}\n{table()}\n\n{found[2]}", page.read_text()
+    )
     assert count == 1, f"{page} has not the two lines around the table, once"
     return text
 
