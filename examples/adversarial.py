@@ -1,6 +1,7 @@
 """Adversarial training by the fast gradient sign method, as an experiment of one's own.
 
     python examples/adversarial.py
+    python examples/adversarial.py --dataset mnist     # which tfds downloads
 
 Each step attacks its own batch and learns from the result; evaluation attacks too. Two networks,
 one trained on clean images and one on attacked ones, are then compared under the attack. The
@@ -10,13 +11,11 @@ https://arxiv.org/abs/1412.6572.
 
 import argparse
 
-import equinox as eqx
 import flax.linen as nn
+import handwriting
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from sklearn.datasets import load_digits
 
 import solstice
 from solstice import compat
@@ -28,8 +27,9 @@ class Adversarial(solstice.Experiment):
     model: compat.Model
     opt: compat.Optimizer
     key: jax.Array
-    strength: float
-    attack: float = eqx.field(static=True)
+    # Arrays, or each of the values would compile the steps anew.
+    strength: jax.Array
+    attack: jax.Array
 
     @solstice.jit
     def train_step(self, batch):
@@ -75,35 +75,58 @@ class CNN(nn.Module):
 
 
 def accuracy(exp, ds, attack):
-    metrics = [solstice.replace(exp, attack=attack).eval_step(batch)[1] for batch in ds]
-    return float(solstice.reduce(metrics).compute()["accuracy"])
+    exp = solstice.replace(exp, attack=jnp.asarray(attack))
+    outs = solstice.test(exp, ds, return_outs=True)
+    return float(solstice.reduce(outs).compute()["accuracy"])
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=20)
+    handwriting.add_flags(parser, epochs=20)
     parser.add_argument("--strength", type=float, default=0.15, help="of pixels from 0 to 1")
     options = parser.parse_args(arguments)
 
-    x, y = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(x))
-    x, y = (x[order] / 16).astype("float32").reshape(-1, 8, 8, 1), y[order].astype("int32")
-    train_ds = [(x[i : i + 32], y[i : i + 32]) for i in range(0, 1408, 32)]
-    test_ds = [(x[1408:], y[1408:])]
+    (x, y), (x_test, y_test) = handwriting.load(options.dataset)
+    train_ds = handwriting.batched(x, y, 32)
+    test_ds = handwriting.batched(x_test, y_test, 120)
 
-    rows = {}
+    rows, trained = {}, {}
     for name, strength in {"clean": 0.0, "attacked": options.strength}.items():
         init_key, key = jax.random.split(jax.random.key(0))
         model = compat.as_model(CNN(), x[:1], key=init_key)
         opt = compat.as_optimizer(optax.adam(2e-3)).init(model.params)
-        exp = Adversarial(model, opt, key, strength, attack=options.strength)
-        exp = solstice.train(exp, options.epochs, train_ds)
+        exp = Adversarial(model, opt, key, jnp.asarray(strength), jnp.asarray(0.0))
+        exp = trained[name] = solstice.train(exp, options.epochs, train_ds)
         rows[name] = accuracy(exp, test_ds, 0.0), accuracy(exp, test_ds, options.strength)
 
     print(f"{'trained on':<12}{'clean':>8}{'attacked':>10}")
     for name, (clean, attacked) in rows.items():
         print(f"{name:<12}{clean:>8.3f}{attacked:>10.3f}")
+    if options.picture:
+        draw(trained, x_test[:8], y_test[:8], options.strength, options.picture)
     return rows
+
+
+def draw(trained, x, y, strength, path):
+    """Draw digits, and each network's attacked ones with what it then takes them for."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    rows = figure.subplots(3, len(x))
+    images = {"clean": x}
+    for name, exp in trained.items():
+        images[f"trained on\n{name}"] = moved(exp.model, x, y, strength)
+    taken = [
+        y,
+        *(exp.model(moved(exp.model, x, y, strength))[0].argmax(-1) for exp in trained.values()),
+    ]
+    for axes, (name, shown), classes in zip(rows, images.items(), taken, strict=True):
+        axes[0].set_ylabel(name)
+        for one, image, guess, true in zip(axes, shown, classes, y, strict=True):
+            one.imshow(image[..., 0], cmap="gray_r", vmin=0, vmax=1)
+            one.set_title(int(guess), color="black" if guess == true else "tab:red")
+            one.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=90)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """Bring your own library: thirty lines of it, adapted, registered, checked and trained.
 
     python examples/bring_your_own.py
+    python examples/bring_your_own.py --dataset mnist     # which tfds downloads
 
 The library, `pebble`, is made up. Its layers keep weights and running statistics in two dicts and
 say with `learning=` whether they train, so there is something for an adapter to do.
 """
 
+import argparse
+
 import equinox as eqx
+import handwriting
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from sklearn.datasets import load_digits
 
 import solstice
 from solstice import compat
@@ -84,24 +86,32 @@ compat.register(Pebble, lambda network, example, key: PebbleModel(network, examp
 # --- and its use ------------------------------------------------------------------------------
 
 
-def main(num_epochs=20, progress=True):
-    """Check the adapter, train the network through it, and return the test accuracy."""
-    x, y = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(x))
-    x, y = (x[order] / 16).astype("float32"), y[order]
-    train_ds = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 1437, 64)]
-    test_ds = [(x[1437:], y[1437:])]
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    handwriting.add_flags(parser, epochs=20)
+    parser.add_argument("--examples", type=int, default=5, help="that each law is checked on")
+    options = parser.parse_args(arguments)
+
+    (x, y), (x_test, y_test) = handwriting.load(options.dataset)
+    x, x_test = x.reshape(len(x), -1), x_test.reshape(len(x_test), -1)
+    train_ds, test_ds = handwriting.batched(x, y), [(x_test, y_test)]
 
     network = Pebble(hidden=64, outputs=10)
     report = check_model(
-        lambda key: compat.as_model(network, x[:1], key=key), x[:8], progress=progress
+        lambda key: compat.as_model(network, x[:1], key=key),
+        x[:8],
+        examples=options.examples,
+        progress=True,
     )
     print(report)
 
     exp = solstice.ClassificationExperiment(network, optax.adam(3e-3), example_input=x[:1], key=0)
-    exp = exp.train(num_epochs=num_epochs, train_ds=train_ds, progress=progress)
-    accuracy = exp.test(test_ds, progress=progress)["accuracy"]
+    exp = exp.train(options.epochs, train_ds)
+    accuracy = exp.test(test_ds)["accuracy"]
     print(f"\ntest accuracy of a network of one's own library: {accuracy:.3f}")
+    if options.picture:
+        probabilities = jax.nn.softmax(exp(x_test))
+        solstice.plots.calibration(probabilities, y_test, bins=5).savefig(options.picture, dpi=80)
     return accuracy
 
 

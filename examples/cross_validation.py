@@ -1,6 +1,7 @@
 """Cross-validation with a loop of one's own: steps without the trainer.
 
     python examples/cross_validation.py
+    python examples/cross_validation.py --dataset mnist     # which tfds downloads
 
 Steps are pure functions of an experiment and a batch, so a loop that fits a question better than
 `solstice.train` is a few lines. All folds start from one experiment, which no fold changes.
@@ -9,10 +10,10 @@ Steps are pure functions of an experiment and a batch, so a loop that fits a que
 import argparse
 
 import equinox as eqx
+import handwriting
 import jax
 import numpy as np
 import optax
-from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold
 from tqdm import tqdm
 
@@ -21,13 +22,14 @@ import solstice
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
+    handwriting.add_flags(parser, epochs=10)
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=10)
     options = parser.parse_args(arguments)
 
-    x, y = load_digits(return_X_y=True)
-    x, y = (x / 16).astype("float32"), y.astype("int32")
-    network = eqx.nn.MLP(64, 10, 64, 1, key=jax.random.key(0))
+    (x, y), test = handwriting.load(options.dataset)
+    x, y = np.concatenate([x, test[0]]), np.concatenate([y, test[1]])
+    x = x.reshape(len(x), -1)
+    network = eqx.nn.MLP(x.shape[1], 10, 64, 1, key=jax.random.key(0))
     start = solstice.ClassificationExperiment(network, optax.adam(3e-3), example_input=x[:1])
 
     scores, whole = [], []
@@ -45,8 +47,10 @@ def main(arguments=None):
 
     print(f"accuracy by fold: {', '.join(f'{score:.3f}' for score in scores)}")
     print(f"mean {np.mean(scores):.3f}, standard deviation {np.std(scores, ddof=1):.3f}")
-    pooled = solstice.reduce(whole).compute()  # each example was tested once
-    print(f"over all {len(x)} examples: macro F1 {pooled['f1_macro']:.3f}")
+    pooled = solstice.reduce(whole)  # each example was tested once
+    print(f"over all {len(x)} examples: macro F1 {pooled.compute()['f1_macro']:.3f}")
+    if options.picture:
+        solstice.plots.confusion_matrix(pooled).savefig(options.picture, dpi=80)
     return scores
 
 

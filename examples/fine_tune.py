@@ -1,6 +1,7 @@
 """Fine-tuning: a backbone trained on one task is frozen, and a new head learns another one.
 
     python examples/fine_tune.py
+    python examples/fine_tune.py --dataset mnist     # which tfds downloads
 
 The backbone learns to tell the ten digits apart; a new head then learns from a few examples which
 of them are even. What is frozen is no parameter any more: it has no gradient and no optimizer
@@ -10,10 +11,9 @@ state, and the 130 numbers of the head do about as well as all 13,000 from scrat
 import argparse
 
 import flax.linen as nn
+import handwriting
 import jax
-import numpy as np
 import optax
-from sklearn.datasets import load_digits
 
 import solstice
 from solstice import compat
@@ -33,17 +33,15 @@ class CNN(nn.Module):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=20)
+    handwriting.add_flags(parser, epochs=20)
     parser.add_argument("--examples", type=int, default=20, help="of the new task")
     options = parser.parse_args(arguments)
 
-    x, y = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(x))
-    x, y = (x[order] / 16).astype("float32").reshape(-1, 8, 8, 1), y[order].astype("int32")
-    pretrain_ds = batched(x[:1000], y[:1000], 32)
-    few, rest = slice(1000, 1000 + options.examples), slice(1000 + options.examples, None)
-    even = (y % 2 == 0).astype("int32")
-    tune_ds, test_ds = batched(x[few], even[few], 10), [(x[rest], even[rest])]
+    (x, y), (x_test, y_test) = handwriting.load(options.dataset)
+    few = len(x) - options.examples
+    pretrain_ds = handwriting.batched(x[:few], y[:few], 32)
+    tune_ds = handwriting.batched(x[few:], even(y[few:]), 10)
+    test_ds = [(x_test, even(y_test))]
 
     backbone = solstice.ClassificationExperiment(
         CNN(10), optax.adam(2e-3), example_input=x[:1], key=0
@@ -55,24 +53,37 @@ def main(arguments=None):
     model = compat.freeze(
         solstice.replace(fresh, params=weights), lambda path, leaf: not path.startswith("head")
     )
-    tuned = solstice.ClassificationExperiment(model, optax.adam(2e-3), example_input=x[:1])
+    tuned = solstice.ClassificationExperiment(model, optax.adam(1e-2), example_input=x[:1])
     print(solstice.summary(tuned))
-    tuned = tuned.train(5 * options.epochs, tune_ds)
+    histories = [solstice.HistoryCallback(), solstice.HistoryCallback()]
+    every = solstice.triggers.Every(epochs=5)
+    tuned = tuned.train(5 * options.epochs, tune_ds, test_ds, histories[:1], validate_every=every)
 
     scratch = solstice.ClassificationExperiment(
         CNN(2), optax.adam(2e-3), example_input=x[:1], key=1
     )
-    scratch = scratch.train(5 * options.epochs, tune_ds)
+    scratch = scratch.train(
+        5 * options.epochs, tune_ds, test_ds, histories[1:], validate_every=every
+    )
     results = {}
     for name, exp in {"frozen backbone, new head": tuned, "all from scratch": scratch}.items():
         results[name] = exp.test(test_ds)["accuracy"]
         trained = solstice.tree.size(exp.model.params)
         print(f"{name:<28}{trained:>8,} numbers trained, accuracy {results[name]:.3f}")
+    if options.picture:
+        curves = [
+            {**record, "mode": name}
+            for name, history in zip(results, histories, strict=True)
+            for record in history.records
+            if record["mode"] == "val"
+        ]
+        names = ["accuracy", "average_loss"]
+        solstice.plots.learning_curves(curves, names).savefig(options.picture, dpi=80)
     return backbone, tuned, results
 
 
-def batched(x, y, size):
-    return [(x[i : i + size], y[i : i + size]) for i in range(0, len(x) - size + 1, size)]
+def even(y):
+    return (y % 2 == 0).astype("int32")
 
 
 if __name__ == "__main__":

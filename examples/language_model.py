@@ -2,6 +2,7 @@
 
     python examples/language_model.py                     # learns from Python's standard library
     python examples/language_model.py --text novel.txt
+    python examples/language_model.py --dataset tiny_shakespeare     # which tfds downloads
 
 A small causal transformer in Flax. Its outputs are (batch, length, characters) and its labels
 (batch, length), so next-token prediction is `ClassificationExperiment` as it is.
@@ -10,6 +11,7 @@ A small causal transformer in Flax. Its outputs are (batch, length, characters) 
 import argparse
 import inspect
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,8 +25,8 @@ import solstice
 class Transformer(nn.Module):
     characters: int
     length: int
-    width: int = 64
-    depth: int = 2
+    width: int
+    depth: int
 
     @nn.compact
     def __call__(self, tokens):
@@ -61,15 +63,29 @@ def standard_library():
     return "".join(map(inspect.getsource, (first, second, third)))
 
 
+def shakespeare():
+    import tensorflow_datasets as tfds
+
+    data: Any = tfds.data_source("tiny_shakespeare", split="train")
+    return data[0]["text"].decode()
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--text", type=Path, help="a file to learn from")
+    parser.add_argument("--dataset", choices=("python", "tiny_shakespeare"), default="python")
+    parser.add_argument("--text", type=Path, help="a file to learn from instead")
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--depth", type=int, default=2)
+    parser.add_argument("--picture", help="the file to draw the learning curves into")
     parser.add_argument("--length", type=int, default=64, help="characters that it sees")
     parser.add_argument("--temperature", type=float, default=0.7)
     options = parser.parse_args(arguments)
 
-    text = options.text.read_text() if options.text else standard_library()
+    if options.text:
+        text = options.text.read_text()
+    else:
+        text = {"python": standard_library, "tiny_shakespeare": shakespeare}[options.dataset]()
     alphabet, tokens = np.unique(list(text), return_inverse=True)
     tokens = tokens.astype("int32")
     cut, length = int(0.95 * len(tokens)), options.length
@@ -86,18 +102,22 @@ def main(arguments=None):
     val_ds = [(rows[:-1].reshape(-1, length), rows[1:].reshape(-1, length))]
 
     exp = solstice.ClassificationExperiment(
-        Transformer(len(alphabet), length),
+        Transformer(len(alphabet), length, options.width, options.depth),
         optax.adamw(optax.warmup_cosine_decay_schedule(0, 3e-3, 50, options.steps)),
         example_input=val_ds[0][0][:1],
         key=0,
     )
-    exp = exp.train(None, train_ds, val_ds, num_steps=options.steps)
+    history = solstice.HistoryCallback()
+    exp = exp.train(None, train_ds, val_ds, [history], num_steps=options.steps)
 
     results = exp.test(val_ds)
     print(f"\nheld-out text: {results['average_loss'] / np.log(2):.2f} bits a character")
     tail = jnp.asarray(held_out[:length])
     written = write(exp.model, tail, jax.random.key(1), options.temperature)
     print("".join(alphabet[np.asarray(tail)]) + "".join(alphabet[np.asarray(written)]))
+    if options.picture:
+        curves = solstice.plots.learning_curves(history, ["average_loss", "accuracy"])
+        curves.savefig(options.picture, dpi=80)
     return results["average_loss"]
 
 

@@ -94,6 +94,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", choices=("digits", "mnist"), default="digits")
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--picture", help="the file to draw the learning curves into")
     options = parser.parse_args(arguments)
 
     train_ds, test_ds = load_mnist() if options.dataset == "mnist" else load_digits()
@@ -102,6 +103,9 @@ def main(arguments=None):
     solstice.train(exp, options.epochs, train_ds, test_ds, [history])
     accuracy = history.records[-1]["accuracy"]
     print(f"test accuracy after {options.epochs} epochs: {accuracy:.4f}")
+    if options.picture:
+        curves = solstice.plots.learning_curves(history, ["average_loss", "accuracy"])
+        curves.savefig(options.picture, dpi=80)
     return accuracy
 
 

@@ -1,6 +1,7 @@
 """Two processes on one machine train one network, each on its own half of the digits.
 
     python examples/multi_process.py [--directory checkpoints] [--epochs 5]
+    python examples/multi_process.py --dataset mnist     # which tfds downloads
 
 The program starts itself twice. On a cluster, Slurm, Open MPI or GKE starts the processes, and
 `solstice.sharding.initialize()` without arguments finds the others.
@@ -12,6 +13,8 @@ import socket
 import subprocess
 import sys
 
+import handwriting
+
 PROCESSES = 2
 
 
@@ -20,30 +23,33 @@ def work(options):
     import jax
     import numpy as np
     import optax
-    from sklearn.datasets import load_digits
 
     import solstice
 
     solstice.sharding.initialize(
         options.address, options.processes, options.process, heartbeat_timeout_seconds=10
     )
-    images, labels = load_digits(return_X_y=True)
-    images, labels = (images / 16).astype("float32"), labels.astype("int32")
+    (images, labels), (test_images, test_labels) = handwriting.load(options.dataset)
 
     def batches(epoch):
-        """This process's part of each global batch of 64, in another order each epoch."""
-        order = np.random.default_rng(epoch).permutation(1500)
-        for rows in np.array_split(order, 24):
-            own = np.array_split(rows, jax.process_count())[jax.process_index()]
+        """This process's part of each global batch of some 64, in another order each epoch."""
+        order = np.random.default_rng(epoch).permutation(len(images))
+        for rows in np.array_split(order, len(images) // 63):
+            own = own_part(rows)
             yield images[own], labels[own]
 
-    rows = np.array_split(np.arange(1500, len(images)), jax.process_count())[jax.process_index()]
-    test_ds = [(images[rows], labels[rows])]
+    def own_part(rows):
+        return np.array_split(rows, jax.process_count())[jax.process_index()]
 
-    network = eqx.nn.MLP(64, 10, 64, 2, key=jax.random.key(0))
+    rows = own_part(np.arange(len(test_images)))
+    test_ds = [(test_images[rows], test_labels[rows])]
+
+    mlp = eqx.nn.MLP(images[0].size, 10, 64, 2, key=jax.random.key(0))
+    network = eqx.nn.Sequential([eqx.nn.Lambda(jax.numpy.ravel), mlp])
     exp = solstice.ClassificationExperiment(network, optax.adam(3e-3), num_classes=10)
     sharding = solstice.sharding.DataParallel()
-    callbacks: list = [solstice.LoggingCallback(logging_fn=report)]
+    history = solstice.HistoryCallback()
+    callbacks: list = [solstice.LoggingCallback(logging_fn=report), history]
     resume = None
     if options.directory:
         resume = solstice.CheckpointingCallback(options.directory)
@@ -59,6 +65,9 @@ def work(options):
         f"{results['accuracy']:.4f}, digest {solstice.tree.digest(solstice.sharding.gather(exp))}",
         flush=True,
     )
+    if options.picture and jax.process_index() == 0:
+        curves = solstice.plots.learning_curves(history, ["average_loss", "accuracy"])
+        curves.savefig(options.picture, dpi=80)
 
 
 def report(metrics, step, mode):
@@ -85,7 +94,7 @@ def start(options):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--directory")
-    parser.add_argument("--epochs", type=int, default=5)
+    handwriting.add_flags(parser, epochs=5)
     parser.add_argument("--processes", type=int, default=PROCESSES)
     parser.add_argument("--address")
     parser.add_argument("--process", type=int)

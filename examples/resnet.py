@@ -38,8 +38,8 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    widths: tuple[int, ...] = (16, 32, 64)
-    dtype: Any = jnp.float32
+    widths: tuple[int, ...]
+    dtype: Any
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -77,6 +77,8 @@ def main(arguments=None):
     parser.add_argument("--dataset", choices=("digits", "cifar10"), default="digits")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--half", action="store_true", help="compute in bfloat16")
+    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--picture", help="the file to draw the worst test images into")
     parser.add_argument("--output", type=Path, default=Path("outputs/resnet"))
     options = parser.parse_args(arguments)
 
@@ -92,7 +94,7 @@ def main(arguments=None):
 
     rate = optax.cosine_onecycle_schedule(options.epochs * steps, 3e-3)
     exp = solstice.ClassificationExperiment(
-        ResNet(dtype=jnp.bfloat16 if options.half else jnp.float32),
+        ResNet(tuple(options.widths), jnp.bfloat16 if options.half else jnp.float32),
         optax.adamw(rate, weight_decay=1e-2),
         example_input=x[:1],
         key=0,
@@ -115,6 +117,12 @@ def main(arguments=None):
     best = solstice.restore(saving.directory, exp, "best")
     accuracy = best.test(test_ds)["accuracy"]
     print(f"test accuracy of the best epoch: {accuracy:.4f}")
+    if options.picture:
+        images, labels = test
+        logits = np.concatenate([best(images) for images, _ in test_ds])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        worst = solstice.plots.worst_examples(images, losses, labels, logits.argmax(-1), count=8)
+        worst.savefig(options.picture, dpi=70)
     return accuracy
 
 

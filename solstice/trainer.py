@@ -4,8 +4,8 @@ What happens in a step is the experiment's business, what happens on the host th
 """
 
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeVar, overload
 
 import jax
 import numpy as np
@@ -128,7 +128,7 @@ def train(
         check_trigger(validate_every, "validate_every")
         if val_ds is None:
             raise ValueError("validate_every is given, and no val_ds to validate on.")
-    callbacks = list(callbacks or ())
+    callbacks = _listed(callbacks)
     for callback in callbacks:
         if val_ds is None and getattr(callback, "needs_validation", False):
             raise UsageError(
@@ -192,6 +192,54 @@ def train(
     return run.exp
 
 
+@overload
+def test(
+    exp: Experiment,
+    test_ds: Any,
+    callbacks: Iterable[Callback] | None = None,
+    return_outs: Literal[False] = False,
+    *,
+    sharding: Sharding | None = None,
+    progress: bool = True,
+) -> None: ...
+
+
+@overload
+def test(
+    exp: Experiment,
+    test_ds: Any,
+    callbacks: Iterable[Callback] | None = None,
+    *,
+    return_outs: Literal[True],
+    sharding: Sharding | None = None,
+    progress: bool = True,
+) -> list[Any]: ...
+
+
+@overload
+def test(
+    exp: Experiment,
+    test_ds: Any,
+    callbacks: Iterable[Callback] | None,
+    return_outs: Literal[True],
+    *,
+    sharding: Sharding | None = None,
+    progress: bool = True,
+) -> list[Any]: ...
+
+
+@overload
+def test(
+    exp: Experiment,
+    test_ds: Any,
+    callbacks: Iterable[Callback] | None = None,
+    return_outs: bool = False,
+    *,
+    sharding: Sharding | None = None,
+    progress: bool = True,
+) -> list[Any] | None: ...
+
+
 def test(
     exp: Experiment,
     test_ds: Any,
@@ -228,7 +276,7 @@ def test(
     8
     """
     _check_experiment(exp)
-    callbacks = list(callbacks or ())
+    callbacks = _listed(callbacks)
     if not callbacks and not return_outs:
         raise UsageError(
             "test() was given neither callbacks nor return_outs=True, so its results would be "
@@ -314,6 +362,18 @@ def _check_experiment(exp: Any) -> None:
             else describe(exp)
         )
         raise TypeError(f"An instance of solstice.Experiment is expected; it is {what}.")
+
+
+def _listed(callbacks: Any) -> list[Callback]:
+    """Return the callbacks as a list; the run itself looks at each."""
+    if callbacks is None:
+        return []
+    if isinstance(callbacks, list | tuple | set | Iterator):
+        return list(callbacks)
+    raise TypeError(
+        f"callbacks are expected to be a list of solstice.Callback; they are "
+        f"{describe(callbacks)}. A single one goes into a list too: callbacks=[callback]."
+    )
 
 
 def _check_count(count: Any, name: str, *, least: int, optional: bool = True) -> None:

@@ -11,85 +11,133 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def main(name, *arguments):
-    program = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
-    return program["main"](list(map(str, arguments)))
+@pytest.fixture
+def main(monkeypatch):
+    """Runs an example in this process, as its own script directory would have it."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+
+    def run(name, *arguments):
+        program = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
+        return program["main"](list(map(str, arguments)))
+
+    return run
+
+
+def assert_drawn(path):
+    import matplotlib.image
+
+    pixels = matplotlib.image.imread(path)
+    assert min(pixels.shape[:2]) > 150
+    assert np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0).shape[0] > 20
 
 
 @pytest.mark.slow
-def test_bring_your_own_library(capsys):
-    program = runpy.run_path(str(ROOT / "examples" / "bring_your_own.py"))
-    accuracy = program["main"](num_epochs=15, progress=False)
+def test_bring_your_own_library(main, capsys):
+    accuracy = main("bring_your_own", "--epochs", 15, "--examples", 1)
     printed = capsys.readouterr().out
     assert accuracy > 0.95
     assert "Laws of PebbleModel" in printed
     assert "FAILED" not in printed
 
 
-def test_digits_are_learned_from_scratch():
-    assert main("mnist_from_scratch", "--epochs", 5) > 0.9
-
-
-def test_mnist_from_scratch_comes_through_tfds():
-    import tensorflow_datasets as tfds
-
-    with tfds.testing.mock_data(num_examples=128):
-        assert 0 <= main("mnist_from_scratch", "--dataset", "mnist", "--epochs", 1) <= 1
+def test_digits_are_learned_from_scratch(main, tmp_path):
+    picture = tmp_path / "curves.png"
+    assert main("mnist_from_scratch", "--epochs", 5, "--picture", picture) > 0.9
+    assert_drawn(picture)
 
 
 @pytest.mark.slow
-def test_resnet_learns_logs_profiles_and_goes_on(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("mnist_from_scratch", ["--epochs", 1]),
+        ("cross_validation", ["--epochs", 1, "--folds", 2]),
+    ],
+)
+def test_mnist_comes_through_tfds(main, name, flags):
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data(num_examples=128):
+        results = main(name, "--dataset", "mnist", *flags)
+    assert (np.array(results) >= 0).all()
+
+
+@pytest.mark.slow
+def test_resnet_learns_logs_profiles_and_goes_on(main, tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    main("resnet", "--epochs", 1, "--output", tmp_path)
-    assert main("resnet", "--epochs", 3, "--output", tmp_path) > 0.5
+    flags = ("--widths", 8, 16, "--output", tmp_path)
+    main("resnet", "--epochs", 1, *flags)
+    picture = tmp_path / "worst.png"
+    assert main("resnet", "--epochs", 9, *flags, "--picture", picture) > 0.6
     events = EventAccumulator(str(tmp_path / "tensorboard" / "val")).Reload()
-    assert [event.step for event in events.Scalars("accuracy")] == [22, 44, 66]
+    assert [event.step for event in events.Scalars("accuracy")] == [
+        22 * (epoch + 1) for epoch in range(9)
+    ]
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    assert len(list((tmp_path / "checkpoints").glob("checkpoint-*"))) == 3
+    assert len(list((tmp_path / "checkpoints").glob("checkpoint-*"))) >= 3
+    assert_drawn(picture)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
-def test_resnet_takes_cifar10_in_half_precision(tmp_path):
+def test_resnet_takes_cifar10_in_half_precision(main, tmp_path):
     import tensorflow_datasets as tfds
 
     with tfds.testing.mock_data(num_examples=128):
-        flags = ("--dataset", "cifar10", "--half", "--epochs", 4, "--output", tmp_path)
-        assert 0 <= main("resnet", *flags) <= 1
+        flags = ("--dataset", "cifar10", "--half", "--widths", 8, "--epochs", 4)
+        assert 0 <= main("resnet", *flags, "--output", tmp_path) <= 1
 
 
 @pytest.mark.slow
-def test_adversarial_training_withstands_the_attack():
-    rows = main("adversarial", "--epochs", 8)
+def test_adversarial_training_withstands_the_attack(main, tmp_path):
+    picture = tmp_path / "attacked.png"
+    rows = main("adversarial", "--epochs", 8, "--picture", picture)
     assert min(clean for clean, _ in rows.values()) > 0.9
     assert rows["attacked"][1] > rows["clean"][1] + 0.2
-
-
-def test_cross_validation_tests_each_fold():
-    scores = main("cross_validation", "--folds", 3, "--epochs", 5)
-    assert len(scores) == 3
-    assert min(scores) > 0.8
+    assert_drawn(picture)
 
 
 @pytest.mark.slow
-def test_a_language_model_learns_and_writes(tmp_path, capsys):
+def test_an_ensemble_of_seeds_and_rates(main, tmp_path):
+    picture = tmp_path / "members.png"
+    accuracies, best, together = main("ensemble", "--epochs", 4, "--picture", picture)
+    assert accuracies.shape == (12,)
+    assert accuracies[:3].max() < accuracies[6:9].min()
+    assert best > 0.9
+    assert together > accuracies.mean()
+    assert_drawn(picture)
+
+
+def test_cross_validation_tests_each_fold(main, tmp_path):
+    picture = tmp_path / "confusion.png"
+    scores = main("cross_validation", "--folds", 3, "--epochs", 4, "--picture", picture)
+    assert len(scores) == 3
+    assert min(scores) > 0.8
+    assert_drawn(picture)
+
+
+@pytest.mark.slow
+def test_a_language_model_learns_and_writes(main, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 100)
-    loss = main("language_model", "--text", text, "--steps", 150, "--length", 32)
-    assert loss < 0.5
+    small = ("--steps", 150, "--length", 32, "--width", 32, "--depth", 1)
+    assert main("language_model", "--text", text, *small) < 0.5
     written = capsys.readouterr().out.splitlines()[-1]
     assert len(written) == 64
     assert sum(word in written[32:] for word in ("the", "quick", "brown", "fox", "jumps")) >= 2
 
 
 @pytest.mark.slow
-def test_fine_tuning_leaves_the_backbone_as_it_is():
-    backbone, tuned, results = main("fine_tune", "--epochs", 10)
+def test_fine_tuning_leaves_the_backbone_as_it_is(main, tmp_path):
+    picture = tmp_path / "curves.png"
+    backbone, tuned, results = main("fine_tune", "--epochs", 8, "--picture", picture)
     assert results["frozen backbone, new head"] > 0.65
     kept = tuned.model.unwrap()["params"]
     for name in ("Conv_0", "Conv_1", "features"):
         same = jax.tree.map(np.array_equal, kept[name], backbone.model.params[name])
         assert all(jax.tree.leaves(same)), name
+    assert_drawn(picture)
 
 
 @pytest.mark.slow
@@ -99,4 +147,16 @@ def test_the_cells_of_the_notebook_run_one_after_the_other():
     for i, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), f"cell {i}", "exec"), namespace)
-    assert namespace["results"]["accuracy"] > 0.95
+    assert namespace["results"]["accuracy"] > 0.9
+
+
+def test_every_example_is_listed_with_its_picture():
+    page = (ROOT / "docs" / "examples.md").read_text()
+    programs = [*(ROOT / "examples").glob("*.py"), *(ROOT / "examples").glob("*.ipynb")]
+    for program in programs:
+        if program.stem == "handwriting":  # no program, but what they load their digits with
+            continue
+        assert f"`{program.name}`" in page
+        picture = f"images/{program.stem}.png"
+        assert f"]({picture})" in page
+        assert (ROOT / "docs" / picture).stat().st_size < 60_000

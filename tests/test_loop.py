@@ -569,3 +569,12 @@ def test_a_failing_run_end_does_not_hide_the_runs_own_error(train, caplog):
         train(1, broken, None, [Failing()])
     assert raised.value.__notes__ == ["After that, OSError: the disk is full"]
     assert "A callback failed at the end of a failed run." in caplog.text
+
+
+@pytest.mark.parametrize("run", ["train", "test"])
+@pytest.mark.parametrize("wrong", [solstice.LoggingCallback(), np.zeros(3)], ids=["one", "array"])
+@pytest.mark.usefixtures("unchecked")
+def test_callbacks_that_are_no_list_are_refused(adding, run, wrong):
+    arguments = (1, [1]) if run == "train" else ([1],)
+    with pytest.raises(TypeError, match=r"callbacks are expected to be a list.*\[callback\]"):
+        getattr(solstice, run)(adding, *arguments, callbacks=wrong, progress=False)

@@ -32,7 +32,8 @@ class LoggingCallback(Callback):
             one), the index of the window's last step (of the epoch, when logging once an epoch)
             and the mode. A sink of `solstice.loggers` gets the whole record: mode, epoch, step
             (training steps completed; in a `test`, those of the last `train` that this callback
-            saw), time and the metrics. None sends one line to the logger "solstice".
+            saw), time and the metrics. None sends one line to the logger
+            "solstice", which Python shows after `logging.basicConfig(level="INFO")`.
         when: A trigger that ends windows of training steps, instead of `log_every_n_steps`; other
             modes log at the end of their pass.
 

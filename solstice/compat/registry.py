@@ -258,10 +258,17 @@ def _refuse_class(thing: Any, what: str) -> None:
         )
 
 
+# What a function was probably meant to be.
+_HINTS = {
+    "optimizer": " Call it first: optax.adam is a function, optax.adam(1e-3) an optimizer.",
+    "network": " Of jax.vmap(module), pass the module, which is mapped over the batch; of a "
+    "function of parameters and inputs, compat.FunctionModel(init, apply, example, key=key).",
+}
+
+
 def _unknown(what: str, thing: Any, known: list[str]) -> str:
-    hint = " Call it first: optax.adam is a function, optax.adam(1e-3) an optimizer." * (
-        what == "optimizer" and callable(thing)
-    )
+    is_function = callable(thing) and (what == "optimizer" or hasattr(thing, "__name__"))
+    hint = _HINTS[what] if is_function else ""
     listed = "".join(f"\n  - {title}" for title in known)
     protocol, adapt = (
         ("Model", "network, example, key") if what == "network" else ("Optimizer", "optimizer")

@@ -140,7 +140,7 @@ class ClassificationExperiment(SupervisedExperiment):
         )
         if task.num_classes is None:
             raise ValueError(
-                "The number of classes is not known: pass num_classes, or example_input to "
+                "The number of classes is not known: pass num_classes=, or example_input=x[:1] to "
                 "read it from the network's output."
             )
 

@@ -23,7 +23,7 @@ class MemberStopping(eqx.Module):
     one size and a metric that is a mean, it is the metric over the pass. It is judged when training
     goes on. A NaN is never an improvement.
 
-    Args:
+    Attributes:
         metric: The name in the members' `compute()`.
         mode: Whether a smaller ("min") or a larger ("max") value is better.
         patience: After how many passes without improvement a member stops.

@@ -121,7 +121,14 @@ class SupervisedExperiment(Runnable):
         if example_input is not None:
             # Traced in training mode, so that a missing key is found here and not in a run.
             inputs = as_inputs(example_input)
-            outputs = jax.eval_shape(lambda: self.model(*inputs, key=self.key, train=True)[0])
+            try:
+                outputs = jax.eval_shape(lambda: self.model(*inputs, key=self.key, train=True)[0])
+            except Exception as error:
+                error.add_note(
+                    f"The network was called on example_input, which is a batch such as x[:1], its "
+                    f"first axis the examples; it is {describe(example_input)}."
+                )
+                raise
             task.check_outputs(outputs)
             self._draws = self.key is not None and self._draws_for(inputs, self.key)
             self.key = self.key if self._draws else None

@@ -272,6 +272,8 @@ KERAS |= {
 if hasattr(keras.optimizers, "ScheduleFreeAdamW"):  # Keras 3.14
     KERAS["ScheduleFreeAdamW"] = Row(lambda: keras.optimizers.ScheduleFreeAdamW(RATE))
 
+# Want a gradient for each example, which has another shape than the parameters.
+PER_EXAMPLE = ("dpsgd", "differentially_private_aggregate")
 TABLES = {"optax": OPTAX, "jax": JAX, "keras": KERAS}
 ADAPTERS = {"optax": OptaxOptimizer, "jax": JaxOptimizer, "keras": KerasOptimizer}
 

@@ -1,7 +1,9 @@
 """Every law of a Model on every network, and of an Optimizer on every kind of optimizer."""
 
 import jax
+import law_table
 import pytest
+from law_table import EXCLUDED, EXCLUDED_OPTIMIZERS, OPTIMIZERS
 from networks import LIBRARIES
 from networks.common import INPUTS
 from optimizer_table import ADAPTERS, LOOPS, TABLES
@@ -15,12 +17,6 @@ from solstice.testing import (
     check_model,
     check_optimizer,
 )
-
-# Facts of a library that no adapter can mend.
-EXCLUDED = {
-    # Stax has no running statistics: its batch norm normalises by the batch in evaluation too.
-    ("stax", "cnn"): ("eval_is_per_example",),
-}
 
 # The smallest network is checked always, the others in the whole run.
 ROWS = [
@@ -57,28 +53,21 @@ def test_what_is_excluded_is_still_so(row, laws):
                 law.check(ModelSubject(subject.make_model, subject.inputs), examples=2)
 
 
-# Of optimizers that differ only in their formula, a few; of what wraps, searches or wants, most.
-OPTIMIZERS = {
-    "optax": (
-        "adam, sgd, muon, adafactor, noisy_sgd, sm3, chain, scheduled, masked decay, partition, "
-        "lbfgs, polyak_sgd, momo, reduce_on_plateau, sophia, sam, opaque sam, lookahead, "
-        "schedule_free, mechanize, MultiSteps, apply_if_finite, injected schedule, flatten, "
-        "split_real_and_imaginary"
-    ),
-    "jax": "sgd, momentum, adam, piecewise",
-    "keras": "Adam, SGD, Muon, decaying weights, accumulating",
-}
 QUICK = {("optax", "sgd"), ("jax", "momentum"), ("keras", "SGD")}
 OPTIMIZER_ROWS = [
     pytest.param(library, name, marks=() if (library, name) in QUICK else pytest.mark.slow)
     for library, names in OPTIMIZERS.items()
     for name in names.split(", ")
 ]
-# Facts of an optimizer, not of its adapter.
-EXCLUDED_OPTIMIZERS = {
-    # It was told by name what not to decay.
-    ("keras", "decaying weights"): ("names_do_not_matter",),
-}
+
+
+def test_the_table_has_only_what_is_checked():
+    law_table.check_columns()
+
+
+@pytest.mark.parametrize("page", law_table.PAGES, ids=lambda page: page.name)
+def test_the_pages_say_what_the_laws_say(page):
+    assert page.read_text() == law_table.written(page), "run `python tests/compat/law_table.py`"
 
 
 def native_loop(library, row):

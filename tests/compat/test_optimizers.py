@@ -21,6 +21,7 @@ from optimizer_table import (
     NO_SCALAR,
     OPTAX,
     PARAMS,
+    PER_EXAMPLE,
     RATE,
     TABLES,
     label,
@@ -152,12 +153,10 @@ def public_constructors():
 HELPERS = {"stateless", "stateless_with_tree_map", "with_extra_args_support"} | {
     "inject_stateful_hyperparams"
 }
-# Wants a gradient for each example, which has another shape than the parameters.
-PER_EXAMPLE = {"dpsgd", "differentially_private_aggregate"}
 
 
 def test_every_public_constructor_of_optax_has_a_row():
-    assert set(public_constructors()) - set(OPTAX) == HELPERS | PER_EXAMPLE
+    assert set(public_constructors()) - set(OPTAX) == HELPERS | set(PER_EXAMPLE)
 
 
 @pytest.mark.parametrize(

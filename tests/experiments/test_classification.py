@@ -224,7 +224,7 @@ def test_a_missing_key_example_or_number_of_classes_is_asked_for():
         solstice.ClassificationExperiment(MLP(), TX, example_input=X)
     model = solstice.compat.FlaxModel(LinenCNN(), X, key=jax.random.key(0))
     with pytest.raises(
-        ValueError, match=r"number of classes is not known: pass num_classes, or ex"
+        ValueError, match=r"number of classes is not known: pass num_classes=, or ex"
     ):
         solstice.ClassificationExperiment(model, TX)
     with pytest.raises(ValueError, match=r"stream 'dropout'.*an experiment takes key="):
@@ -294,3 +294,12 @@ def test_a_network_class_and_unknown_objects_are_refused():
         solstice.ClassificationExperiment("resnet", TX, example_input=X, key=0)
     with pytest.raises(TypeError, match=r"This optimizer is of no known kind"):
         solstice.ClassificationExperiment(MLP(), "adam", example_input=X, key=0)
+
+
+def test_an_example_that_is_no_batch_is_named():
+    network = eqx.nn.Linear(2, 3, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"matmul|ndim|shape") as raised:
+        solstice.ClassificationExperiment(network, optax.sgd(0.1), example_input=np.ones(2))
+    notes = "\n".join(raised.value.__notes__)
+    assert "a batch such as x[:1]" in notes
+    assert "it is float64[2]" in notes

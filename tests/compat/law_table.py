@@ -1,0 +1,170 @@
+"""Which laws are checked on which network and optimizer, and the table that the pages make of it.
+
+    python tests/compat/law_table.py       # writes the table into README.md and docs/index.md
+
+A cell says yes where no law of its column is excluded. That the others hold is what `test_laws.py`
+asserts, network by network, so the table needs nothing to be run.
+"""
+
+import re
+from pathlib import Path
+
+from networks import LIBRARIES
+from optimizer_table import PER_EXAMPLE, TABLES
+
+from solstice.testing import MODEL_LAWS, OPTIMIZER_LAWS
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "index.md"]
+BEGIN, END = (
+    "<!-- what works: written by tests/compat/law_table.py -->",
+    "<!-- end of what works -->",
+)
+
+# Facts of a library that no adapter can mend: by network, the laws that do not hold, and why.
+EXCLUDED = {
+    ("stax", "cnn"): {
+        "eval_is_per_example": "Stax has no running statistics: its batch norm normalises by the "
+        "batch in evaluation too."
+    },
+}
+# Facts of an optimizer, not of its adapter.
+EXCLUDED_OPTIMIZERS = {
+    ("keras", "decaying weights"): {
+        "names_do_not_matter": "Where `exclude_from_weight_decay` was told names, they matter."
+    },
+}
+# Of optimizers that differ only in their formula, a few; of what wraps, searches or wants, most.
+OPTIMIZERS = {
+    "optax": (
+        "adam, sgd, muon, adafactor, noisy_sgd, sm3, chain, scheduled, masked decay, partition, "
+        "lbfgs, polyak_sgd, momo, reduce_on_plateau, sophia, sam, opaque sam, lookahead, "
+        "schedule_free, mechanize, MultiSteps, apply_if_finite, injected schedule, flatten, "
+        "split_real_and_imaginary"
+    ),
+    "jax": "sgd, momentum, adam, piecewise",
+    "keras": "Adam, SGD, Muon, decaying weights, accumulating",
+}
+
+# What a reader asks: the laws that answer it, and the kinds of networks that can break them.
+MODEL_COLUMNS = {
+    "parameters": (
+        "leaves_are_arrays, params_are_no_buffers, gradients_match_params, forward_keeps_weights",
+        "mlp, cnn, recurrent, attention, embedding, shared",
+    ),
+    "batch statistics": ("training_updates_state, eval_is_per_example", "cnn"),
+    "dropout": ("keys_decide_randomness, training_is_a_function", "cnn, attention"),
+    "train flag": (
+        "eval_returns_itself, traced_train_is_refused, equals_the_native_call",
+        "cnn, attention",
+    ),
+    "`freeze`": (
+        "freezing_keeps_outputs, a_subset_trains_as_in_the_whole",
+        "mlp, cnn, recurrent, attention, embedding, shared",
+    ),
+    "ensembles": ("vmap_evaluates_each, vmap_trains_each", ", ".join(LIBRARIES["linen"])),
+    "same bits as its own call": ("equals_the_native_call", ", ".join(LIBRARIES["linen"])),
+    "`unwrap()`": ("equals_the_native_call, copies_are_equal", ", ".join(LIBRARIES["linen"])),
+}
+OPTIMIZER_COLUMNS = {
+    "same bits as its own loop": "equals_the_native_loop",
+    "frozen parameters": "none_leaves_pass",
+    "steps in one call": "scan_equals_loop",
+    "any tree of parameters": "names_do_not_matter",
+}
+# What the libraries are called, and what one passes.
+NETWORKS = {
+    "linen": ("Flax Linen", "a module"),
+    "nnx": ("Flax NNX", "a module"),
+    "haiku": ("Haiku", "what `hk.transform` or its relatives return"),
+    "equinox": ("Equinox", "a module, or `(module, state)`"),
+    "keras": ("Keras 3 on JAX", "a built model or layer"),
+    "stax": ("Stax", "`(init, apply)`; with dropout `StaxModel(..., eval_apply=)`"),
+    "function": ("plain functions", "`FunctionModel(init, apply, ...)`"),
+}
+FAMILIES = {
+    "optax": (
+        "Optax",
+        f"all that are public, `contrib` too, but {' and '.join(f'`{n}`' for n in PER_EXAMPLE)}",
+    ),
+    "jax": ("`jax.example_libraries`", "all but `sm3`"),
+    "keras": ("Keras 3 on JAX", "all but `LossScaleOptimizer`, without `use_ema`"),
+}
+
+
+def split(names):
+    return names.split(", ")
+
+
+def table():
+    """Return both tables, in Markdown."""
+    notes: list[str] = []
+
+    def cell(why):
+        for one in why:
+            if one not in notes:
+                notes.append(one)
+        return "".join(f"[{notes.index(one) + 1}]" for one in why)
+
+    def broken(excluded, library, names, laws):
+        found = [excluded.get((library, name), {}) for name in names]
+        return [why for one in found for law, why in one.items() if law in laws]
+
+    lines = [header("networks of", "passed as", *MODEL_COLUMNS)]
+    for library, (title, passed) in NETWORKS.items():
+        cells = [
+            f"no {cell(why)}"
+            if (why := broken(EXCLUDED, library, split(kinds), split(laws)))
+            else "yes"
+            for laws, kinds in MODEL_COLUMNS.values()
+        ]
+        lines.append(row(title, passed, *cells))
+    lines += ["", header("optimizers of", "which", *OPTIMIZER_COLUMNS)]
+    for library, (title, which) in FAMILIES.items():
+        names = split(OPTIMIZERS[library])
+        cells = [
+            # A single optimizer's fact is no fact of the family.
+            f"yes {cell(why)}"
+            if (why := broken(EXCLUDED_OPTIMIZERS, library, names, [law]))
+            else "yes"
+            for law in OPTIMIZER_COLUMNS.values()
+        ]
+        lines.append(row(title, which, *cells))
+    lines += ["", *(f"[{i}] {note}\n" for i, note in enumerate(notes, 1))]
+    return "\n".join(lines).strip()
+
+
+def row(*cells):
+    return f"| {' | '.join(cells)} |"
+
+
+def header(*titles):
+    return f"{row(*titles)}\n{row(*['---'] * len(titles))}"
+
+
+def written(page):
+    """Return a page's text with the table as it should be."""
+    around = re.compile(f"({re.escape(BEGIN)}\n).*?({re.escape(END)})", re.DOTALL)
+    text, count = around.subn(
+        lambda found: f"{found[1]}\n{table()}\n\n{found[2]}", page.read_text()
+    )
+    assert count == 1, f"{page} has not the two lines around the table, once"
+    return text
+
+
+def check_columns():
+    """Raise where a column names what is no law, no network or no optimizer."""
+    laws = {law.name for law in MODEL_LAWS}
+    for names, kinds in MODEL_COLUMNS.values():
+        assert set(split(names)) <= laws
+        assert all(set(split(kinds)) <= set(subjects) for subjects in LIBRARIES.values())
+    assert set(OPTIMIZER_COLUMNS.values()) <= {law.name for law in OPTIMIZER_LAWS}
+    assert all(set(split(names)) <= set(TABLES[library]) for library, names in OPTIMIZERS.items())
+    assert set(NETWORKS) == set(LIBRARIES)
+    assert set(FAMILIES) == set(TABLES)
+
+
+if __name__ == "__main__":
+    check_columns()
+    for page in PAGES:
+        page.write_text(written(page))
