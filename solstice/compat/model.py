@@ -124,7 +124,9 @@ def as_inputs(example: Any) -> tuple[Any, ...]:
 def _as_input(leaf: Any) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jnp.zeros(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
-    return jnp.asarray(leaf) if eqx.is_array(leaf) else leaf
+    # Not jnp.asarray, which compiles a program for each shape of numpy's arrays.
+    numpys = eqx.is_array(leaf) and not isinstance(leaf, jax.Array)
+    return jax.device_put(leaf, may_alias=False) if numpys else leaf
 
 
 def bind_call(function: Callable[..., Any], call: Callable[..., Any] | None) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from typing import Any, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 import optax.transforms
@@ -236,7 +237,9 @@ def _trace_step(
     transformation: Any, grads: PyTree, params: PyTree, state: PyTree
 ) -> tuple[tuple[str, ...], PyTree]:
     """Find by tracing, never running, what an update takes and the state that it returns."""
-    dtype = jnp.result_type(jnp.float32, *(leaf.real.dtype for leaf in jax.tree.leaves(grads)))
+    # Of no array itself: its real part would be a program to compile for each shape.
+    kinds = (np.zeros((), leaf.dtype).real.dtype for leaf in jax.tree.leaves(grads))
+    dtype = jnp.result_type(jnp.float32, *kinds)
 
     def value_fn(params: PyTree) -> Array:
         sums = [jnp.sum(leaf.real).astype(dtype) for leaf in jax.tree.leaves(params)]

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from solstice.experiments.supervised import SupervisedExperiment
 from solstice.experiments.task import Task
 from solstice.metrics import ClassificationMetrics
-from solstice.metrics.checks import check_labels
+from solstice.metrics.checks import check_label_type, check_labels
 from solstice.tree import describe
 
 LossFn = Callable[[Array, Array], Array]
@@ -227,7 +227,8 @@ class Classification(Task):
 
     def check_targets(self, targets: Any, real: np.ndarray) -> None:
         assert self.num_classes is not None
-        shown = np.asarray(check_labels(targets, "labels"))[real]
+        check_label_type(targets, "labels")
+        shown = np.asarray(targets)[real]
         wrong = shown[(shown < 0) | (shown >= self.num_classes)]
         if wrong.size:
             values = ", ".join(map(str, np.unique(wrong)[:5]))

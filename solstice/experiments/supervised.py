@@ -103,7 +103,7 @@ class SupervisedExperiment(Runnable):
                 f"batch_keys are expected to name inputs, targets and mask, and example weights if "
                 f"there are any; they are {batch_keys!r}."
             )
-        init_key, self.key = (None, None) if key is None else jax.random.split(as_key(key))
+        init_key, self.key = (None, None) if key is None else _two_keys(as_key(key))
         self.model = as_model(model, example_input, key=init_key)
         self.optimizer = as_optimizer(optimizer).init(self.model.params)
         self.ema = None if ema_decay is None else owned(self.model.params)
@@ -195,7 +195,10 @@ class SupervisedExperiment(Runnable):
             ValueError: Targets are out of their range, or shapes do not fit.
         """
         _, targets, mask, _ = self._unpack(batch)
-        self.task.check_targets(targets, np.asarray(check_mask(mask, targets)))
+        real = (
+            np.ones(targets.shape, bool) if mask is None else np.asarray(check_mask(mask, targets))
+        )
+        self.task.check_targets(targets, real)
 
     def batch_inputs(self, batch: Any) -> Any:
         """Return the inputs of a batch with or without targets, for `solstice.predict`."""
@@ -340,7 +343,7 @@ class SupervisedExperiment(Runnable):
                 f"{', '.join(map(repr, self._batch_keys))}; it is {describe(batch)}."
             )
         inputs = x if type(x) is tuple else (x,)
-        return inputs, jnp.asarray(targets), mask, None if weight is None else jnp.asarray(weight)
+        return inputs, _as_array(targets), mask, None if weight is None else jnp.asarray(weight)
 
     @staticmethod
     def _entry(batch: Mapping[str, Any], name: str) -> Any:
@@ -350,6 +353,18 @@ class SupervisedExperiment(Runnable):
                 f"{', '.join(map(repr, batch)) or 'nothing'}. Name its parts with batch_keys=."
             )
         return batch[name]
+
+
+def _as_array(targets: Any) -> Any:
+    """Return targets as an array; numpy's stay where they are until a compiled step takes them."""
+    return targets if isinstance(targets, np.ndarray) else jnp.asarray(targets)
+
+
+@jax.jit
+def _two_keys(key: Array) -> tuple[Array, Array]:
+    """Return `jax.random.split` of a key as two keys, with one program to compile for it."""
+    one, two = jax.random.split(key)
+    return one, two
 
 
 def _count(targets: Array, mask: Any) -> Array:

@@ -24,13 +24,22 @@ def check_labels(labels: ArrayLike, name: str) -> Array:
         TypeError: They are not integers.
     """
     array = jnp.asarray(labels)
-    if not jnp.isdtype(array.dtype, ("bool", "integral")):
+    check_label_type(array, name)
+    return array
+
+
+def check_label_type(labels: Array | np.ndarray, name: str) -> None:
+    """Raise unless labels are integers; unlike `check_labels`, it leaves numpy's on the host.
+
+    Raises:
+        TypeError: They are not.
+    """
+    if not jnp.isdtype(labels.dtype, ("bool", "integral")):
         raise TypeError(
             f"{name} are expected to be integer classes, one a position; they are "
-            f"{describe(array)}. Convert them with .astype('int32'), or with argmax(-1) when "
+            f"{describe(labels)}. Convert them with .astype('int32'), or with argmax(-1) when "
             f"they are one-hot."
         )
-    return array
 
 
 def check_real(values: ArrayLike, name: str) -> Array:
@@ -60,7 +69,9 @@ def check_loss(loss: ArrayLike) -> Array:
     return check_real(array, "loss")
 
 
-def check_mask(mask: ArrayLike | None, values: Array, name: str = "the targets") -> Array:
+def check_mask(
+    mask: ArrayLike | None, values: Array | np.ndarray, name: str = "the targets"
+) -> Array:
     """Return the mask as booleans of the values' shape; all True for None.
 
     A mask of the leading axes alone, as of `(batch,)` for `(batch, time)`, holds for all of each.

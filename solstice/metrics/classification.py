@@ -4,6 +4,7 @@ It counts whole predictions, and the ranks of targets among scores where these a
 needs probabilities (calibration, ROC curves) is in `BinaryMetrics`.
 """
 
+import functools
 import logging
 import operator
 from collections.abc import Iterable
@@ -232,9 +233,13 @@ class ClassificationMetrics(Metrics):
 
     def compute(self) -> dict[str, Any]:
         """Return the metrics by name, each a float scalar."""
-        averages, per_class = _report(self)
-        if not is_traced(self):
-            if invalid := int(np.asarray(self._counts)[..., -1]):
+        if is_traced(self):
+            averages, per_class = _report(self, self._counts, self.loss_sum, jnp)
+        else:
+            # On the host: XLA takes as long to compile it as a training step of a small network.
+            counts, loss = jax.device_get((self._counts, self._loss))
+            averages, per_class = _report(self, counts, loss[0], np)
+            if invalid := int(counts[-1]):
                 _logger.warning(
                     "%d of %d examples had a label or prediction outside 0..%d; they count in "
                     "no metric but the average loss.",
@@ -242,9 +247,6 @@ class ClassificationMetrics(Metrics):
                     int(self.count),
                     self.num_classes - 1,
                 )
-            # One transfer, and no dispatch for each of the classes.
-            averages, per_class = jax.device_get((averages, per_class))
-            averages = {name: value[()] for name, value in averages.items()}
         return averages | {
             f"{name}_class_{i}": values[i]
             for name, values in per_class.items()
@@ -252,40 +254,47 @@ class ClassificationMetrics(Metrics):
         }
 
 
-@jax.jit
-def _report(metrics: ClassificationMetrics) -> tuple[dict[str, Array], dict[str, Array]]:
-    dtype = metrics.loss_sum.dtype
-    if metrics.confusion_matrix is None:
-        correct, support, predicted = metrics.totals  # pyright: ignore[reportGeneralTypeIssues]
+def _report(
+    metrics: ClassificationMetrics, counts: Any, loss: Any, xp: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the averages and each class's numbers, of arrays of `xp`: numpy or jax.numpy."""
+    number = metrics.num_classes
+    ratio = functools.partial(_ratio, xp=xp, dtype=loss.dtype)
+    if metrics.track == "totals":
+        correct, support, predicted = counts[: 3 * number].reshape(3, number)
     else:
-        matrix = metrics.confusion_matrix
-        correct, support, predicted = jnp.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+        matrix = counts[: number**2].reshape(number, number)
+        correct, support, predicted = xp.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
     total = support.sum()
     per_class = {
-        "f1": _ratio(2 * correct, support + predicted, dtype),
-        "tpr": _ratio(correct, support, dtype),
-        "ppv": _ratio(correct, predicted, dtype),
+        "f1": ratio(2 * correct, support + predicted),
+        "tpr": ratio(correct, support),
+        "ppv": ratio(correct, predicted),
     }
-    prevalence = _ratio(support, total, dtype)
+    prevalence = ratio(support, total)
+    # Over no examples these are 0 / 0.
     averages = {
-        "average_loss": metrics.loss_sum / metrics.count,
-        "accuracy": correct.sum().astype(dtype) / total,
-        "balanced_accuracy": per_class["tpr"].sum() / (support > 0).sum(),
+        "average_loss": ratio(loss, total + counts[-1], empty=xp.nan),
+        "accuracy": ratio(correct.sum(), total, empty=xp.nan),
+        "balanced_accuracy": ratio(per_class["tpr"].sum(), (support > 0).sum(), empty=xp.nan),
     }
     if metrics.perplexity:
-        averages["perplexity"] = jnp.exp(averages["average_loss"])
+        averages["perplexity"] = xp.exp(averages["average_loss"])
     for i, k in enumerate(metrics.top_k):
-        averages[f"top_{k}_accuracy"] = metrics.top_hits[i].astype(dtype) / total  # pyright: ignore[reportOptionalSubscript]
+        hits = counts[i - len(metrics.top_k) - 1]
+        averages[f"top_{k}_accuracy"] = ratio(hits, total, empty=xp.nan)
     present = (support + predicted) > 0
     for name, values in per_class.items():
-        averages[f"{name}_macro"] = _ratio(values.sum(), present.sum(), dtype)
+        averages[f"{name}_macro"] = ratio(values.sum(), present.sum())
         averages[f"{name}_weighted"] = (values * prevalence).sum()
     return averages, per_class | {"prevalence": prevalence} if metrics.per_class else {}
 
 
-def _ratio(numerator: Array, denominator: Array, dtype: Any) -> Array:
-    """`numerator / denominator`, and 0 where there is nothing to divide by."""
-    return jnp.where(denominator > 0, numerator.astype(dtype) / jnp.maximum(denominator, 1), 0)
+def _ratio(numerator: Any, denominator: Any, *, xp: Any, dtype: Any, empty: float = 0.0) -> Any:
+    """`numerator / denominator`, and `empty` where there is nothing to divide by."""
+    safe = xp.maximum(denominator, 1).astype(dtype)
+    value = numerator.astype(dtype) / safe
+    return xp.where(denominator > 0, value, xp.asarray(empty, dtype))[()]
 
 
 def _tally(cells: Array, size: int) -> Array:

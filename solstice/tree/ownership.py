@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from solstice.tree.keys import is_typed_key
@@ -24,6 +25,9 @@ def owned(tree: PyTree) -> PyTree:
 
 
 def _owned_array(leaf: Any) -> Array:
-    if is_typed_key(leaf):
-        return jnp.copy(leaf)
-    return jnp.array(leaf, dtype=jax.dtypes.canonicalize_dtype(leaf.dtype), copy=True)
+    dtype = leaf.dtype if is_typed_key(leaf) else jax.dtypes.canonicalize_dtype(leaf.dtype)
+    as_is = dtype == leaf.dtype and not getattr(leaf, "weak_type", False)
+    if not isinstance(leaf, jax.Array) or (as_is and not isinstance(leaf, Tracer)):
+        # Unlike a copy by jnp, it compiles nothing; that would be a program for each shape.
+        return jax.device_put(leaf, may_alias=False)
+    return jnp.copy(leaf) if is_typed_key(leaf) else jnp.array(leaf, dtype=dtype, copy=True)
