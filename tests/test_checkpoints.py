@@ -153,12 +153,61 @@ def test_the_best_survives_a_resume(tmp_path):
 
 def test_a_best_metric_that_is_not_there_is_named(tmp_path):
     with pytest.raises(
-        solstice.UsageError, match=r"looks for 'acc'; the validation gives accuracy"
+        solstice.UsageError, match=r"looks for 'acc'; the validation gives average_loss, accuracy"
     ):
         run(tmp_path, best=("acc", "max"))
     callback = solstice.CheckpointingCallback(tmp_path, best=("accuracy", "max"))
     with pytest.raises(solstice.UsageError, match=r"train.. has none: give it a val_ds"):
         solstice.train(experiment(), 1, shuffled, callbacks=[callback])
+
+
+class Nearest(solstice.Metrics):
+    """How near to 2 a count is."""
+
+    count: jax.Array
+
+    def merge(self, other):
+        return solstice.replace(self, count=(self.count + other.count) / 2)
+
+    def compute(self):
+        return {"count": self.count}
+
+    def is_better_than(self, other):
+        return abs(self.count - 2) < abs(other.count - 2)
+
+
+class Counting(solstice.Experiment):
+    count: jax.Array
+
+    @solstice.jit
+    def train_step(self, batch):
+        return solstice.replace(self, count=self.count + 1), None
+
+    @solstice.jit
+    def eval_step(self, batch):
+        return self, Nearest(self.count)
+
+
+@pytest.mark.parametrize("parts", [(5,), (1, 3, 5), (3, 5)])
+def test_metrics_may_say_themselves_which_is_better(tmp_path, parts):
+    exp = Counting(jnp.zeros(()))
+    for num_epochs in parts:
+        saving = solstice.CheckpointingCallback(tmp_path, best=True)
+        solstice.train(exp, num_epochs, [0.0], [0.0], [saving], resume_from=saving, progress=False)
+    best = Checkpoints(tmp_path).best()
+    assert (best["metric"], best["mode"], best["value"]) == (
+        "Nearest",
+        "is_better_than",
+        {"count": 2},
+    )
+    assert best["steps"] == 2 and solstice.restore(tmp_path, exp, which="best").count == 2
+
+
+def test_metrics_that_cannot_say_it_are_named(tmp_path, unchecked):
+    with pytest.raises(solstice.UsageError, match=r"ClassificationMetrics does not have\. Define"):
+        run(tmp_path, best=True)
+    with pytest.raises(ValueError, match=r"best is expected to be a metric and .*it is the str 'loss'"):
+        solstice.CheckpointingCallback(tmp_path, best="loss")
 
 
 class FullDisk:

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,16 +17,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from solstice.callbacks.base import Callback
-from solstice.callbacks.evaluation import EvaluationCallback
+from solstice.callbacks.best import Best, By
 from solstice.checkpoints import Checkpoints
-from solstice.errors import UsageError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
-from solstice.metrics import Accumulator, is_metrics
 from solstice.parts import Piece, check_orbax, copied, pieces, table
 from solstice.sharding import is_first_process
 from solstice.sharding.processes import ticket, together
-from solstice.tree import describe, leaves_by_path
+from solstice.tree import leaves_by_path
 from solstice.triggers import Every, Trigger, check_trigger
 
 _logger = logging.getLogger("solstice")
@@ -59,7 +57,8 @@ class CheckpointingCallback(Callback):
         best: A metric of the validation and "min" or "max": the experiment with the best value is
             saved at once and kept too, and `best.json` beside it says which it is. With a third
             element, the name of a dataset, the metric is that of the run's `EvaluationCallback`
-            which has it: `best=("accuracy", "max", "hard")`.
+            which has it: `best=("accuracy", "max", "hard")`. True asks the validation's metrics
+            themselves, by their method `is_better_than(other)`.
         on_error: What a save that fails (no space left, say) does: "warn" logs it, once a save,
             and training goes on; "raise" ends the run at the next save or at its end. The last good
             checkpoint stays in both cases.
@@ -72,7 +71,8 @@ class CheckpointingCallback(Callback):
             resume from them.
         ImportError: At the run's start: Orbax is not installed.
         UsageError: `best` names a metric that the validation does not give, or a dataset that no
-            `EvaluationCallback` of the run has.
+            `EvaluationCallback` of the run has; or it is True, and the metrics have no
+            `is_better_than`.
 
     >>> import solstice
     >>> from solstice.triggers import Every
@@ -89,31 +89,20 @@ class CheckpointingCallback(Callback):
         *,
         every: Trigger = Every(epochs=1),  # noqa: B008 - it is immutable
         keep: int | None = 3,
-        best: tuple[str, Literal["min", "max"]]
-        | tuple[str, Literal["min", "max"], str]
-        | None = None,
+        best: By = None,
         on_error: Literal["raise", "warn"] = "warn",
     ) -> None:
         check_trigger(every, "every")
         if keep is not None and keep < 1:
             raise ValueError(f"keep is expected to be at least 1, or None for all; it is {keep}.")
-        if best is not None and (len(best) not in (2, 3) or best[1] not in ("min", "max")):
-            raise ValueError(
-                f"best is expected to be a metric and 'min' or 'max', such as ('accuracy', "
-                f"'max'), and the name of an evaluation's dataset if it is not the validation's; "
-                f"it is {describe(best)}."
-            )
         if on_error not in ("raise", "warn"):
             raise ValueError(f"on_error is expected to be 'raise' or 'warn'; it is {on_error!r}.")
         self.directory = Path(directory)
         self._store = Checkpoints(directory)
         self._every = every
         self._keep = keep
-        self._best = None if best is None else best[:2]
-        # The dataset whose metric it is, and the callback that evaluates it; None: the validation.
-        self._dataset = best[2] if best is not None and len(best) == 3 else None
-        self._evaluation: EvaluationCallback | None = None
-        self.needs_validation = best is not None and self._dataset is None
+        self._best = Best(best)
+        self.needs_validation = self._best.needs_validation
         self._on_error = on_error
         self._writer: ThreadPoolExecutor | None = None
         self._saving: Future[None] | None = None
@@ -135,13 +124,7 @@ class CheckpointingCallback(Callback):
         """
         self._resumed_from = resumed_from
         self._watch = self._every.start()
-        self._window = Accumulator()
-        self._best_value: float | None = None
-        self._is_best: float | None = None
-        self._evaluations = 0
-        evaluating = [one for one in callbacks if isinstance(one, EvaluationCallback)]
-        having = [one for one in evaluating if self._dataset in one.names]
-        self._evaluation = having[0] if having else None
+        self._best.begin(callbacks)
 
     def on_run_start(self, exp: Experiment) -> None:
         check_orbax()
@@ -152,58 +135,27 @@ class CheckpointingCallback(Callback):
                 f"newest), which this one would mix with its own. Pass resume_from= to go on with "
                 f"that run, or another directory."
             )
-        if self._dataset is not None and self._evaluation is None:
-            raise UsageError(
-                f"CheckpointingCallback(best=) looks for an evaluation of {self._dataset!r}, and "
-                f"the run has no EvaluationCallback with a dataset of that name."
-            )
+        self._best.check()
 
     def on_step_end(
         self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
     ) -> None:
-        if self.needs_validation and mode == "val":
-            if not is_metrics(outs):
-                raise UsageError(
-                    f"CheckpointingCallback(best=) reads the Metrics of the validation; its step "
-                    f"returned {describe(outs)}."
-                )
-            self._window.add(outs)
+        if mode == "val":
+            self._best.add(outs)
 
     def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
-        merged = self._window.pop()
-        if mode == "val" and merged is not None:
-            self._compare(merged.compute(), "the validation")
-
-    def _read_evaluation(self) -> None:
-        """Look at the evaluation's results where there are new ones."""
-        evaluation = self._evaluation
-        if evaluation is not None and evaluation.evaluations > self._evaluations:
-            self._evaluations = evaluation.evaluations
-            dataset = str(self._dataset)
-            self._compare(evaluation.results[dataset], f"the evaluation of {dataset!r}")
-
-    def _compare(self, computed: Mapping[str, Any], source: str) -> None:
-        assert self._best is not None
-        metric, direction = self._best
-        if metric not in computed:
-            raise UsageError(
-                f"CheckpointingCallback(best=) looks for {metric!r}; {source} gives "
-                f"{', '.join(computed)}."
-            )
-        value = float(computed[metric])
-        sign = 1 if direction == "max" else -1
-        if self._best_value is None or sign * value > sign * self._best_value:
-            self._best_value = self._is_best = value
+        if mode == "val":
+            self._best.end_validation()
 
     def due_after_step(self, steps: int) -> bool:
         """Say whether to save, now that `steps` training steps are completed."""
-        self._read_evaluation()
-        return self._watch.after_step(steps) or self._is_best is not None
+        self._best.look()
+        return self._watch.after_step(steps) or self._best.found
 
     def due_after_epoch(self, epochs: int) -> bool:
         """Say whether to save, now that `epochs` epochs are completed, validation included."""
-        self._read_evaluation()
-        return self._watch.after_epoch(epochs) or self._is_best is not None
+        self._best.look()
+        return self._watch.after_epoch(epochs) or self._best.found
 
     def save(self, exp: Any, state: Callable[[], Callable[[], Any]]) -> None:
         """Save an experiment and the state of its run; all processes call it.
@@ -214,10 +166,9 @@ class CheckpointingCallback(Callback):
                 state: a tree of plain containers.
         """
         self._finish_save()
-        self._read_evaluation()
-        best, self._is_best = self._is_best, None
+        self._best.look()
         mine = copied(pieces(jax.tree.leaves(exp)))
-        job = _Job(self._table(exp), mine, state(), best, ticket())
+        job = _Job(self._table(exp), mine, state(), self._best.take(), ticket())
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, "solstice-checkpoint")
         self._saving = self._writer.submit(self._write, job)
@@ -252,18 +203,11 @@ class CheckpointingCallback(Callback):
         return self._leaves
 
     def get_state(self) -> dict[str, Any]:
-        return {
-            "watch": self._watch.get_state(),
-            "best": self._best_value,
-            "evaluations": self._evaluations,
-            "window": self._window.get_state(),
-        }
+        return {"watch": self._watch.get_state(), "best": self._best.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._watch.set_state(state["watch"])
-        self._best_value = state["best"]
-        self._evaluations = int(state["evaluations"])
-        self._window = Accumulator(state["window"])
+        self._best.set_state(state["best"])
 
     def _write(self, job: "_Job") -> None:
         try:
@@ -272,15 +216,8 @@ class CheckpointingCallback(Callback):
             name = (self._write_alone if alone else self._write_together)(job, state)
             if not is_first_process():
                 return
-            if job.best is not None and self._best is not None:
-                metric, direction = self._best
-                self._store.set_best(
-                    checkpoint=name,
-                    metric=metric,
-                    mode=direction,
-                    value=job.best,
-                    **_where(state),
-                )
+            if job.best is not None:
+                self._store.set_best(checkpoint=name, **job.best, **_where(state))
             self._store.prune(self._keep)
         except Exception as error:  # noqa: BLE001 - a lost save need not end the run
             self._lost(error)
@@ -337,7 +274,7 @@ class _Job(NamedTuple):
     leaves: str
     pieces: list[Piece]
     state: Callable[[], Any]
-    best: float | None
+    best: dict[str, Any] | None
     number: int
 
 

@@ -48,7 +48,7 @@ class Accumulator:
         """
         if self._resumed is not None:
             resumed, self._resumed = self._resumed, None
-            self.add(_rebuilt(resumed["leaves"], metrics))
+            self.add(rebuilt(resumed["leaves"], metrics))
         if not self._waiting:
             size = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(metrics))
             self._room = min(_WAITING, max(2, _WAITING_BYTES // max(size, 1)))
@@ -97,7 +97,12 @@ class _Computed:
         return dict(self._computed)
 
 
-def _rebuilt(leaves: list[Any], like: Any) -> Any:
+def rebuilt(leaves: list[Any], like: Any) -> Any:
+    """Return the metrics that a checkpoint holds the leaves of, put together as others are.
+
+    Raises:
+        ValueError: The others are of another kind.
+    """
     structure = jax.tree.structure(like)
     if structure.num_leaves != len(leaves):
         raise ValueError(
