@@ -92,7 +92,8 @@ def test_the_axes_of_a_mesh_may_be_of_either_type(kind):
     ds = [jax.device_put(batch, split) for batch in DS]  # what a user has put there
     arrays, others = eqx.partition(experiment(), eqx.is_array)
     start = eqx.combine(jax.device_put(arrays, whole), others)
-    for sharding in (DataParallel(mesh), FullySharded(mesh, min_size=128), Rules(TWO, mesh)):
+    every = (FullySharded(mesh, min_size=128), Rules(TWO, mesh), DataParallel(mesh))
+    for sharding in every if kind == AxisType.Explicit else every[:1]:
         options = {"sharding": sharding, "progress": False}
         placed = start.train(2, ds, recompile="error", **options)
         assert_close(alone, placed)
