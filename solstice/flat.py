@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from solstice.static import Static
 from solstice.tree import path_name
@@ -27,6 +28,17 @@ def snapshot(exp: _T) -> _T:
     ...         self.best = solstice.snapshot(exp)
     """
     return Flat.of(exp).copy().whole()
+
+
+def copied(arrays: list[Any]) -> list[Any]:
+    """Return copies of arrays, where these are; all processes call it for what spans several.
+
+    >>> copied([jax.numpy.ones(2)])
+    [Array([1., 1.], dtype=float32)]
+    """
+    if all(getattr(array, "is_fully_addressable", True) for array in arrays):
+        return jax.device_put(arrays, may_alias=False)  # unlike jnp.copy, it compiles nothing
+    return [jax.jit(jnp.copy, out_shardings=array.sharding)(array) for array in arrays]
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -67,8 +79,7 @@ class Flat:
 
     def copy(self) -> Self:
         """Return it with arrays of its own, which may be donated."""
-        # Unlike jnp.copy, it compiles nothing.
-        return type(self)(jax.device_put(self.arrays, may_alias=False), self.structure)
+        return type(self)(copied(self.arrays), self.structure)
 
     def tree_flatten(self) -> tuple[list[Any], "Structure"]:
         return self.arrays, self.structure

@@ -74,9 +74,9 @@ class Step:
     def __init__(self, function: Callable[..., Any]) -> None:
         functools.update_wrapper(self, function)
         self._function = function
-        self._pure = jax.jit(self._changes)
-        self._fused = jax.jit(self._flat_steps, donate_argnums=0)
-        self._rolled = jax.jit(self._loop, donate_argnums=0)
+        self._pure: Any = jax.jit(self._changes)
+        self._fused: Any = jax.jit(self._flat_steps, donate_argnums=0)
+        self._rolled: Any = jax.jit(self._loop, donate_argnums=0)
         self._is_rolled: dict[Any, bool] = {}
         self.traces = 0
 

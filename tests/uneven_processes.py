@@ -46,6 +46,13 @@ except AssertionError as error:
 rows = solstice.predict(exp, ds[:2], sharding=sharding, progress=False)
 assert rows.shape == (sum(sizes[:2]),), rows.shape
 assert (rows == solstice.sharding.gather(exp).predict(np.concatenate([x for x, _ in ds[:2]]))).all()
+start, digests = experiment(0), []
+for one in (start, start, exp, exp):  # what is passed in stays alive as it was
+    one.train(1, ds, sharding=sharding, progress=False)
+    digests.append(solstice.tree.digest(solstice.sharding.gather(one)))
+assert digests[0] == digests[1] and digests[2] == digests[3], digests
+kept = solstice.sharding.gather(solstice.snapshot(exp))
+assert solstice.tree.digest(kept) == digests[2]
 for prefetch in (1, 4):  # it ends in the middle of a pass, what was read ahead is dropped
     ahead = experiment(0).train(
         None, ds, ds, num_steps=5, prefetch=prefetch, sharding=sharding, progress=False

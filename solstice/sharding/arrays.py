@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from solstice.flat import copied
 from solstice.tree import is_typed_key
 
 
@@ -15,15 +16,24 @@ def as_global(
 ) -> list[jax.Array]:
     """Return arrays, the same in all processes, placed by their shardings.
 
+    Args:
+        arrays: What to place.
+        shardings: Where, one for each.
+        may_alias: Whether they may share memory with what is returned, or be it.
+
     >>> from jax.sharding import Mesh
     >>> whole = NamedSharding(Mesh(jax.devices()[:1], ("data",)), PartitionSpec())
     >>> as_global([np.ones(2, "float32")], [whole], may_alias=False)[0].sharding == whole
     True
     """
-    if jax.process_count() == 1:
-        alias = None if may_alias else False
-        return jax.device_put(list(arrays), list(shardings), may_alias=alias)
-    return [_across(array, sharding) for array, sharding in zip(arrays, shardings, strict=True)]
+    put = jax.device_put if jax.process_count() == 1 else _across
+    placed = []
+    for array, sharding in zip(arrays, shardings, strict=True):
+        # One after the other, so that only one is there twice. To be asked not to alias is not
+        # enough: on its way to several devices, jax keeps the part that is in place.
+        own = array if may_alias else copied([array])[0]
+        placed.append(put(own, sharding))
+    return placed
 
 
 def _across(array: Any, sharding: NamedSharding) -> jax.Array:

@@ -78,9 +78,8 @@ class Sharding(abc.ABC):
         if self.mesh.size == 1:  # as without: constraints would only cost
             device = SingleDeviceSharding(self.mesh.devices.item())
             there = all(getattr(array, "sharding", None) == device for array in flat.arrays)
-            if there:
-                return flat if donate else flat.copy()
-            return Flat(jax.device_put(flat.arrays, device, may_alias=False), flat.structure)
+            own = flat if donate else flat.copy()
+            return own if there else Flat(jax.device_put(own.arrays, device), flat.structure)
         arrays = as_global(flat.arrays, placement.arrays, may_alias=donate)
         return Flat(arrays, flat.structure.placed(placement))
 

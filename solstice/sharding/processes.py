@@ -205,9 +205,9 @@ def _in_step(
                     f"others go on: its run failed, or a callback stopped it. Look at its log; "
                     f"what stops a run is expected to say the same in all processes."
                 )
-            if over := any(one.startswith("signal") for one in said):
-                number = next(int(one.split()[1]) for one in said if one.startswith("signal"))
-                signals.received = signals.received or number
+            numbers = [int(one.split()[1]) for one in said if one.startswith("signal")]
+            if signals is not None and (over := bool(numbers)):
+                signals.received = signals.received or numbers[0]
                 signals.check()
             if over := "end" in said:
                 if strict and {*said} != {"end"}:
