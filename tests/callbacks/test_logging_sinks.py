@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import signal
 
 import equinox as eqx
 import jax
@@ -10,10 +12,20 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import solstice
 from solstice import LoggingCallback
-from solstice.loggers import Image, JSONLines, Sink, Text, read_json_lines, records
+from solstice.loggers import (
+    CSV,
+    Image,
+    JSONLines,
+    Sink,
+    TensorBoard,
+    Text,
+    read_json_lines,
+    records,
+)
 from solstice.triggers import At, Every
 
 
@@ -75,6 +87,22 @@ def test_sinks_are_flushed_and_closed_however_the_run_ends(train, recorder, tmp_
             train(1, [1, 2, 3], callbacks=callbacks)
     assert logged(tmp_path / "log", "step") == [(1,), (2,)]
     assert sink._file is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_whole_files(train, tmp_path, number):
+    class Send(solstice.Callback):
+        def on_step_end(self, outs, exp, global_step, mode, batch):
+            if global_step == 1:
+                os.kill(os.getpid(), number)
+
+    sinks = [JSONLines(tmp_path / "log"), CSV(tmp_path / "csv"), TensorBoard(tmp_path / "board")]
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        train(1, [1, 2, 3], callbacks=[LoggingCallback(1, sinks), Send()])
+    assert logged(tmp_path / "log", "step") == [(1,), (2,)]
+    assert len((tmp_path / "csv").read_text().splitlines()) == 3
+    events = EventAccumulator(str(tmp_path / "board" / "train")).Reload()
+    assert [event.step for event in events.Scalars("mean")] == [1, 2]
 
 
 def test_when_ends_windows_of_training_and_other_modes_log_once_a_pass(train, tmp_path):
