@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from solstice.tree import describe
 
+__all__ = ["AnyOf", "At", "Every", "First", "Moment", "Trigger", "Watch", "check_trigger"]
+
 
 class Moment(NamedTuple):
     """How far a run is.

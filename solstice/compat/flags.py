@@ -86,8 +86,15 @@ def flag_values(flags: Flags, train: bool) -> dict[str, bool]:
 def check_train(train: Any, adapter: str) -> bool:
     """Return `train`, which must be a Python bool.
 
+    Args:
+        train: What the caller of a model passed.
+        adapter: The adapter's name, for the error.
+
     Raises:
         TypeError: It is traced, or no bool.
+
+    >>> check_train(True, "PebbleModel")
+    True
     """
     if isinstance(train, bool | np.bool_):
         return bool(train)

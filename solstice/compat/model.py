@@ -137,6 +137,10 @@ def bind_call(function: Callable[..., Any], call: Callable[..., Any] | None) -> 
 def single_key(key: Keys, adapter: str) -> Array | None:
     """Return the one key of a library that has no named streams.
 
+    Args:
+        key: What the caller of a model passed: None, a raw or typed key, or a mapping of one.
+        adapter: The adapter's name, for the error.
+
     Raises:
         TypeError: It is no key, or a mapping of several.
     """
@@ -165,7 +169,15 @@ def check_key(key: Any, adapter: str) -> Array | None:
 
 
 def missing_key(adapter: str, stream: str = "dropout") -> ValueError:
-    """Return the error for a network that draws random numbers in training and got no key."""
+    """Return the error for a network that draws random numbers in training and got no key.
+
+    Args:
+        adapter: The adapter's name.
+        stream: What the library calls its random numbers.
+
+    >>> str(missing_key("PebbleModel")).split(".")[0].endswith("no key was given for it")
+    True
+    """
     return ValueError(
         f"{adapter}: in training this network draws random numbers from the stream {stream!r}, and "
         f"no key was given for it. Pass one: model(x, key=jax.random.key(0), train=True), or "

@@ -17,7 +17,12 @@ from solstice.testing.strategies import seeds
 
 
 class ExperimentSubject:
-    """An experiment under the laws: how to make it, and a batch for its steps."""
+    """An experiment under the laws, for `law.check(subject)`; made as by `check_experiment`.
+
+    Args:
+        make_experiment: Makes the experiment from a key.
+        batch: A batch for its steps.
+    """
 
     def __init__(self, make_experiment: Callable[[Array], Experiment], batch: Any) -> None:
         self.make_experiment = make_experiment

@@ -148,7 +148,12 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The laws that were checked on one subject; printed, a line a law."""
+    """The laws that were checked on one subject; printed, a line a law.
+
+    Attributes:
+        subject: The name of the class that was checked.
+        outcomes: What became of each law, in order.
+    """
 
     subject: str
     outcomes: Sequence[Outcome]

@@ -15,7 +15,12 @@ from solstice.testing.strategies import permutations, splits
 
 
 class MetricsSubject:
-    """A metric under the laws: how to make it, and a batch of examples to make it of."""
+    """A metric under the laws, for `law.check(subject)`; its arguments are `check_metrics`'.
+
+    Args:
+        make_metrics: Makes the metric of a batch, and of a `mask` if it takes one.
+        batch: Examples to make it of, on the first axis of each array.
+    """
 
     def __init__(self, make_metrics: Callable[..., Any], batch: PyTree) -> None:
         self.make_metrics = make_metrics

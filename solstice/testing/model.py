@@ -27,9 +27,14 @@ Native = Callable[..., Any]
 
 
 class ModelSubject:
-    """A network under the laws: how to make it, inputs for it, and its library's own call.
+    """A network under the laws, for `law.check(subject)`; its arguments are `check_model`'s.
 
     What costs a compilation is made once and shared by all laws.
+
+    Args:
+        make_model: Makes the model from a key.
+        inputs: A batch's inputs, of two examples or more; a tuple is several inputs.
+        native: The library's own call, or None.
     """
 
     def __init__(

@@ -16,9 +16,14 @@ _STEPS = 3
 
 
 class OptimizerSubject:
-    """An optimizer under the laws: how to make it, and parameters for it to move.
+    """An optimizer under the laws, for `law.check(subject)`; its arguments are `check_optimizer`'s.
 
     It minimises the squared distance to a target that a seed decides.
+
+    Args:
+        make_optimizer: Makes the optimizer, not initialised yet.
+        params: A pytree of float arrays for it to move.
+        native: The library's own loop, or None.
     """
 
     def __init__(
