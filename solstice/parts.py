@@ -1,7 +1,7 @@
 """The arrays of a checkpoint, in parts: what each process writes, and how they become whole again.
 
-A part is one file with an index and the small arrays, and a directory with the large ones, which
-Orbax writes. Each piece of an array has a digest. It knows nothing of checkpoints and runs.
+A part is one file with an index and arrays, and beside it a directory with those that are large,
+which Orbax writes. Each piece of an array has a digest. It knows nothing of checkpoints and runs.
 """
 
 import functools
@@ -120,13 +120,15 @@ def write_part(directory: Path, number: int, pieces: list[Piece], *, sync: bool)
         sync: Whether it is on the disk, and not only with the operating system, at the end.
     """
     entries, small, large, at = [], [], {}, 0
+    # Of several processes, Orbax has only the first one write numpy's arrays, and says nothing.
+    alone = jax.process_count() == 1
     for i, (leaf, start, values) in enumerate(pieces):
         numbers = to_host(values)
         # The axes of the numbers behind a key come after those of the keys.
         behind = (0,) * (numbers.ndim - len(start))
         entry = {"leaf": leaf, "start": start + behind, "shape": numbers.shape, "at": None}
         entry["digest"] = array_digest(str(numbers.dtype), numbers)
-        if numbers.nbytes < LARGE:
+        if numbers.nbytes < LARGE or not alone:
             small.append(as_bytes(numbers))
             entry["at"], at = at, at + numbers.nbytes
         else:
@@ -134,8 +136,10 @@ def write_part(directory: Path, number: int, pieces: list[Piece], *, sync: bool)
         entries.append(entry)
     if large:
         ocp, handler, path = _orbax()
+        target = directory / f"arrays-{number}"
+        target.mkdir()
         with _one_at_a_time:
-            handler.save(path(directory / f"arrays-{number}"), args=ocp.args.PyTreeSave(large))
+            handler.save(path(target), args=ocp.args.PyTreeSave(large))
     index = json.dumps(entries)
     with (directory / f"part-{number}").open("wb") as file:
         file.write(f"{index}\n".encode())
@@ -179,8 +183,9 @@ def _read_part(directory: Path, number: int, written: str, leaves: list[dict[str
     """Yield the entry and the numbers of each piece of a part."""
     path = directory / f"part-{number}"
     try:
-        index, packed = path.read_bytes().split(b"\n", 1)
-    except (OSError, ValueError) as error:
+        with path.open("rb") as file:
+            index, packed = file.readline().removesuffix(b"\n"), file.read()
+    except OSError as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
     if digest(index.decode(errors="replace")) != written:
         raise damaged(path, "the digest of its index is another one")
@@ -246,7 +251,7 @@ def _orbax() -> tuple[Any, Any, Any]:
         from etils import epath
     except ModuleNotFoundError as error:
         raise ImportError(MISSING) from error
-    # Each process is alone to Orbax, or a save by one would wait for all.
+    # To read, each process is alone to Orbax, or it would wait for all.
     alone = ocp.options.MultiprocessingOptions()
     if jax.process_count() > 1:
         index = jax.process_index()

@@ -43,6 +43,7 @@ collect_ignore = [
     "killed_run.py",
     "on_eight_devices.py",
     "sharded_runs.py",
+    "sharded_saves.py",
     "uneven_processes.py",
 ]
 

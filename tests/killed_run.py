@@ -79,8 +79,8 @@ exp = solstice.train(
     resume_from=saving,
     progress=False,
 )
-state = solstice.tree.leaves_by_path((exp.model.params, exp.model.state))
-np.savez(options.directory / "state.npz", **{path: np.asarray(x) for path, x in state.items()})
+params = solstice.tree.leaves_by_path(exp.model.params)
+np.savez(options.directory / "params.npz", **{path: np.asarray(x) for path, x in params.items()})
 digests = {
     path: hashlib.sha256(repr(leaf).encode()).hexdigest() for path, leaf in bits(exp).items()
 }

@@ -152,6 +152,53 @@ def test_a_dead_process_ends_the_others_and_all_resume_to_the_same_bits(tmp_path
     assert ends == whole
 
 
+def together(tmp_path, action, processes, seconds=120):
+    """Run `sharded_saves.py` in so many processes; return how they ended and what they said."""
+    arguments = ("--of", processes, "--action", action, "--directory", tmp_path / "checkpoints")
+    script = HERE / "sharded_saves.py"
+    started = start(script, *arguments, processes=processes, log=tmp_path)
+    try:
+        codes = [one.wait(timeout=seconds) for one in started]
+    finally:
+        for one in started:
+            one.kill()
+    return codes, [(tmp_path / f"{i}.log").read_text() for i in range(processes)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(2, 1), (1, 2), pytest.param(2, 4, marks=pytest.mark.soak)],
+)
+def test_all_processes_write_and_another_number_reads(tmp_path, before, after):
+    codes, said = together(tmp_path, "save", before)
+    assert codes == [0] * before, said
+    written = tmp_path / "checkpoints" / "checkpoint-000000"
+    names = {path.name for path in written.iterdir()}
+    large = {"arrays-0"} if before == 1 else set()
+    assert names == {"checkpoint.json", *large} | {f"part-{i}" for i in range(before)}
+    codes, said = together(tmp_path, "restore", after)
+    assert codes == [0] * after and all("restored" in one for one in said), said
+    # What one process wrote is missed by all.
+    part = written / f"part-{before - 1}"
+    part.write_bytes(part.read_bytes()[:-1])  # its last piece is cut short
+    codes, said = together(tmp_path, "restore", after)
+    assert all(codes) and all("DamagedFileError" in one for one in said), said
+
+
+@pytest.mark.slow
+def test_a_process_killed_in_a_save_leaves_nothing_that_looks_whole(tmp_path):
+    codes, said = together(tmp_path, "save", 2)
+    assert codes == [0, 0], said
+    codes, said = together(tmp_path, "die", 2)
+    assert codes[1] == -signal.SIGKILL and codes[0] != 0, said
+    store = solstice.checkpoints.Checkpoints(tmp_path / "checkpoints")
+    assert store.names() == ["checkpoint-000000"]
+    codes, said = together(tmp_path, "save", 2)
+    assert codes == [0, 0] and store.names()[-1] == "checkpoint-000001", said
+    assert not list(store.directory.glob(".*"))
+
+
 @pytest.mark.slow
 def test_data_that_ends_earlier_in_one_process_hangs_nobody(tmp_path):
     started = start(HERE / "uneven_processes.py", log=tmp_path)

@@ -66,12 +66,24 @@ def from_host(values: np.ndarray, like: Any, impl: str | None = None) -> Any:
     if isinstance(like, np.ndarray | np.generic):
         array = values.astype(like.dtype, copy=False)
         return array[()] if isinstance(like, np.generic) else array
+    # An array that was never placed stays so, or a step would compile again for it.
+    sharding = like.sharding if getattr(like, "committed", True) else None
+    if sharding is not None and not sharding.is_fully_addressable:
+        return _across_processes(values, sharding, impl)
     array = jnp.asarray(values) if impl is None else as_keys(values, impl)
     if getattr(like, "weak_type", False):
         array = _weakly_typed(array)
-    # An array that was never placed stays so, or a step would compile again for it.
-    sharding = like.sharding if getattr(like, "committed", True) else None
     return array if sharding is None else jax.device_put(array, sharding)
+
+
+def _across_processes(values: np.ndarray, sharding: Any, impl: str | None) -> Array:
+    array = jax.make_array_from_callback(values.shape, sharding, lambda part: values[part])
+    if impl is None:
+        return array
+    wrap = jax.jit(
+        lambda numbers: jax.random.wrap_key_data(numbers, impl=impl), out_shardings=sharding
+    )
+    return wrap(array)
 
 
 def _weakly_typed(array: Array) -> Array:
