@@ -25,12 +25,19 @@ from tqdm import tqdm
 REFERENCE = "hand-written loop"
 
 
+@contextlib.contextmanager
+def unseen():
+    """Draw the bars of a run into memory: the same work, and a readable table."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
 def measure(problem, rounds, files):
     turns, missing = house.contenders(problem, files)
     losses = {}
     for name, run in list(turns.items()):
         try:
-            with contextlib.redirect_stderr(io.StringIO()):
+            with unseen():
                 run()
                 losses[name] = run()
         except Exception as error:  # noqa: BLE001 - the table says so
@@ -42,8 +49,7 @@ def measure(problem, rounds, files):
         random.shuffle(order)
         seconds = {}
         for name in order:
-            # The bar of a run is drawn into memory: the same work, and a readable table.
-            with contextlib.redirect_stderr(io.StringIO()):
+            with unseen():
                 start = time.perf_counter()
                 turns[name]()
                 seconds[name] = time.perf_counter() - start
