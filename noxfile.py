@@ -114,9 +114,16 @@ def soak(session: nox.Session) -> None:
     )
 
 
-@nox.session
+# pip, not uv: only pip takes a torch without CUDA, of several gigabytes, from where one is set up.
+@nox.session(venv_backend="venv")
 def bench(session: nox.Session) -> None:
-    """Time the trainer beside a hand-written loop and beside other trainers."""
-    session.install("-e", ".[all]", *group("bench"))
+    """Time the trainer beside a hand-written loop and beside other trainers; 15 minutes.
+
+    Arguments after -- go to each script: `--quick` for a smoke test, `--write` to put tables and
+    pictures into benchmarks/README.md and docs/speed.md.
+    """
+    session.install(*group("bench-lightning"))
+    session.install("-e", ".[all]", *group("bench"), *group("bench-kauldron"))
     with session.chdir("benchmarks"):
-        session.run("python", "train.py", *session.posargs, env=QUIET)
+        for script in ("train.py", "cold.py", "growth.py"):
+            session.run("python", script, *session.posargs, env=QUIET)

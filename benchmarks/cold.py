@@ -1,6 +1,6 @@
 """What a run costs before its first step, and the memory it takes, each in a process of its own.
 
-    python benchmarks/cold.py [--rounds 5] [--output benchmarks/results]
+    python benchmarks/cold.py [--rounds 5] [--quick] [--write]
 
 Printed: import time; time to the first step (building the experiment or the carry, tracing,
 compiling, one step) and peak memory at 50 million parameters, as ratios to the hand-written loop.
@@ -10,8 +10,8 @@ import argparse
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
+import pages
 from tqdm import tqdm
 
 IMPORT = """
@@ -61,7 +61,9 @@ MEMORIES = {
 
 
 def measure(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=pages.ROOT, capture_output=True, text=True, check=True
+    )
     return float(done.stdout.split()[-1])
 
 
@@ -70,38 +72,52 @@ def rounds(count, codes, what):
     for _ in tqdm(range(count), desc=what, leave=False):
         for name, code in codes.items():
             found[name].append(measure(code))
-    return {name: statistics.median(values) for name, values in found.items()}
+    return found
+
+
+def ratio(found, name):
+    """Return the median of the rounds' ratios to the hand-written loop, the least and largest."""
+    pairs = zip(found[name], found["hand-written loop"], strict=True)
+    ratios = [value / of_hand for value, of_hand in pairs]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--quick", action="store_true", help="one round, of the tiny network")
+    parser.add_argument(
+        "--write", action="store_true", help="into the pages of benchmarks and docs"
+    )
     options = parser.parse_args()
+    sizes = ("tiny",) if options.quick else ("tiny", "mlp", "cnn")
+    if options.quick:
+        options.rounds = 1
     lines = [
         "| | hand-written loop | solstice | solstice, donate=True |",
         "| --- | --- | --- | --- |",
     ]
     modules = {module: IMPORT.format(module=module) for module in ("jax", "equinox", "solstice")}
     found = rounds(options.rounds, modules, "imports")
-    seconds = ", ".join(f"{name} {value:.2f} s" for name, value in found.items())
-    for problem in ("tiny", "mlp", "cnn"):
+    seconds = ", ".join(
+        f"{name} {statistics.median(values):.2f} s" for name, values in found.items()
+    )
+    for problem in sizes:
         codes = {
             name: FIRST_STEP.format(module=module, make=make, problem=problem)
             for name, (module, make) in STEPS.items()
         }
         found = rounds(options.rounds, codes, f"first step, {problem}")
-        hand = found["hand-written loop"]
-        lines.append(f"| first step, {problem} | 1.00 | {found['solstice'] / hand:.2f} | |")
+        lines.append(f"| first step, {problem} | 1.00 | {ratio(found, 'solstice')} | |")
     codes = {name: MEMORY.format(make=make) for name, make in MEMORIES.items()}
     found = rounds(min(options.rounds, 3), codes, "memory")
-    hand = found["hand-written loop"]
-    cells = " | ".join(f"{value / hand:.2f}" for value in found.values())
-    lines.append(f"| peak memory, 50M parameters | {cells} |")
-    text = "\n".join([f"Import: {seconds}.", "", *lines, ""])
+    cells = f"{ratio(found, 'solstice')} | {ratio(found, 'solstice, donate=True')}"
+    lines.append(f"| peak memory, 50M parameters | 1.00 | {cells} |")
+    text = "\n".join([f"Import: {seconds}.", "", *lines])
     print(text)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "cold.md").write_text(text)
+    (pages.results() / "cold.md").write_text(text)
+    if options.write:
+        pages.write("cold", text)
 
 
 if __name__ == "__main__":

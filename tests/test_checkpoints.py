@@ -206,7 +206,9 @@ def test_metrics_may_say_themselves_which_is_better(tmp_path, parts):
 def test_metrics_that_cannot_say_it_are_named(tmp_path, unchecked):
     with pytest.raises(solstice.UsageError, match=r"ClassificationMetrics does not have\. Define"):
         run(tmp_path, best=True)
-    with pytest.raises(ValueError, match=r"best is expected to be a metric and .*it is the str 'loss'"):
+    with pytest.raises(
+        ValueError, match=r"best is expected to be a metric and .*it is the str 'loss'"
+    ):
         solstice.CheckpointingCallback(tmp_path, best="loss")
 
 

@@ -7,7 +7,16 @@ computed. What is compiled or built is compiled and built before, by a first cal
 
 import importlib
 
-FILES = ("hand", "ours", "equinox_eager", "flax_clu", "flax_nnx", "keras_fit")
+FILES = (
+    "hand",
+    "ours",
+    "equinox_eager",
+    "flax_clu",
+    "flax_nnx",
+    "keras_fit",
+    "kauldron_trainer",
+    "lightning_trainer",
+)
 
 
 def contenders(problem, files=FILES):

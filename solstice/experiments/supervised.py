@@ -195,10 +195,9 @@ class SupervisedExperiment(Runnable):
             ValueError: Targets are out of their range, or shapes do not fit.
         """
         _, targets, mask, _ = self._unpack(batch)
-        real = (
-            np.ones(targets.shape, bool) if mask is None else np.asarray(check_mask(mask, targets))
-        )
-        self.task.check_targets(targets, real)
+        # On the host, where all of it is known: there is nothing to compile.
+        real = np.True_ if mask is None else check_mask(mask, targets)
+        self.task.check_targets(targets, np.broadcast_to(np.asarray(real), targets.shape))
 
     def batch_inputs(self, batch: Any) -> Any:
         """Return the inputs of a batch with or without targets, for `solstice.predict`."""
