@@ -93,7 +93,7 @@ def whole_run(directory, cache, network, devices=0):
 @pytest.mark.parametrize(
     ("network", "number", "kills"),
     [
-        ("linen", signal.SIGKILL, KILLS * 5 // 8),
+        ("linen", signal.SIGKILL, KILLS - KILLS * 3 // 8),
         pytest.param("nnx", signal.SIGKILL, KILLS * 3 // 8, marks=pytest.mark.soak),
         ("linen", signal.SIGTERM, 3),
     ],

@@ -3,14 +3,14 @@
 It decides what is in a window, never where the numbers go.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from solstice.callbacks.base import Callback
 from solstice.errors import UsageError
 from solstice.experiment import Experiment
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
-from solstice.loggers.records import compute
+from solstice.loggers.records import compute, on_host
 from solstice.loggers.values import decoded, encoded
 from solstice.metrics import Accumulator, is_metrics
 from solstice.tree import describe
@@ -127,7 +127,7 @@ class LoggingCallback(Callback):
         if self._watch is not None:
             state["when"] = self._watch.get_state()
         for mode, window in self._windows.items():
-            held = window.get_state()
+            held = window.get_state(lambda metrics: on_host(self._computed(metrics)))
             if held is not None:
                 said = encoded(held["computed"])
                 state["windows"][mode] = {"leaves": held["leaves"], "computed": said}
@@ -154,6 +154,9 @@ class LoggingCallback(Callback):
         merged = self._windows.pop(mode, Accumulator()).pop()
         if merged is None:
             return
-        # Functions get what `compute()` itself returns, to the last bit.
-        metrics = merged.compute() if self._outlets.wait else compute(merged)
+        metrics = self._computed(merged)
         self._outlets.write(metrics, index=index, mode=mode, epoch=self._epoch, step=self._trained)
+
+    def _computed(self, metrics: Any) -> Mapping[str, Any]:
+        # Functions get what `compute()` itself returns, to the last bit.
+        return metrics.compute() if self._outlets.wait else compute(metrics)

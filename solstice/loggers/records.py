@@ -35,9 +35,7 @@ class Record(Mapping[str, Any]):
         """Return all of it with numbers as Python's and arrays as numpy's."""
         with self._lock:
             if self._host is None:
-                metrics = self._metrics
-                host = metrics.on_host() if isinstance(metrics, Computed) else to_host(metrics)
-                self._host = {**self._about, **host}
+                self._host = {**self._about, **on_host(self._metrics)}
         return dict(self._host)
 
     @property
@@ -128,6 +126,11 @@ def compute(metrics: Any) -> Mapping[str, Any]:
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
             _EAGER.add(type(metrics))
     return metrics.compute()
+
+
+def on_host(computed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `compute` did with numbers as Python's and arrays as numpy's."""
+    return computed.on_host() if isinstance(computed, Computed) else to_host(dict(computed))
 
 
 _EAGER: set[type] = set()

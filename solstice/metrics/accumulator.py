@@ -6,6 +6,8 @@ the host (a metric with `to_host`, also inside another) is moved there when the 
 """
 
 import functools
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import equinox as eqx
@@ -64,8 +66,13 @@ class Accumulator:
         self._fold()
         return self._waiting.pop()
 
-    def get_state(self) -> "AccumulatorState | None":
+    def get_state(
+        self, compute: Callable[[Any], Mapping[str, Any]] = operator.methodcaller("compute")
+    ) -> "AccumulatorState | None":
         """Return what a resume needs, as plain containers; None when nothing was added.
+
+        Args:
+            compute: How whoever pops the metrics will compute them: two ways round differently.
 
         >>> from solstice.metrics import Accumulator, ClassificationMetrics
         >>> seen = Accumulator()
@@ -80,7 +87,7 @@ class Accumulator:
         self._fold()
         merged = self._waiting[0]
         # The metrics are known again only with the next step's; if none comes, what they say is.
-        return {"leaves": jax.tree.leaves(merged), "computed": dict(merged.compute())}
+        return {"leaves": jax.tree.leaves(merged), "computed": dict(compute(merged))}
 
     def _fold(self) -> None:
         if len(self._waiting) > 1:

@@ -245,7 +245,7 @@ def test_the_best_member_is_the_one_with_the_best_metric():
         ),
         rtol=0,
     )
-    with pytest.raises(ValueError, match="accuracy, average_loss"):
+    with pytest.raises(ValueError, match="average_loss, accuracy"):
         ensemble.best("loss", DS)
     with pytest.raises(ValueError, match="pass a dataset"):
         ensemble.best("accuracy")
