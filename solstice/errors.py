@@ -56,4 +56,26 @@ class RecompileError(Exception):
     """A step was compiled again in a run that asked for `recompile="error"`.
 
     The message names what changed: a leaf's shape, dtype, weak type or static value, or the tree.
+
+    >>> import jax.numpy as jnp, solstice
+    >>> class Total(solstice.Experiment):
+    ...     total: jnp.ndarray
+    ...
+    ...     @solstice.jit
+    ...     def train_step(self, batch):
+    ...         return solstice.replace(self, total=self.total + batch.sum()), None
+    ...
+    ...     def eval_step(self, batch):
+    ...         return self, None
+    >>> try:
+    ...     solstice.train(
+    ...         Total(jnp.zeros(())),
+    ...         1,
+    ...         [jnp.ones(3), jnp.ones(2)],
+    ...         recompile="error",
+    ...         progress=False,
+    ...     )
+    ... except solstice.RecompileError as error:
+    ...     print("batch was float32[3] and is float32[2]" in str(error))
+    True
     """

@@ -18,6 +18,11 @@ class TriggeredCallback(Callback, abc.ABC):
 
     The run gives it a way to the experiment, so that it is put together only when needed, and tells
     it of each completed epoch, which no hook does.
+
+    >>> from solstice.callbacks import ScheduledCallback, TriggeredCallback
+    >>> from solstice.triggers import Every
+    >>> isinstance(ScheduledCallback(print, Every(epochs=1)), TriggeredCallback)
+    True
     """
 
     needs_experiment = False

@@ -38,7 +38,17 @@ class SupervisedExperiment(Runnable):
         key: What random numbers in training come from; None where the network draws none.
         ema: The moving average of the parameters, which evaluation uses; None without one.
         loss_scale: For float16, what losses are multiplied by; it adapts itself. Otherwise None.
-        task: What is learned.
+        task: What is learned; `Task` has an example of one's own.
+
+    >>> import jax.numpy as jnp, optax, solstice
+    >>> from jax.example_libraries import stax
+    >>> from solstice.experiments import SupervisedExperiment
+    >>> x, y = jnp.eye(4), jnp.array([0, 1, 1, 0])
+    >>> exp = solstice.ClassificationExperiment(
+    ...     stax.serial(stax.Dense(2)), optax.adam(0.1), example_input=x, key=0
+    ... )
+    >>> isinstance(exp, SupervisedExperiment), type(exp.task).__name__
+    (True, 'Classification')
     """
 
     model: Model

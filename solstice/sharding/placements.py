@@ -24,6 +24,19 @@ class Sharding(abc.ABC):
     Attributes:
         mesh: The devices.
         batch_spec: How a batch's first axis is split.
+
+    >>> import jax
+    >>> from jax.sharding import Mesh, PartitionSpec
+    >>> from solstice.sharding import Sharding
+    >>> class OnlyEmbeddings(Sharding):
+    ...     def __init__(self, mesh):
+    ...         self.mesh, self.batch_spec = mesh, PartitionSpec("data")
+    ...
+    ...     def spec(self, path, shape):
+    ...         return PartitionSpec("data") if "embedding" in path else PartitionSpec()
+    >>> placement = OnlyEmbeddings(Mesh(jax.devices()[:1], ("data",)))
+    >>> placement.parts, tuple(placement.spec("model/params/embedding", (100, 8)))
+    (1, ('data',))
     """
 
     mesh: Mesh

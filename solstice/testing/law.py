@@ -139,7 +139,17 @@ class LawBook:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one law: it held, it was broken (`error`), or it was left out (`skipped`)."""
+    """What became of one law: it held, it was broken (`error`), or it was left out (`skipped`).
+
+    >>> import jax.numpy as jnp
+    >>> from solstice.metrics import Mean
+    >>> from solstice.testing import check_metrics
+    >>> report = check_metrics(
+    ...     lambda values, mask=None: Mean(values, mask=mask), jnp.arange(4.0), examples=1
+    ... )
+    >>> report.outcomes[0].error is None, report.outcomes[0].skipped is None
+    (True, True)
+    """
 
     law: Law
     error: LawError | None = None

@@ -86,6 +86,12 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         DamagedFileError: The file is not what `save` wrote: another file, cut short or changed.
         ValueError: The tree is not like `like`; the message names the leaf and how it differs.
         OSError: The file cannot be read.
+
+    >>> import jax.numpy as jnp, pathlib, solstice, tempfile
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "state.solstice"
+    >>> solstice.tree.save(file, {"w": jnp.ones(2), "step": 7})
+    >>> solstice.tree.load(file, like={"w": jnp.zeros(2), "step": 0})
+    {'step': 7, 'w': Array([1., 1.], dtype=float32)}
     """
     path = Path(path)
     with path.open("rb") as file:

@@ -389,7 +389,10 @@ def test_a_best_that_cannot_be_found_is_named(tmp_path):
     evaluation = EvaluationCallback(plain, SETS, when=At(1))
     for best, message in (
         (("accuracy", "max", "third"), "an evaluation of 'third', and the run has no"),
-        (("acc", "max", "both"), "looks for 'acc'; the evaluation of 'both' gives average_loss, accuracy"),
+        (
+            ("acc", "max", "both"),
+            "looks for 'acc'; the evaluation of 'both' gives average_loss, accuracy",
+        ),
     ):
         saving = solstice.CheckpointingCallback(tmp_path, best=best)
         with pytest.raises(solstice.UsageError, match=message):
