@@ -51,7 +51,7 @@ def test_digits_are_learned_from_scratch(main, tmp_path):
     ("name", "flags"),
     [
         ("mnist_from_scratch", ["--epochs", 1]),
-        ("cross_validation", ["--epochs", 1, "--folds", 2]),
+        pytest.param("cross_validation", ["--epochs", 1, "--folds", 2], marks=pytest.mark.soak),
     ],
 )
 def test_mnist_comes_through_tfds(main, name, flags):
