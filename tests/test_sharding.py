@@ -186,6 +186,7 @@ def test_all_processes_write_and_another_number_reads(tmp_path, before, after):
     assert all(codes) and all("DamagedFileError" in one for one in said), said
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_process_killed_in_a_save_leaves_nothing_that_looks_whole(tmp_path):
     codes, said = together(tmp_path, "save", 2)

@@ -18,9 +18,20 @@ from solstice.testing import (
     check_optimizer,
 )
 
-# The smallest network is checked always, the others in the whole run.
+
+def marks(library, kind):
+    """The smallest network is checked always, the others in the whole run, the largest in the soak.
+
+    These are attention and recurrent networks, which compile for long, but for Flax's.
+    """
+    if kind == "mlp":
+        return ()
+    large = kind in ("attention", "recurrent") and library not in ("linen", "nnx")
+    return (pytest.mark.slow, pytest.mark.soak) if large else pytest.mark.slow
+
+
 ROWS = [
-    pytest.param(library, kind, marks=() if kind == "mlp" else pytest.mark.slow)
+    pytest.param(library, kind, marks=marks(library, kind))
     for library, subjects in LIBRARIES.items()
     for kind in subjects
 ]
