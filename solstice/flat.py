@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from solstice.static import Static
 from solstice.tree import path_name
@@ -37,7 +38,9 @@ def copied(arrays: list[Any]) -> list[Any]:
     [Array([1., 1.], dtype=float32)]
     """
     if all(getattr(array, "is_fully_addressable", True) for array in arrays):
-        return jax.device_put(arrays, may_alias=False)  # unlike jnp.copy, it compiles nothing
+        # Unlike jnp.copy, it compiles nothing. Of numpy's arrays jax may keep the memory anyway.
+        own = [one if isinstance(one, jax.Array) else np.array(one) for one in arrays]
+        return jax.device_put(own, may_alias=False)
     return [jax.jit(jnp.copy, out_shardings=array.sharding)(array) for array in arrays]
 
 

@@ -80,7 +80,10 @@ def test_an_adapter_compiles_nothing_that_its_library_does_not(compiled):
 
 @pytest.mark.parametrize("make", [np.asarray, jax.device_put], ids=["numpy", "jax"])
 def test_owning_an_array_compiles_nothing_and_copies_it(compiled, make):
-    given = make(np.full((37, 3), 2.0, "float32"))
+    # At an address that jax could use as it is.
+    memory = np.zeros(37 * 3 * 4 + 64, "uint8")
+    aligned = memory[-memory.ctypes.data % 64 :][: 37 * 3 * 4].view("float32").reshape(37, 3)
+    given = make(aligned)
     mine = owned({"array": given})["array"]
     assert compiled == []
     assert isinstance(mine, jax.Array)

@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
@@ -27,7 +28,10 @@ def owned(tree: PyTree) -> PyTree:
 def _owned_array(leaf: Any) -> Array:
     dtype = leaf.dtype if is_typed_key(leaf) else jax.dtypes.canonicalize_dtype(leaf.dtype)
     as_is = dtype == leaf.dtype and not getattr(leaf, "weak_type", False)
-    if not isinstance(leaf, jax.Array) or (as_is and not isinstance(leaf, Tracer)):
-        # Unlike a copy by jnp, it compiles nothing; that would be a program for each shape.
+    # Unlike a copy by jnp, device_put compiles nothing; that would be a program for each shape.
+    if not isinstance(leaf, jax.Array):
+        # Where numpy's memory lies as jax likes it, jax keeps it, may_alias=False or not.
+        return jax.device_put(np.array(leaf))
+    if as_is and not isinstance(leaf, Tracer):
         return jax.device_put(leaf, may_alias=False)
     return jnp.copy(leaf) if is_typed_key(leaf) else jnp.array(leaf, dtype=dtype, copy=True)
