@@ -255,3 +255,29 @@ def test_a_flat_tree_is_whole_again():
     again = Flat.of(tree, like=flat.structure)
     assert again.structure is flat.structure
     assert Flat.of({"a": jnp.ones(2), "b": 1}).structure != flat.structure
+
+
+def test_on_a_cpu_calls_are_made_in_bursts():
+    """With 32 of them in line, jax makes each next one wait: the costliest way to go on."""
+
+    class Slow(Walk):
+        @solstice.jit
+        def train_step(self, batch):
+            product = jnp.full((300, 300), self.place[0])
+            for _ in range(6):
+                product = product @ product
+            return replace(self, place=product[0, :3]), {"product": product[0]}
+
+    class Ahead(solstice.Callback):
+        needs_experiment = False
+
+        def __init__(self):
+            self.outs, self.waiting = [], []
+
+        def on_step_end(self, outs, exp, global_step, mode, batch):
+            self.outs.append(outs["product"])
+            self.waiting.append(sum(not out.is_ready() for out in self.outs))
+
+    ahead = Ahead()
+    solstice.train(Slow(), 1, [0.0] * 80, callbacks=[ahead], progress=False)
+    assert 2 < max(ahead.waiting) <= 24
