@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 _logger = logging.getLogger("solstice")
 
-_FORMAT = 2
+_FORMAT = 3
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 _REST, _BEST = "checkpoint.json", "best.json"
 
@@ -53,7 +53,7 @@ class Checkpoints:
         """Return the names of all checkpoints, damaged ones too, oldest first."""
         if not self.directory.is_dir():
             return []
-        return sorted(filter(_NAME.fullmatch, os.listdir(self.directory)), key=_number)
+        return _checkpoints(os.listdir(self.directory))
 
     def write(self, tree: Any, rest: Any) -> str:
         """Write a new checkpoint and return its name; until it is whole, it has another name.
@@ -163,16 +163,18 @@ class Checkpoints:
 
         The best one is spared, and the newest that outlives a power cut.
         """
-        names = self.names()
+        there = os.listdir(self.directory)
+        names = _checkpoints(there)
         spared = {*names[-keep:], self._synced} if keep else {*names}
         if best := self.best():
             spared.add(best["checkpoint"])
         for name in names:
             if name not in spared:
                 # Under another name, so that a kill meanwhile leaves nothing that looks whole.
-                doomed = self.directory / f".{name}.old"
-                (self.directory / name).rename(doomed)
-        for name in os.listdir(self.directory):
+                doomed = f".{name}.old"
+                (self.directory / name).rename(self.directory / doomed)
+                there.append(doomed)
+        for name in there:
             if name.startswith(".checkpoint-"):
                 shutil.rmtree(self.directory / name)
 
@@ -282,6 +284,10 @@ def newest(store: Checkpoints, like: _T) -> tuple[str, _T, Any] | None:
         f"started over in silence. Restore the directory from a copy, or give another one to "
         f"start anew."
     ) from last
+
+
+def _checkpoints(names: list[str]) -> list[str]:
+    return sorted(filter(_NAME.fullmatch, names), key=_number)
 
 
 def _number(name: str) -> int:

@@ -71,14 +71,16 @@ class Flat:
         arrays = [leaf for leaf, place in zip(leaves, places, strict=True) if place is _ARRAY]
         return cls(arrays, like if like is not None and structure.same_tree(like) else structure)
 
+    def leaves(self) -> list[Any]:
+        """Return the tree's leaves, in its order."""
+        if self.structure.only_arrays:
+            return self.arrays
+        arrays = iter(self.arrays)
+        return [next(arrays) if one is _ARRAY else one.value for one in self.structure.places]
+
     def whole(self) -> Any:
         """Put the tree together again."""
-        structure = self.structure
-        if structure.only_arrays:
-            return jax.tree.unflatten(structure.treedef, self.arrays)
-        arrays = iter(self.arrays)
-        leaves = [next(arrays) if one is _ARRAY else one.value for one in structure.places]
-        return jax.tree.unflatten(structure.treedef, leaves)
+        return jax.tree.unflatten(self.structure.treedef, self.leaves())
 
     def copy(self) -> Self:
         """Return it with arrays of its own, which may be donated."""

@@ -22,7 +22,7 @@ from jax.sharding import SingleDeviceSharding
 from solstice.errors import DamagedFileError
 from solstice.tree import digest, to_json
 from solstice.tree.digests import array_digest, as_bytes
-from solstice.tree.encoding import OBJECT, is_array, key_impl, kind, to_host
+from solstice.tree.encoding import OBJECT, dtype_name, is_array, key_impl, kind, to_host
 
 # From so many bytes on, an array is Orbax's to write, which takes it milliseconds of Python
 # whatever the size; those below go into one file.
@@ -94,20 +94,26 @@ def table(leaves: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def copied(pieces: list[Piece]) -> list[Piece]:
-    """Return pieces with arrays of their own, which outlive the next step."""
-    # Small ones that are in the host's memory numpy copies in a tenth of the time.
-    on_host = jax.default_backend() == "cpu"
-    copies: list[Any] = []
-    far: list[int] = []
+    """Return pieces with arrays of their own, which outlive the next step; none is waited for."""
+    copies: dict[int, Any] = {}
+    small: dict[int, jax.Array] = {}
+    large: dict[int, jax.Array] = {}
     for i, (_, _, values) in enumerate(pieces):
-        is_far = isinstance(values, jax.Array) and not (on_host and values.nbytes < LARGE)
-        copies.append(None if is_far else np.array(to_host(values)))
-        far += [i] * is_far
-    if far:
-        there = jax.device_put([pieces[i].values for i in far], may_alias=False)
-        for i, copy in zip(far, there, strict=True):
-            copies[i] = copy
-    return [Piece(*one[:2], copy) for one, copy in zip(pieces, copies, strict=True)]
+        if isinstance(values, jax.Array):
+            (small if values.nbytes < LARGE else large)[i] = values
+        else:
+            copies[i] = np.array(values)
+    if len({array.sharding for array in small.values()}) > 1:
+        large, small = small | large, {}  # a compiled call takes the arrays of one device
+    # Many small ones are copied by one call in a tenth of the time, large ones beside the steps.
+    copies |= zip(small, _copied([*small.values()]), strict=True)
+    copies |= zip(large, jax.device_put([*large.values()], may_alias=False), strict=True)
+    return [Piece(*piece[:2], copies[i]) for i, piece in enumerate(pieces)]
+
+
+@jax.jit
+def _copied(arrays: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.copy(array) for array in arrays]
 
 
 def write_part(directory: Path, number: int, pieces: list[Piece], *, sync: bool) -> str:
@@ -119,28 +125,28 @@ def write_part(directory: Path, number: int, pieces: list[Piece], *, sync: bool)
         pieces: What it holds.
         sync: Whether it is on the disk, and not only with the operating system, at the end.
     """
-    entries, small, large, at = [], [], {}, 0
+    places, digests, small, large, end = [], [], [], {}, 0
     # Of several processes, Orbax has only the first one write numpy's arrays, and says nothing.
     alone = jax.process_count() == 1
     for i, (leaf, start, values) in enumerate(pieces):
         numbers = to_host(values)
         # The axes of the numbers behind a key come after those of the keys.
         behind = (0,) * (numbers.ndim - len(start))
-        entry = {"leaf": leaf, "start": start + behind, "shape": numbers.shape, "at": None}
-        entry["digest"] = array_digest(str(numbers.dtype), numbers)
+        digests.append(array_digest(dtype_name(numbers.dtype), numbers))
+        at = None
         if numbers.nbytes < LARGE or not alone:
             small.append(as_bytes(numbers))
-            entry["at"], at = at, at + numbers.nbytes
+            at, end = end, end + numbers.nbytes
         else:
             large[str(i)] = numbers
-        entries.append(entry)
+        places.append((leaf, start + behind, numbers.shape, at))
     if large:
         ocp, handler, path = _orbax()
         target = directory / f"arrays-{number}"
         target.mkdir()
         with _one_at_a_time:
             handler.save(path(target), args=ocp.args.PyTreeSave(large))
-    index = json.dumps(entries)
+    index = f'{{"digests": {json.dumps(digests)}, "pieces": {_places_text(tuple(places))}}}'
     with (directory / f"part-{number}").open("wb") as file:
         file.write(f"{index}\n".encode())
         file.writelines(small)
@@ -148,6 +154,13 @@ def write_part(directory: Path, number: int, pieces: list[Piece], *, sync: bool)
             file.flush()
             os.fsync(file.fileno())
     return digest(index)
+
+
+@functools.lru_cache(maxsize=8)
+def _places_text(places: tuple[Any, ...]) -> str:
+    """Return where pieces are, which is the same save after save, as JSON."""
+    names = ("leaf", "start", "shape", "at")
+    return json.dumps([dict(zip(names, place, strict=True)) for place in places])
 
 
 def read_parts(directory: Path, indices: list[str], leaves: list[dict[str, Any]]) -> dict[int, Any]:
@@ -189,7 +202,8 @@ def _read_part(directory: Path, number: int, written: str, leaves: list[dict[str
         raise damaged(path, f"{type(error).__name__}: {error}") from error
     if digest(index.decode(errors="replace")) != written:
         raise damaged(path, "the digest of its index is another one")
-    entries = json.loads(index)
+    found = json.loads(index)
+    entries = [e | {"digest": d} for e, d in zip(found["pieces"], found["digests"], strict=True)]
     dtypes = [jnp.dtype(leaves[entry["leaf"]]["dtype"]) for entry in entries]
     large = {
         str(i): np.empty(entry["shape"], dtype)
@@ -206,7 +220,7 @@ def _read_part(directory: Path, number: int, written: str, leaves: list[dict[str
             if at + count * dtype.itemsize > len(packed):
                 raise damaged(path, "it was cut short")
             numbers = np.frombuffer(packed, dtype, count, at).reshape(entry["shape"])
-        if array_digest(str(numbers.dtype), numbers) != entry["digest"]:
+        if array_digest(dtype_name(numbers.dtype), numbers) != entry["digest"]:
             leaf = leaves[entry["leaf"]]["path"]
             raise damaged(path.parent, f"the bytes of {leaf!r} are not those written")
         yield entry, numbers

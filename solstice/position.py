@@ -51,7 +51,7 @@ class Position:
 
     def to_state(self) -> dict[str, Any]:
         """Return it as a dict of plain values."""
-        return dataclasses.asdict(self)
+        return {**vars(self), "steps": dict(self.steps)}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:

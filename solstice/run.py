@@ -183,7 +183,7 @@ class Run:
 
     def _save_now(self) -> None:
         for callback in self._checkpointing:
-            callback.save(self.exp, self._state)
+            callback.save(self._stepper.flat, self._state)
 
     def end_epoch(self, *, last: bool) -> None:
         """Go to the next epoch, once this one's passes are over."""
@@ -199,7 +199,7 @@ class Run:
         for callback in self._checkpointing:
             # The end of the run is saved anyway.
             if callback.due_after_epoch(self.position.epoch) and not last:
-                callback.save(self.exp, self._state)
+                callback.save(self._stepper.flat, self._state)
 
     @staticmethod
     def _caught(action: Callable[[], None]) -> BaseException | None:
@@ -316,7 +316,7 @@ class Run:
         steps = self.position.steps["train"]
         for callback in self._checkpointing:
             if callback.due_after_step(steps):
-                callback.save(self.exp, self._state)
+                callback.save(self._stepper.flat, self._state)
 
     def _shown(self, hook: str) -> Any:
         return self.exp if self._hooks.looks(hook) else None

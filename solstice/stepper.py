@@ -83,6 +83,13 @@ class Stepper:
             self._exp = self._flat.whole()
         return self._exp
 
+    @property
+    def flat(self) -> Flat:
+        """The same, taken apart."""
+        if self._flat is None:
+            self._flat = Flat.of(self._exp)
+        return self._flat
+
     def take(self, mode: str, group: list[Any]) -> Any:
         """Take a step a batch, in one call where that is possible, and return their joined outs."""
         name = "train_step" if mode == "train" else "eval_step"
@@ -115,9 +122,7 @@ class Stepper:
         return outs
 
     def _fused(self, step: Step, name: str, mode: str, group: list[Any]) -> Any:
-        if self._flat is None:
-            self._flat = Flat.of(self._exp)
-        before = self._flat
+        before = self.flat
         key = mode, len(group) == 1
         if known := key in self._guards:
             guard, forms = self._guards[key]
@@ -145,5 +150,4 @@ class Stepper:
     def _place(self) -> None:
         """Put an experiment of another form where it belongs."""
         if self._sharding is not None:
-            flat = Flat.of(self._exp) if self._flat is None else self._flat
-            self._flat, self._exp = self._sharding.placed(flat, donate=True), None
+            self._flat, self._exp = self._sharding.placed(self.flat, donate=True), None

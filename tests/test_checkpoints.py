@@ -15,6 +15,7 @@ from resuming import VAL, bits, experiment, shuffled
 
 import solstice
 from solstice.checkpoints import Checkpoints, newest
+from solstice.parts import copied, pieces
 from solstice.triggers import Every
 
 
@@ -296,3 +297,21 @@ def test_checkpoints_do_not_change_training(tmp_path, caplog):
     plain = solstice.train(experiment(), 2, shuffled, VAL, progress=False)
     assert bits(run(tmp_path, num_epochs=2, every=Every(steps=1))) == bits(plain)
     assert not caplog.records
+
+
+def test_a_copy_does_not_wait_for_what_is_being_computed():
+    """A save in a run of small steps would let the device run dry."""
+
+    @jax.jit
+    def slow(matrix):
+        for _ in range(8):
+            matrix = matrix @ matrix
+        return matrix, matrix[0, :3]
+
+    large, small = slow(jnp.eye(600))
+    for _ in range(8):
+        large, small = slow(large)
+    copies = copied(pieces([large, small, np.ones(2)]))
+    assert not large.is_ready()
+    np.testing.assert_array_equal(copies[1].values, [1, 0, 0])
+    np.testing.assert_array_equal(copies[0].values, large)

@@ -161,14 +161,15 @@ class CheckpointingCallback(Callback):
         """Save an experiment and the state of its run; all processes call it.
 
         Args:
-            exp: The experiment; its arrays are copied at once.
+            exp: The experiment, whole or taken apart; its arrays are copied at once.
             state: Called at once; what it returns is called by the thread that writes, for the
                 state: a tree of plain containers.
         """
         self._finish_save()
         self._best.look()
-        mine = copied(pieces(jax.tree.leaves(exp)))
-        job = _Job(self._table(exp), mine, state(), self._best.take(), ticket())
+        flat = exp if isinstance(exp, Flat) else Flat.of(exp)
+        mine = copied(pieces(flat.leaves()))
+        job = _Job(self._table(flat), mine, state(), self._best.take(), ticket())
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, "solstice-checkpoint")
         self._saving = self._writer.submit(self._write, job)
@@ -194,12 +195,11 @@ class CheckpointingCallback(Callback):
         if failure is not None and self._on_error == "raise":
             raise failure
 
-    def _table(self, exp: Any) -> str:
+    def _table(self, flat: Flat) -> str:
         """Return what a checkpoint says of the experiment's leaves: the same, save after save."""
-        flat = Flat.of(exp)
         form = flat.structure, [(array.shape, array.dtype) for array in flat.arrays]
         if form != self._form:
-            self._form, self._leaves = form, json.dumps(table(leaves_by_path(exp)))
+            self._form, self._leaves = form, json.dumps(table(leaves_by_path(flat.whole())))
         return self._leaves
 
     def get_state(self) -> dict[str, Any]:

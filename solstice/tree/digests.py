@@ -38,9 +38,7 @@ def digest(tree: PyTree) -> str:
     if kind(tree) == OBJECT:
         raise TypeError(f"A digest is of arrays, numbers and strings; this is {describe(tree)}.")
     check_data(tree)
-    if is_array(tree):
-        return array_digest(kind(tree), to_host(tree))
-    return _digest(f"{kind(tree)} {json.dumps(encode_leaf(tree))}".encode())
+    return _leaf_digest(tree)
 
 
 def digests(tree: PyTree) -> dict[str, str]:
@@ -55,7 +53,13 @@ def digests(tree: PyTree) -> dict[str, str]:
     """
     check_data(tree)
     leaves = leaves_by_path(tree).items()
-    return {path: digest(leaf) for path, leaf in leaves if kind(leaf) != OBJECT}
+    return {path: _leaf_digest(leaf) for path, leaf in leaves if kind(leaf) != OBJECT}
+
+
+def _leaf_digest(leaf: Any) -> str:
+    if is_array(leaf):
+        return array_digest(kind(leaf), to_host(leaf))
+    return _digest(f"{kind(leaf)} {json.dumps(encode_leaf(leaf))}".encode())
 
 
 def array_digest(kind: str, values: np.ndarray) -> str:

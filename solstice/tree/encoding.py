@@ -5,6 +5,7 @@ else (functions, modules of other libraries) is an object, of which only the pre
 nothing here pickles.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,13 +18,14 @@ from solstice.tree.describing import describe
 from solstice.tree.keys import is_typed_key
 from solstice.tree.naming import names_difference, path_name
 
+_ARRAYS = (np.ndarray, jax.Array, np.generic, jax.ShapeDtypeStruct)
 VALUES = (bool, int, float, complex, str, bytes)
 OBJECT = "object"
 
 
 def is_array(leaf: Any) -> bool:
     """Say whether `leaf` is an array of jax or numpy, or a `jax.ShapeDtypeStruct` of one."""
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+    return isinstance(leaf, _ARRAYS)
 
 
 def kind(leaf: Any) -> str:
@@ -35,8 +37,14 @@ def kind(leaf: Any) -> str:
     ('float', 'str', 'object')
     """
     if is_array(leaf):
-        return f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]"
+        return f"{dtype_name(leaf.dtype)}[{','.join(map(str, leaf.shape))}]"
     return type(leaf).__name__ if type(leaf) in VALUES else OBJECT
+
+
+@functools.cache
+def dtype_name(dtype: Any) -> str:
+    """Return a dtype's name, which numpy puts together each time."""
+    return dtype.name
 
 
 def to_host(leaf: Any) -> np.ndarray:

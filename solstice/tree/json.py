@@ -104,6 +104,8 @@ def _like(found: Any, like: Any) -> Any:
 def _encode(node: Any) -> Any:
     if node is None:
         return None
+    if type(node) in VALUES:
+        return encode_leaf(node)
     if type(node) is list:
         return [_encode(child) for child in node]
     if type(node) is tuple:
