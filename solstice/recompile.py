@@ -117,7 +117,7 @@ class _Signature:
     def _named(self) -> list[tuple[str, "_Form"]]:
         arrays = iter(self._arrays)
         experiment = [
-            (name, next(arrays) if static is None else _Form(f"the static {static.value!r}", None))
+            (name, next(arrays) if static is None else _Form(static, None))
             for name, static in self._structure.leaves()
         ]
         numbered = jax.tree.unflatten(self._batch_structure, self._batch_leaves)
@@ -131,25 +131,33 @@ class _Signature:
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """What jax compiles for in one leaf: in words its type, and the devices that it is bound to."""
+    """What jax compiles for in one leaf: its type, and the devices that it is bound to."""
 
-    text: str
+    kind: Any
     place: Any
-    ndim: int = 0
+
+    @property
+    def text(self) -> str:
+        """The type in words, which take longer to find than a small step."""
+        if isinstance(self.kind, Static):
+            return f"the static {self.kind.value!r}"
+        weak = " (weakly typed)" if getattr(self.kind, "weak_type", False) else ""
+        return describe(self.kind) + weak
 
 
 def _form(leaf: Any) -> _Form:
-    form = jax.typeof(leaf) if eqx.is_array_like(leaf) else leaf
-    text = describe(form) + (" (weakly typed)" if getattr(form, "weak_type", False) else "")
     bound = isinstance(leaf, jax.Array) and leaf.committed
-    return _Form(text, leaf.sharding if bound else None, getattr(form, "ndim", 0))
+    kind = jax.typeof(leaf) if eqx.is_array_like(leaf) else leaf
+    return _Form(kind, leaf.sharding if bound else None)
 
 
 def _change(old: _Form, new: _Form) -> tuple[str, str] | None:
     if old.text != new.text:
         return old.text, new.text
     one, two = old.place, new.place
-    if one == two or (one is not None and two is not None and one.is_equivalent_to(two, new.ndim)):
+    if one == two:
+        return None
+    if one is not None and two is not None and one.is_equivalent_to(two, new.kind.ndim):
         return None
     return _place_text(one), _place_text(two)
 

@@ -94,7 +94,7 @@ def whole_run(directory, cache, network, devices=0):
     ("network", "number", "kills"),
     [
         ("linen", signal.SIGKILL, KILLS - KILLS * 3 // 8),
-        pytest.param("nnx", signal.SIGKILL, KILLS * 3 // 8, marks=pytest.mark.soak),
+        ("nnx", signal.SIGKILL, KILLS * 3 // 8),
         ("linen", signal.SIGTERM, 3),
     ],
     ids=["SIGKILL-linen", "SIGKILL-nnx", "SIGTERM-linen"],
