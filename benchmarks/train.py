@@ -4,7 +4,8 @@
 
 In each round every contender trains one warm pass of about 0.2 s, in turn, and its time is divided
 by that of the hand-written loop of the same round. Printed, and drawn: the median of the
-ratios, the least and the largest. Absolute times mean nothing on a shared machine.
+ratios, the least and the largest. Absolute times mean nothing on a shared machine. PyTorch's trainer
+comes after all the others, beside the loop alone, for it slows down what shares its process.
 """
 
 import argparse
@@ -82,7 +83,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps")
-    parser.add_argument("--only", nargs="*", default=house.FILES, help="files of contenders/")
+    parser.add_argument(
+        "--only", nargs="*", default=[*house.FILES, *house.LAST], help="files of contenders/"
+    )
     parser.add_argument("--quick", action="store_true", help="2 rounds of a twentieth of the steps")
     parser.add_argument(
         "--write", action="store_true", help="into the pages of benchmarks and docs"
@@ -90,12 +93,16 @@ def main():
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.scale = 2, 0.05
+    last = [file for file in options.only if file in house.LAST]
+    others = [file for file in options.only if file not in last]
     results, missing = {}, {}
-    for problem in problems.all_problems(options.scale).values():
-        found, absent, losses = measure(problem, options.rounds, options.only)
-        results[problem.title] = found
-        missing |= absent
-        print(problem.title, {name: round(float(loss), 4) for name, loss in losses.items()})
+    for files in filter(None, (others, ["hand", *last] if last else [])):
+        for problem in problems.all_problems(options.scale).values():
+            found, absent, losses = measure(problem, options.rounds, files)
+            for name, ratios in found.items():
+                results.setdefault(problem.title, {}).setdefault(name, ratios)
+            missing |= absent
+            print(problem.title, {name: round(float(loss), 4) for name, loss in losses.items()})
     device = jax.devices()[0]
     where = "two shared CPU cores" if device.platform == "cpu" else device.device_kind
     text = (

@@ -15,8 +15,10 @@ FILES = (
     "flax_nnx",
     "keras_fit",
     "kauldron_trainer",
-    "lightning_trainer",
 )
+# PyTorch's threads and objects slow down whatever runs in the same process after them, the
+# hand-written loop by a quarter: it is measured last, beside that loop alone.
+LAST = ("lightning_trainer",)
 
 
 def contenders(problem, files=FILES):
