@@ -39,7 +39,7 @@ def contenders(results, path):
         panel.axvline(1, color=INK, lw=1, ls=":")
         panel.set_xscale("log")
         least, most = panel.get_xlim()
-        wide = (0.5, 0.7, 1, 1.5, 2, 4, 8, 16, 32)
+        wide = (0.5, 1, 1.5, 2, 4, 8, 16, 32) if most < 4 else (0.5, 1, 2, 4, 8, 16, 32)
         ticks = wide if most > 2 * least else (0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6)
         ticks = [t for t in ticks if least <= t <= most]
         panel.set_xticks(ticks, [f"{t:g}" for t in ticks])

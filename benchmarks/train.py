@@ -4,8 +4,8 @@
 
 In each round every contender trains one warm pass of about 0.2 s, in turn, and its time is divided
 by that of the hand-written loop of the same round. Printed, and drawn: the median of the
-ratios, the least and the largest. Absolute times mean nothing on a shared machine. PyTorch's trainer
-comes after all the others, beside the loop alone, for it slows down what shares its process.
+ratios, the least and the largest. Absolute times mean nothing on a shared machine. PyTorch's
+trainer comes after all the others, beside the loop alone: it slows down what shares its process.
 """
 
 import argparse
