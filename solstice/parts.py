@@ -106,8 +106,10 @@ def copied(pieces: list[Piece]) -> list[Piece]:
     if len({array.sharding for array in small.values()}) > 1:
         large, small = small | large, {}  # a compiled call takes the arrays of one device
     # Many small ones are copied by one call in a tenth of the time, large ones beside the steps.
-    copies |= zip(small, _copied([*small.values()]), strict=True)
-    copies |= zip(large, jax.device_put([*large.values()], may_alias=False), strict=True)
+    if small:
+        copies |= zip(small, _copied([*small.values()]), strict=True)
+    if large:
+        copies |= zip(large, jax.device_put([*large.values()], may_alias=False), strict=True)
     return [Piece(*piece[:2], copies[i]) for i, piece in enumerate(pieces)]
 
 
