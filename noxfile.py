@@ -127,3 +127,12 @@ def bench(session: nox.Session) -> None:
     with session.chdir("benchmarks"):
         for script in ("train.py", "cold.py", "growth.py"):
             session.run("python", script, *session.posargs, env=QUIET)
+
+
+@nox.session(name="bench-bobbin")
+def bench_bobbin(session: nox.Session) -> None:
+    """Time bobbin beside the hand-written loop, where its old Orbax is in nobody's way."""
+    session.install("flax", "optax", "matplotlib", "tqdm", *group("bench-bobbin"))
+    command = ("python", "train.py", "--only", "hand", "bobbin_trainer")
+    with session.chdir("benchmarks"):
+        session.run(*command, *session.posargs, env=QUIET)
