@@ -91,6 +91,8 @@ def main():
         "--write", action="store_true", help="into the pages of benchmarks and docs"
     )
     options = parser.parse_args()
+    if options.write and not {*house.FILES, *house.LAST} <= set(options.only):
+        parser.error("--write replaces whole tables: leave out --only")
     if options.quick:
         options.rounds, options.scale = 2, 0.05
     last = [file for file in options.only if file in house.LAST]
