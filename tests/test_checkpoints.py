@@ -16,6 +16,7 @@ from resuming import VAL, bits, experiment, shuffled
 import solstice
 from solstice.checkpoints import Checkpoints, newest
 from solstice.parts import copied, pieces
+from solstice.tree import digest
 from solstice.triggers import Every
 
 
@@ -315,3 +316,14 @@ def test_a_copy_does_not_wait_for_what_is_being_computed():
     assert not large.is_ready()
     np.testing.assert_array_equal(copies[1].values, [1, 0, 0])
     np.testing.assert_array_equal(copies[0].values, large)
+
+
+def test_a_checkpoint_of_another_format_is_refused_and_not_skipped(tmp_path):
+    store, tree = Checkpoints(tmp_path), {"w": jnp.ones(2)}
+    for _ in range(2):
+        name = store.write(tree, {})
+    file = tmp_path / name / "checkpoint.json"
+    text = file.read_text().split("\n", 1)[1].replace('"format": 3', '"format": 2')
+    file.write_text(f"{digest(text)}\n{text}")
+    with pytest.raises(ValueError, match="has the format 2, and this version of Solstice reads 3"):
+        newest(store, tree)

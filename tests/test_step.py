@@ -281,3 +281,15 @@ def test_on_a_cpu_calls_are_made_in_bursts():
     ahead = Ahead()
     solstice.train(Slow(), 1, [0.0] * 80, callbacks=[ahead], progress=False)
     assert 2 < max(ahead.waiting) <= 24
+
+
+def test_a_callback_may_delete_what_a_step_returned():
+    class Delete(solstice.Callback):
+        needs_experiment = False
+
+        def on_step_end(self, outs, exp, global_step, mode, batch):
+            outs["moved"].delete()
+
+    batches = BATCHES * 10
+    left = solstice.train(Walk(), 1, batches, callbacks=[Delete()], progress=False)
+    assert bits(left) == bits(solstice.train(Walk(), 1, batches, progress=False))
