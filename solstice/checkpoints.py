@@ -51,9 +51,10 @@ class Checkpoints:
 
     def names(self) -> list[str]:
         """Return the names of all checkpoints, damaged ones too, oldest first."""
-        if not self.directory.is_dir():
+        try:
+            return _checkpoints(os.listdir(self.directory))
+        except (FileNotFoundError, NotADirectoryError):  # a save says so, and training goes on
             return []
-        return _checkpoints(os.listdir(self.directory))
 
     def write(self, tree: Any, rest: Any) -> str:
         """Write a new checkpoint and return its name; until it is whole, it has another name.
@@ -73,10 +74,10 @@ class Checkpoints:
         name = f"checkpoint-{max(map(_number, self.names()), default=-1) + 1:06d}"
         unfinished = self._unfinished(name)
         try:
-            unfinished.mkdir(parents=True)
+            os.makedirs(unfinished)
         except FileExistsError:  # of a process that was killed
             shutil.rmtree(unfinished)
-            unfinished.mkdir()
+            os.mkdir(unfinished)
         return name
 
     def write_part(self, name: str, number: int, pieces: list[Piece], *, sync: bool = False) -> str:
@@ -106,10 +107,11 @@ class Checkpoints:
             f'{{"format": {_FORMAT}, "leaves": {leaves}, "parts": {json.dumps(indices)}, '
             f'"rest": {json.dumps(to_json(rest))}}}'
         )
-        (unfinished / _REST).write_text(f"{digest(text)}\n{text}")
+        with open(f"{unfinished}/{_REST}", "wb") as file:
+            file.write(f"{digest(text)}\n{text}".encode())
         if sync:
             _sync(unfinished)
-        unfinished.rename(self.directory / name)
+        os.rename(unfinished, f"{self.directory}/{name}")
         if sync:
             sync_directory(self.directory)
             self._synced = name
@@ -121,8 +123,8 @@ class Checkpoints:
         sync_directory(self.directory)
         self._synced = name
 
-    def _unfinished(self, name: str) -> Path:
-        return self.directory / f".{name}.tmp"
+    def _unfinished(self, name: str) -> str:
+        return f"{self.directory}/.{name}.tmp"
 
     def read(self, name: str, like: _T) -> tuple[_T, Any]:
         """Return what was written: the tree, placed as `like` is, and the rest.
@@ -172,11 +174,11 @@ class Checkpoints:
             if name not in spared:
                 # Under another name, so that a kill meanwhile leaves nothing that looks whole.
                 doomed = f".{name}.old"
-                (self.directory / name).rename(self.directory / doomed)
+                os.rename(f"{self.directory}/{name}", f"{self.directory}/{doomed}")
                 there.append(doomed)
         for name in there:
             if name.startswith(".checkpoint-"):
-                shutil.rmtree(self.directory / name)
+                shutil.rmtree(f"{self.directory}/{name}")
 
     def best(self) -> dict[str, Any] | None:
         """Return what is known of the best checkpoint: its name, the metric, its value."""
@@ -294,7 +296,7 @@ def _number(name: str) -> int:
     return int(name.removeprefix("checkpoint-"))
 
 
-def _sync(directory: Path) -> None:
+def _sync(directory: str | Path) -> None:
     for path, _, names in os.walk(directory, topdown=False):
         for name in names:
             with open(Path(path, name), "rb") as file:

@@ -17,6 +17,7 @@ import solstice
 from solstice.checkpoints import Checkpoints, newest
 from solstice.parts import copied, pieces
 from solstice.tree import digest
+from solstice.tree.encoding import to_host
 from solstice.triggers import Every
 
 
@@ -312,10 +313,34 @@ def test_a_copy_does_not_wait_for_what_is_being_computed():
     large, small = slow(jnp.eye(600))
     for _ in range(8):
         large, small = slow(large)
-    copies = copied(pieces([large, small, np.ones(2)]))
+    found = copied(pieces([large, small, np.ones(2)]))
     assert not large.is_ready()
+    copies = found()
     np.testing.assert_array_equal(copies[1].values, [1, 0, 0])
     np.testing.assert_array_equal(copies[0].values, large)
+
+
+def test_copies_of_many_arrays_are_those_arrays_bit_for_bit():
+    """Small arrays are copied into one array a dtype, and come out of it in their own shapes."""
+    leaves = [
+        jnp.arange(6.0).reshape(2, 3),
+        jnp.array([1.5, -0.0], jnp.bfloat16),
+        jnp.array(7),
+        jax.random.split(jax.random.key(3), (2, 2)),
+        jnp.zeros((0, 4)),
+        jnp.array([True, False]),
+        jax.lax.bitcast_convert_type(jnp.uint32(0x7FC12345), jnp.float32),
+        jax.random.key(1, impl="rbg"),
+        np.array([1, 2], ">i4"),
+        jnp.full((600, 600), 2.0),
+        jax.random.key(5),
+    ]
+    found = copied(pieces(leaves))()
+    assert [piece.leaf for piece in found] == list(range(len(leaves)))
+    for leaf, piece in zip(leaves, found, strict=True):
+        numbers, wanted = to_host(piece.values), to_host(leaf)
+        assert (numbers.dtype, numbers.shape) == (wanted.dtype, wanted.shape)
+        assert numbers.tobytes() == wanted.tobytes()
 
 
 def test_a_checkpoint_of_another_format_is_refused_and_not_skipped(tmp_path):

@@ -227,7 +227,7 @@ class CheckpointingCallback(Callback):
         # written. Nothing else is lost by a kill, so runs that save often wait for it now and then.
         sync = time.monotonic() - self._synced >= _SYNC_EVERY
         name = self._store.begin()
-        index = self._store.write_part(name, 0, job.pieces)
+        index = self._store.write_part(name, 0, job.pieces())
         self._store.finish(name, job.leaves, [index], state, sync=sync)
         if sync:
             self._synced = time.monotonic()
@@ -241,7 +241,7 @@ class CheckpointingCallback(Callback):
         name = together(f"{label}/name", lambda: self._store.begin() if first else "")[0]
         indices = together(
             f"{label}/parts",
-            lambda: self._store.write_part(name, jax.process_index(), job.pieces, sync=True),
+            lambda: self._store.write_part(name, jax.process_index(), job.pieces(), sync=True),
         )
         if first:
             self._store.finish(name, job.leaves, indices, state)
@@ -272,7 +272,7 @@ class _Job(NamedTuple):
     """A save that is to be written."""
 
     leaves: str
-    pieces: list[Piece]
+    pieces: Callable[[], list[Piece]]
     state: Callable[[], Any]
     best: dict[str, Any] | None
     number: int
