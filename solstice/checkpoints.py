@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 _logger = logging.getLogger("solstice")
 
-_FORMAT = 3
+_FORMAT = 4
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 _REST, _BEST = "checkpoint.json", "best.json"
 

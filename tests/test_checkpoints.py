@@ -348,7 +348,7 @@ def test_a_checkpoint_of_another_format_is_refused_and_not_skipped(tmp_path):
     for _ in range(2):
         name = store.write(tree, {})
     file = tmp_path / name / "checkpoint.json"
-    text = file.read_text().split("\n", 1)[1].replace('"format": 3', '"format": 2')
+    text = file.read_text().split("\n", 1)[1].replace('"format": 4', '"format": 3')
     file.write_text(f"{digest(text)}\n{text}")
-    with pytest.raises(ValueError, match="has the format 2, and this version of Solstice reads 3"):
+    with pytest.raises(ValueError, match="has the format 3, and this version of Solstice reads 4"):
         newest(store, tree)

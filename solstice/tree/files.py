@@ -35,7 +35,7 @@ from solstice.tree.encoding import (
 from solstice.tree.json import from_json, to_json
 from solstice.tree.naming import leaves_by_path
 
-_FIRST_LINE = b"solstice tree 1\n"
+_FIRST_LINE = b"solstice tree 2\n"
 _DIGEST_BYTES = 64  # in hexadecimal
 _LENGTH_BYTES = 8
 
