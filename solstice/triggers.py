@@ -7,6 +7,7 @@ the trainer, keeps the moment of the last question in a `Watch`.
 
 import abc
 import dataclasses
+import math
 import operator
 import time
 from collections.abc import Callable, Iterable
@@ -49,6 +50,14 @@ class Trigger(abc.ABC):
 
         It is true at most once, however much lies between the two.
         """
+
+    def next_step(self, steps: int) -> float:
+        """Return the first step after `steps` at which it may fire, so that it is not asked before.
+
+        It may be early, never late; inf says that no step makes it fire. One that is left as it is
+        here is asked after each call.
+        """
+        return steps + 1
 
     def start(self, clock: Callable[[], float] = time.monotonic) -> "Watch":
         """Return what asks this trigger during one run, from the run's start on."""
@@ -104,6 +113,11 @@ class Every(Trigger):
             after.seconds // self.seconds > before.seconds // self.seconds
         )
 
+    def next_step(self, steps: int) -> float:
+        if self.steps is not None:
+            return (steps // self.steps + 1) * self.steps
+        return math.inf if self.epochs is not None else steps + 1
+
 
 @dataclasses.dataclass(frozen=True)
 class At(Trigger):
@@ -141,6 +155,9 @@ class At(Trigger):
     def fires(self, before: Moment, after: Moment) -> bool:
         return any(before.steps < step <= after.steps for step in self.steps)
 
+    def next_step(self, steps: int) -> float:
+        return next((step for step in self.steps if step > steps), math.inf)
+
 
 @dataclasses.dataclass(frozen=True)
 class First(Trigger):
@@ -174,6 +191,9 @@ class First(Trigger):
         taken = before.own_steps if self.of_process else before.steps
         return after.steps > before.steps and taken < self.n
 
+    def next_step(self, steps: int) -> float:
+        return math.inf if steps >= self.n and not self.of_process else steps + 1
+
 
 @dataclasses.dataclass(frozen=True)
 class AnyOf(Trigger):
@@ -184,6 +204,9 @@ class AnyOf(Trigger):
 
     def fires(self, before: Moment, after: Moment) -> bool:
         return self.left.fires(before, after) or self.right.fires(before, after)
+
+    def next_step(self, steps: int) -> float:
+        return min(self.left.next_step(steps), self.right.next_step(steps))
 
 
 class Watch:
@@ -203,22 +226,23 @@ class Watch:
         self._clock = clock
         self._start = clock()
         self._last = Moment()
+        # Steps completed by now, and the first at which there is something to ask.
+        self._steps = 0
+        self._next = trigger.next_step(0)
 
     def after_step(self, steps: int) -> bool:
         """Say whether to fire, now that `steps` training steps of the run are completed."""
-        last = self._last
-        own_steps = last.own_steps + steps - last.steps
-        return self._ask(Moment(steps, last.epochs, self._clock() - self._start, own_steps))
+        self._steps = steps
+        return steps >= self._next and self._ask(self._last.epochs)
 
     def after_epoch(self, epochs: int) -> bool:
         """Say whether to fire, now that `epochs` epochs are completed, validation included."""
-        last = self._last
-        return self._ask(Moment(last.steps, epochs, self._clock() - self._start, last.own_steps))
+        return self._ask(epochs)
 
     def get_state(self) -> dict[str, Any]:
-        """Return the moment of the last question."""
+        """Return how far the run is, and its time at the last question."""
         return {
-            "steps": self._last.steps,
+            "steps": self._steps,
             "epochs": self._last.epochs,
             "seconds": self._last.seconds,
         }
@@ -227,10 +251,15 @@ class Watch:
         """Go on from the moment that `get_state` returned, in a new process."""
         self._last = Moment(int(state["steps"]), int(state["epochs"]), float(state["seconds"]))
         self._start = self._clock() - self._last.seconds
+        self._steps = self._last.steps
+        self._next = self._trigger.next_step(self._steps)
 
-    def _ask(self, now: Moment) -> bool:
-        before, self._last = self._last, now
-        return self._trigger.fires(before, now)
+    def _ask(self, epochs: int) -> bool:
+        before = self._last
+        own_steps = before.own_steps + self._steps - before.steps
+        self._last = Moment(self._steps, epochs, self._clock() - self._start, own_steps)
+        self._next = self._trigger.next_step(self._steps)
+        return self._trigger.fires(before, self._last)
 
 
 def check_trigger(trigger: Any, name: str) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solstice.triggers import At, Every, First, Moment
+from solstice.triggers import At, Every, First, Moment, Trigger
 
 counts = st.integers(1, 9)
 runs = st.fixed_dictionaries(
@@ -80,6 +80,43 @@ def test_joined_triggers_fire_when_either_does_and_only_once(n, at, run):
         return any(s % n == 0 or s == at for s in taken) or epoch is not None
 
     simulate(Every(steps=n) | At(at) | Every(epochs=1), run, says)
+
+
+class Odd(Trigger):
+    """A trigger of a user, which says nothing of its next step."""
+
+    def fires(self, before, after):
+        return any(step % 2 for step in range(before.steps + 1, after.steps + 1))
+
+
+@given(n=counts, run=runs)
+def test_a_trigger_that_says_nothing_of_its_next_step_is_asked_after_each_call(n, run):
+    def says(taken, own, epoch):
+        return any(s % 2 or s % n == 0 for s in taken)
+
+    simulate(Odd() | Every(steps=n), run, says)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "steps"),
+    [
+        (Every(steps=7), [7, 14, 21]),
+        (Every(epochs=1), []),
+        (At([3, 9]), [3, 9]),
+        (First(2), [1, 2]),
+        (Every(steps=7) | At(3), [3, 7, 14, 21]),
+    ],
+)
+def test_a_trigger_costs_the_other_steps_nothing(trigger, steps):
+    asked = []
+
+    class Heard(type(trigger)):
+        def fires(self, before, after):
+            asked.append(after.steps)
+            return super().fires(before, after)
+
+    watch = Heard(**vars(trigger)).start()
+    assert [step for step in range(1, 22) if watch.after_step(step)] == asked == steps
 
 
 class Clock:
