@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from solstice.background import stand_back
 from solstice.callbacks.base import Callback
 from solstice.callbacks.best import Best, By
 from solstice.checkpoints import Checkpoints
@@ -171,7 +172,7 @@ class CheckpointingCallback(Callback):
         mine = copied(pieces(flat.leaves()))
         job = _Job(self._table(flat), mine, state(), self._best.take(), ticket())
         if self._writer is None:
-            self._writer = ThreadPoolExecutor(1, "solstice-checkpoint")
+            self._writer = ThreadPoolExecutor(1, "solstice-checkpoint", stand_back)
         self._saving = self._writer.submit(self._write, job)
 
     def wait(self) -> None:

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from solstice.background import stand_back
+
 _ROOM = 2**16
 _ROOM_BYTES = 256 * 2**20
 
@@ -86,6 +88,7 @@ class Worker:
         self._changed.notify()
 
     def _work(self) -> None:
+        stand_back()
         while True:
             with self._changed:
                 while not self._jobs:
