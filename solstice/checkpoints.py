@@ -74,6 +74,8 @@ class Checkpoints:
         name = f"checkpoint-{max(map(_number, self.names()), default=-1) + 1:06d}"
         unfinished = self._unfinished(name)
         try:
+            os.mkdir(unfinished)
+        except FileNotFoundError:  # not even the directory is there
             os.makedirs(unfinished)
         except FileExistsError:  # of a process that was killed
             shutil.rmtree(unfinished)
@@ -168,7 +170,7 @@ class Checkpoints:
         there = os.listdir(self.directory)
         names = _checkpoints(there)
         spared = {*names[-keep:], self._synced} if keep else {*names}
-        if best := self.best():
+        if _BEST in there and (best := self.best()):
             spared.add(best["checkpoint"])
         for name in names:
             if name not in spared:
@@ -178,7 +180,7 @@ class Checkpoints:
                 there.append(doomed)
         for name in there:
             if name.startswith(".checkpoint-"):
-                shutil.rmtree(f"{self.directory}/{name}")
+                _delete(f"{self.directory}/{name}")
 
     def best(self) -> dict[str, Any] | None:
         """Return what is known of the best checkpoint: its name, the metric, its value."""
@@ -294,6 +296,14 @@ def _checkpoints(names: list[str]) -> list[str]:
 
 def _number(name: str) -> int:
     return int(name.removeprefix("checkpoint-"))
+
+
+def _delete(directory: str) -> None:
+    """Delete a directory, most often one of few files, for which shutil.rmtree does much more."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            (shutil.rmtree if entry.is_dir(follow_symlinks=False) else os.unlink)(entry.path)
+    os.rmdir(directory)
 
 
 def _sync(directory: str | Path) -> None:

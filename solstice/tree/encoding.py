@@ -137,13 +137,21 @@ def check_data(tree: PyTree) -> None:
     Raises:
         TypeError: The leaf is named.
     """
+    if not any(map(_is_no_data, jax.tree.leaves(tree))):
+        return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if is_array(leaf) and (isinstance(leaf, jax.ShapeDtypeStruct) or not _holds_numbers(leaf)):
+        if _is_no_data(leaf):
             raise TypeError(
                 f"The leaf {path_name(path)!r} is expected to be an array of numbers; it is "
                 f"{describe(leaf)}. Keep only numbers in arrays; what else a tree needs can be a "
                 f"str leaf or a static field."
             )
+
+
+def _is_no_data(leaf: Any) -> bool:
+    if not is_array(leaf):
+        return False
+    return isinstance(leaf, jax.ShapeDtypeStruct) or not _holds_numbers(leaf)
 
 
 def _holds_numbers(leaf: Any) -> bool:
