@@ -10,6 +10,7 @@ the disk that checkpoints go to.
 """
 
 import argparse
+import random
 import shutil
 import statistics
 import tempfile
@@ -51,10 +52,12 @@ def train_ratio(rounds, parent):
         seconds()
         seconds(every["every 100 steps"])
     ratios = {name: [] for name in every}
+    order = [None, *every]
     for _ in range(rounds):
-        plain = seconds()
-        for name, trigger in every.items():
-            ratios[name].append(seconds(trigger) / plain)
+        random.shuffle(order)  # what comes first in each round would be another thing
+        taken = {name: seconds(every.get(name)) for name in order}
+        for name, found in ratios.items():
+            found.append(taken[name] / taken[None])
     for name, found in ratios.items():
         told(f"with a checkpoint {name} / without, {len(batches)} steps", found)
 
