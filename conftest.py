@@ -15,9 +15,9 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Most of the time goes into compiling the same small programs, in this run and in the next. Each
-# process has a cache of its own, since jax does not write the files of one atomically.
-_CACHE = Path(__file__).parent / ".cache" / "jax" / os.environ.get("PYTEST_XDIST_WORKER", "main")
+# Most of the time goes into compiling the same small programs, in each process, in this run and in
+# the next. A file that another process has not yet written to its end is compiled again.
+_CACHE = Path(__file__).parent / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
