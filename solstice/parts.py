@@ -101,17 +101,15 @@ def copied(pieces: list[Piece]) -> Callable[[], list[Piece]]:
     copies: dict[int, Any] = {}
     small: dict[int, jax.Array] = {}
     large: dict[int, jax.Array] = {}
-    forms: dict[int, tuple[Any, tuple[int, ...]]] = {}
     for i, (_, _, values) in enumerate(pieces):
-        dtype, shape = values.dtype, values.shape
-        if not isinstance(values, jax.Array):
-            copies[i] = np.array(values)
-        elif math.prod(shape) * dtype.itemsize >= LARGE:
-            large[i] = values
+        if isinstance(values, jax.Array):
+            size = math.prod(values.shape) * values.dtype.itemsize  # as nbytes, but at once
+            (small if size < LARGE else large)[i] = values
         else:
-            small[i], forms[i] = values, (dtype, shape)
+            copies[i] = np.array(values)
     if len({array.sharding for array in small.values()}) > 1:
-        large, small, forms = small | large, {}, {}  # a compiled call takes arrays of one device
+        large, small = small | large, {}  # a compiled call takes the arrays of one device
+    forms = {i: (array.dtype, array.shape) for i, array in small.items()}
     packed = _packed([*small.values()]) if small else []
     if large:
         copies |= zip(large, jax.device_put([*large.values()], may_alias=False), strict=True)
@@ -128,7 +126,8 @@ def copied(pieces: list[Piece]) -> Callable[[], list[Piece]]:
 def _packed(arrays: list[jax.Array]) -> list[jax.Array]:
     """Return all numbers of some arrays, those of a dtype in one array.
 
-    An array that a call returns takes it ten times as long as the copy of a small one.
+    Each array that a call returns costs more than the copy of a small one: 13 took 142 us as they
+    are and 21 us packed into two.
     """
     by_dtype: dict[Any, list[jax.Array]] = {}
     for array in arrays:

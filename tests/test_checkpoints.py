@@ -343,17 +343,6 @@ def test_copies_of_many_arrays_are_those_arrays_bit_for_bit():
         assert numbers.tobytes() == wanted.tobytes()
 
 
-@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="it is Linux's")
-def test_the_thread_that_writes_takes_no_turn_of_the_one_that_trains(tmp_path, monkeypatch):
-    policies = []
-    monkeypatch.setattr(
-        Checkpoints, "prune", lambda store, keep: policies.append(os.sched_getscheduler(0))
-    )
-    run(tmp_path, num_epochs=1)
-    assert set(policies) == {os.SCHED_BATCH}
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER
-
-
 def test_a_checkpoint_of_another_format_is_refused_and_not_skipped(tmp_path):
     store, tree = Checkpoints(tmp_path), {"w": jnp.ones(2)}
     for _ in range(2):

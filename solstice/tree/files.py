@@ -36,6 +36,7 @@ from solstice.tree.json import from_json, to_json
 from solstice.tree.naming import leaves_by_path
 
 _FIRST_LINE = b"solstice tree 2\n"
+_FIRST_LINE_BEFORE = b"solstice tree 1\n"
 _DIGEST_BYTES = 64  # in hexadecimal
 _LENGTH_BYTES = 8
 
@@ -84,7 +85,8 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
 
     Raises:
         DamagedFileError: The file is not what `save` wrote: another file, cut short or changed.
-        ValueError: The tree is not like `like`; the message names the leaf and how it differs.
+        ValueError: The tree is not like `like`; the message names the leaf and how it differs. Or
+            the file has the format of another version.
         OSError: The file cannot be read.
 
     >>> import jax.numpy as jnp, pathlib, solstice, tempfile
@@ -138,7 +140,13 @@ def _read_index(path: Path, file: BinaryIO) -> tuple[list[dict[str, Any]], int]:
     """Return the index of the leaves, and where it begins."""
     size = path.stat().st_size
     tail = _DIGEST_BYTES + _LENGTH_BYTES
-    if file.read(len(_FIRST_LINE)) != _FIRST_LINE:
+    first = file.read(len(_FIRST_LINE))
+    if first == _FIRST_LINE_BEFORE:
+        raise ValueError(
+            f"{path} has the format 1, and this version of Solstice reads 2. Load it with the "
+            f"version that wrote it."
+        )
+    if first != _FIRST_LINE:
         raise DamagedFileError(
             f"{path} is expected to be a file of solstice.tree.save; it does not begin as one."
         )

@@ -75,6 +75,12 @@ def test_a_damaged_leaf_is_named(file):
         tree.load(file, VALUE)
 
 
+def test_a_file_of_the_format_before_is_told_from_a_damaged_one(file):
+    file.write_bytes(file.read_bytes().replace(b"solstice tree 2", b"solstice tree 1"))
+    with pytest.raises(ValueError, match="has the format 1, and this version of Solstice reads 2"):
+        tree.load(file, VALUE)
+
+
 def test_a_pickle_is_not_read(file):
     import pickle
 
