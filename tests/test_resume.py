@@ -341,3 +341,22 @@ def test_a_diverged_run_keeps_its_last_finite_checkpoint(tmp_path):
             run(directory, [stop], train_ds=poisoned)
         exp = solstice.restore(directory, experiment())
         assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(exp.model.params))
+
+
+def test_a_look_for_what_is_not_finite_does_not_wait_for_it():
+    @jax.jit
+    def slow(matrix):
+        for _ in range(8):
+            matrix = matrix @ matrix
+        return matrix
+
+    stop, exp = solstice.callbacks.StopOnNaN(1), experiment()
+    stop.on_step_end(slow(jnp.eye(600)), exp, 0, "train", None)  # which compiles
+    stop.on_epoch_end(exp, 0, "train")
+    pending = slow(jnp.eye(600))
+    for _ in range(8):
+        pending = slow(pending)
+    stop.on_step_end(pending, exp, 1, "train", None)
+    assert not pending.is_ready()
+    stop.on_epoch_end(exp, 0, "train")
+    assert pending.is_ready()

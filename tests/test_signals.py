@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -51,6 +53,31 @@ def test_the_step_is_finished_and_saved(tmp_path, number, ending, mode):
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert len(Checkpoints(tmp_path / "run").names()) == 1 + (mode == "val")
     assert bits(run(tmp_path / "run")) == bits(run(tmp_path / "whole"))
+
+
+TWICE = """
+import os, signal, solstice
+
+class Twice(solstice.Callback):
+    def on_step_start(self, exp, global_step, mode, batch):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            print("after", number.name, flush=True)
+
+class Still(solstice.Experiment):
+    def train_step(self, batch):
+        return self, batch
+
+    def eval_step(self, batch):
+        return self, batch
+
+solstice.train(Still(), 1, [1.0], callbacks=[Twice()], progress=False)
+"""
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    ended = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGINT, "after SIGTERM\n"), ended.stderr
 
 
 def test_a_test_ends_after_its_step_too():
