@@ -5,6 +5,7 @@ from importlib.metadata import version
 from solstice import (
     callbacks,
     compat,
+    errors,
     experiments,
     loggers,
     metrics,
@@ -30,6 +31,7 @@ from solstice.errors import (
     DamagedFileError,
     EarlyStoppingException,
     RecompileError,
+    SolsticeError,
     UsageError,
 )
 from solstice.experiment import Experiment
@@ -64,9 +66,11 @@ __all__ = [
     "RegressionExperiment",
     "RegressionMetrics",
     "ScheduledCallback",
+    "SolsticeError",
     "UsageError",
     "callbacks",
     "compat",
+    "errors",
     "experiments",
     "jit",
     "loggers",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from solstice.errors import InvalidValueError
 from solstice.tree import describe
 
 _logger = logging.getLogger("solstice")
@@ -173,14 +174,14 @@ class Bookmark:
             try:
                 _tf_restore(self._iterator, state[_TF])
             except Exception as error:
-                raise ValueError(
+                raise InvalidValueError(
                     f"The run was saved with the state of {self._name}'s iterator, and that of "
                     f"the dataset now does not take it. Resume with the dataset that the run had."
                 ) from error
             return
         set_state = getattr(self._iterator, "set_state", None)
         if _is_tf_state(state) or not callable(set_state):
-            raise ValueError(
+            raise InvalidValueError(
                 f"The run was saved with the state of {self._name}'s iterator; "
                 f"{describe(self._iterator)} cannot go on from it. Resume with the dataset that "
                 f"the run had."

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from solstice.errors import DamagedFileError
+from solstice.errors import DamagedFileError, InvalidValueError, NoCheckpointError
 from solstice.parts import Piece, damaged, pieces, read_parts, table, write_part
 from solstice.tree import digest, from_json, leaves_by_path, to_json
 from solstice.tree.encoding import OBJECT, check_kinds, from_host, is_array
@@ -209,7 +209,7 @@ class Checkpoints:
                 raise
             raise damaged(path / _REST, f"{type(error).__name__}: {error}") from error
         if found["format"] != _FORMAT:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{path} has the format {found['format']}, and this version of Solstice reads "
                 f"{_FORMAT}. Restore it with the version that wrote it."
             )
@@ -246,18 +246,18 @@ def restore(directory: str | os.PathLike[str], exp: _T, which: str = "newest") -
     if which == "newest":
         found = newest(store, exp)
         if found is None:
-            raise FileNotFoundError(f"There is no checkpoint in {store.directory}.")
+            raise NoCheckpointError(f"There is no checkpoint in {store.directory}.")
         return found[1]
     if which == "best":
         best = store.best()
         if best is None:
-            raise FileNotFoundError(
+            raise NoCheckpointError(
                 f"No checkpoint in {store.directory} is known as the best. Train with "
                 f"CheckpointingCallback(..., best=('accuracy', 'max'))."
             )
         which = best["checkpoint"]
     if which not in store.names():
-        raise FileNotFoundError(
+        raise NoCheckpointError(
             f"There is no checkpoint {which!r} in {store.directory}; there are: "
             f"{', '.join(store.names()) or 'none'}."
         )

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from solstice.bookmark import Bookmark
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree import describe
 
 _logger = logging.getLogger("solstice")
@@ -46,7 +47,7 @@ def check_dataset(dataset: Any, name: str, passes: int | None = 1) -> None:
     >>> check_dataset([], "train_ds")
     Traceback (most recent call last):
         ...
-    ValueError: train_ds is empty: it has no batch at all.
+    solstice.errors.InvalidValueError: train_ds is empty: it has no batch at all.
     """
     array = hasattr(dataset, "shape") and hasattr(dataset, "dtype")
     iterable = isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__")
@@ -55,16 +56,16 @@ def check_dataset(dataset: Any, name: str, passes: int | None = 1) -> None:
         or array
         or not (iterable or callable(dataset))
     ):
-        raise TypeError(
+        raise InvalidTypeError(
             f"{name} is expected to be a re-iterable of batches (a list of (x, y) tuples, a "
             f"tf.data or grain dataset, a DataLoader, ...) or a function that returns an iterator "
             f"over them; it is {describe(dataset)}. Arrays must be cut into batches first."
         )
     if _length(dataset) == 0:
-        raise ValueError(f"{name} is empty: it has no batch at all.")
+        raise InvalidValueError(f"{name} is empty: it has no batch at all.")
     if isinstance(dataset, list | tuple) and _is_whole(dataset):
         arrays = ", ".join(map(describe, dataset))
-        raise TypeError(
+        raise InvalidTypeError(
             f"{name} is expected to hold batches; it holds whole arrays, ({arrays}). Cut "
             f"them: [(x[i : i + 32], y[i : i + 32]) for i in range(0, len(x), 32)]."
         )
@@ -72,7 +73,7 @@ def check_dataset(dataset: Any, name: str, passes: int | None = 1) -> None:
         isinstance(dataset, Iterator) and type(dataset).__module__ in _ONE_SHOT_HOMES
     )
     if one_shot and passes is not None and passes > 1:
-        raise ValueError(
+        raise InvalidValueError(
             f"{name} is a {type(dataset).__name__}, which can be read only once, but {passes} "
             f"epochs are wanted. Pass a list, or a function that returns a new iterator each epoch."
         )
@@ -135,7 +136,7 @@ def batches(dataset: Any, epoch: int, name: str, bookmark: Bookmark | None = Non
             )
         else:
             cause = "The dataset is empty."
-        raise ValueError(f"{name} gave no batch in epoch {epoch}. {cause}")
+        raise InvalidValueError(f"{name} gave no batch in epoch {epoch}. {cause}")
 
 
 @contextlib.contextmanager

@@ -1,16 +1,103 @@
-"""The exceptions that are Solstice's own.
+"""The exceptions of Solstice: one root, under which each is also the builtin error that it refines.
 
-    ValueError ─┬ UsageError (also an AssertionError)
-                └ DamagedFileError
-    Exception  ── EarlyStoppingException
-    Exception  ── RecompileError
+    SolsticeError (Exception)
+     ├─ InvalidValueError (ValueError): an argument, a batch or a file has a wrong value
+     │   ├─ UsageError (AssertionError): a misuse of train, test, callbacks or metrics
+     │   └─ DamagedFileError: a file is not what was written
+     ├─ InvalidTypeError (TypeError): an argument, a batch or an outs is of a wrong type
+     ├─ UnknownFieldError (AttributeError): `replace` got a field that does not exist
+     ├─ UnknownKeyError (KeyError): a `MetricsDict` has no metric of that name
+     ├─ InvalidIndexError (IndexError): an ensemble has no such member
+     ├─ MissingPackageError (ImportError): a feature needs a package that is not installed
+     ├─ NotFiniteError (FloatingPointError): `StopOnNaN` found a NaN or an infinity
+     ├─ NoCheckpointError (FileNotFoundError): a directory holds no checkpoint
+     ├─ ExistingFileError (FileExistsError): a new run would mix with the files of another
+     ├─ SlowWriteError (TimeoutError): a sink is not done within its timeout
+     ├─ ProcessError (RuntimeError): another process of the run failed, left or is silent
+     ├─ UnequalCopiesError (AssertionError): copies of an array differ between devices
+     ├─ LawError (AssertionError): an object breaks a law of `solstice.testing`
+     ├─ RecompileError: a step was compiled again where that was forbidden
+     └─ EarlyStoppingException: raise it from a callback to end a run cleanly
 
-Everything else that a user can get wrong raises a plain `ValueError`, `TypeError`,
-`AttributeError` or `ImportError` with a message that says what to do.
+`except solstice.SolsticeError` catches what Solstice itself raises, and nothing that your own
+functions raise.
 """
 
 
-class UsageError(ValueError, AssertionError):
+class SolsticeError(Exception):
+    """The root of every exception that Solstice raises.
+
+    >>> import solstice
+    >>> try:
+    ...     solstice.triggers.Every(steps=0)
+    ... except solstice.SolsticeError as error:
+    ...     print(error, isinstance(error, ValueError))
+    Every(steps=) is expected to be at least 1; it is 0. True
+    """
+
+
+class InvalidValueError(SolsticeError, ValueError):
+    """A value is not among those that are possible: the message says which are."""
+
+
+class InvalidTypeError(SolsticeError, TypeError):
+    """An object is of another type than what is expected: the message says what is."""
+
+
+class UnknownFieldError(SolsticeError, AttributeError):
+    """An object has no field of that name: the message lists those it has."""
+
+
+class UnknownKeyError(SolsticeError, KeyError):
+    """A collection has no entry of that name: the message lists those it has."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # a KeyError would quote the message
+
+
+class InvalidIndexError(SolsticeError, IndexError):
+    """An index is out of range: the message says what the range is."""
+
+
+class MissingPackageError(SolsticeError, ImportError):
+    """A package is not installed: the message gives the command that installs it."""
+
+
+class NotFiniteError(SolsticeError, FloatingPointError):
+    """A run has a NaN or an infinity: the message says where."""
+
+
+class NoCheckpointError(SolsticeError, FileNotFoundError):
+    """A directory holds no checkpoint, or not the one that was asked for."""
+
+
+class ExistingFileError(SolsticeError, FileExistsError):
+    """A new run would write into files of another: the message says how to allow it."""
+
+
+class SlowWriteError(SolsticeError, TimeoutError):
+    """A sink has not written what it should within its timeout."""
+
+
+class ProcessError(SolsticeError, RuntimeError):
+    """Another process of a distributed run failed, left it or says nothing."""
+
+
+class UnequalCopiesError(SolsticeError, AssertionError):
+    """Copies of an array that should be the same differ between devices or processes."""
+
+
+class LawError(SolsticeError, AssertionError):
+    """A law is broken; the message says which, by what, and with which smallest input.
+
+    >>> raise LawError("eval_returns_itself: ...")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.LawError: eval_returns_itself: ...
+    """
+
+
+class UsageError(InvalidValueError, AssertionError):
     """A misuse of the training interface: raised where older code asserted.
 
     It is an `AssertionError` too, because users of this interface already catch that.
@@ -24,7 +111,7 @@ class UsageError(ValueError, AssertionError):
     """
 
 
-class DamagedFileError(ValueError):
+class DamagedFileError(InvalidValueError):
     """A file is not what was written: cut short, changed, or somebody else's.
 
     >>> import pathlib, solstice, tempfile
@@ -39,7 +126,7 @@ class DamagedFileError(ValueError):
     """
 
 
-class EarlyStoppingException(Exception):
+class EarlyStoppingException(SolsticeError):
     """Raise it from any callback hook to end the run cleanly.
 
     The other callbacks finish their epoch, and `train` returns the trained experiment.
@@ -52,7 +139,7 @@ class EarlyStoppingException(Exception):
     """
 
 
-class RecompileError(Exception):
+class RecompileError(SolsticeError):
     """A step was compiled again in a run that asked for `recompile="error"`.
 
     The message names what changed: a leaf's shape, dtype, weak type or static value, or the tree.

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import equinox as eqx
 
+from solstice.errors import InvalidTypeError
 from solstice.tree import describe
 
 
@@ -63,7 +64,7 @@ def check_result(exp: Experiment, step_name: str, result: Any) -> tuple[Any, Any
     """
     if type(result) is tuple and len(result) == 2 and isinstance(result[0], Experiment):
         return result
-    raise TypeError(
+    raise InvalidTypeError(
         f"{type(exp).__name__}.{step_name} is expected to return a pair, (new experiment, outs); "
         f"it returned {describe(result)}."
     )

@@ -16,6 +16,7 @@ import numpy as np
 
 from solstice.bookmark import Bookmark
 from solstice.data import batches, prefetched
+from solstice.errors import InvalidValueError
 from solstice.position import Position, batch_digest
 from solstice.sharding import Sharding
 from solstice.sharding.batches import WithMask, place_batch
@@ -164,7 +165,7 @@ class Feed:
             wanted = {0: where.first, count - 1: where.last}.get(i) if training else None
             if batch is None or (wanted is not None and batch_digest(batch) != wanted):
                 what = "ends before it" if batch is None else "has another one in its place"
-                raise ValueError(
+                raise InvalidValueError(
                     f"The run was saved after {count} batches of epoch {where.epoch}; "
                     f"{self._mode}_ds now {what} (batch {i}). A run goes on exactly where the "
                     f"order of the data is a function of the epoch (set_epoch, a function of the "

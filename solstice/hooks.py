@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from solstice.callbacks import Callback, TriggeredCallback
-from solstice.errors import EarlyStoppingException
+from solstice.errors import EarlyStoppingException, InvalidTypeError
 from solstice.tree import describe
 
 _logger = logging.getLogger("solstice")
@@ -37,7 +37,7 @@ class Hooks:
         self.callbacks = list(callbacks)
         for callback in self.callbacks:
             if not isinstance(callback, Callback):
-                raise TypeError(
+                raise InvalidTypeError(
                     f"callbacks are expected to be instances of solstice.Callback; one is "
                     f"{describe(callback)}."
                 )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from solstice.data import as_arrays, check_dataset, makes_iterators, takes_argument
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree import describe, leaves_by_path
 
 
@@ -46,9 +47,11 @@ def pad_last(ds: Any, batch_size: int, *, mask_key: str = "mask") -> Any:
     """
     check_dataset(ds, "ds")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
-        raise TypeError(f"batch_size is expected to be an int; it is {describe(batch_size)}.")
+        raise InvalidTypeError(
+            f"batch_size is expected to be an int; it is {describe(batch_size)}."
+        )
     if batch_size < 1:
-        raise ValueError(f"batch_size is expected to be at least 1; it is {batch_size}.")
+        raise InvalidValueError(f"batch_size is expected to be at least 1; it is {batch_size}.")
     if isinstance(ds, Iterator):
         return _padded(ds, batch_size, mask_key)
     return (_PaddedMaker if makes_iterators(ds) else _PaddedIterable)(ds, batch_size, mask_key)
@@ -63,7 +66,9 @@ class _PaddedDataset:
 
     def __len__(self) -> int:
         if not hasattr(self._ds, "__len__"):
-            raise TypeError(f"The padded dataset does not say its length: {describe(self._ds)}.")
+            raise InvalidTypeError(
+                f"The padded dataset does not say its length: {describe(self._ds)}."
+            )
         return len(self._ds)
 
     # Otherwise Python asks for the length, which there may not be.
@@ -100,7 +105,7 @@ def _pad(batch: Any, batch_size: int, mask_key: str) -> Any:
         size = _size(batch, batch_size)
         x, y = (_repeat_last(part, batch_size) for part in batch[:2])
         return x, y, _extended(batch[2] if len(batch) == 3 else None, size, batch_size)
-    raise TypeError(
+    raise InvalidTypeError(
         f"A batch is expected to be (x, y), (x, y, mask) or a mapping; it is {describe(batch)}. "
         f"pad_last adds a mask, which needs a place to be."
     )
@@ -111,19 +116,19 @@ def _size(batch: Any, batch_size: int) -> int:
     sizes: dict[str, int] = {}
     for name, leaf in leaves_by_path(batch).items():
         if not getattr(leaf, "shape", ()):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"A batch is expected to hold arrays with examples along their first axis; "
                 f"{name!r} is {describe(leaf)}. Leave it out of the batch."
             )
         sizes[name] = leaf.shape[0]
     if len(set(sizes.values())) != 1:
-        raise ValueError(
+        raise InvalidValueError(
             f"A batch's arrays are expected to have the same examples along their first axis; "
             f"it has {sizes or 'no array'}."
         )
     size = next(iter(sizes.values()))
     if not 1 <= size <= batch_size:
-        raise ValueError(
+        raise InvalidValueError(
             f"pad_last fills batches up to batch_size={batch_size}; one has {size} examples. "
             + ("Leave empty batches out." if size == 0 else "Pass the size of the largest batch.")
         )

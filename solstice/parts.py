@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from solstice.errors import DamagedFileError
+from solstice.errors import DamagedFileError, MissingPackageError
 from solstice.tree import digest, to_json
 from solstice.tree.digests import array_digest, as_bytes
 from solstice.tree.encoding import OBJECT, dtype_name, is_array, key_impl, kind, to_host
@@ -286,7 +286,7 @@ def check_orbax() -> None:
     except ModuleNotFoundError:
         found = None
     if found is None:
-        raise ImportError(MISSING)
+        raise MissingPackageError(MISSING)
 
 
 @functools.cache
@@ -296,7 +296,7 @@ def _orbax() -> tuple[Any, Any, Any]:
         import orbax.checkpoint as ocp
         from etils import epath
     except ModuleNotFoundError as error:
-        raise ImportError(MISSING) from error
+        raise MissingPackageError(MISSING) from error
     # To read, each process is alone to Orbax, or it would wait for all.
     alone = ocp.options.MultiprocessingOptions()
     if jax.process_count() > 1:

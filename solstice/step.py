@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from solstice.errors import InvalidTypeError
 from solstice.experiment import check_result
 from solstice.flat import Flat
 from solstice.metrics import is_metrics, merge_all
@@ -56,7 +57,7 @@ def jit(step: Callable[..., Any]) -> Any:
     6
     """
     if not inspect.isfunction(step) or len(inspect.signature(step).parameters) != 2:
-        raise TypeError(
+        raise InvalidTypeError(
             f"solstice.jit is expected to decorate a step, a method of (self, batch); it got "
             f"{describe(step)}. For any other function, use jax.jit or equinox.filter_jit."
         )

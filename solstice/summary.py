@@ -14,6 +14,7 @@ import jax
 from jaxtyping import PyTree
 
 from solstice.data import as_arrays
+from solstice.errors import InvalidTypeError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
 from solstice.step import Step
@@ -60,7 +61,7 @@ def summary(experiment_or_model: PyTree, batch: Any = None) -> "Summary":
     """
     rows = tuple(_rows(experiment_or_model))
     if not rows and not isinstance(experiment_or_model, Experiment):
-        raise TypeError(
+        raise InvalidTypeError(
             f"summary() is of an experiment, a model or another pytree of arrays; there is no "
             f"array in {describe(experiment_or_model)}. Adapt a network with compat.as_model first."
         )
@@ -243,7 +244,7 @@ def _cost(tree: PyTree, batch: Any) -> Cost:
         batch = batch if type(batch) is tuple else (batch,)
         name = "One call in evaluation"
     else:
-        raise TypeError(
+        raise InvalidTypeError(
             f"summary() takes a batch for an experiment or a model; {type(tree).__name__} is "
             f"neither. Leave the batch out."
         )

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from solstice.callbacks import Callback, CheckpointingCallback
 from solstice.checkpoints import Checkpoints, newest
 from solstice.data import batches, check_dataset, length
-from solstice.errors import UsageError
+from solstice.errors import InvalidTypeError, InvalidValueError, UsageError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
 from solstice.progress import Progress, Shown, check_progress
@@ -117,9 +117,11 @@ def train(
     check_sharding(sharding)
     check_progress(progress)
     if recompile not in ("warn", "error"):
-        raise ValueError(f"recompile is expected to be 'warn' or 'error'; it is {recompile!r}.")
+        raise InvalidValueError(
+            f"recompile is expected to be 'warn' or 'error'; it is {recompile!r}."
+        )
     if num_epochs is None and num_steps is None:
-        raise ValueError("Nothing ends this run: give num_epochs, num_steps or both.")
+        raise InvalidValueError("Nothing ends this run: give num_epochs, num_steps or both.")
     passes = None if num_steps is not None else num_epochs
     check_dataset(train_ds, "train_ds", passes)
     if val_ds is not None:
@@ -127,7 +129,7 @@ def train(
     if validate_every is not None:
         check_trigger(validate_every, "validate_every")
         if val_ds is None:
-            raise ValueError("validate_every is given, and no val_ds to validate on.")
+            raise InvalidValueError("validate_every is given, and no val_ds to validate on.")
     callbacks = _listed(callbacks)
     for callback in callbacks:
         if val_ds is None and getattr(callback, "needs_validation", False):
@@ -325,7 +327,7 @@ def predict(
     check_sharding(sharding)
     check_progress(progress)
     if not callable(getattr(exp, "predict", None)):
-        raise TypeError(
+        raise InvalidTypeError(
             f"predict() needs an experiment with a `predict` method; {type(exp).__name__} has "
             f"none. Define `predict(self, inputs)` on it."
         )
@@ -361,7 +363,7 @@ def _check_experiment(exp: Any) -> None:
             if isinstance(exp, type)
             else describe(exp)
         )
-        raise TypeError(f"An instance of solstice.Experiment is expected; it is {what}.")
+        raise InvalidTypeError(f"An instance of solstice.Experiment is expected; it is {what}.")
 
 
 def _listed(callbacks: Any) -> list[Callback]:
@@ -370,7 +372,7 @@ def _listed(callbacks: Any) -> list[Callback]:
         return []
     if isinstance(callbacks, list | tuple | set | Iterator):
         return list(callbacks)
-    raise TypeError(
+    raise InvalidTypeError(
         f"callbacks are expected to be a list of solstice.Callback; they are "
         f"{describe(callbacks)}. A single one goes into a list too: callbacks=[callback]."
     )
@@ -381,6 +383,6 @@ def _check_count(count: Any, name: str, *, least: int, optional: bool = True) ->
         return
     if isinstance(count, bool) or not isinstance(count, int | np.integer):
         kind = "an int or None" if optional else "an int"
-        raise TypeError(f"{name} is expected to be {kind}; it is {describe(count)}.")
+        raise InvalidTypeError(f"{name} is expected to be {kind}; it is {describe(count)}.")
     if count < least:
-        raise ValueError(f"{name} is expected to be at least {least}; it is {count}.")
+        raise InvalidValueError(f"{name} is expected to be at least {least}; it is {count}.")

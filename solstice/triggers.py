@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree import describe
 
 __all__ = ["AnyOf", "At", "Every", "First", "Moment", "Trigger", "Watch", "check_trigger"]
@@ -96,7 +97,7 @@ class Every(Trigger):
         units = {"steps": self.steps, "epochs": self.epochs, "seconds": self.seconds}
         given = [unit for unit, every in units.items() if every is not None]
         if len(given) != 1:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"Every takes exactly one of steps=, epochs= and seconds=; it got "
                 f"{', '.join(given) or 'none'}. Join two with |: Every(steps=9) | Every(epochs=1)."
             )
@@ -144,12 +145,14 @@ class At(Trigger):
             several = tuple(self.steps) if isinstance(self.steps, Iterable) else (self.steps,)
             several = tuple(sorted({_count(step, "At()") for step in several}))
         except TypeError as error:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"At is expected to get a number of training steps or several, such as "
                 f"At([100, 1000]); it got {describe(self.steps)}."
             ) from error
         if not several:
-            raise ValueError("At is expected to get at least one training step; it got none.")
+            raise InvalidValueError(
+                "At is expected to get at least one training step; it got none."
+            )
         object.__setattr__(self, "steps", several)
 
     def fires(self, before: Moment, after: Moment) -> bool:
@@ -268,10 +271,11 @@ def check_trigger(trigger: Any, name: str) -> None:
     >>> check_trigger(100, "when")
     Traceback (most recent call last):
         ...
-    TypeError: when is expected to be a trigger, such as Every(steps=100); it is the int 100.
+    solstice.errors.InvalidTypeError: when is expected to be a trigger, such as Every(steps=100); \
+it is the int 100.
     """
     if not isinstance(trigger, Trigger):
-        raise TypeError(
+        raise InvalidTypeError(
             f"{name} is expected to be a trigger, such as Every(steps=100); it is "
             f"{describe(trigger)}."
         )
@@ -283,16 +287,16 @@ def _count(value: Any, name: str) -> int:
     except TypeError:
         count = None
     if count is None or isinstance(value, bool):
-        raise TypeError(f"{name} is expected to be an int; it is {describe(value)}.")
+        raise InvalidTypeError(f"{name} is expected to be an int; it is {describe(value)}.")
     if count < 1:
-        raise ValueError(f"{name} is expected to be at least 1; it is {count}.")
+        raise InvalidValueError(f"{name} is expected to be at least 1; it is {count}.")
     return count
 
 
 def _seconds(value: Any, name: str) -> float:
     if isinstance(value, bool | str) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} is expected to be a number; it is {describe(value)}.")
+        raise InvalidTypeError(f"{name} is expected to be a number; it is {describe(value)}.")
     seconds = float(value)
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"{name} is expected to be positive and finite; it is {value}.")
+        raise InvalidValueError(f"{name} is expected to be positive and finite; it is {value}.")
     return seconds

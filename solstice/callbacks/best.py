@@ -11,7 +11,7 @@ import numpy as np
 
 from solstice.callbacks.base import Callback
 from solstice.callbacks.evaluation import EvaluationCallback
-from solstice.errors import UsageError
+from solstice.errors import InvalidValueError, UsageError
 from solstice.metrics import Accumulator, is_metrics
 from solstice.metrics.accumulator import rebuilt
 from solstice.tree import describe
@@ -37,7 +37,7 @@ class Best:
     def __init__(self, by: By) -> None:
         pair = isinstance(by, tuple | list) and len(by) in (2, 3) and by[1] in ("min", "max")
         if not (by is None or by is True or pair):
-            raise ValueError(
+            raise InvalidValueError(
                 f"best is expected to be a metric and 'min' or 'max', such as ('accuracy', "
                 f"'max'), and the name of an evaluation's dataset if it is not the validation's; "
                 f"or True where the metrics have is_better_than(other); it is {describe(by)}."

@@ -20,6 +20,7 @@ from solstice.background import stand_back
 from solstice.callbacks.base import Callback
 from solstice.callbacks.best import Best, By
 from solstice.checkpoints import Checkpoints
+from solstice.errors import ExistingFileError, InvalidValueError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
 from solstice.parts import Piece, check_orbax, copied, pieces, table
@@ -95,9 +96,13 @@ class CheckpointingCallback(Callback):
     ) -> None:
         check_trigger(every, "every")
         if keep is not None and keep < 1:
-            raise ValueError(f"keep is expected to be at least 1, or None for all; it is {keep}.")
+            raise InvalidValueError(
+                f"keep is expected to be at least 1, or None for all; it is {keep}."
+            )
         if on_error not in ("raise", "warn"):
-            raise ValueError(f"on_error is expected to be 'raise' or 'warn'; it is {on_error!r}.")
+            raise InvalidValueError(
+                f"on_error is expected to be 'raise' or 'warn'; it is {on_error!r}."
+            )
         self.directory = Path(directory)
         self._store = Checkpoints(directory)
         self._every = every
@@ -131,7 +136,7 @@ class CheckpointingCallback(Callback):
         check_orbax()
         names = self._store.names()
         if names and self._resumed_from != self._store.directory:
-            raise FileExistsError(
+            raise ExistingFileError(
                 f"{self._store.directory} holds checkpoints of another run ({names[-1]} is the "
                 f"newest), which this one would mix with its own. Pass resume_from= to go on with "
                 f"that run, or another directory."

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 
 from solstice.callbacks.base import Callback
-from solstice.errors import EarlyStoppingException, UsageError
+from solstice.errors import EarlyStoppingException, InvalidTypeError, InvalidValueError, UsageError
 from solstice.experiment import Experiment
 from solstice.loggers.values import to_host
 from solstice.metrics import Accumulator, is_metrics
@@ -38,12 +38,12 @@ class EarlyStoppingCallback(Callback):
         self, criterion_fn: Callable[[list[Any]], Any], accumulate_every_n_steps: int = 1
     ) -> None:
         if not callable(criterion_fn):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"criterion_fn is expected to be a function of a list of outs; it is "
                 f"{describe(criterion_fn)}."
             )
         if accumulate_every_n_steps < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"accumulate_every_n_steps is expected to be at least 1; it is "
                 f"{accumulate_every_n_steps}."
             )
@@ -123,13 +123,15 @@ class NoImprovement(Callback):
         self, metric: str, *, mode: str, patience: int, min_delta: float, watch: str
     ) -> None:
         if mode not in ("min", "max"):
-            raise ValueError(f"mode is expected to be 'min' or 'max'; it is {mode!r}.")
+            raise InvalidValueError(f"mode is expected to be 'min' or 'max'; it is {mode!r}.")
         if watch not in ("train", "val"):
-            raise ValueError(f"watch is expected to be 'train' or 'val'; it is {watch!r}.")
+            raise InvalidValueError(f"watch is expected to be 'train' or 'val'; it is {watch!r}.")
         if patience < 1:
-            raise ValueError(f"patience is expected to be at least 1 pass; it is {patience}.")
+            raise InvalidValueError(
+                f"patience is expected to be at least 1 pass; it is {patience}."
+            )
         if min_delta < 0:
-            raise ValueError(f"min_delta is expected to be at least 0; it is {min_delta}.")
+            raise InvalidValueError(f"min_delta is expected to be at least 0; it is {min_delta}.")
         self._metric = metric
         self._sign = 1.0 if mode == "max" else -1.0
         self._patience = patience

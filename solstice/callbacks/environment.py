@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from solstice.callbacks.base import Callback
+from solstice.errors import InvalidTypeError
 from solstice.experiment import Experiment
 from solstice.loggers.outlets import LoggingFn
 from solstice.summary import summary
@@ -53,7 +54,7 @@ class EnvironmentCallback(Callback):
 
     def __init__(self, logging_fn: LoggingFn | None = None) -> None:
         if logging_fn is not None and not callable(logging_fn):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"logging_fn is expected to be a function of (facts, step, mode); it is "
                 f"{describe(logging_fn)}."
             )

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from solstice.callbacks.scheduled import ScheduledCallback, TriggeredCallback
 from solstice.data import as_arrays, batches, check_dataset
-from solstice.errors import EarlyStoppingException, UsageError
+from solstice.errors import EarlyStoppingException, InvalidTypeError, UsageError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
@@ -91,12 +91,12 @@ class EvaluationCallback(TriggeredCallback):
         jit: bool = True,
     ) -> None:
         if not callable(eval_fn):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"eval_fn is expected to be a function of (exp, batch, key); it is "
                 f"{describe(eval_fn)}."
             )
         if not isinstance(datasets, Mapping) or not datasets:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"datasets are expected to be a mapping of names to datasets, such as "
                 f"{{'test': test_ds}}; they are {describe(datasets)}."
             )

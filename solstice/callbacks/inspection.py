@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from solstice.callbacks.scheduled import ScheduledCallback, TriggeredCallback
+from solstice.errors import InvalidTypeError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
@@ -66,7 +67,7 @@ class InspectionCallback(TriggeredCallback):
         jit: bool = True,
     ) -> None:
         if not callable(values_fn):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"values_fn is expected to be a function of (exp, batch); it is "
                 f"{describe(values_fn)}."
             )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from solstice.callbacks.base import Callback
-from solstice.errors import UsageError
+from solstice.errors import InvalidValueError, UsageError
 from solstice.experiment import Experiment
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.records import compute, on_host
@@ -59,12 +59,12 @@ class LoggingCallback(Callback):
         when: Trigger | None = None,
     ) -> None:
         if log_every_n_steps is not None and log_every_n_steps < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"log_every_n_steps is expected to be at least 1, or None to log at each epoch's "
                 f"end; it is {log_every_n_steps}."
             )
         if log_every_n_steps is not None and when is not None:
-            raise ValueError(
+            raise InvalidValueError(
                 f"Windows end every {log_every_n_steps} steps or as `when` says; give one of them."
             )
         if when is not None:

@@ -10,6 +10,7 @@ import jax
 
 from solstice.callbacks.base import Callback
 from solstice.callbacks.stopwatch import Stopwatch, TimeReport
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.experiment import Experiment
 from solstice.tree import describe
 
@@ -48,12 +49,12 @@ class ProfilingCallback(Callback):
             try:
                 self._steps = frozenset(map(operator.index, steps_to_profile))
             except TypeError as error:
-                raise TypeError(
+                raise InvalidTypeError(
                     f"steps_to_profile is expected to hold the indices of training steps, such as "
                     f"range(10, 13); it is {describe(steps_to_profile)}."
                 ) from error
             if not self._steps or min(self._steps) < 0:
-                raise ValueError(
+                raise InvalidValueError(
                     f"steps_to_profile is expected to name at least one step, from 0 on; it is "
                     f"{sorted(self._steps)}."
                 )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from solstice.callbacks.base import Callback
+from solstice.errors import InvalidTypeError
 from solstice.experiment import Experiment
 from solstice.tree import describe
 from solstice.triggers import Trigger, check_trigger
@@ -75,7 +76,7 @@ class ScheduledCallback(TriggeredCallback):
         self, action: Callable[[Any, int], Any], when: Trigger, name: str | None = None
     ) -> None:
         if not callable(action):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"action is expected to be a function of (exp, step); it is {describe(action)}."
             )
         check_trigger(when, "when")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from solstice.callbacks.base import Callback
+from solstice.errors import InvalidValueError, NotFiniteError
 from solstice.experiment import Experiment
 from solstice.tree import path_name
 
@@ -34,7 +35,9 @@ class StopOnNaN(Callback):
 
     def __init__(self, every_n_steps: int = 1) -> None:
         if every_n_steps < 1:
-            raise ValueError(f"every_n_steps is expected to be at least 1; it is {every_n_steps}.")
+            raise InvalidValueError(
+                f"every_n_steps is expected to be at least 1; it is {every_n_steps}."
+            )
         self._every = every_n_steps
         self._begin()
 
@@ -89,7 +92,7 @@ class StopOnNaN(Callback):
         bad = [name for name, good in zip(names, jax.device_get(finite), strict=True) if not good]
         if bad:
             more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-            raise FloatingPointError(
+            raise NotFiniteError(
                 f"After training step {step}, not all is finite in {', '.join(bad[:3])}{more}. "
                 f"Lower the learning rate, clip the gradients, or look at the batches before; the "
                 f"last checkpoint is finite."

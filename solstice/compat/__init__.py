@@ -11,6 +11,7 @@ from solstice.compat.freeze import freeze, unfreeze
 from solstice.compat.inside import gradients, intermediates, training_norms
 from solstice.compat.model import Model, join_params, missing_key, single_key, split_params
 from solstice.compat.optimizer import Optimizer
+from solstice.errors import MissingPackageError
 from solstice.static import Static
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if framework is None or (error.name or "").partition(".")[0] != framework:
             raise
-        raise ImportError(
+        raise MissingPackageError(
             f"compat.{name} needs the package {framework!r}, which is not installed: "
             f"pip install 'solstice[{framework}]'"
         ) from error

@@ -18,6 +18,7 @@ from solstice.compat.model import (
     single_key,
     split_params,
 )
+from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree import describe, leaves_by_path, owned, replace
 
@@ -75,7 +76,7 @@ class EquinoxModel(Model):
             state = eqx.nn.State(module)
             module = eqx.nn.delete_init_state(module)
         if state is None and any(map(_is_index, jax.tree.leaves(module, is_leaf=_is_index))):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{_NAME}: the network keeps state. Pass both parts of "
                 f"`module, state = eqx.nn.make_with_state(Network)(...)`: "
                 f"EquinoxModel(module, state)."
@@ -183,7 +184,7 @@ def _axis_name(module: Any) -> str:
     norms = filter(is_norm, jax.tree.leaves(module, is_leaf=is_norm))
     names = sorted({norm.axis_name for norm in norms})
     if len(names) > 1:
-        raise ValueError(
+        raise InvalidValueError(
             f"{_NAME}: the network's layers average over the axes {', '.join(map(repr, names))}; "
             f"one batch axis is expected. Give them one axis_name, or pass call=."
         )
@@ -193,7 +194,7 @@ def _axis_name(module: Any) -> str:
 def _batch_size(inputs: tuple[Any, ...]) -> int:
     arrays = [leaf for leaf in jax.tree.leaves(inputs) if getattr(leaf, "ndim", 0)]
     if not arrays:
-        raise ValueError(
+        raise InvalidValueError(
             f"{_NAME}: inputs are expected to have a leading batch axis; they are "
             f"{describe(inputs)}."
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from solstice.errors import InvalidTypeError
 from solstice.tree import describe
 
 POSITIVE = ("train", "training", "is_training", "is_train")
@@ -61,7 +62,7 @@ def find_flags(
     """
     if given is not None:
         if not isinstance(given, Mapping) or not all(isinstance(v, bool) for v in given.values()):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"flags are expected to map a keyword of the network's call to its value in "
                 f"training, such as {{'deterministic': False}}; it got {describe(given)}."
             )
@@ -98,7 +99,7 @@ def check_train(train: Any, adapter: str) -> bool:
     """
     if isinstance(train, bool | np.bool_):
         return bool(train)
-    raise TypeError(
+    raise InvalidTypeError(
         f"{adapter}: train is expected to be a Python bool, since it chooses between two programs; "
         f"it is {describe(train)}. Under jax.jit, make it static (static_argnames='train') or "
         f"write one function for each mode."

@@ -11,6 +11,7 @@ import jax
 from jaxtyping import Array
 
 from solstice.compat.model import Model, divide, join_params
+from solstice.errors import InvalidValueError
 from solstice.tree import path_name, replace
 
 _M = TypeVar("_M", bound=Model)
@@ -41,7 +42,7 @@ def freeze(model: _M, predicate: Callable[[str, Array], Any]) -> _M:
     chosen = {path for path, leaf in leaves if predicate(path_name(path), leaf)}
     if not chosen:
         paths = ", ".join(path_name(path) for path, _ in leaves)
-        raise ValueError(
+        raise InvalidValueError(
             f"freeze() was to freeze some parameters, but the predicate chose none of: {paths}."
         )
     still = {path for path, _ in leaves} - chosen

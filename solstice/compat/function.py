@@ -17,6 +17,7 @@ from solstice.compat.model import (
     single_key,
     split_params,
 )
+from solstice.errors import InvalidTypeError
 from solstice.static import Static
 from solstice.tree import as_key, owned, replace
 
@@ -80,7 +81,7 @@ class FunctionModel(Model):
         self._key_name = next((name for name in ("key", "rng") if accepts(function, name)), None)
         initial = init(as_key(key), *as_inputs(example))
         if self._has_state and not (type(initial) is tuple and len(initial) == 2):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"{_NAME}: apply takes a state, so init is expected to return (params, state)."
             )
         weights, state = initial if self._has_state else (initial, None)

@@ -20,6 +20,7 @@ from solstice.compat.model import (
     single_key,
     split_params,
 )
+from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree import as_key, depends_on, owned, replace
 
@@ -92,7 +93,7 @@ class HaikuModel(Model):
         inputs = as_inputs(example)
         several = isinstance(transformed, hk.MultiTransformed | hk.MultiTransformedWithState)
         if several and call is None:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{_NAME}: this network has several apply functions, {transformed.apply}. Choose "
                 f"one: HaikuModel(..., call=lambda apply, *arguments: apply[0](*arguments))."
             )

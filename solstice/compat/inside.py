@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from solstice.compat.model import Keys, Model
 from solstice.compat.optimizer import Optimizer
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree import describe, leaves_by_path, norm
 
 
@@ -53,7 +54,7 @@ def intermediates(
     """
     look = getattr(model, "intermediates", None)
     if not callable(look):
-        raise TypeError(
+        raise InvalidTypeError(
             f"intermediates() reads what Flax and Haiku networks note in a forward pass; "
             f"{describe(model)} notes nothing. Return the values beside the network's outputs."
         )
@@ -62,7 +63,7 @@ def intermediates(
     single = jax.tree.map(_single, noted, is_leaf=lambda node: type(node) is tuple)
     found = leaves_by_path(single)
     if not found:
-        raise ValueError(
+        raise InvalidValueError(
             f"{type(model).__name__}: the network noted nothing under {name!r} in this pass. Sow "
             f"values there, or pass the name= that it uses."
         )
@@ -96,7 +97,7 @@ def gradients(exp: Any, batch: Any) -> PyTree:
     kept = [node for node in jax.tree.leaves(after, is_leaf=_is_optimizer) if _is_optimizer(node)]
     grads = [one.grads for one in kept if isinstance(one, _Keeping) and one.grads is not None]
     if not grads or len(grads) < len(kept):
-        raise ValueError(
+        raise InvalidValueError(
             f"gradients() takes the training step of an experiment whose optimizers are "
             f"compat.Optimizers, each called once; in {type(exp).__name__}, {len(grads)} of "
             f"{len(kept)} were. Adapt them with compat.as_optimizer."

@@ -13,6 +13,7 @@ from jax.example_libraries import optimizers
 from jaxtyping import Array, PyTree
 
 from solstice.compat.optimizer import Optimizer, Signature, check_trees, keep_types, signature
+from solstice.errors import InvalidTypeError
 from solstice.static import Static
 from solstice.tree import describe, owned, replace
 
@@ -59,7 +60,7 @@ class JaxOptimizer(Optimizer):
             TypeError: It is not an optimizer triple.
         """
         if not isinstance(optimizer, tuple) or list(map(callable, optimizer)) != [True] * 3:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"{_NAME} is expected to get an optimizer of jax.example_libraries.optimizers, "
                 f"such as optimizers.adam(1e-3); it got {describe(optimizer)}."
             )
@@ -110,13 +111,13 @@ class JaxOptimizer(Optimizer):
             jaxpr = jax.make_jaxpr(self._optimizer.value.params_fn)(own).jaxpr
             places = tuple(map(jaxpr.invars.index, jaxpr.outvars))
         except (TypeError, ValueError) as error:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"{_NAME}: an optimizer's get_params is expected to return leaves of its state as "
                 f"they are, so that the model can keep them; this one computes them (sm3 reshapes "
                 f"them). Use another optimizer, such as optax.sm3 instead of sm3."
             ) from error
         if len(places) != len(jax.tree.leaves(params)):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"{_NAME}: an optimizer's get_params is expected to return the "
                 f"{len(jax.tree.leaves(params))} parameters; it returned {len(places)}."
             )

@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values
 from solstice.compat.model import Keys, Model, bind_call, divide, join_params, single_key
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree import owned, replace
 
@@ -62,12 +63,12 @@ class KerasModel(Model):
             call: Called as `call(network, *inputs, ...)` instead of the network.
         """
         if keras.backend.backend() != "jax":
-            raise ValueError(
+            raise InvalidValueError(
                 f"{_NAME}: Keras runs on the backend {keras.backend.backend()!r} here, and JAX is "
                 f"needed: set the environment variable KERAS_BACKEND=jax before importing keras."
             )
         if not network.built:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{_NAME}: the network {network.name!r} is not built, so it has no variables yet. "
                 f"Call it once on a batch, or network.build(shape)."
             )
@@ -129,7 +130,7 @@ class KerasModel(Model):
         try:
             copy = _clone(network)
         except (TypeError, NotImplementedError) as error:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"{_NAME}: Keras cannot clone {type(network).__name__}; give it a get_config that "
                 f"its constructor takes (**kwargs too), or assign the model's values to the "
                 f"variables of a network of your own."

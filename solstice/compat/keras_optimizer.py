@@ -11,6 +11,7 @@ import keras
 from jaxtyping import Array, PyTree
 
 from solstice.compat.optimizer import Optimizer, Signature, check_trees, keep_types, signature
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree import describe, leaves_by_path, owned, replace
 
@@ -58,12 +59,12 @@ class KerasOptimizer(Optimizer):
                 together with Keras's own training loop.
         """
         if keras.backend.backend() != "jax":
-            raise ValueError(
+            raise InvalidValueError(
                 f"{_NAME}: Keras runs on the backend {keras.backend.backend()!r} here, and JAX is "
                 f"needed: set the environment variable KERAS_BACKEND=jax before importing keras."
             )
         if not isinstance(optimizer, keras.optimizers.Optimizer):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"{_NAME} is expected to get a Keras optimizer such as keras.optimizers.Adam(1e-3)"
                 f"; it got {describe(optimizer)}."
             )
@@ -135,7 +136,7 @@ def _refuse(optimizer: Any) -> None:
         )
     if cannot is not None:
         feature, needed, remedy = cannot
-        raise ValueError(
+        raise InvalidValueError(
             f"{_NAME} takes Keras optimizers that need only gradients and parameters; {feature} "
             f"of this {type(optimizer).__name__} needs {needed}. Use {remedy}."
         )
@@ -150,7 +151,7 @@ def _read(optimizer: Any) -> _Recipe:
         recipe = _Recipe(type(optimizer), config, pattern)
         _clone(recipe)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise TypeError(
+        raise InvalidTypeError(
             f"{_NAME} is expected to get an optimizer that Keras can clone by get_config and "
             f"from_config; with this {type(optimizer).__name__} that raised "
             f"{type(error).__name__}: {str(error).partition(chr(10))[0]} Make it outside of "

@@ -23,6 +23,7 @@ from solstice.compat.model import (
     random_evaluation,
     split_params,
 )
+from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree import as_key, owned, replace
 
@@ -80,7 +81,7 @@ class FlaxModel(Model):
                 `module.__call__`; `model(*inputs, method=...)` calls another one.
         """
         if variables is None and key is None:
-            raise ValueError(f"{_NAME}: pass key= to initialise the network, or variables=.")
+            raise InvalidValueError(f"{_NAME}: pass key= to initialise the network, or variables=.")
         inputs = as_inputs(example)
         self._module = Static(module)
         self._method = Static(call)

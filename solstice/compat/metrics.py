@@ -13,7 +13,7 @@ import equinox as eqx
 from numpy.typing import ArrayLike
 
 from solstice import compat
-from solstice.errors import UsageError
+from solstice.errors import InvalidTypeError, UsageError
 from solstice.metrics import Collect, Metrics, is_metrics
 from solstice.static import Static
 from solstice.tree import describe, replace
@@ -46,7 +46,7 @@ def as_metrics(metric: Any) -> Any:
     if is_metrics(metric):
         return metric
     if isinstance(metric, type):
-        raise TypeError(
+        raise InvalidTypeError(
             f"An instance of a metric is expected; it got the class {metric.__name__!r}. Make one "
             f"first: {metric.__name__}(...)."
         )
@@ -55,7 +55,7 @@ def as_metrics(metric: Any) -> Any:
         return adapter(metric) if adapter.knows(metric) else UpdatedMetrics(metric)
     if callable(getattr(metric, "update", None)) and callable(getattr(metric, "compute", None)):
         return UpdatedMetrics(metric)
-    raise TypeError(
+    raise InvalidTypeError(
         f"A metric is expected, an object with `merge` and `compute`, or with `update` and "
         f"`compute`; it is {describe(metric)}. For a function of all examples, as scikit-learn's: "
         f"solstice.metrics.Collect((targets, scores), functions={{'name': function}})."

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree import describe, is_key, owned, tree_difference
 
@@ -103,7 +104,7 @@ def join_params(model: Model, like: Static[Any] | None = None) -> PyTree:
     """
     weights = model.params if model.frozen is None else eqx.combine(model.params, model.frozen)
     if like is not None and (found := jax.tree.structure(weights)) != like.value:
-        raise ValueError(
+        raise InvalidValueError(
             f"{type(model).__name__}: params (with frozen) are expected to be a tree like the one "
             f"the model was made with; {tree_difference(like.value, found)}. Replace values and "
             f"keep the tree: solstice.replace(model, params=jax.tree.map(..., model.params))."
@@ -146,7 +147,7 @@ def single_key(key: Keys, adapter: str) -> Array | None:
     """
     if isinstance(key, Mapping):
         if len(key) != 1:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"{adapter}: this library has one stream of random numbers, so one key is "
                 f"expected; it got the streams {', '.join(map(repr, key)) or 'none'}."
             )
@@ -162,7 +163,7 @@ def check_key(key: Any, adapter: str) -> Array | None:
     """
     if key is None or is_key(key):
         return key
-    raise TypeError(
+    raise InvalidTypeError(
         f"{adapter}: key is expected to be a PRNG key such as jax.random.key(0), a mapping of "
         f"them by stream, or None; it got {describe(key)}."
     )
@@ -178,7 +179,7 @@ def missing_key(adapter: str, stream: str = "dropout") -> ValueError:
     >>> str(missing_key("PebbleModel")).split(".")[0].endswith("no key was given for it")
     True
     """
-    return ValueError(
+    return InvalidValueError(
         f"{adapter}: in training this network draws random numbers from the stream {stream!r}, and "
         f"no key was given for it. Pass one: model(x, key=jax.random.key(0), train=True), or "
         f"key={{{stream!r}: ...}} for this stream alone; an experiment takes key= when it is made."
@@ -187,7 +188,7 @@ def missing_key(adapter: str, stream: str = "dropout") -> ValueError:
 
 def random_evaluation(adapter: str, remedy: str) -> ValueError:
     """Return the error for a network that would draw random numbers in evaluation."""
-    return ValueError(
+    return InvalidValueError(
         f"{adapter}: evaluation is expected to be deterministic, but this network draws random "
         f"numbers with train=False. {remedy}"
     )

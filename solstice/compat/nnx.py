@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values
 from solstice.compat.model import Keys, Model, bind_call, join_params, single_key, split_params
+from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree import owned, replace
 
@@ -84,7 +85,7 @@ class NNXModel(Model):
         nnx.pop(module, nnx.Intermediate)  # sown values are not kept
         graph, _, rngs, others = nnx.split(module, nnx.Param, nnx.RngState, ...)
         if graph != self._graphs.value[0]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{_NAME}: the call changed the module itself (an attribute was set, or a Variable "
                 f"was made in it), so the next step would be another program. Make all Variables "
                 f"in __init__, and keep what changes in a Variable. Before:\n"

@@ -7,7 +7,7 @@ import equinox as eqx
 from flax import nnx
 from jaxtyping import PyTree
 
-from solstice.errors import UsageError
+from solstice.errors import InvalidTypeError, UsageError
 from solstice.metrics import Metrics
 from solstice.static import Static
 from solstice.tree import describe, replace
@@ -38,7 +38,7 @@ class NNXMetrics(Metrics):
             TypeError: It is of a kind whose merge is not known.
         """
         if not self.knows(metric):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"An NNX metric is expected to be an Average (or Accuracy), a Welford or a "
                 f"MultiMetric of them, since others do not say how they merge; it is "
                 f"{describe(metric)}. compat.as_metrics takes any."

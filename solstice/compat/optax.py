@@ -29,6 +29,7 @@ from solstice.compat.optimizer import (
     keep_types,
     signature,
 )
+from solstice.errors import InvalidTypeError
 from solstice.static import Static
 from solstice.tree import describe, owned, replace
 
@@ -111,7 +112,7 @@ class OptaxOptimizer(Optimizer):
         """
         parts = [getattr(transformation, name, None) for name in ("init", "update")]
         if isinstance(transformation, type) or not all(map(callable, parts)):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"{_NAME} is expected to get an Optax transformation such as optax.adam(1e-3); it "
                 f"got {describe(transformation)}. A function of optax is called first."
             )
@@ -260,7 +261,7 @@ def _trace_step(
         else:
             _check_same("the parameters", params, new_params)
             return takes, new_state
-    raise TypeError(
+    raise InvalidTypeError(
         f"{_NAME}: this transformation's update is expected to run for these parameters with "
         f"extras that a training step can give ({', '.join(extras)}) or none; with none it raised "
         f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]} If it takes other extras, "
@@ -295,7 +296,7 @@ def _check_same(what: str, before: PyTree, after: PyTree) -> None:
         for tree in (before, after)
     ]
     if found[0] != found[1]:
-        raise TypeError(
+        raise InvalidTypeError(
             f"{_NAME}: an update of this transformation is expected to keep the tree and the "
             f"shapes of {what}, or the next step would be another program; it changes them from "
             f"{found[0]} to {found[1]}. Use one that does, or mend the transformation."

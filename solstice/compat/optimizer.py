@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree import describe, leaf_names, tree_difference
 
@@ -89,7 +90,7 @@ def check_trees(adapter: str, expected: Static[Signature] | None, **trees: PyTre
         ValueError: The first tree that differs is named, and the leaf where it does.
     """
     if expected is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"{adapter} is not initialised: call `opt = opt.init(params)` once before the steps."
         )
     structure, leaves = expected.value
@@ -101,7 +102,7 @@ def check_trees(adapter: str, expected: Static[Signature] | None, **trees: PyTre
             difference = _leaf_difference(structure, leaves, found.leaves)
         else:
             continue
-        raise ValueError(
+        raise InvalidValueError(
             f"{adapter}: {name} are expected to be like the parameters it was initialised with; "
             f"{difference}. Pass those parameters and their gradients; after changing which "
             f"parameters are trained, or their shapes or dtypes, initialise it again: "
@@ -126,7 +127,7 @@ def check_extras(adapter: str, wants: tuple[str, ...], extras: dict[str, Any]) -
     """
     missing = [name for name in wants if name not in extras]
     if missing:
-        raise ValueError(
+        raise InvalidValueError(
             f"{adapter}: this optimizer wants {', '.join(missing)} beside the gradients; pass "
             f"opt(grads, params, {', '.join(f'{name}=...' for name in wants)})."
         )

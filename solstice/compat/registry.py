@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from solstice import compat
 from solstice.compat.model import Model
 from solstice.compat.optimizer import Optimizer
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree import describe
 
 
@@ -43,7 +44,7 @@ def _initialised(name: str) -> Callable[..., Model]:
         }
         missing = [text for text, value in needed.items() if value is None]
         if missing:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{name} initialises the network, which takes {' and '.join(missing)}; "
                 f"pass {'them' if len(missing) > 1 else 'it'} along with the network."
             )
@@ -144,14 +145,14 @@ def register(
     (5, 2)
     """
     if what not in _REGISTERED:
-        raise ValueError(f"what is expected to be 'model' or 'optimizer'; it is {what!r}.")
+        raise InvalidValueError(f"what is expected to be 'model' or 'optimizer'; it is {what!r}.")
     if not isinstance(cls, type) and not (isinstance(cls, str) and "." in cls):
-        raise TypeError(
+        raise InvalidTypeError(
             f"register() is expected to get a class or its dotted path, such as 'mylib.Network'; "
             f"it got {describe(cls)}."
         )
     if not callable(adapt):
-        raise TypeError(f"adapt is expected to be a function; it is {describe(adapt)}.")
+        raise InvalidTypeError(f"adapt is expected to be a function; it is {describe(adapt)}.")
     title = cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
     others = [kind for kind in _REGISTERED[what] if kind.cls != cls]
     _REGISTERED[what][:] = [Kind(cls, adapt, f"{title} (registered)"), *others]
@@ -208,7 +209,7 @@ def as_model(network: Any, example: Any = None, *, key: Any = None) -> Model:
         if all(map(callable, network)):
             return _initialised("StaxModel")(network, example, key)
     known = [kind.title for kind in _kinds("model")]
-    raise TypeError(_unknown("network", network, [*known, "a Stax (init, apply) pair"]))
+    raise InvalidTypeError(_unknown("network", network, [*known, "a Stax (init, apply) pair"]))
 
 
 def as_optimizer(optimizer: Any) -> Optimizer:
@@ -233,13 +234,13 @@ def as_optimizer(optimizer: Any) -> Optimizer:
         if kind.matches(optimizer):
             return _checked(kind.adapt(optimizer), Optimizer, kind)
     known = [kind.title for kind in _kinds("optimizer")]
-    raise TypeError(_unknown("optimizer", optimizer, known))
+    raise InvalidTypeError(_unknown("optimizer", optimizer, known))
 
 
 def _checked(adapted: Any, protocol: type, kind: Kind) -> Any:
     if isinstance(adapted, protocol):
         return adapted
-    raise TypeError(
+    raise InvalidTypeError(
         f"The adapter of {kind.title} is expected to return a compat.{protocol.__name__}; it "
         f"returned {describe(adapted)}."
     )
@@ -252,7 +253,7 @@ def _is_with_state(pair: tuple[Any, Any]) -> bool:
 
 def _refuse_class(thing: Any, what: str) -> None:
     if isinstance(thing, type):
-        raise TypeError(
+        raise InvalidTypeError(
             f"An instance of {what} is expected; it got the class {thing.__name__!r}. "
             f"Make one first: {thing.__name__}(...)."
         )

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.experiments.supervised import SupervisedExperiment
 from solstice.experiments.task import Task
 from solstice.metrics import ClassificationMetrics
@@ -116,7 +117,7 @@ class ClassificationExperiment(SupervisedExperiment):
                 outputs' last axis is not `num_classes`.
         """
         if not 0 <= label_smoothing < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"label_smoothing is expected to be from 0 to below 1; it is {label_smoothing}."
             )
         reported = {"top_k": top_k, "track": track, "per_class": per_class}
@@ -139,7 +140,7 @@ class ClassificationExperiment(SupervisedExperiment):
             accumulate_steps=accumulate_steps,
         )
         if task.num_classes is None:
-            raise ValueError(
+            raise InvalidValueError(
                 "The number of classes is not known: pass num_classes=, or example_input=x[:1] to "
                 "read it from the network's output."
             )
@@ -200,7 +201,7 @@ class Classification(Task):
 
     def check_outputs(self, outputs: Any, targets: Any = None) -> None:
         if not getattr(outputs, "shape", ()):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"The network is expected to return one array of logits, with the classes as its "
                 f"last axis; it returned {describe(outputs)}."
             )
@@ -208,14 +209,14 @@ class Classification(Task):
             self.num_classes = outputs.shape[-1]
             self._check_weights()
         if outputs.shape[-1:] != (self.num_classes,):
-            raise ValueError(
+            raise InvalidValueError(
                 f"The network's outputs are expected to end in an axis of num_classes="
                 f"{self.num_classes} logits; they are {describe(outputs)}. Change the last layer, "
                 f"or num_classes."
             )
         if targets is not None and targets.shape != outputs.shape[:-1]:
             one_hot = targets.shape == outputs.shape
-            raise ValueError(
+            raise InvalidValueError(
                 f"Labels are expected to be one class a position, of shape {outputs.shape[:-1]}; "
                 f"they are {describe(targets)}. "
                 + (
@@ -232,7 +233,7 @@ class Classification(Task):
         wrong = shown[(shown < 0) | (shown >= self.num_classes)]
         if wrong.size:
             values = ", ".join(map(str, np.unique(wrong)[:5]))
-            raise ValueError(
+            raise InvalidValueError(
                 f"Labels are expected to be classes from 0 to {self.num_classes - 1}, since the "
                 f"network has {self.num_classes} outputs; {wrong.size} of {shown.size} are not, "
                 f"such as {values}. Number the classes from 0, widen the network, or mask them."
@@ -246,7 +247,7 @@ class Classification(Task):
         labels = jnp.where(valid, labels, 0)
         losses = self._loss(outputs, labels)
         if losses.shape != labels.shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"loss(logits, labels) is expected to return a loss for each position, of shape "
                 f"{labels.shape}; it returned {describe(losses)}. Leave the mean to the "
                 f"experiment, which knows the mask."
@@ -275,7 +276,7 @@ class Classification(Task):
 
     def _check_weights(self) -> None:
         if self._weights is not None and len(self._weights) != self.num_classes:
-            raise ValueError(
+            raise InvalidValueError(
                 f"class_weights are expected to be one for each of the {self.num_classes} "
                 f"classes; there are {len(self._weights)}."
             )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from solstice.errors import InvalidIndexError, InvalidTypeError, InvalidValueError
 from solstice.experiment import Experiment
 from solstice.experiments.caught import caught_tracer
 from solstice.experiments.member_stopping import MemberStopping, Standing, where_active
@@ -89,7 +90,7 @@ class Ensemble(Runnable):
         values = {name: jnp.asarray(each) for name, each in stacked_hyperparameters.items()}
         for name, each in values.items():
             if each.shape[:1] != (count,):
-                raise ValueError(
+                raise InvalidValueError(
                     f"{name} is expected to have a value for each of the {count} members (there "
                     f"are {count} keys), on its first axis; it is {describe(each)}. What is the "
                     f"same for all belongs into make_experiment itself."
@@ -98,7 +99,7 @@ class Ensemble(Runnable):
         def make(key: Any, hyperparameters: dict[str, Any]) -> Flat:
             exp = make_experiment(key, **hyperparameters)
             if not isinstance(exp, Experiment):
-                raise TypeError(
+                raise InvalidTypeError(
                     f"make_experiment is expected to return an Experiment; it returned "
                     f"{describe(exp)}."
                 )
@@ -119,7 +120,7 @@ class Ensemble(Runnable):
         if standing is not None:
             standing = standing.judged()
             if members.structure != before.structure:
-                raise ValueError(
+                raise InvalidValueError(
                     "Members that can stop are expected to keep their structure in a step; "
                     "train_step changes it. Make the arrays that it adds when the experiment is "
                     "made."
@@ -162,7 +163,7 @@ class Ensemble(Runnable):
         predictions = _outputs(self.members, "predict", x)
         for leaf in jax.tree.leaves(predictions):
             if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-                raise TypeError(
+                raise InvalidTypeError(
                     f"The members' predictions are expected to be real numbers, of which there is "
                     f"a mean; they are {describe(leaf)}. Give {type(self.members).__name__} the "
                     f"methods __call__(x), with outputs to be averaged, and decide(outputs)."
@@ -176,7 +177,9 @@ class Ensemble(Runnable):
             IndexError: There is no such member.
         """
         if not -self.num_members <= i < self.num_members:
-            raise IndexError(f"There are {self.num_members} members; there is no member {i}.")
+            raise InvalidIndexError(
+                f"There are {self.num_members} members; there is no member {i}."
+            )
         flat = Flat.of(self.members)
         return Flat([array[i] for array in flat.arrays], flat.structure).whole()
 
@@ -194,11 +197,11 @@ class Ensemble(Runnable):
             ValueError: There is no such metric, or no dataset to measure it on.
         """
         if mode not in (None, "min", "max"):
-            raise ValueError(f"mode is expected to be 'min' or 'max'; it is {mode!r}.")
+            raise InvalidValueError(f"mode is expected to be 'min' or 'max'; it is {mode!r}.")
         if ds is not None:
             computed = self.test(ds, progress=False)
             if f"{metric}_member_0" not in computed:
-                raise ValueError(
+                raise InvalidValueError(
                     f"The metric {metric!r} is none of the members'; those are "
                     f"{', '.join(name[:-9] for name in computed if name.endswith('_member_0'))}."
                 )
@@ -208,7 +211,7 @@ class Ensemble(Runnable):
             mode = mode or self._standing.rule.mode
             values = np.asarray(self._standing.judged().best)
         else:
-            raise ValueError(
+            raise InvalidValueError(
                 f"The members' {metric!r} is not known: pass a dataset to measure it on, "
                 f"best({metric!r}, val_ds)."
             )
@@ -248,7 +251,7 @@ class Ensemble(Runnable):
     def _check_own(self, batch: Any) -> None:
         for leaf in jax.tree.leaves(batch):
             if np.shape(leaf)[:1] != (self.num_members,):
-                raise ValueError(
+                raise InvalidValueError(
                     f"With own_batches, each array of a batch is expected to have a first axis of "
                     f"{self.num_members} members; one is {describe(leaf)}. Stack the members' "
                     f"batches: jax.tree.map(lambda *each: np.stack(each), *batches)."
@@ -277,7 +280,7 @@ def _outputs(members: Any, name: str, x: Any) -> Any:
     """Return what a method of each member returns for the same inputs."""
     method = getattr(type(members), name, None)
     if method is None:
-        raise TypeError(
+        raise InvalidTypeError(
             f"An ensemble averages what its members' {name} returns; {type(members).__name__} has "
             f"no such method."
         )
@@ -295,7 +298,7 @@ def _stack_of_keys(keys: Any) -> Array:
         keys.ndim == 1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys.ndim == 2
     )
     if not is_stack or not keys.shape[0]:
-        raise ValueError(
+        raise InvalidValueError(
             f"keys are expected to be a PRNG key for each member, such as "
             f"jax.random.split(jax.random.key(0), 8), or a list of seeds; they are "
             f"{describe(keys)}."
@@ -304,7 +307,7 @@ def _stack_of_keys(keys: Any) -> Array:
 
 
 def _caught(where: str) -> TypeError:
-    return TypeError(
+    return InvalidTypeError(
         f"A value that differs between the members of an ensemble (its tracer) is expected in an "
         f"array of the experiment; {where}, which is static, one for all members. Give an "
         f"optimizer's hyperparameters to optax.inject_hyperparams, as in "

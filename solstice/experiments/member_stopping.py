@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from solstice.errors import UsageError
+from solstice.errors import InvalidValueError, UsageError
 from solstice.metrics import EnsembleMetrics
 from solstice.tree import replace
 
@@ -41,9 +41,11 @@ class MemberStopping(eqx.Module):
 
     def __check_init__(self) -> None:
         if self.mode not in ("min", "max"):
-            raise ValueError(f"mode is expected to be 'min' or 'max'; it is {self.mode!r}.")
+            raise InvalidValueError(f"mode is expected to be 'min' or 'max'; it is {self.mode!r}.")
         if self.patience < 1:
-            raise ValueError(f"patience is expected to be at least 1; it is {self.patience}.")
+            raise InvalidValueError(
+                f"patience is expected to be at least 1; it is {self.patience}."
+            )
 
 
 class Standing(eqx.Module):

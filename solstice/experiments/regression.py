@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.experiments.supervised import SupervisedExperiment
 from solstice.experiments.task import Task
 from solstice.metrics import RegressionMetrics
@@ -114,11 +115,11 @@ class Regression(Task):
 
     def check_outputs(self, outputs: Any, targets: Any = None) -> None:
         if not hasattr(outputs, "shape"):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"The network is expected to return one array; it returned {describe(outputs)}."
             )
         if targets is not None and targets.shape != outputs.shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"Targets are expected to have the shape of the network's outputs, "
                 f"{describe(outputs)}; they are {describe(targets)}. If one has an axis of 1 more, "
                 f"add or drop it: y[..., None], outputs[..., 0]."
@@ -128,7 +129,7 @@ class Regression(Task):
         shown = np.asarray(targets, np.float64)[real]
         if not np.isfinite(shown).all():
             wrong = int((~np.isfinite(shown)).sum())
-            raise ValueError(
+            raise InvalidValueError(
                 f"Targets are expected to be finite; {wrong} of {shown.size} are not. Mask them, "
                 f"or mend the data."
             )
@@ -136,7 +137,7 @@ class Regression(Task):
     def losses(self, outputs: Array, targets: Array) -> tuple[Array, None]:
         losses = self._loss(outputs, targets)
         if losses.shape != targets.shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"loss(outputs, targets) is expected to return a loss for each position, of shape "
                 f"{targets.shape}; it returned {describe(losses)}. Leave the mean to the "
                 f"experiment, which knows the mask."

@@ -16,6 +16,7 @@ from jaxtyping import Array, PyTree
 
 from solstice.compat import Model, Optimizer, as_model, as_optimizer
 from solstice.compat.model import as_inputs
+from solstice.errors import InvalidTypeError, InvalidValueError, MissingPackageError
 from solstice.experiments.runnable import Runnable
 from solstice.experiments.task import Task
 from solstice.metrics import Metrics
@@ -103,13 +104,15 @@ class SupervisedExperiment(Runnable):
             ImportError: `compute_dtype` is given and jmp is not installed.
         """
         if ema_decay is not None and not 0 < ema_decay < 1:
-            raise ValueError(f"ema_decay is expected to be between 0 and 1; it is {ema_decay}.")
+            raise InvalidValueError(
+                f"ema_decay is expected to be between 0 and 1; it is {ema_decay}."
+            )
         if accumulate_steps < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"accumulate_steps is expected to be at least 1; it is {accumulate_steps}."
             )
         if len(batch_keys) not in (3, 4):
-            raise ValueError(
+            raise InvalidValueError(
                 f"batch_keys are expected to name inputs, targets and mask, and example weights if "
                 f"there are any; they are {batch_keys!r}."
             )
@@ -265,7 +268,7 @@ class SupervisedExperiment(Runnable):
         """Return the loss, the outputs, the model and the gradient, part by part."""
         parts = self._accumulate_steps
         if len(targets) % parts:
-            raise ValueError(
+            raise InvalidValueError(
                 f"A batch is expected to divide into accumulate_steps={parts} parts; it has "
                 f"{len(targets)} examples. Change its size, or drop the remainder."
             )
@@ -318,7 +321,7 @@ class SupervisedExperiment(Runnable):
             return self.model(*inputs, key=jax.random.key(0), train=True)[1].state
 
         if depends_on(state, inputs):
-            raise ValueError(
+            raise InvalidValueError(
                 "In training, examples that a mask leaves out still pass through this network, "
                 "which updates its state from whole batches (batch norm does): two of them move "
                 "its outputs by a third. Drop the last, shorter batch in training; padding is for "
@@ -347,7 +350,7 @@ class SupervisedExperiment(Runnable):
             x, targets = batch[:2]
             mask = batch[2] if len(batch) == 3 else None
         else:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"A batch is expected to be (x, y), (x, y, mask) or a mapping with "
                 f"{', '.join(map(repr, self._batch_keys))}; it is {describe(batch)}."
             )
@@ -357,7 +360,7 @@ class SupervisedExperiment(Runnable):
     @staticmethod
     def _entry(batch: Mapping[str, Any], name: str) -> Any:
         if name not in batch:
-            raise ValueError(
+            raise InvalidValueError(
                 f"A batch that is a mapping is expected to have {name!r}; it has "
                 f"{', '.join(map(repr, batch)) or 'nothing'}. Name its parts with batch_keys=."
             )
@@ -386,7 +389,7 @@ def _jmp() -> Any:
     try:
         import jmp
     except ModuleNotFoundError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "compute_dtype= needs the package jmp, which is not installed: "
             "pip install 'solstice[precision]'"
         ) from error

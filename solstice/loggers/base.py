@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from solstice.errors import InvalidTypeError, InvalidValueError, MissingPackageError, SlowWriteError
 from solstice.loggers.records import Record, make_record
 from solstice.loggers.worker import Worker
 from solstice.tree import describe
@@ -189,7 +190,7 @@ class Sink(abc.ABC):
     def _do(self, job: Callable[[], Any]) -> None:
         """Have the thread do what a run cannot start without."""
         if self._stuck():
-            raise TimeoutError(
+            raise SlowWriteError(
                 f"The sink {self._name} is still writing a record of an earlier run. Wait for it, "
                 f"or make a new sink."
             )
@@ -225,10 +226,11 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     >>> local_path("gs://bucket/run")
     Traceback (most recent call last):
         ...
-    ValueError: A sink writes to a local path; 'gs://bucket/run' is a URL. Copy the files later.
+    solstice.errors.InvalidValueError: A sink writes to a local path; 'gs://bucket/run' is a URL. \
+Copy the files later.
     """
     if "://" in os.fspath(path):
-        raise ValueError(
+        raise InvalidValueError(
             f"A sink writes to a local path; {os.fspath(path)!r} is a URL. Copy the files later."
         )
     return Path(path)
@@ -238,7 +240,7 @@ def check_hyperparameters(values: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return hyperparameters as a dict of names; None is empty."""
     values = {} if values is None else values
     if not isinstance(values, Mapping):
-        raise TypeError(
+        raise InvalidTypeError(
             f"hyperparameters are expected to be a mapping of names to values; it is "
             f"{describe(values)}."
         )
@@ -252,7 +254,7 @@ def require(package: str, sink: str, extra: str) -> None:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        raise ImportError(
+        raise MissingPackageError(
             f"loggers.{sink} needs the package {package!r}, which is not installed: "
             f"pip install 'solstice[{extra}]'"
         ) from error

@@ -9,6 +9,7 @@ import logging
 import os
 from pathlib import Path
 
+from solstice.errors import ExistingFileError, InvalidValueError
 from solstice.loggers.base import Sink, local_path
 
 _logger = logging.getLogger("solstice")
@@ -80,7 +81,7 @@ class FileSink(Sink):
     def on_open(self) -> None:
         size = self._path.stat().st_size if self._path.exists() else 0
         if size and not self._append:
-            raise FileExistsError(
+            raise ExistingFileError(
                 f"{str(self._path)!r} holds the log of another run ({size} bytes). Log to a new "
                 f"file, delete this one, or go on behind it with append=True."
             )
@@ -96,7 +97,7 @@ class FileSink(Sink):
 
     def _opened(self) -> EntryFile:
         if self._file is None:
-            raise ValueError(f"{self} is closed.")
+            raise InvalidValueError(f"{self} is closed.")
         return self._file
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.loggers.base import local_path
 from solstice.loggers.files import FileSink, cut_back
 from solstice.loggers.values import Image
@@ -74,7 +75,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         try:
             records.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(
+            raise InvalidValueError(
                 f"Line {number} of {os.fspath(path)!r} is no JSON: {line[:80]!r}."
             ) from error
     return records
@@ -83,7 +84,9 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
-    raise TypeError(f"JSON lines hold numbers, texts and arrays; a value is {describe(value)}.")
+    raise InvalidTypeError(
+        f"JSON lines hold numbers, texts and arrays; a value is {describe(value)}."
+    )
 
 
 _ENCODER = json.JSONEncoder(default=_plain, ensure_ascii=False)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from solstice.errors import InvalidTypeError
 from solstice.loggers.records import make_record
 from solstice.loggers.values import to_host
 from solstice.sharding import is_first_process
@@ -58,7 +59,7 @@ class Outlets:
             elif callable(one):
                 self._functions.append(one)
             else:
-                raise TypeError(
+                raise InvalidTypeError(
                     f"logging_fn is expected to be a function of (metrics, step, mode), a sink "
                     f"such as loggers.JSONLines(path), or a list of these; it is {describe(one)}."
                 )

@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from solstice.errors import InvalidValueError
 from solstice.flat import Flat
 from solstice.loggers.values import to_host
 
@@ -148,7 +149,7 @@ def make_record(metrics: Mapping[str, Any], **about: Any) -> Record:
     """
     taken = sorted(set(metrics).intersection(_RESERVED))
     if taken:
-        raise ValueError(
+        raise InvalidValueError(
             f"A record's fields {', '.join(_RESERVED)} are its own; compute() returned a metric "
             f"named {taken[0]!r}. Rename it."
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from solstice.errors import ExistingFileError
 from solstice.loggers.base import Sink, check_hyperparameters, local_path, require
 from solstice.loggers.files import EntryFile, cut_back
 from solstice.loggers.values import Image, finite, is_number
@@ -76,7 +77,7 @@ class TensorBoard(Sink):
             return
         found = [*self._directory.glob("*tfevents*"), *self._directory.glob("*/*tfevents*")]
         if found and not self._append:
-            raise FileExistsError(
+            raise ExistingFileError(
                 f"{str(self._directory)!r} holds the event files of another run, such as "
                 f"{str(found[0])!r}. Log to a new directory, delete this one, or write beside "
                 f"them with append=True."

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from solstice.errors import InvalidValueError
 from solstice.tree import describe
 
 
@@ -33,7 +34,7 @@ class Image(eqx.Module):
         shape, dtype = np.shape(array), getattr(array, "dtype", np.dtype(type(None)))
         right_shape = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
         if not right_shape or not (dtype == np.uint8 or jax.numpy.issubdtype(dtype, np.floating)):
-            raise ValueError(
+            raise InvalidValueError(
                 f"An Image is expected to be of shape (height, width) or (height, width, 1, 3 or "
                 f"4), of uint8 or floats; it is {describe(array)}. Put a batch of images into a "
                 f"grid first."

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from solstice.background import stand_back
+from solstice.errors import SlowWriteError
 
 _ROOM = 2**16
 _ROOM_BYTES = 256 * 2**20
@@ -67,7 +68,7 @@ class Worker:
         with self._changed:
             self._append(noting, 0)
         if not finished.wait(timeout):
-            raise TimeoutError(f"{self._name} was not done after {timeout} seconds.")
+            raise SlowWriteError(f"{self._name} was not done after {timeout} seconds.")
         if errors:
             raise errors[0]
         return results[0]

@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from solstice.errors import InvalidValueError
 from solstice.flat import Flat
 from solstice.metrics.base import Metrics, reduce
 
@@ -112,7 +113,7 @@ def rebuilt(leaves: list[Any], like: Any) -> Any:
     """
     structure = jax.tree.structure(like)
     if structure.num_leaves != len(leaves):
-        raise ValueError(
+        raise InvalidValueError(
             f"The checkpoint holds merged metrics of {len(leaves)} arrays, and the step returns a "
             f"{type(like).__name__} of {structure.num_leaves}. Resume with the metrics that the "
             f"run was saved with."

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
+from solstice.errors import InvalidValueError
 from solstice.metrics import sums
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import (
@@ -104,14 +105,16 @@ class BinaryMetrics(Metrics):
         scores = check_real(probabilities, "probabilities")
         labels = check_real(targets, "targets").astype(scores.dtype)
         if scores.shape != labels.shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"probabilities and targets are expected to have one shape, one probability an "
                 f"example; they are {describe(scores)} and {describe(labels)}. Of two classes' "
                 f"probabilities, pass the second: probabilities[..., 1]."
             )
         for name, number in {"bins": bins, "calibration_bins": calibration_bins}.items():
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ValueError(f"{name} is expected to be 1 or more; it is {describe(number)}.")
+                raise InvalidValueError(
+                    f"{name} is expected to be 1 or more; it is {describe(number)}."
+                )
         real = check_mask(mask, labels).ravel()
         scores, labels = scores.ravel(), labels.ravel()
 
@@ -159,7 +162,7 @@ class BinaryMetrics(Metrics):
             ValueError: `invalid` is not 0.
         """
         if self.invalid.size and (worst := int(np.max(self.invalid))):
-            raise ValueError(
+            raise InvalidValueError(
                 f"Probabilities are expected to be in [0, 1] and targets to be 0 or 1; {worst} of "
                 f"{int(np.max(self.count))} examples are not. Pass logits through "
                 f"jax.nn.sigmoid first, or mask what should not count."

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 from numpy.typing import ArrayLike
 
-from solstice.errors import UsageError
+from solstice.errors import InvalidTypeError, InvalidValueError, UsageError
 from solstice.tree import describe
 
 
@@ -35,7 +35,7 @@ def check_label_type(labels: Array | np.ndarray, name: str) -> None:
         TypeError: They are not.
     """
     if not jnp.isdtype(labels.dtype, ("bool", "integral")):
-        raise TypeError(
+        raise InvalidTypeError(
             f"{name} are expected to be integer classes, one a position; they are "
             f"{describe(labels)}. Convert them with .astype('int32'), or with argmax(-1) when "
             f"they are one-hot."
@@ -50,7 +50,9 @@ def check_real(values: ArrayLike, name: str) -> Array:
     """
     array = jnp.asarray(values)
     if not jnp.isdtype(array.dtype, ("bool", "integral", "real floating")):
-        raise TypeError(f"{name} are expected to be real numbers; they are {describe(array)}.")
+        raise InvalidTypeError(
+            f"{name} are expected to be real numbers; they are {describe(array)}."
+        )
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
@@ -62,7 +64,7 @@ def check_loss(loss: ArrayLike) -> Array:
     """
     array = jnp.asarray(loss)
     if array.shape != () or not jnp.isdtype(array.dtype, ("integral", "real floating")):
-        raise ValueError(
+        raise InvalidValueError(
             f"loss is expected to be one real number, the mean over the batch's real examples; "
             f"it is {describe(array)}."
         )
@@ -94,7 +96,7 @@ def check_mask_shape(mask: Array | np.ndarray, values: Any, name: str) -> None:
         ValueError: It has not.
     """
     if mask.shape != values.shape[: mask.ndim] or mask.ndim < min(1, values.ndim):
-        raise ValueError(
+        raise InvalidValueError(
             f"mask is expected to have the shape of {name}, {describe(values)}, True where an "
             f"example is real; it is {describe(mask)}. One value an example, a mask of the "
             f"leading axes, will do as well."
@@ -109,7 +111,7 @@ def check_examples(values: PyTree, what: str) -> int:
     """
     sizes = {array.shape[:1] for array in jax.tree.leaves(values)}
     if len(sizes) != 1 or () in sizes:
-        raise ValueError(
+        raise InvalidValueError(
             f"{what} is expected to get arrays with the same examples along their first axis; it "
             f"got {describe(values)}."
         )

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
-from solstice.errors import UsageError
+from solstice.errors import InvalidTypeError, InvalidValueError, UsageError
 from solstice.metrics import sums
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import (
@@ -122,17 +122,19 @@ class ClassificationMetrics(Metrics):
             check_loss(loss),
         )
         if preds.shape != targets.shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"preds and targets are expected to have one shape, one class an example; they are "
                 f"{describe(preds)} and {describe(targets)}. Take the argmax over the classes of "
                 f"logits or one-hot labels first."
             )
         if not (jnp.isdtype(preds.dtype, ("bool", "integral")) or _is_real(preds)):
-            raise TypeError(f"preds are expected to be classes; they are {describe(preds)}.")
+            raise InvalidTypeError(f"preds are expected to be classes; they are {describe(preds)}.")
         if track not in ("confusion", "totals"):
-            raise ValueError(f"track is expected to be 'confusion' or 'totals'; it is {track!r}.")
+            raise InvalidValueError(
+                f"track is expected to be 'confusion' or 'totals'; it is {track!r}."
+            )
         if track == "confusion" and num_classes**2 >= 2**31:
-            raise ValueError(
+            raise InvalidValueError(
                 f"A confusion matrix of {num_classes} classes has more than 2^31 cells. Pass "
                 f"track='totals', which keeps what compute() needs."
             )
@@ -225,7 +227,7 @@ class ClassificationMetrics(Metrics):
         # On the host: there is nothing to compile.
         invalid = np.asarray(self._counts)[..., -1]
         if invalid.size and (worst := int(invalid.max())):
-            raise ValueError(
+            raise InvalidValueError(
                 f"Classes are expected to be whole numbers from 0 to {self.num_classes - 1}; "
                 f"{worst} of {int(np.max(self.count))} examples had a label or a prediction that "
                 f"is not. Check num_classes and the labels, or mask what should not count."
@@ -317,7 +319,7 @@ def _rank(scores: Array, target: Array) -> Array:
 def _check_top_k(top_k: tuple[int, ...], num_classes: int) -> None:
     for k in top_k:
         if not isinstance(k, int) or not 1 <= k <= num_classes:
-            raise ValueError(
+            raise InvalidValueError(
                 f"top_k is expected to be from 1 to the number of classes, {num_classes}; it is "
                 f"{describe(k)}."
             )
@@ -325,10 +327,10 @@ def _check_top_k(top_k: tuple[int, ...], num_classes: int) -> None:
 
 def _check_scores(scores: ArrayLike | None, targets: Array, num_classes: int) -> Array:
     if scores is None:
-        raise ValueError("top_k needs the scores of all classes: pass scores=logits.")
+        raise InvalidValueError("top_k needs the scores of all classes: pass scores=logits.")
     array = jnp.asarray(scores)
     if array.shape != (*targets.shape, num_classes):
-        raise ValueError(
+        raise InvalidValueError(
             f"scores are expected to be of shape {(*targets.shape, num_classes)}, one for each "
             f"class of each target; they are {describe(array)}."
         )
@@ -350,11 +352,11 @@ def _positive(num_classes: Any) -> int:
     try:
         number = operator.index(num_classes)
     except TypeError as error:
-        raise TypeError(
+        raise InvalidTypeError(
             f"num_classes is expected to be an int; it is {describe(num_classes)}."
         ) from error
     if number < 1:
-        raise ValueError(f"num_classes is expected to be at least 1; it is {number}.")
+        raise InvalidValueError(f"num_classes is expected to be at least 1; it is {number}.")
     return number
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import PyTree
 from numpy.typing import ArrayLike
 
-from solstice.errors import UsageError
+from solstice.errors import InvalidTypeError, UsageError
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import check_examples, check_mask_shape, is_traced
 from solstice.static import Static
@@ -80,7 +80,7 @@ class Collect(Metrics):
         functions = dict(functions or {})
         for name, function in functions.items():
             if not callable(function):
-                raise TypeError(
+                raise InvalidTypeError(
                     f"functions[{name!r}] is expected to be a function; it is {describe(function)}."
                 )
         self._values = values

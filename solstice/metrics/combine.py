@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import equinox as eqx
 
-from solstice.errors import UsageError
+from solstice.errors import InvalidTypeError, UnknownKeyError, UsageError
 from solstice.metrics.base import Metrics, is_metrics
 from solstice.metrics.checks import check_kind
 from solstice.tree import describe, replace
@@ -46,14 +46,14 @@ class MetricsDict(Metrics):
         self._names = (*[None] * len(metrics), *named)
         for one in self._metrics:
             if not is_metrics(one):
-                raise TypeError(
+                raise InvalidTypeError(
                     f"MetricsDict is expected to get metrics (objects with `merge` and "
                     f"`compute`); it got {describe(one)}. Wrap a number: Mean(number)."
                 )
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._names:
-            raise KeyError(f"{name!r} is none of the metrics {self._named()}.")
+            raise UnknownKeyError(f"{name!r} is none of the metrics {self._named()}.")
         return self._metrics[self._names.index(name)]
 
     def merge(self, other: Any) -> Self:

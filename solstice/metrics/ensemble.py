@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from solstice.errors import UsageError
+from solstice.errors import InvalidIndexError, UsageError
 from solstice.metrics.base import Metrics
 from solstice.tree import describe
 
@@ -54,7 +54,9 @@ class EnsembleMetrics(Metrics):
             IndexError: There is no such member.
         """
         if not -self.num_members <= i < self.num_members:
-            raise IndexError(f"There are {self.num_members} members; there is no member {i}.")
+            raise InvalidIndexError(
+                f"There are {self.num_members} members; there is no member {i}."
+            )
         return jax.tree.map(lambda leaf: leaf[i], self.members)
 
     def merge(self, other: Any) -> Self:

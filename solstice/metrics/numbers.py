@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 from numpy.typing import ArrayLike
 
+from solstice.errors import InvalidValueError
 from solstice.metrics import sums
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import check_kind, check_mask, check_real, count
@@ -194,7 +195,7 @@ class Last(Metrics):
         numbers, real = _numbers(values, mask)
         times = jnp.zeros((), jnp.int32) if at is None else jnp.asarray(at)
         if not jnp.isdtype(times.dtype, "integral") or times.shape not in ((), numbers.shape):
-            raise ValueError(
+            raise InvalidValueError(
                 f"at is expected to be whole numbers, one for all values or one each, of shape "
                 f"{numbers.shape}; it is {describe(times)}."
             )

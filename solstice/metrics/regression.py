@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
+from solstice.errors import InvalidValueError
 from solstice.metrics import sums
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import check_kind, check_loss, check_mask, check_real, is_traced
@@ -75,12 +76,12 @@ class RegressionMetrics(Metrics):
         """
         preds, targets = check_real(preds, "preds"), check_real(targets, "targets")
         if preds.shape != targets.shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"preds and targets are expected to have one shape; they are {describe(preds)} and "
                 f"{describe(targets)}. If one has an axis of 1 more, squeeze it: preds[..., 0]."
             )
         if num_outputs is not None and targets.shape[-1:] != (num_outputs,):
-            raise ValueError(
+            raise InvalidValueError(
                 f"targets are expected to end in an axis of num_outputs={num_outputs}; they are "
                 f"{describe(targets)}."
             )

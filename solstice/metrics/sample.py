@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree, UInt32
 from numpy.typing import ArrayLike
 
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import check_examples, check_kind, check_mask, is_traced
 from solstice.tree import as_key, describe, is_key, replace
@@ -59,7 +60,9 @@ class Sample(Metrics):
             TypeError: The key is neither one key nor one for each example.
         """
         if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 1:
-            raise ValueError(f"max_size is expected to be 1 or more; it is {describe(max_size)}.")
+            raise InvalidValueError(
+                f"max_size is expected to be 1 or more; it is {describe(max_size)}."
+            )
         values = jax.tree.map(jnp.asarray, values)
         size = check_examples(values, "Sample")
         real = check_mask(mask, jnp.zeros(size), "the examples")
@@ -107,7 +110,7 @@ def _draw(key: Any, size: int) -> UInt32[Array, "size 2"]:
         keys = jnp.asarray(key)
         typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
         if keys.ndim != (1 if typed else 2) or len(keys) != size:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"key is expected to be one PRNG key or {size}, one for each example; it is "
                 f"{describe(key)}."
             )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from solstice.errors import InvalidValueError
 from solstice.plots.style import COLOURS, grid_shape, new_figure, plain_axes, shortened
 from solstice.tree import describe
 
@@ -51,7 +52,7 @@ def learning_curves(history: Any, metrics: Sequence[str] | None = None) -> "Figu
     records = _read(Path(history)) if isinstance(history, str | os.PathLike) else list(history)
     for record in records:
         if not isinstance(record, Mapping) or not {"mode", "step"} <= set(record):
-            raise ValueError(
+            raise InvalidValueError(
                 f"A record is expected to be a mapping with a mode, a step and metrics; one is "
                 f"{describe(record)}. Log with HistoryCallback, or to loggers.JSONLines."
             )
@@ -59,7 +60,7 @@ def learning_curves(history: Any, metrics: Sequence[str] | None = None) -> "Figu
     names = list(metrics) if metrics is not None else [n for n in found if not _of_one_class(n)]
     missing = [name for name in names if name not in found]
     if missing or not names:
-        raise ValueError(
+        raise InvalidValueError(
             f"There is no record with {', '.join(map(repr, missing)) or 'a metric'}; the "
             f"{len(records)} records have {', '.join(map(repr, found)) or 'none at all'}."
         )
@@ -168,7 +169,9 @@ def _read(path: Path) -> list[Record]:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise ValueError(f"Line {number} of {path} is no JSON: {line[:60]!r}.") from error
+            raise InvalidValueError(
+                f"Line {number} of {path} is no JSON: {line[:60]!r}."
+            ) from error
     # The end of a file without a newline may be a record half written.
     try:
         return [*records, json.loads(rest)]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from solstice.errors import InvalidValueError
 from solstice.plots.style import ORANGE, grid_shape, new_figure, shortened
 from solstice.tree import describe
 
@@ -46,19 +47,19 @@ def worst_examples(
     images, losses = np.asarray(images), np.asarray(losses, np.float64)
     channels = images.shape[3:]
     if images.ndim not in (3, 4) or channels not in ((), (1,), (3,), (4,)) or not images.size:
-        raise ValueError(
+        raise InvalidValueError(
             f"images are expected to be (examples, height, width), or with a last axis of 1, 3 or "
             f"4 channels; they are {describe(images)}."
         )
     about = {"losses": losses, "targets": targets, "predictions": predictions}
     for name, values in about.items():
         if values is not None and np.shape(values) != images.shape[:1]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{name} are expected to be one for each of the {len(images)} images; they are "
                 f"{describe(np.asarray(values))}."
             )
     if count < 1:
-        raise ValueError(f"count is expected to be at least 1; it is {count}.")
+        raise InvalidValueError(f"count is expected to be at least 1; it is {count}.")
     # A NaN as the largest; of equal losses, the first.
     order = np.argsort(-np.nan_to_num(losses, nan=np.inf), kind="stable")
     order = np.concatenate([order[np.isnan(losses[order])], order[~np.isnan(losses[order])]])

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from solstice.errors import InvalidValueError
 from solstice.plots.style import new_figure, shortened
 from solstice.tree import describe
 
@@ -45,11 +46,11 @@ def confusion_matrix(
     counts = _counts(metrics)
     number = len(counts)
     if normalize is not None and normalize not in _NORMS:
-        raise ValueError(
+        raise InvalidValueError(
             f"normalize is expected to be one of {[*_NORMS, None]}; it is {normalize!r}."
         )
     if labels is not None and len(labels) != number:
-        raise ValueError(
+        raise InvalidValueError(
             f"labels are expected to be {number} names of classes; they are {len(labels)}."
         )
     names = [shortened(str(label), 24) for label in (range(number) if labels is None else labels)]
@@ -79,7 +80,7 @@ def _counts(metrics: Any) -> np.ndarray:
     found = getattr(metrics, "confusion_matrix", metrics)
     counts = np.asarray(found if found is not None else metrics)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not counts.size:
-        raise ValueError(
+        raise InvalidValueError(
             f"A confusion matrix is expected to be counts of shape (classes, classes), or metrics "
             f"with such a `.confusion_matrix`; it is {describe(found)}."
         )

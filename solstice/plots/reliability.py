@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from solstice.errors import InvalidValueError
 from solstice.plots.style import BLUE, GREY, new_figure, plain_axes
 from solstice.tree import describe
 
@@ -49,7 +50,7 @@ def calibration(probabilities: Any, targets: Any = None, *, bins: int = 15) -> "
     'expected calibration error 5.0%, 4 examples'
     """
     if bins < 1:
-        raise ValueError(f"bins are expected to be at least 1; they are {bins}.")
+        raise InvalidValueError(f"bins are expected to be at least 1; they are {bins}.")
     if targets is None:
         cases, (x_name, y_name) = _from_histogram(probabilities), _BINARY
     else:
@@ -103,14 +104,14 @@ def _from_examples(
 ) -> tuple[_Cases, tuple[str, str]]:
     binary = probabilities.shape == targets.shape
     if not binary and probabilities.shape[:-1] != targets.shape:
-        raise ValueError(
+        raise InvalidValueError(
             f"probabilities are expected to be {(*targets.shape, 'classes')}, or {targets.shape} "
             f"for class 1 of two, as the targets are {describe(targets)}; they are "
             f"{describe(probabilities)}."
         )
     wrong = int((~((probabilities >= 0) & (probabilities <= 1))).sum())
     if wrong:
-        raise ValueError(
+        raise InvalidValueError(
             f"Probabilities are expected to be from 0 to 1; {wrong} of {probabilities.size} are "
             f"not. Apply softmax (or sigmoid) to logits, and leave out what is NaN."
         )
@@ -119,7 +120,7 @@ def _from_examples(
     else:
         off = np.abs(probabilities.astype(float).sum(-1) - 1) > 0.02
         if off.any():
-            raise ValueError(
+            raise InvalidValueError(
                 f"The classes' probabilities are expected to add up to 1; those of {off.sum()} of "
                 f"{off.size} examples do not. Apply softmax to logits."
             )
@@ -131,7 +132,7 @@ def _from_examples(
 def _from_histogram(metrics: Any) -> _Cases:
     counts = np.asarray(getattr(metrics, "histogram", metrics))
     if counts.ndim != 2 or counts.shape[0] != 2 or not counts.size:
-        raise ValueError(
+        raise InvalidValueError(
             f"Without targets, counts of shape (2, bins) are expected, of class 0 and class 1 by "
             f"their probability of class 1; they are {describe(counts)}. Pass targets with "
             f"probabilities: calibration(probabilities, targets)."

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from solstice.errors import EarlyStoppingException
+from solstice.errors import EarlyStoppingException, InvalidTypeError
 from solstice.progress.places import Cell, Terminal, is_notebook, is_terminal
 from solstice.progress.running import Running
 from solstice.tree import describe
@@ -198,7 +198,7 @@ def check_progress(progress: Any) -> None:
     if isinstance(progress, bool | str):
         return
     if not isinstance(progress, Sequence) or not all(isinstance(one, str) for one in progress):
-        raise TypeError(
+        raise InvalidTypeError(
             f"progress is expected to be True, False, or the names of the metrics to show, such as "
             f"('loss', 'f1_macro'); it is {describe(progress)}."
         )

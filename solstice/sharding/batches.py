@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from solstice.errors import InvalidValueError
 from solstice.sharding.arrays import local
 from solstice.sharding.placements import Sharding
 from solstice.tree import describe
@@ -47,7 +48,7 @@ def place_batch(
         return batch
     parts = sharding.parts
     if parts % processes:
-        raise ValueError(
+        raise InvalidValueError(
             f"A batch is split into {parts} parts over {processes} processes; each is expected to "
             f"hold as many. Give a mesh of all devices of all processes."
         )
@@ -56,7 +57,7 @@ def place_batch(
     every = [one for one in (size, *sizes) if one is not None]
     if size is not None and (most := max(every) + -max(every) % parts) != min(every):
         if with_mask is None:
-            raise ValueError(
+            raise InvalidValueError(
                 f"A batch of {size} examples is to be split over {parts} devices"
                 + f" (the processes have {', '.join(map(str, sizes))})" * (len(sizes) > 1)
                 + f", which does not divide, and the experiment takes no mask for padding. Drop "
@@ -126,7 +127,7 @@ def padded(batch: Any, size: int) -> tuple[Any, np.ndarray]:
     """
     count = batch_size(batch)
     if not count:
-        raise ValueError(f"A batch with examples is expected; it is {describe(batch)}.")
+        raise InvalidValueError(f"A batch with examples is expected; it is {describe(batch)}.")
     order = np.arange(size) % count
 
     def pad(leaf: Any) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from solstice.errors import UnequalCopiesError
 from solstice.sharding.arrays import local
 from solstice.tree import flatten_with_paths, is_typed_key
 
@@ -67,7 +68,7 @@ def _compare(name: str, one: np.ndarray, two: np.ndarray, holder: Any, other: An
     unequal = (one != two) & ~(np.isnan(one) & np.isnan(two))
     with np.errstate(invalid="ignore"):
         difference = np.abs(one - two)[unequal].max()
-    raise AssertionError(
+    raise UnequalCopiesError(
         f"{name!r} is expected to be the same everywhere; on {holder} and on {other} it differs in "
         f"{unequal.sum()} of {one.size} elements, by up to {difference:.6g}. Something that "
         f"differs between them got in: a key, the order of data, or what a callback did."

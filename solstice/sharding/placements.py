@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.flat import Flat, Placement
 from solstice.sharding.arrays import as_global
 from solstice.tree import describe
@@ -72,7 +73,7 @@ class Sharding(abc.ABC):
         for name, shape in shapes.items():
             spec = self.spec(name, shape)
             if len(spec) > len(shape) or any(n % self._parts(i) for n, i in zip(shape, spec)):  # noqa: B905
-                raise ValueError(
+                raise InvalidValueError(
                     f"{name!r} of shape {shape} cannot be split as {spec} says over the mesh "
                     f"{dict(self.mesh.shape)}: each axis must divide by the number of its parts. "
                     f"Change the rule, the mesh or the layer's width."
@@ -192,7 +193,7 @@ class Rules(Sharding):
     def check(self, arrays: dict[str, tuple[int, ...]]) -> None:
         for pattern, _ in self.rules:
             if not any(re.search(pattern, path) for path in arrays):
-                raise ValueError(
+                raise InvalidValueError(
                     f"The rule {pattern!r} matches none of the experiment's arrays, such as "
                     f"{', '.join(map(repr, list(arrays)[:5]))}. "
                     f"solstice.tree.paths(exp) lists them all."
@@ -209,12 +210,12 @@ def as_mesh(mesh: Mesh | None) -> Mesh:
     if mesh is None:
         return Mesh(np.array(jax.devices()), ("data",))
     if not isinstance(mesh, Mesh):
-        raise TypeError(
+        raise InvalidTypeError(
             f"mesh is expected to be a jax.sharding.Mesh, such as jax.make_mesh((2, 4), ('data', "
             f"'model')), or None for all devices; it is {describe(mesh)}."
         )
     if len(mesh.axis_names) > 2:
-        raise ValueError(f"A mesh of one or two axes is expected; it has {mesh.axis_names}.")
+        raise InvalidValueError(f"A mesh of one or two axes is expected; it has {mesh.axis_names}.")
     # jax.make_mesh makes axes whose sharding is part of an array's type, which a step that knows
     # of no mesh could not compute with.
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
@@ -230,7 +231,7 @@ def check_sharding(sharding: Any) -> None:
     if sharding is None:
         return
     if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
-        raise ValueError(
+        raise InvalidValueError(
             f"With sharding=, the compiler splits a step; jax.set_mesh has set a mesh whose axes "
             f"are Explicit, where the step would do so itself: "
             f"{jax.sharding.get_abstract_mesh()}. Call train, test and predict outside of "
@@ -238,7 +239,7 @@ def check_sharding(sharding: Any) -> None:
             f"DataParallel(mesh): its axes may be of any type there."
         )
     if not isinstance(sharding, Sharding):
-        raise TypeError(
+        raise InvalidTypeError(
             f"sharding is expected to be solstice.sharding.DataParallel(), FullySharded() or "
             f"Rules(...); it is {describe(sharding)}."
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from solstice.errors import InvalidValueError, ProcessError
 from solstice.sharding.batches import batch_size
 
 # All processes make the same calls, so that the same number names the same exchange.
@@ -89,7 +90,7 @@ def together(label: str, action: Callable[[], str]) -> list[str]:
         raise failure
     for i, one in enumerate(said):
         if one.startswith("failed "):
-            raise RuntimeError(f"In process {i}: {one.removeprefix('failed ')}")
+            raise ProcessError(f"In process {i}: {one.removeprefix('failed ')}")
     return [one.removeprefix("done ") for one in said]
 
 
@@ -113,7 +114,7 @@ def exchange(label: str, text: str, patience: int | None = None) -> list[str]:
             key = f"solstice/{label}/{process}"
             said.append(client.blocking_key_value_get(key, patience * 1000))
         except jax.errors.JaxRuntimeError as error:
-            raise RuntimeError(
+            raise ProcessError(
                 f"Process {process} has said nothing for {patience} s about {label!r}: it has "
                 f"ended, is stuck, or does something else than this one. All processes are "
                 f"expected to make the same calls of train, test and predict. Look at its log, "
@@ -127,7 +128,7 @@ def _client() -> Any:
 
     client = distributed.global_state.client
     if client is None:
-        raise RuntimeError("Call solstice.sharding.initialize() first.")
+        raise ProcessError("Call solstice.sharding.initialize() first.")
     return client
 
 
@@ -157,7 +158,7 @@ def check_same(what: str, digest: str) -> None:
     said = exchange(f"{what}-{next(_numbers)}", digest)
     others = [i for i, one in enumerate(said) if one != said[0]]
     if others:
-        raise ValueError(
+        raise InvalidValueError(
             f"{what} is expected to be the same in all processes at a run's start; in "
             f"{', '.join(f'process {i}' for i in others)} it differs from process 0's. Make it "
             f"of the same seeds, or restore it from one checkpoint."
@@ -200,7 +201,7 @@ def _in_step(
             if i % _KEPT == 1 and i > 1:
                 _forget(f"{label}/{i // _KEPT - 1}")  # every process has read those by now
             if "left" in said:
-                raise RuntimeError(
+                raise ProcessError(
                     f"Process {said.index('left')} has left this pass after {i - 1} batches, while "
                     f"others go on: its run failed, or a callback stopped it. Look at its log; "
                     f"what stops a run is expected to say the same in all processes."
@@ -211,7 +212,7 @@ def _in_step(
                 signals.check()
             if over := "end" in said:
                 if strict and {*said} != {"end"}:
-                    raise ValueError(
+                    raise InvalidValueError(
                         f"Every process is expected to have as many batches, or some would be left "
                         f"out; after {i - 1} batches, process {said.index('end')} has no more. "
                         f"Give each as many."

@@ -1,8 +1,9 @@
 """testing: the laws of adapters, metrics and experiments, for anybody's own, with Hypothesis."""
 
+from solstice.errors import LawError
 from solstice.testing import strategies
 from solstice.testing.experiment import EXPERIMENT_LAWS, ExperimentSubject, check_experiment
-from solstice.testing.law import Law, LawError, Outcome, Report
+from solstice.testing.law import Law, Outcome, Report
 from solstice.testing.metrics import METRICS_LAWS, MetricsSubject, check_metrics
 from solstice.testing.model import MODEL_LAWS, ModelSubject, check_model
 from solstice.testing.optimizer import OPTIMIZER_LAWS, OptimizerSubject, check_optimizer

@@ -9,17 +9,9 @@ import unittest
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from solstice.errors import InvalidValueError, LawError, MissingPackageError
+
 EXAMPLES = 5
-
-
-class LawError(AssertionError):
-    """A law is broken; the message says which, by what, and with which smallest input.
-
-    >>> raise LawError("eval_returns_itself: ...")
-    Traceback (most recent call last):
-        ...
-    solstice.testing.law.LawError: eval_returns_itself: ...
-    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,12 +196,14 @@ def run(
     laws = list(laws)
     exclude = {exclude} if isinstance(exclude, str) else set(exclude)
     if unknown := exclude - {law.name for law in laws}:
-        raise ValueError(
+        raise InvalidValueError(
             f"exclude names no law: {', '.join(sorted(unknown))}. The laws are: "
             f"{', '.join(law.name for law in laws)}."
         )
     if on_failure not in ("raise", "report"):
-        raise ValueError(f"on_failure is expected to be 'raise' or 'report'; it is {on_failure!r}.")
+        raise InvalidValueError(
+            f"on_failure is expected to be 'raise' or 'report'; it is {on_failure!r}."
+        )
     outcomes = []
     for law in tqdm(laws, desc=f"laws of {subject}", disable=not progress, leave=False):
         if law.name in exclude:
@@ -235,7 +229,7 @@ def import_hypothesis() -> Any:
     try:
         import hypothesis
     except ModuleNotFoundError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "solstice.testing needs the package 'hypothesis', which is not installed: "
             "pip install 'solstice[testing]'"
         ) from error

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from solstice.compat import FunctionModel, Model
+from solstice.errors import InvalidValueError
 from solstice.metrics import ClassificationMetrics
 from solstice.testing.law import import_hypothesis
 
@@ -36,7 +37,7 @@ def permutations(size: int) -> Any:
 def splits(size: int) -> Any:
     """Places to cut a batch of `size` examples in two, neither of them empty."""
     if size < 2:
-        raise ValueError(
+        raise InvalidValueError(
             f"The laws cut batches in two: at least 2 examples are expected, not {size}."
         )
     return _st().integers(1, size - 1)
@@ -157,7 +158,7 @@ def _perceptron(sizes: tuple[int, ...], dropout: bool, counts: bool) -> Callable
                 x = jax.nn.relu(x)
         if dropout and train:
             if key is None:
-                raise ValueError("this network drops outputs in training: pass key=")
+                raise InvalidValueError("this network drops outputs in training: pass key=")
             x = jnp.where(jax.random.bernoulli(key, 0.5, x.shape), 2 * x, 0)
         return x
 

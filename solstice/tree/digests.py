@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from solstice.errors import InvalidTypeError
 from solstice.tree.describing import describe
 from solstice.tree.encoding import OBJECT, check_data, is_array, kind, to_host
 from solstice.tree.json import encode_leaf
@@ -37,7 +38,9 @@ def digest(tree: PyTree) -> str:
     if tree is None or not jax.tree_util.all_leaves([tree]):
         return _digest(json.dumps(digests(tree)).encode())
     if kind(tree) == OBJECT:
-        raise TypeError(f"A digest is of arrays, numbers and strings; this is {describe(tree)}.")
+        raise InvalidTypeError(
+            f"A digest is of arrays, numbers and strings; this is {describe(tree)}."
+        )
     check_data(tree)
     return _leaf_digest(tree)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.describing import describe
 from solstice.tree.keys import is_typed_key
 from solstice.tree.naming import names_difference, path_name
@@ -125,7 +126,7 @@ def check_kinds(where: str, found: Mapping[str, str], like: Mapping[str, Any]) -
         None,
     )
     if difference:
-        raise ValueError(
+        raise InvalidValueError(
             f"The leaves in {where} are expected to be like those of `like`; {difference}. Give "
             f"`like` the structure, shapes and dtypes of the tree that was saved."
         )
@@ -141,7 +142,7 @@ def check_data(tree: PyTree) -> None:
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if _is_no_data(leaf):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"The leaf {path_name(path)!r} is expected to be an array of numbers; it is "
                 f"{describe(leaf)}. Keep only numbers in arrays; what else a tree needs can be a "
                 f"str leaf or a static field."

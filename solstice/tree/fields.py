@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 
+from solstice.errors import InvalidTypeError, UnknownFieldError
 from solstice.tree.describing import describe
 
 _M = TypeVar("_M", bound=eqx.Module)
@@ -32,14 +33,14 @@ def replace(obj: _M, **changes: Any) -> _M:
     Point(x=1, y=5)
     """
     if not isinstance(obj, eqx.Module) or isinstance(obj, type):
-        raise TypeError(
+        raise InvalidTypeError(
             f"replace() copies an equinox.Module (an Experiment, a Model, a Metrics, ...); it got "
             f"{describe(obj)}. For a plain dataclass use dataclasses.replace."
         )
     fields = [field.name for field in dataclasses.fields(obj)]
     unknown = [name for name in changes if name not in fields]
     if unknown:
-        raise AttributeError(
+        raise UnknownFieldError(
             f"{type(obj).__name__} has no field {', '.join(map(repr, unknown))}. "
             f"Its fields are: {', '.join(fields)}."
         )

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from solstice.errors import DamagedFileError
+from solstice.errors import DamagedFileError, InvalidValueError
 from solstice.tree.digests import array_digest, as_bytes, digest
 from solstice.tree.encoding import (
     OBJECT,
@@ -142,7 +142,7 @@ def _read_index(path: Path, file: BinaryIO) -> tuple[list[dict[str, Any]], int]:
     tail = _DIGEST_BYTES + _LENGTH_BYTES
     first = file.read(len(_FIRST_LINE))
     if first == _FIRST_LINE_BEFORE:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} has the format 1, and this version of Solstice reads 2. Load it with the "
             f"version that wrote it."
         )

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from solstice.errors import InvalidValueError
 from solstice.tree.describing import describe
 from solstice.tree.encoding import (
     OBJECT,
@@ -84,7 +85,7 @@ def from_json(text: str, like: PyTree = None) -> PyTree:
     if like is None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if isinstance(leaf, _Object):
-                raise ValueError(
+                raise InvalidValueError(
                     f"{path_name(path)!r} is an object that JSON does not hold, {leaf.name}; give "
                     f"a tree that has it: from_json(text, like)."
                 )
@@ -120,7 +121,7 @@ def _encode(node: Any) -> Any:
     children = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda child: child is not node)
     named = {path_name(path): child for path, child in children}
     if len(named) != len(children):
-        raise ValueError(f"Two parts of {describe(node)} have one name; rename one of them.")
+        raise InvalidValueError(f"Two parts of {describe(node)} have one name; rename one of them.")
     return _encode(named)
 
 
@@ -176,7 +177,9 @@ def _decode(node: Any) -> Any:
         try:
             return _DECODERS[tag](node[tag])
         except (KeyError, TypeError) as error:
-            raise ValueError(f"This is no {tag} as tree.to_json writes it: {node}.") from error
+            raise InvalidValueError(
+                f"This is no {tag} as tree.to_json writes it: {node}."
+            ) from error
     return {name: _decode(child) for name, child in node.items()}
 
 

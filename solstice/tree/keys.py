@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from solstice.errors import InvalidTypeError
 from solstice.tree.describing import describe
 
 
@@ -49,7 +50,7 @@ def as_key(key: Any) -> Array:
         return jax.random.key(key)
     if is_key(key):
         return jnp.asarray(key)
-    raise TypeError(
+    raise InvalidTypeError(
         f"key is expected to be an int seed or one PRNG key, such as jax.random.key(0); it is "
         f"{describe(key)}."
     )

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
+from solstice.errors import InvalidValueError
+
 
 def path_name(path: tuple[Any, ...]) -> str:
     """Return a jax key path as one string of names, joined by slashes.
@@ -36,7 +38,9 @@ def flatten_with_paths(tree: PyTree) -> tuple[list[tuple[str, Any]], Any]:
     seen = set()
     for name, _ in named:
         if name in seen:
-            raise ValueError(f"Two leaves of the tree are named {name!r}; rename one of them.")
+            raise InvalidValueError(
+                f"Two leaves of the tree are named {name!r}; rename one of them."
+            )
         seen.add(name)
     return named, structure
 
