@@ -1,4 +1,4 @@
-"""testing: the laws of adapters, metrics and experiments, for anybody's own, with Hypothesis."""
+"""testing: the laws of adapters, metrics, experiments, sinks and triggers, for anybody's own."""
 
 from solstice.errors import LawError
 from solstice.testing import strategies
@@ -7,12 +7,14 @@ from solstice.testing.law import Law, Outcome, Report
 from solstice.testing.metrics import METRICS_LAWS, MetricsSubject, check_metrics
 from solstice.testing.model import MODEL_LAWS, ModelSubject, check_model
 from solstice.testing.optimizer import OPTIMIZER_LAWS, OptimizerSubject, check_optimizer
+from solstice.testing.trigger import TRIGGER_LAWS, TriggerSubject, check_trigger
 
 __all__ = [
     "EXPERIMENT_LAWS",
     "METRICS_LAWS",
     "MODEL_LAWS",
     "OPTIMIZER_LAWS",
+    "TRIGGER_LAWS",
     "ExperimentSubject",
     "Law",
     "LawError",
@@ -21,9 +23,11 @@ __all__ = [
     "OptimizerSubject",
     "Outcome",
     "Report",
+    "TriggerSubject",
     "check_experiment",
     "check_metrics",
     "check_model",
     "check_optimizer",
+    "check_trigger",
     "strategies",
 ]

@@ -16,6 +16,8 @@ from solstice.compat import FunctionModel, Model
 from solstice.errors import InvalidValueError
 from solstice.metrics import ClassificationMetrics
 from solstice.testing.law import import_hypothesis
+from solstice.testing.runs import Run
+from solstice.triggers import At, Every, First
 
 
 def seeds() -> Any:
@@ -140,6 +142,52 @@ def metrics(num_classes: int = 3) -> Any:
         return ClassificationMetrics(preds, targets, rng.random(), num_classes)
 
     return st.builds(build, st.integers(0, 99), st.integers(1, 16))
+
+
+def runs() -> Any:
+    """Runs as a trigger sees them: their epochs, how their steps are cut into calls, their time.
+
+    >>> import hypothesis
+    >>> @hypothesis.given(runs())
+    ... def test_run(run):
+    ...     assert run.questions()[-1].steps == sum(run.epochs)
+    >>> test_run()
+    """
+    st = _st()
+    several = {"min_size": 1, "max_size": 4}
+    return st.builds(
+        Run,
+        epochs=st.lists(st.integers(1, 12), **several),
+        calls=st.lists(st.integers(1, 7), **several),
+        # In quarters, so that sums are exact, whatever is added first.
+        waits=st.lists(st.integers(0, 200).map(lambda quarters: quarters / 4), **several),
+    )
+
+
+def cuts(largest: int = 12) -> Any:
+    """Lists of up to three places, from 0 to `largest`, at which something is cut: in order."""
+    st = _st()
+    return st.lists(st.integers(0, largest), max_size=3, unique=True).map(sorted)
+
+
+def triggers() -> Any:
+    """Triggers of steps and epochs, and some of two joined.
+
+    >>> import hypothesis
+    >>> @hypothesis.given(triggers())
+    ... def test_trigger(trigger):
+    ...     assert trigger.next_step(5) > 5
+    >>> test_trigger()
+    """
+    st = _st()
+    counts = st.integers(1, 12)
+    single = st.one_of(
+        st.builds(lambda n: Every(steps=n), counts),
+        st.builds(lambda n: Every(epochs=n), st.integers(1, 3)),
+        st.builds(At, st.sets(counts, min_size=1, max_size=3)),
+        st.builds(First, counts),
+    )
+    return st.one_of(single, st.builds(lambda a, b: a | b, single, single))
 
 
 def _perceptron(sizes: tuple[int, ...], dropout: bool, counts: bool) -> Callable[[Array], Model]:
