@@ -12,8 +12,9 @@ import keras
 from jaxtyping import Array
 
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values
+from solstice.compat.keras_clone import clone, is_functional
 from solstice.compat.model import Keys, Model, bind_call, divide, join_params, single_key
-from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree import owned, replace
 
@@ -110,7 +111,7 @@ class KerasModel(Model):
         state = self.state | (_seeds_from(single_key(key, _NAME), stored) if drawn else {})
         values = join_params(self, self._tree) | state
         call = bind_call(network, self._call.value)
-        if len(inputs) > 1 and _is_functional(network):
+        if len(inputs) > 1 and is_functional(network):
             inputs = (list(inputs),)
         # Not network.stateless_call: it skips __call__, which is what passes `training` on.
         with keras.StatelessScope([(variables[name], values[name]) for name in variables]) as scope:
@@ -124,34 +125,13 @@ class KerasModel(Model):
         """Return a Keras network of its own with the current values.
 
         Raises:
-            TypeError: It is a subclass that Keras cannot clone.
+            TypeError: Keras cannot clone it, or only with the layers untied that it shares.
         """
-        network = self._network.value
-        try:
-            copy = _clone(network)
-        except (TypeError, NotImplementedError) as error:
-            raise InvalidTypeError(
-                f"{_NAME}: Keras cannot clone {type(network).__name__}; give it a get_config that "
-                f"its constructor takes (**kwargs too), or assign the model's values to the "
-                f"variables of a network of your own."
-            ) from error
+        copy = clone(_NAME, self._network.value)
         values = join_params(self, self._tree) | self.state
-        for name, variable in _named_variables(copy).items():
+        for name, variable in zip(self._variables.value, copy.variables, strict=True):
             variable.assign(values[name])
         return copy
-
-
-def _is_functional(network: Any) -> bool:
-    """Whether Keras knows the network's graph; it takes several inputs as a list then."""
-    return getattr(network, "inputs", None) is not None
-
-
-def _clone(network: Any) -> Any:
-    if _is_functional(network):
-        return keras.models.clone_model(network)
-    copy = type(network).from_config(network.get_config())
-    copy.build_from_config(network.get_build_config())
-    return copy
 
 
 def _named_variables(network: Any) -> dict[str, Any]:

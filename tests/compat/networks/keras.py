@@ -63,8 +63,11 @@ def parameterless():
 
 
 def shared():
+    """A layer shared with a nested model, as tied embeddings are."""
     x, dense = layers.Input((4,)), layers.Dense(4)
-    return keras.Model(x, dense(layers.ReLU()(dense(x))))
+    nested = keras.Model(x, layers.ReLU()(dense(x)))
+    x = layers.Input((4,))
+    return keras.Model(x, dense(nested(x)))
 
 
 def _subject(kind: str, build) -> Subject:
@@ -117,7 +120,7 @@ def _subject(kind: str, build) -> Subject:
         return forward(carry[0], carry[1], inputs, False)[0]
 
     def own(carry):
-        copy = keras.models.clone_model(made())
+        copy = keras.models.clone_model(made(), recursive=True)
         for variable, value in zip(copy.trainable_variables, carry[0], strict=True):
             variable.assign(value)
         for variable, value in zip(copy.non_trainable_variables, carry[1], strict=True):
