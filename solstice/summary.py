@@ -6,6 +6,7 @@ array's values.
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from solstice.experiment import Experiment
 from solstice.flat import Flat
 from solstice.step import Step
 from solstice.tree import describe, nbytes, path_name, size
+from solstice.tree.naming import elided
 
 _ROLES = {"params": "trainable", "frozen": "frozen", "state": "state"}
 _PATH_WIDTH = 48
@@ -163,7 +165,11 @@ class Summary:
         return sum(row.nbytes for row in self.rows)
 
     def __str__(self) -> str:
-        lines = [[_elided(r.path), r.role, r.shape, r.dtype, *_amounts([r]), ""] for r in self.rows]
+        paths = elided([row.path for row in self.rows], _PATH_WIDTH)
+        lines = [
+            [path, row.role, row.shape, row.dtype, *_amounts([row]), ""]
+            for path, row in zip(paths, self.rows, strict=True)
+        ]
         total = ["total", "", _arrays(self.rows), "", *_amounts(self.rows), ""]
         parts = []
         for role in dict.fromkeys(row.role for row in self.rows if row.role):
@@ -188,19 +194,25 @@ class Summary:
 
 
 def _rows(tree: PyTree) -> list[Row]:
-    rows = []
+    rows: list[tuple[Any, Row]] = []
     parts = jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda n: _is_model(n) or _is_optimizer(n)
     )
     for path, part in parts:
         if _is_optimizer(part):
-            rows += _optimizer_row(path_name(path), part)
+            rows += [(path, row) for row in _optimizer_row(path_name(path), part)]
             continue
         for inner, leaf in jax.tree_util.tree_leaves_with_path(part):
             if _is_sized(leaf):
                 role = _ROLES.get(path_name(inner[:1]), "") if _is_model(part) else ""
-                rows.append(_row(path_name((*path, *inner)), role, leaf))
-    return rows
+                whole = (*path, *inner)
+                rows.append((whole, _row(path_name(whole), role, leaf)))
+    count = Counter(row.path for _, row in rows)
+    # "a/b" beside {"a": {"b": ...}}: jax's own way to write a path tells them apart.
+    return [
+        row if count[row.path] == 1 else dataclasses.replace(row, path=jax.tree_util.keystr(path))
+        for path, row in rows
+    ]
 
 
 def _row(path: str, role: str, leaf: Any) -> Row:
@@ -264,14 +276,6 @@ def _cost(tree: PyTree, batch: Any) -> Cost:
         temporary_bytes=memory and memory.temp_size_in_bytes,
         looped=re.search(r"\b(scan|while)\[", str(traced.jaxpr)) is not None,
     )
-
-
-def _elided(path: str) -> str:
-    """Return a long path without its middle: `encoder/layers_1/tra...query_projection/kernel`."""
-    if len(path) <= _PATH_WIDTH:
-        return path
-    head = _PATH_WIDTH * 2 // 5
-    return f"{path[:head]}...{path[head + 3 - _PATH_WIDTH :]}"
 
 
 def _arrays(rows: Any) -> str:

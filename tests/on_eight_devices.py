@@ -275,6 +275,39 @@ def test_copies_that_differ_are_named():
         assert_replicated({"w": copies(good, good.at[0].set(jnp.nan))})
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
+def test_floats_may_be_as_far_apart_as_is_said(dtype):
+    one = jnp.array([1.0, -8.0, jnp.nan, jnp.inf], dtype)
+    near = {"w": copies(one, one.at[1].add(0.0625))}
+    assert_replicated(near, atol=0.07)
+    assert_replicated(near, rtol=0.008)
+    for tolerances in ({}, {"atol": 0.06}, {"rtol": 0.007}):
+        with pytest.raises(AssertionError, match=r"1 of 4 elements, by up to 0\.0625"):
+            assert_replicated(near, **tolerances)
+    for place in (2, 3):  # no tolerance takes what is not finite for a number
+        with pytest.raises(AssertionError, match="1 of 4"):
+            assert_replicated({"w": copies(one, one.at[place].set(1))}, atol=1e9, rtol=1e9)
+
+
+def test_integers_and_keys_are_to_be_the_same_whatever_the_tolerance():
+    count, key = jnp.array([2**31 - 1, 5]), jax.random.key(0)
+    for one, other in [
+        (count, count.at[0].add(-1)),
+        (key, jax.random.key(1)),
+        (jax.random.PRNGKey(0), jax.random.PRNGKey(1)),
+        (count > 6, count > 4),
+    ]:
+        with pytest.raises(AssertionError, match=r"1 of [12]"):
+            assert_replicated({"x": copies(one, other)}, atol=10.0, rtol=1.0)
+
+
+@pytest.mark.parametrize("bad", [-1e-3, float("nan"), float("inf"), "1e-5", True, None])
+@pytest.mark.parametrize("name", ["atol", "rtol"])
+def test_a_tolerance_is_a_number_from_zero_on(name, bad):
+    with pytest.raises(ValueError, match=f"{name} is expected to be a number from 0 on; it is"):
+        assert_replicated({}, **{name: bad})
+
+
 def test_the_check_runs_when_a_trigger_says():
     class Drifting(solstice.Experiment):
         weight: jax.Array

@@ -157,6 +157,24 @@ def test_long_paths_lose_their_middle():
     assert found.rows[1].path == f"encoder/layers_1/{'attention_' * 4}/kernel"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda i: f"transformer_block_{i}_feed_forward_projection_layer/kernel",
+        lambda i: f"{'b' * i}{'a' * 60}{'b' * (60 - i)}",
+        lambda i: f"{i}{'a' * 100}",
+        lambda i: f"{'a' * 100}{i}",
+        lambda i: "a/b" if i == 0 else "c",
+    ],
+)
+def test_no_two_rows_read_alike(name):
+    value = {name(i): X for i in (0, 1)} | {"a": {"b": X}}
+    value |= {name(i): X for i in range(2, 50)}
+    lines = str(solstice.summary(value)).splitlines()
+    paths = [line.split("  ")[0] for line in lines if "float32" in line]
+    assert len(paths) == len(jax.tree.leaves(value)) == len(set(paths))
+
+
 @pytest.mark.parametrize("thing", [[], {"f": len}, len, 3])
 def test_what_has_no_array_is_refused(thing):
     with pytest.raises(TypeError, match="there is no array in"):

@@ -4,18 +4,16 @@ import logging
 import platform
 import shlex
 import sys
-import time
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
 import jax
 
 from solstice.callbacks.base import Callback
-from solstice.errors import InvalidTypeError
 from solstice.experiment import Experiment
-from solstice.loggers.outlets import LoggingFn
+from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.summary import summary
-from solstice.tree import describe
 
 _logger = logging.getLogger("solstice")
 
@@ -41,34 +39,46 @@ class EnvironmentCallback(Callback):
     experiment has; the command line (whole, so keep secrets out of it).
 
     Args:
-        logging_fn: Called as `logging_fn(facts, 0, "environment")` with a dict of strings and
-            ints; of a sink of `solstice.loggers`, its `write`. None sends one line to the logger
-            "solstice".
+        logging_fn: One of these, or a list of several: a function called as `logging_fn(facts, 0,
+            "environment")` with a dict of strings and ints, or a sink of `solstice.loggers`, which
+            gets a record of that mode. None sends one line to the logger "solstice".
 
     Raises:
-        TypeError: `logging_fn` cannot be called.
+        TypeError: `logging_fn` is none of these.
 
     >>> import solstice
     >>> callback = solstice.EnvironmentCallback(lambda facts, step, mode: print(facts["jax"]))
     """
 
-    def __init__(self, logging_fn: LoggingFn | None = None) -> None:
-        if logging_fn is not None and not callable(logging_fn):
-            raise InvalidTypeError(
-                f"logging_fn is expected to be a function of (facts, step, mode); it is "
-                f"{describe(logging_fn)}."
-            )
-        self._logging_fn = logging_fn
+    def __init__(
+        self, logging_fn: LoggingFn | SinkLike | Sequence[LoggingFn | SinkLike] | None = None
+    ) -> None:
+        self._outlets = Outlets(_log_line if logging_fn is None else logging_fn)
+
+        self._logged = False
 
     def on_run_start(self, exp: Experiment) -> None:
-        facts = _environment() | _sizes(exp)
-        write = getattr(self._logging_fn, "write", None)
-        if write is not None:
-            write({"mode": "environment", "epoch": 0, "step": 0, "time": time.time(), **facts})
-        elif self._logging_fn is not None:
-            self._logging_fn(facts, 0, "environment")
-        else:
-            _logger.info("%s", ", ".join(f"{name}={value}" for name, value in facts.items()))
+        self._logged = False
+
+    def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
+        # Not at the run's start: then a resumed run's sinks are not yet where the checkpoint stood.
+        if not self._logged:
+            self._logged = True
+            facts = _environment() | _sizes(exp)
+            self._outlets.write(facts, index=0, mode="environment", epoch=0, step=0)
+
+    def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
+        self._outlets.close()
+
+    def get_state(self) -> dict[str, Any]:
+        return {"sinks": self._outlets.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._outlets.set_state(state["sinks"])
+
+
+def _log_line(facts: dict[str, Any], step: int, mode: str) -> None:
+    _logger.info("%s", ", ".join(f"{name}={value}" for name, value in facts.items()))
 
 
 def _environment() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from solstice.loggers.base import Sink
 from solstice.loggers.values import is_number
 
+_ABOUT = ("mode", "epoch", "step", "time")
 _WIDTH = 10
 _HEADER_EVERY = 25
 
@@ -20,7 +21,8 @@ class Console(Sink):
     """Prints one record a row, under a header that comes again when the columns change.
 
     Rows go to standard output, above a progress bar where there is one. Epochs and steps are
-    right; metrics have four digits. Arrays, images and texts are left out.
+    right; metrics have four digits. Arrays, images and texts are left out. What
+    `EnvironmentCallback` tells is a list.
 
     Args:
         metrics: The names of the metrics to show, in this order; None shows as many of those
@@ -43,6 +45,9 @@ class Console(Sink):
         self._rows = 0
 
     def on_write(self, record: dict[str, Any]) -> None:
+        if record["mode"] == "environment":
+            tqdm.write(_facts(record))
+            return
         numbers = {
             name: value
             for name, value in record.items()
@@ -59,6 +64,12 @@ class Console(Sink):
         lines.append(_row(str(record["mode"]), about, cells, columns))
         self._rows += 1
         tqdm.write("\n".join(lines))
+
+
+def _facts(record: dict[str, Any]) -> str:
+    facts = {name: value for name, value in record.items() if name not in _ABOUT}
+    width = max(map(len, facts), default=0)
+    return "\n".join(f"{name:<{width}} {value}" for name, value in facts.items())
 
 
 def _fitting(columns: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from solstice.loggers.base import Sink, check_hyperparameters, require
-from solstice.loggers.values import Image, is_number
+from solstice.loggers.values import Image, as_text, is_number
 
 # How much MLflow takes at once.
 _BATCH = 1000
@@ -22,8 +22,8 @@ class MLflow(Sink):
     """Logs to a run of MLflow, which a resumed run goes on with: nothing is lost, nothing twice.
 
     A number is a metric called `mode/name` at the training steps completed; an `Image` and a text
-    are artifacts, `mode/name/step.png` and `.txt`. Arrays are left out. In names, what MLflow
-    does not take becomes `_`.
+    (a list of texts is one) are artifacts, `mode/name/step.png` and `.txt`. Arrays are left out. In
+    names, what MLflow does not take becomes `_`.
 
     Args:
         experiment: The name of MLflow's experiment, made where it is missing.
@@ -106,8 +106,8 @@ class MLflow(Sink):
             key = _name(f"{mode}/{name}")
             if is_number(value):
                 metrics.append(Metric(key, float(value), int(record["time"] * 1000), step))
-            elif isinstance(value, str):
-                self._artifact(key, f"{step}.txt", value.encode())
+            elif (text := as_text(value)) is not None:
+                self._artifact(key, f"{step}.txt", text.encode(errors="surrogatepass"))
             elif isinstance(value, Image):
                 self._artifact(key, f"{step}.png", value.png())
         for i in range(0, len(metrics), _BATCH):

@@ -19,17 +19,17 @@ import numpy as np
 from solstice.errors import ExistingFileError
 from solstice.loggers.base import Sink, check_hyperparameters, local_path, require
 from solstice.loggers.files import EntryFile, cut_back
-from solstice.loggers.values import Image, finite, is_number
+from solstice.loggers.values import Image, as_text, finite, is_number
 
 
 class TensorBoard(Sink):
     """Writes event files into one sub-directory a mode, all on the axis of training steps.
 
     A number is a scalar, an array the histogram of its finite values, an `Image` an image and a
-    text a text; anything else, and arrays without a finite value, are left out. Curves of the same
-    name in `train`, `val` and `test` lie over each other. A resumed run cuts the files back to
-    its checkpoint and goes on in new ones, which tell a TensorBoard that is open to forget the
-    later steps.
+    text (or a list of texts) a text; anything else, and arrays without a finite value, are left
+    out. Curves of the same name in `train`, `val` and `test` lie over each other. A resumed run
+    cuts the files back to its checkpoint and goes on in new ones, which tell a TensorBoard that
+    is open to forget the later steps.
 
     Args:
         directory: Where the sub-directories go; show it with `tensorboard --logdir`.
@@ -167,8 +167,8 @@ class _TensorBoardX:
         """Add a value to a summary, if it can be shown."""
         if is_number(value):
             summary.value.add(tag=name, simple_value=value)
-        elif isinstance(value, str):
-            summary.MergeFrom(self.summary.text(name, value))
+        elif (text := as_text(value)) is not None:
+            summary.MergeFrom(self.summary.text(name, text))
         elif isinstance(value, Image):
             height, width, channels = value.pixels().shape
             image = summary.value.add(tag=name).image

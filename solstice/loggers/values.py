@@ -85,9 +85,11 @@ class Text(str):
 def to_host(values: dict[str, Any]) -> dict[str, Any]:
     """Return values on the host: numbers as Python's, arrays as numpy's, anything else as it is.
 
+    An array of texts becomes a list, which checkpoints and every sink hold.
+
     >>> import jax.numpy as jnp
-    >>> to_host({"loss": jnp.ones(()), "name": "a"})
-    {'loss': 1.0, 'name': 'a'}
+    >>> to_host({"loss": jnp.ones(()), "name": "a", "said": np.array(["b", "c"])})
+    {'loss': 1.0, 'name': 'a', 'said': ['b', 'c']}
     """
     # device_get sorts the names; compute() may have ordered them with care.
     host = jax.device_get(values)
@@ -120,6 +122,19 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float))
 
 
+def as_text(value: Any) -> str | None:
+    """Return a text, or several ones as one with empty lines between; None for anything else.
+
+    >>> as_text(["the cat"]), as_text("a dog"), as_text(0.5), as_text([])
+    ('the cat', 'a dog', None, None)
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        return "\n\n".join(value)
+    return None
+
+
 def finite(array: Any) -> np.ndarray:
     """Return the finite values of an array, for a histogram: float64, flat; none of other kinds.
 
@@ -135,5 +150,7 @@ def finite(array: Any) -> np.ndarray:
 
 
 def _to_python(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.ndim and value.dtype.kind in "UTO":
+        return value.tolist()
     is_scalar = isinstance(value, np.ndarray | np.generic) and value.ndim == 0
     return value.item() if is_scalar else value

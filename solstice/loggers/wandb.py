@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from solstice.loggers.base import Sink, check_hyperparameters, require
-from solstice.loggers.values import Image, finite
+from solstice.loggers.values import Image, as_text, finite
 
 # When this process last opened each run, by its id.
 _STARTED: dict[Any, float] = {}
@@ -21,9 +21,10 @@ class WandB(Sink):
     """Logs to a run of Weights & Biases, which a resumed run goes on with.
 
     A metric is called `mode/name`, with `step` as its x axis: training steps completed. An array
-    is the histogram of its finite values, an `Image` an image; anything else goes as it is. What
-    was logged between a checkpoint and a crash is in the run twice: W&B takes nothing back.
-    Offline, a resumed run is a directory of its own, which `wandb sync` joins to the first.
+    is the histogram of its finite values, an `Image` an image and a list of texts one text;
+    anything else goes as it is. What was logged between a checkpoint and a crash is in the run
+    twice: W&B takes nothing back. Offline, a resumed run is a directory of its own, which `wandb
+    sync` joins to the first.
 
     Args:
         project: The name of the project; None is W&B's default.
@@ -92,4 +93,5 @@ def _shown(value: Any) -> Any:
         return wandb.Image(value.pixels())
     if isinstance(value, np.ndarray):
         return wandb.Histogram(np_histogram=np.histogram(finite(value), bins=64))
-    return value
+    text = as_text(value)
+    return value if text is None else text

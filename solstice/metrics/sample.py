@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import check_examples, check_kind, check_mask, is_traced
+from solstice.metrics.texts import decode_texts, encode_texts, of_equal_widths
 from solstice.tree import as_key, describe, is_key, replace
 
 
@@ -22,12 +23,16 @@ class Sample(Metrics):
     Kaplan, "Summarizing data using bottom-k sketches", 2007). It is so if no two batches have one
     key: fold the step into it, and the shard where each device has a batch of its own.
 
+    Samples of two sizes merge to one of the smaller size: more of them would not be uniform, for
+    the smaller one has let go of examples that rank above some of the larger one's.
+
     `compute()` gives the sampled arrays by their names, an array without one as `sample`, the
-    highest priority first. Where there were fewer examples, the arrays are shorter; under jit, the
-    rest are zeros.
+    highest priority first; texts are an array of Python's strings. Where there were fewer examples,
+    the arrays are shorter; under jit, the rest are zeros, and texts are not computed.
 
     Attributes:
-        values: The sampled examples, `max_size` along the first axis of each array.
+        values: The sampled examples, `max_size` along the first axis of each array; texts as
+            numbers, which `compute()` makes strings of.
 
     >>> import jax, jax.numpy as jnp, solstice
     >>> keys = jax.random.split(jax.random.key(0), 100)
@@ -37,6 +42,10 @@ class Sample(Metrics):
     ... ]
     >>> solstice.reduce(steps).compute()["sample"].shape
     (4,)
+    >>> said = {"question": ["2 + 2", "3 * 3"], "answer": ["4", "9"]}
+    >>> answers = solstice.metrics.Sample(said, key=0, max_size=1).compute()
+    >>> (answers["question"][0], answers["answer"][0]) in [("2 + 2", "4"), ("3 * 3", "9")]
+    True
     """
 
     values: PyTree[Array]
@@ -49,7 +58,8 @@ class Sample(Metrics):
         """Sample one batch.
 
         Args:
-            values: An array, or a tree of them, with examples along the first axis.
+            values: An array, or a tree of them, with examples along the first axis. Texts are a
+                list of `str`, or a numpy array of them.
             key: A PRNG key of this batch alone; or one key for each example, which makes the sample
                 independent of how examples were batched.
             max_size: How many examples to keep.
@@ -57,13 +67,14 @@ class Sample(Metrics):
 
         Raises:
             ValueError: The arrays differ in their first axis, or `max_size` is not positive.
-            TypeError: The key is neither one key nor one for each example.
+            TypeError: The key is neither one key nor one for each example, or an array is neither
+                of numbers nor of texts.
         """
         if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 1:
             raise InvalidValueError(
                 f"max_size is expected to be 1 or more; it is {describe(max_size)}."
             )
-        values = jax.tree.map(jnp.asarray, values)
+        values = jax.tree.map(jnp.asarray, encode_texts(values))
         size = check_examples(values, "Sample")
         real = check_mask(mask, jnp.zeros(size), "the examples")
         known, priorities, values = _highest(
@@ -76,24 +87,26 @@ class Sample(Metrics):
         )
 
     def merge(self, other: Any) -> Self:
-        """Return a sample of both sets of examples.
+        """Return a sample of both sets of examples, of the smaller of two sizes.
 
         Raises:
-            UsageError: `other` is another kind of metric, or has other arrays or sizes.
+            UsageError: `other` is another kind of metric, or has other arrays.
         """
-        check_kind(self, other)
+        axis = self._known.ndim - 1  # samples side by side, as an ensemble has them, come first
+        if not _are_alike(self, other, axis):
+            check_kind(self, other)  # which says what differs
+        size = min(self._known.shape[axis], other._known.shape[axis])
+        ours, theirs = of_equal_widths(self.values, other.values)
 
-        def of_both(one: Sample, two: Sample) -> tuple[Array, Array, PyTree]:
-            known, priorities, values = jax.tree.map(
-                lambda a, b: jnp.concatenate([a, b]),
-                (one._known, one._priorities, one.values),
-                (two._known, two._priorities, two.values),
-            )
-            return _highest(known, priorities, values, len(one._known))
+        def of_both(*both: tuple[Array, Array, PyTree]) -> tuple[Array, Array, PyTree]:
+            known, priorities, values = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *both)
+            return _highest(known, priorities, values, size)
 
-        for _ in range(self._known.ndim - 1):  # samples side by side, as an ensemble has them
+        for _ in range(axis):
             of_both = jax.vmap(of_both)
-        known, priorities, values = of_both(self, other)
+        known, priorities, values = of_both(
+            (self._known, self._priorities, ours), (other._known, other._priorities, theirs)
+        )
         return replace(self, _known=known, _priorities=priorities, values=values)
 
     def compute(self) -> dict[str, Any]:
@@ -102,7 +115,21 @@ class Sample(Metrics):
         if not is_traced(self):
             known, values = jax.device_get((self._known, values))
             values = jax.tree.map(lambda array: array[: known.sum()], values)
+        values = decode_texts(values)
         return dict(values) if isinstance(values, Mapping) else {"sample": values}
+
+
+def _are_alike(one: Sample, other: Any, axis: int) -> bool:
+    """Say whether two samples hold the same arrays, of any number of examples."""
+    if type(other) is not type(one) or jax.tree.structure(other) != jax.tree.structure(one):
+        return False
+
+    def shapes(sample: Sample, values: PyTree) -> list[Any]:
+        every = [array.shape for array in jax.tree.leaves((sample._known, values))]
+        return [shape[:axis] + shape[axis + 1 :] for shape in every]
+
+    ours, theirs = of_equal_widths(one.values, other.values)
+    return shapes(one, ours) == shapes(other, theirs)
 
 
 def _draw(key: Any, size: int) -> UInt32[Array, "size 2"]:

@@ -3,69 +3,99 @@
 Both work between processes, all of which must call them.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from solstice.errors import UnequalCopiesError
+from solstice.errors import InvalidValueError, UnequalCopiesError
 from solstice.sharding.arrays import local
-from solstice.tree import flatten_with_paths, is_typed_key
+from solstice.tree import describe, flatten_with_paths, is_typed_key
 
 
-def assert_replicated(tree: PyTree) -> None:
+def assert_replicated(tree: PyTree, *, atol: float = 0.0, rtol: float = 0.0) -> None:
     """Raise where devices, or processes, hold unequal copies of an array.
 
     Compared are the shards that hold the same part of an array; a NaN equals itself. Between
     processes, arrays that each has for itself are compared too.
 
+    Args:
+        tree: The tree.
+        atol: How far floats (and complex numbers) may be apart: by `atol + rtol * abs(first)`, as
+            in `numpy.isclose`. Integers, truths and keys are to be the same.
+        rtol: As `atol`, relative to the first copy.
+
     Raises:
+        ValueError: A tolerance is negative or not finite.
         AssertionError: The first such leaf is named, with the devices (or processes) and the
             largest difference.
 
     >>> import solstice
-    >>> solstice.sharding.assert_replicated({"w": jnp.ones(2)})
+    >>> solstice.sharding.assert_replicated({"w": jnp.ones(2)}, atol=1e-6)
     """
+    for tolerance, value in (("atol", atol), ("rtol", rtol)):
+        real = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not (real and 0 <= value < np.inf):
+            raise InvalidValueError(
+                f"{tolerance} is expected to be a number from 0 on; it is {describe(value)}."
+            )
+    within = _Within(float(atol), float(rtol))
     named, _ = flatten_with_paths(tree)
     for name, leaf in named:
         if isinstance(leaf, jax.Array):
-            _check_devices(name, jax.random.key_data(leaf) if is_typed_key(leaf) else leaf)
+            _check_devices(name, _numbers(leaf), within)
     if jax.process_count() > 1:
         for name, leaf in named:
             if isinstance(leaf, jax.Array):
-                _check_processes(name, jax.random.key_data(leaf) if is_typed_key(leaf) else leaf)
+                _check_processes(name, _numbers(leaf), within)
 
 
-def _check_devices(name: str, array: jax.Array) -> None:
+class _Within(NamedTuple):
+    """How far floats may be apart."""
+
+    atol: float
+    rtol: float
+
+
+def _numbers(leaf: jax.Array) -> jax.Array:
+    return jax.random.key_data(leaf) if is_typed_key(leaf) else leaf
+
+
+def _check_devices(name: str, array: jax.Array, within: _Within) -> None:
     first: dict[str, Any] = {}
     for shard in array.addressable_shards:
         other = first.setdefault(str(shard.index), shard)
         if other is not shard:
-            _compare(
-                name, np.asarray(other.data), np.asarray(shard.data), other.device, shard.device
-            )
+            one, two = np.asarray(other.data), np.asarray(shard.data)
+            _compare(name, one, two, other.device, shard.device, within)
 
 
-def _check_processes(name: str, array: jax.Array) -> None:
+def _check_processes(name: str, array: jax.Array, within: _Within) -> None:
     from jax.experimental import multihost_utils
 
     if not (array.is_fully_addressable or array.is_fully_replicated):
         return  # each process has another part
     every = multihost_utils.process_allgather(np.asarray(array.addressable_data(0)))
     for i, values in enumerate(every):
-        _compare(name, np.asarray(every[0]), np.asarray(values), "process 0", f"process {i}")
+        one, two = np.asarray(every[0]), np.asarray(values)
+        _compare(name, one, two, "process 0", f"process {i}", within)
 
 
-def _compare(name: str, one: np.ndarray, two: np.ndarray, holder: Any, other: Any) -> None:
+def _compare(
+    name: str, one: np.ndarray, two: np.ndarray, holder: Any, other: Any, within: _Within
+) -> None:
     if one.tobytes() == two.tobytes():
         return
+    unequal = one != two
+    inexact = jnp.issubdtype(one.dtype, jnp.inexact)
     wide = np.complex128 if np.iscomplexobj(one) else np.float64
     one, two = one.astype(wide), two.astype(wide)
-    if np.array_equal(one, two, equal_nan=True):  # 0.0 and -0.0, or another NaN
+    if inexact:  # 0.0 equals -0.0, and a NaN another NaN
+        unequal = ~np.isclose(two, one, rtol=within.rtol, atol=within.atol, equal_nan=True)
+    if not unequal.any():
         return
-    unequal = (one != two) & ~(np.isnan(one) & np.isnan(two))
     with np.errstate(invalid="ignore"):
         difference = np.abs(one - two)[unequal].max()
     raise UnequalCopiesError(

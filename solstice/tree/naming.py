@@ -3,7 +3,7 @@
 Names tell leaves apart, not containers: a list and a tuple of the same leaves have the same ones.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -21,19 +21,27 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def flatten_with_paths(tree: PyTree) -> tuple[list[tuple[str, Any]], Any]:
+def flatten_with_paths(
+    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> tuple[list[tuple[str, Any]], Any]:
     """Return the (path, leaf) pairs of a tree, in its order, and its structure.
 
     As `jax.tree.flatten_with_path`, with paths as strings; `jax.tree.unflatten(structure, leaves)`
     puts the tree together again.
+
+    Args:
+        tree: The tree.
+        is_leaf: As in `jax.tree.flatten`: says of a node whether it is a leaf, whatever it holds.
 
     Raises:
         ValueError: Two paths have one name, as "a/b" beside {"a": {"b": ...}} do.
 
     >>> flatten_with_paths({"dense": [1.0, 2.0]})
     ([('dense/0', 1.0), ('dense/1', 2.0)], PyTreeDef({'dense': [*, *]}))
+    >>> flatten_with_paths({"dense": [1.0, 2.0]}, is_leaf=lambda node: isinstance(node, list))[0]
+    [('dense', [1.0, 2.0])]
     """
-    pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
+    pairs, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
     named = [(path_name(path), leaf) for path, leaf in pairs]
     seen = set()
     for name, _ in named:
@@ -45,8 +53,12 @@ def flatten_with_paths(tree: PyTree) -> tuple[list[tuple[str, Any]], Any]:
     return named, structure
 
 
-def leaves_by_path(tree: PyTree) -> dict[str, Any]:
+def leaves_by_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """Return the leaves of a tree by the names of their paths, in the tree's order.
+
+    Args:
+        tree: The tree.
+        is_leaf: As in `flatten_with_paths`.
 
     Raises:
         ValueError: Two paths have one name.
@@ -54,11 +66,15 @@ def leaves_by_path(tree: PyTree) -> dict[str, Any]:
     >>> leaves_by_path({"dense": [1.0, 2.0]})
     {'dense/0': 1.0, 'dense/1': 2.0}
     """
-    return dict(flatten_with_paths(tree)[0])
+    return dict(flatten_with_paths(tree, is_leaf)[0])
 
 
-def paths(tree: PyTree) -> list[str]:
+def paths(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
     """Return the names of the leaves' paths, in the tree's order.
+
+    Args:
+        tree: The tree.
+        is_leaf: As in `flatten_with_paths`.
 
     Raises:
         ValueError: Two paths have one name.
@@ -66,7 +82,7 @@ def paths(tree: PyTree) -> list[str]:
     >>> paths({"dense": [1.0, 2.0], "scale": 3.0})
     ['dense/0', 'dense/1', 'scale']
     """
-    return list(leaves_by_path(tree))
+    return list(leaves_by_path(tree, is_leaf))
 
 
 def leaf_names(structure: Any) -> list[str]:
@@ -105,3 +121,40 @@ def names_difference(expected: Iterable[str], found: Iterable[str]) -> str:
 def _few(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
+
+
+def elided(names: Sequence[str], width: int) -> list[str]:
+    """Return long names without their middles, all as wide as it takes to tell them apart.
+
+    >>> elided([f"layer_{i}/query_projection/kernel" for i in (0, 1)], width=24)
+    ['layer_0/q...ction/kernel', 'layer_1/q...ction/kernel']
+    >>> elided([f"query_projection_{i}/kernel" for i in (0, 1)], width=16)
+    ['query_p...0/kernel', 'query_p...1/kernel']
+    """
+    return told_apart(names, width, _without_middle)
+
+
+def told_apart(names: Sequence[str], width: int, cut: Callable[[str, int], str]) -> list[str]:
+    """Return names cut to one width, the least from `width` on by which unequal ones stay so.
+
+    Args:
+        names: The names.
+        width: How many characters, if that is enough.
+        cut: Called as `cut(name, width)`; returns a name of that many characters at most.
+
+    >>> told_apart(["kernel_0", "kernel_1"], 4, lambda name, width: name[-width:])
+    ['el_0', 'el_1']
+    """
+    longest = max(map(len, names), default=0)
+    for some in range(width, longest, 2):
+        short = [cut(name, some) for name in names]
+        if len(set(short)) == len(set(names)):
+            return short
+    return list(names)
+
+
+def _without_middle(name: str, width: int) -> str:
+    if len(name) <= width:
+        return name
+    head = width * 2 // 5
+    return f"{name[:head]}...{name[head + 3 - width :]}"

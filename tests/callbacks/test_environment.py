@@ -11,6 +11,7 @@ from jax.example_libraries import stax
 
 import solstice
 from solstice import EnvironmentCallback
+from solstice.loggers import Console, JSONLines, read_json_lines
 
 
 def test_it_tells_once_a_run_what_the_run_ran_with(train):
@@ -42,21 +43,39 @@ def test_parameters_are_those_of_the_model():
     assert told[0]["bytes"] == solstice.tree.nbytes(exp)
 
 
-def test_a_sink_gets_a_whole_record(train):
-    class Sink:
-        records = ()
-
-        def write(self, record):
-            self.records += (record,)
-
-        def __call__(self, *arguments):
-            raise AssertionError("a sink is written to")
-
-    sink = Sink()
-    train(1, [1], callbacks=[EnvironmentCallback(sink)])
-    (record,) = sink.records
+def test_a_sink_gets_a_whole_record(train, tmp_path):
+    path = tmp_path / "log.jsonl"
+    train(1, [1], callbacks=[EnvironmentCallback(JSONLines(path))])
+    (record,) = read_json_lines(path)
     assert list(record)[:4] == ["mode", "epoch", "step", "time"]
     assert (record["mode"], record["step"]) == ("environment", 0)
+    assert record["jax"] == jax.__version__
+
+
+def test_a_list_of_functions_and_sinks_is_told_alike(train, tmp_path, capsys):
+    told, path = [], tmp_path / "log.jsonl"
+    outlets = [lambda facts, step, mode: told.append(facts), JSONLines(path), Console()]
+    train(1, [1], callbacks=[EnvironmentCallback(outlets)])
+    (record,) = read_json_lines(path)
+    assert told == [{name: record[name] for name in list(record)[4:]}]
+    assert f"jax        {jax.__version__}" in capsys.readouterr().out.splitlines()
+
+
+def test_a_resumed_run_goes_on_in_the_sink_that_it_shares(train, tmp_path):
+    path = tmp_path / "log.jsonl"
+
+    def run(epochs):
+        sink = JSONLines(path)
+        saving = solstice.CheckpointingCallback(tmp_path / "run")
+        callbacks = [EnvironmentCallback(sink), solstice.LoggingCallback(None, sink), saving]
+        train(epochs, [1, 2], callbacks=callbacks, resume_from=saving)
+
+    run(1)
+    with path.open("a") as file:
+        file.write('{"mode": "train", "step": 3, "of": "what came after the checkpoint"}\n')
+    run(2)
+    modes = [record["mode"] for record in read_json_lines(path)]
+    assert modes == ["environment", "train", "environment", "train"]
 
 
 def test_without_a_function_it_is_a_line_of_the_logger(train, caplog):

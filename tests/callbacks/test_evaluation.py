@@ -14,6 +14,7 @@ import solstice
 from solstice import EvaluationCallback
 from solstice.checkpoints import Checkpoints
 from solstice.loggers import JSONLines, read_json_lines
+from solstice.metrics import Sample
 from solstice.triggers import At, Every
 
 SETS = {"first": VAL[:1], "both": VAL}
@@ -440,3 +441,27 @@ def test_an_equinox_network_is_evaluated():
     evaluation = EvaluationCallback(plain, {"all": [(X, Y)]}, when=Every(epochs=1))
     exp = train([evaluation], exp=exp)
     assert evaluation.results["all"] == pytest.approx(exp.test([(X, Y)]), nan_ok=True)
+
+
+def test_sampled_texts_are_logged_and_come_back_with_a_checkpoint(tmp_path):
+    def answers(exp, batch, key):
+        said = [f"answer {int(label)}" for label in exp.predict(batch[0])]
+        return Sample({"said": said}, key=key, max_size=2)
+
+    path = tmp_path / "log"
+    saving = solstice.CheckpointingCallback(tmp_path / "run")
+
+    def evaluation():
+        sink = JSONLines(path)
+        return EvaluationCallback(
+            answers, {"v": VAL}, when=Every(epochs=1), logging_fn=sink, jit=False
+        )
+
+    first = evaluation()
+    train([first, saving], 1)
+    (logged,) = read_json_lines(path)
+    assert len(logged["said"]) == 2 and logged["said"][0].startswith("answer ")
+    assert first.results["v"] == {"said": logged["said"]}
+    again = evaluation()
+    train([again, saving], 1, resume_from=saving)
+    assert again.results == first.results

@@ -52,6 +52,7 @@ def test_each_value_is_shown_as_what_it_is(tmp_path):
             nothing=np.array([np.nan]),
             picture=Image(pixels),
             sample=Text("the *cat*"),
+            samples=np.array(["the cat", "a dog"], object),
         )
     )
     sink.close()
@@ -71,6 +72,8 @@ def test_each_value_is_shown_as_what_it_is(tmp_path):
     assert np.array_equal(shown, pixels)
     (text,) = found.Tensors("sample/text_summary")
     assert text.tensor_proto.string_val == [b"the *cat*"]
+    (text,) = found.Tensors("samples/text_summary")
+    assert text.tensor_proto.string_val == [b"the cat\n\na dog"]
 
 
 def test_hyperparameters_are_in_the_hparams_table(tmp_path):

@@ -1,5 +1,7 @@
 """Sample: every set of examples equally likely, however they were batched and merged."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,8 +114,102 @@ def test_bad_arguments_are_refused(changes, error, message):
         Sample(**{"values": np.ones(5), "key": 0, "max_size": 2} | changes)
 
 
-def test_other_sizes_do_not_merge():
-    with pytest.raises(
-        solstice.UsageError, match=r"Sample\(.*merges with its own kind; it got Sam"
+@pytest.mark.parametrize(
+    "other",
+    [
+        Sample(np.ones((2, 3), int), key=0, max_size=4),
+        Sample({"x": np.ones(2, int)}, key=0, max_size=4),
+        Sample(["a", "b"], key=0, max_size=4),
+        solstice.metrics.Mean(np.ones(2)),
+    ],
+    ids=["other shapes", "other names", "texts", "another metric"],
+)
+def test_samples_of_other_things_do_not_merge(other):
+    with pytest.raises(solstice.UsageError, match=r"Sample\(.*merges with its own kind; it got"):
+        sample([1, 2]).merge(other)
+
+
+SIZES = [3, 7, 5, 3]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[::5])
+def test_samples_of_several_sizes_are_one_of_the_smallest_whatever_the_merges(order):
+    parts = [sample(range(6 * i, 6 * i + 6), max_size=SIZES[i]) for i in range(4)]
+    expected = sample(range(24), max_size=3).compute()["sample"]
+    one, two, three, four = (parts[i] for i in order)
+    for merged in (
+        one.merge(two).merge(three).merge(four),
+        one.merge(two.merge(three.merge(four))),
     ):
-        sample([1, 2]).merge(sample([1, 2], max_size=5))
+        np.testing.assert_array_equal(merged.compute()["sample"], expected)
+
+
+@pytest.mark.slow
+def test_a_merge_of_two_sizes_is_a_uniform_sample():
+    """2 of 4 and 3 of 5 examples, so that a larger result would prefer the second ones."""
+
+    def draw(key):
+        keys = jax.random.split(key)
+        one = Sample(jnp.arange(4), key=keys[0], max_size=2)
+        two = Sample(jnp.arange(4, 9), key=keys[1], max_size=3)
+        return one.merge(two).values, two.merge(one).values
+
+    for drawn in jax.vmap(draw)(jax.random.split(jax.random.key(0), 4000)):
+        assert drawn.shape == (4000, 2)
+        sets = np.unique(np.sort(drawn, axis=1), axis=0, return_counts=True)[1]
+        assert len(sets) == 36 and chisquare(sets).pvalue > 0.01
+
+
+@pytest.mark.slow
+def test_samples_side_by_side_merge_with_those_of_another_size():
+    def draw(size):
+        return jax.vmap(lambda x: Sample(x, key=0, max_size=size))(jnp.arange(12).reshape(2, 6))
+
+    merged = draw(4).merge(draw(2))
+    assert merged.values.shape == (2, 2)
+    for i in range(2):
+        one, two = (jax.tree.map(lambda array: array[i], draw(size)) for size in (4, 2))  # noqa: B023
+        np.testing.assert_array_equal(merged.values[i], one.merge(two).values)
+
+
+TEXTS = ["", "the cat", "a\0b\0", "naïve 猫 🐈", "x" * 100, "two\nlines\r", "\ud800"]
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array, lambda texts: np.array(texts, object)])
+def test_texts_come_back_whatever_they_are(make):
+    texts = [text for text in TEXTS if make is not np.array or not text.endswith("\0")]
+    drawn = Sample(make(texts), key=0, max_size=9).compute()["sample"]
+    assert sorted(drawn) == sorted(texts) and all(type(text) is str for text in drawn)
+
+
+@pytest.mark.slow
+@given(data=st.data())
+def test_texts_stay_with_their_numbers_through_any_merges(data):
+    texts = data.draw(st.lists(st.text(max_size=40), min_size=8, max_size=8))
+    keys = KEYS[:8]
+    values = {"text": texts, "length": np.array(list(map(len, texts)))}
+    whole = Sample(values, key=keys, max_size=3).compute()
+    cut = data.draw(st.integers(1, 7))
+    halves = [
+        Sample({"text": texts[part], "length": values["length"][part]}, key=keys[part], max_size=3)
+        for part in (slice(0, cut), slice(cut, None))
+    ]
+    merged = solstice.metrics.Accumulator()
+    for half in halves:
+        merged.add(half)
+    drawn = merged.pop().compute()
+    assert drawn["text"].tolist() == whole["text"].tolist()
+    assert [len(text) for text in drawn["text"]] == drawn["length"].tolist()
+
+
+def test_masked_texts_leave_no_trace():
+    drawn = Sample(["secret", "a"], key=0, max_size=2, mask=[0, 1])
+    assert drawn.compute()["sample"].tolist() == ["a"]
+    assert not np.asarray(drawn.values.codes)[1:].any()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("bad", ["one text", np.array([["a"]]), np.array([b"a"]), np.array([None])])
+def test_other_things_than_texts_are_refused(bad):
+    with pytest.raises(TypeError, match="Texts are expected to be a list of str, one an example"):
+        Sample({"text": bad}, key=0, max_size=2)

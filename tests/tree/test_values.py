@@ -293,3 +293,13 @@ def test_flattening_names_what_unflattening_puts_together():
     assert pairs == [("a/x", 3), ("a/y", 4), ("b/0", 1), ("b/1/0", 2)]
     assert tree.paths(value) == [path for path, _ in pairs]
     assert jax.tree.unflatten(structure, [leaf for _, leaf in pairs]) == value
+
+
+def test_a_node_may_be_said_to_be_a_leaf():
+    value = {"b": [1, (2, None)], "a": Point(3, 4)}
+    is_leaf = lambda node: type(node) is tuple or node is None or isinstance(node, Point)  # noqa: E731
+    pairs, structure = tree.flatten_with_paths(value, is_leaf=is_leaf)
+    assert pairs == [("a", Point(3, 4)), ("b/0", 1), ("b/1", (2, None))]
+    assert tree.leaves_by_path(value, is_leaf) == dict(pairs)
+    assert tree.paths(value, is_leaf) == ["a", "b/0", "b/1"]
+    assert jax.tree.unflatten(structure, [leaf for _, leaf in pairs]) == value

@@ -1,0 +1,105 @@
+"""Texts as arrays: how a metric holds strings, for merging and for checkpoints."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree, UInt32
+
+from solstice.errors import InvalidTypeError
+from solstice.tree import describe
+
+# Widths are powers of two, so that texts of any lengths have few shapes to compile for.
+_NARROWEST = 16
+
+
+class Texts(eqx.Module):
+    """Texts as numbers, one row a text.
+
+    Attributes:
+        codes: Each character's code point and one; 0 behind the end of a text.
+
+    >>> Texts.of(["the cat", ""]).strings().tolist()
+    ['the cat', '']
+    """
+
+    codes: UInt32[Array, "*texts width"]
+
+    @classmethod
+    def of(cls, texts: Any) -> "Texts":
+        """Return texts as numbers; any characters, a NUL too, come back."""
+        texts = [str(text) for text in texts]
+        longest = max(map(len, texts), default=0)
+        codes = np.zeros((len(texts), _width(longest)), np.uint32)
+        for row, text in zip(codes, texts, strict=True):
+            row[: len(text)] = np.array([ord(character) for character in text], np.uint32) + 1
+        return cls(jnp.asarray(codes))
+
+    def strings(self) -> np.ndarray:
+        """Return the texts, an array of Python's strings; not possible under jit."""
+        texts = ["".join(chr(code - 1) for code in row if code) for row in np.asarray(self.codes)]
+        return np.array(texts, object)
+
+
+def encode_texts(values: PyTree) -> PyTree:
+    """Return a tree with its texts as `Texts`: arrays of strings, and lists of nothing but these.
+
+    Raises:
+        TypeError: An array is neither of numbers nor of strings.
+
+    >>> encode_texts({"name": ["cat", "dog"], "loss": np.ones(2)})["name"].codes.shape
+    (2, 16)
+    """
+    return jax.tree.map(_encode, values, is_leaf=_is_list_of_texts)
+
+
+def decode_texts(values: PyTree) -> PyTree:
+    """Return the tree that `encode_texts` was called on, with texts as arrays of strings."""
+    return jax.tree.map(
+        lambda node: node.strings() if _is_texts(node) else node, values, is_leaf=_is_texts
+    )
+
+
+def of_equal_widths(one: PyTree, other: PyTree) -> tuple[PyTree, PyTree]:
+    """Return two trees of one structure, the narrower of two texts filled up."""
+
+    def widened(node: Any, like: Any) -> Any:
+        if not _is_texts(node):
+            return node
+        absent = max(0, like.codes.shape[-1] - node.codes.shape[-1])
+        axes = [(0, 0)] * (node.codes.ndim - 1)
+        return Texts(jnp.pad(node.codes, [*axes, (0, absent)]))
+
+    return (
+        jax.tree.map(widened, one, other, is_leaf=_is_texts),
+        jax.tree.map(widened, other, one, is_leaf=_is_texts),
+    )
+
+
+def _encode(leaf: Any) -> Any:
+    if isinstance(leaf, list | tuple):
+        return Texts.of(leaf)
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "UTO" and leaf.ndim == 1:
+        texts = leaf.tolist()
+        if all(isinstance(text, str) for text in texts):
+            return Texts.of(texts)
+    if isinstance(leaf, str) or (isinstance(leaf, np.ndarray) and leaf.dtype.kind in "USTO"):
+        raise InvalidTypeError(
+            f"Texts are expected to be a list of str, one an example, or an array of them; one is "
+            f"{describe(leaf)}."
+        )
+    return leaf
+
+
+def _is_texts(node: Any) -> bool:
+    return isinstance(node, Texts)
+
+
+def _is_list_of_texts(node: Any) -> bool:
+    return type(node) in (list, tuple) and bool(node) and all(isinstance(one, str) for one in node)
+
+
+def _width(longest: int) -> int:
+    return max(_NARROWEST, 1 << max(longest - 1, 0).bit_length())
