@@ -81,12 +81,12 @@ class Hooks:
         if stop is not None:
             raise stop
 
-    def end(self, exp: Any, error: BaseException | None) -> None:
+    def end(self, exp: Any, error: BaseException | None) -> Exception | None:
         """Call `on_run_end` of every callback, whatever the others do.
 
-        Raises:
-            Exception: What the first that failed raised, unless the run itself had failed: then it
-                is told beside that error.
+        Returns:
+            What the first that failed raised; None if the run itself had failed, which is then told
+            beside that error.
         """
         failures: list[Exception] = []
         for callback in self._called["on_run_end"]:
@@ -97,13 +97,12 @@ class Hooks:
             except Exception as failure:  # noqa: BLE001 - raised once all were called
                 failure.add_note(f"Raised by {type(callback).__name__}.on_run_end.")
                 failures.append(failure)
-        if not failures:
-            return
-        if error is None:
-            raise failures[0]
+        if not failures or error is None:
+            return failures[0] if failures else None
         error.add_note(f"After that, {type(failures[0]).__name__}: {failures[0]}")
         for failure in failures:
             _logger.error("A callback failed at the end of a failed run.", exc_info=failure)
+        return None
 
     def get_states(self) -> list[list[Any]]:
         """Return the name and the state of every callback that has one."""

@@ -136,7 +136,13 @@ class Run:
                 error = Interrupted(self._signals.received).ending
             self._progress.end_epoch()
             self._training = None  # nothing of the run lives on
-            self._hooks.end(self.exp, error)
+            failure = self._hooks.end(self.exp, error)
+        error = error or failure
+        # Asked once none is noted any more: one that came while the run ended counts too.
+        if self._signals.received is not None and isinstance(error, Exception | None):
+            if error is not None:  # which an exit would not show
+                _logger.error("The run had failed when a signal came.", exc_info=error)
+            raise Interrupted(self._signals.received).ending from error
         if error is not None:
             raise error
 

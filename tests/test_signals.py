@@ -80,6 +80,50 @@ def test_a_second_signal_ends_the_process_at_once():
     assert (ended.returncode, ended.stdout) == (-signal.SIGINT, "after SIGTERM\n"), ended.stderr
 
 
+AT_THE_END = """
+import os, signal, sys, solstice
+
+class AtTheEnd(solstice.Callback):
+    def on_run_end(self, exp, error):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        print("the rest of the hook")
+        if sys.argv[2] == "hook":
+            raise OSError("the disk is full")
+
+class Told(solstice.Callback):
+    def on_run_end(self, exp, error):
+        print("the next callback is told of", error)
+
+class Still(solstice.Experiment):
+    def train_step(self, batch):
+        if sys.argv[2] == "step":
+            raise OSError("the disk is full")
+        return self, batch
+
+    def eval_step(self, batch):
+        return self, batch
+
+try:
+    solstice.train(Still(), 1, [1.0], callbacks=[AtTheEnd(), Told()], progress=False)
+except Exception:
+    pass  # a script that goes on whatever fails
+print("nobody asked it to stop", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "failing"),
+    [(signal.SIGTERM, "nothing"), (signal.SIGINT, "step"), (signal.SIGTERM, "hook")],
+)
+def test_a_signal_that_comes_while_a_run_ends_is_heeded(number, failing):
+    command = [sys.executable, "-c", AT_THE_END, str(int(number)), failing]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == (143 if number == signal.SIGTERM else -number), ended.stderr
+    told = "the disk is full" if failing == "step" else None
+    assert ended.stdout == f"the rest of the hook\nthe next callback is told of {told}\n"
+    assert ("OSError: the disk is full" in ended.stderr) == (failing != "nothing")
+
+
 def test_a_test_ends_after_its_step_too():
     sending = Signal(signal.SIGINT, "test", 0)
     with pytest.raises(KeyboardInterrupt):
