@@ -63,6 +63,11 @@ def check_dataset(dataset: Any, name: str, passes: int | None = 1) -> None:
         )
     if _length(dataset) == 0:
         raise InvalidValueError(f"{name} is empty: it has no batch at all.")
+    if hasattr(dataset, "_fields"):
+        raise InvalidTypeError(
+            f"{name} is expected to hold batches; it is the named tuple "
+            f"{type(dataset).__name__}, which is one batch. Put it into a list."
+        )
     if isinstance(dataset, list | tuple) and _is_whole(dataset):
         arrays = ", ".join(map(describe, dataset))
         raise InvalidTypeError(

@@ -4,7 +4,7 @@ What happens in a step is the experiment's business, what happens on the host th
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, TypeVar, overload
 
 import jax
@@ -304,7 +304,7 @@ def predict(
     """Return `exp.predict` of each batch's inputs, joined along the first axis, on the host.
 
     The inputs are what `exp.batch_inputs(batch)` returns; without that method, the first element
-    of a tuple or list, and any other batch itself.
+    of a tuple or list, and any other batch itself, a named tuple too.
 
     Args:
         exp: An experiment with a `predict` method.
@@ -353,7 +353,7 @@ def predict(
 
 
 def _first_element(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, Sequence) else batch
+    return batch[0] if type(batch) in (tuple, list) else batch
 
 
 def _check_experiment(exp: Any) -> None:

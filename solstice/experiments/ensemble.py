@@ -242,7 +242,7 @@ class Ensemble(Runnable):
         """Return the inputs of a batch as the members do, for `solstice.predict`."""
         if inputs := getattr(self.members, "batch_inputs", None):
             return inputs(batch)
-        return batch[0] if isinstance(batch, tuple | list) else batch
+        return batch[0] if type(batch) in (tuple, list) else batch
 
     def _own(self, batch: Any) -> list[Any]:
         self._check_own(batch)

@@ -64,6 +64,8 @@ class SupervisedExperiment(Runnable):
     _accumulate_steps: int = eqx.field(static=True)
     # Whether the network draws random numbers in training; None when no example can tell.
     _draws: bool | None = eqx.field(static=True)
+    # The structure of the network's inputs; None when no example tells.
+    _inputs_tree: Any = eqx.field(static=True)
 
     def __init__(
         self,
@@ -130,10 +132,11 @@ class SupervisedExperiment(Runnable):
             jmp = _jmp()
             if self._compute_dtype == "float16":
                 self.loss_scale = owned(jmp.DynamicLossScale(jnp.float32(2**15)))
-        self._draws = None
+        self._draws = self._inputs_tree = None
         if example_input is not None:
             # Traced in training mode, so that a missing key is found here and not in a run.
             inputs = as_inputs(example_input)
+            self._inputs_tree = jax.tree.structure(inputs)
             try:
                 outputs = jax.eval_shape(lambda: self.model(*inputs, key=self.key, train=True)[0])
             except Exception as error:
@@ -213,10 +216,24 @@ class SupervisedExperiment(Runnable):
         self.task.check_targets(targets, np.broadcast_to(np.asarray(real), targets.shape))
 
     def batch_inputs(self, batch: Any) -> Any:
-        """Return the inputs of a batch with or without targets, for `solstice.predict`."""
+        """Return the inputs of a batch with or without targets, for `solstice.predict`.
+
+        A mapping without any of the `batch_keys`, and a named tuple, are inputs themselves; so is
+        any batch of the structure of `example_input`.
+        """
+        first = batch[0] if isinstance(batch, tuple | list) and batch else batch
         if isinstance(batch, Mapping):
-            return self._entry(batch, self._batch_keys[0])
-        return batch[0] if isinstance(batch, tuple | list) else batch
+            named = self._entry(batch, self._batch_keys[0], among=self._batch_keys)
+        elif isinstance(batch, list) or (type(batch) is tuple and len(batch) <= 3):
+            named = first
+        else:  # a named tuple is (x, y) only where x is known to be an input
+            named = first if self._are_inputs(first) else batch
+        return batch if self._are_inputs(batch) and not self._are_inputs(named) else named
+
+    def _are_inputs(self, inputs: Any) -> bool:
+        """Say whether something is known to have the structure of the network's inputs."""
+        inputs = inputs if type(inputs) is tuple else (inputs,)
+        return self._inputs_tree is not None and jax.tree.structure(inputs) == self._inputs_tree
 
     def with_mask(self, batch: Any, real: Any) -> Any:
         """Return a batch in which only the `real` examples count, of those that did.
@@ -358,13 +375,16 @@ class SupervisedExperiment(Runnable):
         return inputs, _as_array(targets), mask, None if weight is None else jnp.asarray(weight)
 
     @staticmethod
-    def _entry(batch: Mapping[str, Any], name: str) -> Any:
-        if name not in batch:
-            raise InvalidValueError(
-                f"A batch that is a mapping is expected to have {name!r}; it has "
-                f"{', '.join(map(repr, batch)) or 'nothing'}. Name its parts with batch_keys=."
-            )
-        return batch[name]
+    def _entry(batch: Mapping[str, Any], name: str, among: tuple[str, ...] | None = None) -> Any:
+        """Return an entry of a batch; the batch itself if it has none of the names `among`."""
+        if name in batch:
+            return batch[name]
+        if among is not None and not any(one in batch for one in among):
+            return batch
+        raise InvalidValueError(
+            f"A batch that is a mapping is expected to have {name!r}; it has "
+            f"{', '.join(map(repr, batch)) or 'nothing'}. Name its parts with batch_keys=."
+        )
 
 
 def _as_array(targets: Any) -> Any:

@@ -1,0 +1,106 @@
+"""`predict` over inputs alone and over whole batches: the same, whatever form the inputs have."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import solstice
+from solstice.compat import FunctionModel
+from solstice.data import check_dataset
+
+
+class Graph(NamedTuple):
+    nodes: jax.Array
+    scale: jax.Array
+
+
+class Pair(NamedTuple):
+    """A batch that is a named tuple, as many programs have them."""
+
+    inputs: jax.Array
+    targets: jax.Array
+
+
+NODES, SCALE = np.arange(12.0, dtype="float32").reshape(4, 3), np.full(4, 10, "float32")
+TARGETS = np.zeros((4, 2), "float32")
+# What the network gets, and how it finds nodes and scale in it; one that gets something else does
+# not complain, so that only the predictions tell.
+FORMS = {
+    "array": (NODES, lambda x: (x, None)),
+    "named tuple": (Graph(NODES, SCALE), lambda x: x if isinstance(x, Graph) else (x, None)),
+    "dict": ({"nodes": NODES, "scale": SCALE}, lambda x: (x["nodes"], x["scale"])),
+    "dict with an x": ({"x": NODES, "scale": SCALE}, lambda x: (x["x"], x["scale"])),
+    "two inputs": ((NODES, SCALE), lambda x, scale=None: (x, scale)),
+}
+
+
+def network(parts):
+    def apply(params, *inputs):
+        nodes, scale = parts(*inputs)
+        return (nodes if scale is None else nodes * scale[:, None]) @ params
+
+    return lambda key, *_: jnp.arange(6.0).reshape(3, 2), apply
+
+
+def experiment(form, *, known):
+    inputs, parts = FORMS[form]
+    model = FunctionModel(*network(parts), inputs, key=0)
+    return solstice.RegressionExperiment(
+        model, optax.sgd(0.1), example_input=inputs if known else None
+    )
+
+
+def assert_predicts(exp, inputs, batch):
+    given = solstice.predict(exp, [batch, batch], progress=False)
+    np.testing.assert_array_equal(given, np.concatenate([exp.predict(inputs)] * 2))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_inputs_alone_are_predicted_as_with_targets(form):
+    exp, inputs = experiment(form, known=True), FORMS[form][0]
+    for batch in (
+        inputs,
+        (inputs,),
+        [inputs],
+        (inputs, TARGETS),
+        [inputs, TARGETS],
+        (inputs, TARGETS, np.ones(4, bool)),
+        Pair(inputs, TARGETS),
+        {"x": inputs},
+        {"x": inputs, "y": TARGETS},
+    ):
+        assert_predicts(exp, inputs, batch)
+
+
+@pytest.mark.parametrize("form", ["array", "named tuple", "dict"])
+def test_without_an_example_they_are_one_input_too(form):
+    exp, inputs = experiment(form, known=False), FORMS[form][0]
+    for batch in (inputs, (inputs, TARGETS), {"x": inputs}, {"x": inputs, "y": TARGETS}):
+        assert_predicts(exp, inputs, batch)
+
+
+def test_a_batch_of_targets_without_inputs_is_refused():
+    exp = experiment("dict", known=True)
+    with pytest.raises(ValueError, match="is expected to have 'x'; it has 'nodes', 'y'"):
+        solstice.predict(exp, [{"nodes": NODES, "y": TARGETS}], progress=False)
+
+
+def test_a_named_tuple_is_one_input_to_any_experiment(adding):
+    class Summing(type(adding)):
+        def predict(self, inputs):
+            return jax.tree.map(lambda leaf: leaf + self.total, inputs)
+
+    exp, graph = Summing(jnp.asarray(1), adding.evaluated), Graph(NODES, SCALE)
+    predicted = solstice.predict(exp, [graph], progress=False)
+    np.testing.assert_array_equal(predicted.scale, SCALE + 1)
+    predicted = solstice.predict(exp, [(graph, TARGETS)], progress=False)
+    np.testing.assert_array_equal(predicted.nodes, NODES + 1)
+
+
+def test_a_single_batch_is_no_dataset():
+    with pytest.raises(TypeError, match=r"the named tuple Graph, which is one batch\. Put it in"):
+        check_dataset(Graph(NODES, SCALE), "ds")
