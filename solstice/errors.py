@@ -107,7 +107,7 @@ class UsageError(InvalidValueError, AssertionError):
     ...     solstice.reduce([])
     ... except AssertionError as error:
     ...     print(error)
-    reduce() needs at least one Metrics; it got an empty list. Was the dataset empty?
+    reduce() needs a list of metrics, at least one; it got []. Was the dataset empty?
     """
 
 

@@ -14,9 +14,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from solstice import arguments
 from solstice.errors import InvalidValueError
 from solstice.flat import Flat
-from solstice.metrics.base import Metrics, reduce
+from solstice.metrics.base import Metrics, check_metrics, reduce
+from solstice.tree import describe
 
 AccumulatorState = dict[str, Any]
 
@@ -38,6 +40,12 @@ class Accumulator:
     """
 
     def __init__(self, state: "AccumulatorState | None" = None) -> None:
+        if state is not None and not {"leaves", "computed"} <= set(
+            arguments.mapping(state, "state")
+        ):
+            raise InvalidValueError(
+                f"state is expected to be what get_state() returned; it is {describe(state)}."
+            )
         self._waiting: list[Any] = []
         self._room = 0
         # What a resumed run had merged; its leaves are put together like the next metrics.
@@ -48,11 +56,13 @@ class Accumulator:
 
         Raises:
             ValueError: They are not of the kind that was merged before a resume.
+        UsageError: They are no metrics.
         """
         if self._resumed is not None:
             resumed, self._resumed = self._resumed, None
             self.add(rebuilt(resumed["leaves"], metrics))
         if not self._waiting:
+            check_metrics(metrics)
             size = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(metrics))
             self._room = min(_WAITING, max(2, _WAITING_BYTES // max(size, 1)))
         self._waiting.append(metrics)
@@ -129,6 +139,8 @@ def merge_all(metrics: list[Any]) -> Any:
     >>> int(merge_all(ones).count)
     5
     """
+    if not isinstance(metrics, list) or not metrics:
+        return reduce(metrics)
     if any(map(is_hosted, jax.tree.leaves(metrics[0], is_leaf=is_hosted))):
         return _merge_hosted_apart(metrics)
     every = [jax.tree.flatten(one) for one in metrics]

@@ -72,6 +72,19 @@ def _are_metrics(kind: type) -> bool:
     return callable(getattr(kind, "merge", None)) and callable(getattr(kind, "compute", None))
 
 
+def check_metrics(metrics: Any) -> None:
+    """Raise for what does not merge.
+
+    Raises:
+        UsageError: It has no `merge` and `compute`.
+    """
+    if not is_metrics(metrics):
+        raise UsageError(
+            f"metrics are expected to be Metrics (objects with `merge` and `compute`), which "
+            f"merge; one is {describe(metrics)}. Return a Metrics from the step."
+        )
+
+
 def reduce(metrics: Iterable[_T]) -> _T:
     """Merge a list of metrics, first to last, into one.
 
@@ -89,15 +102,13 @@ def reduce(metrics: Iterable[_T]) -> _T:
     >>> float(both.compute()["accuracy"])
     0.75
     """
-    found = list(metrics)
+    several = isinstance(metrics, Iterable) and getattr(metrics, "ndim", 1)
+    found = list(metrics) if several else []
     if not found:
         raise UsageError(
-            "reduce() needs at least one Metrics; it got an empty list. Was the dataset empty?"
+            f"reduce() needs a list of metrics, at least one; it got {describe(metrics)}. Was the "
+            f"dataset empty?"
         )
     for one in found:
-        if not is_metrics(one):
-            raise UsageError(
-                f"reduce() merges Metrics (objects with `merge` and `compute`); it got "
-                f"{describe(one)}. Return a Metrics from the step."
-            )
+        check_metrics(one)
     return functools.reduce(lambda left, right: left.merge(right), found)  # pyright: ignore[reportAttributeAccessIssue]

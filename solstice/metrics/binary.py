@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
+from solstice import arguments
 from solstice.errors import InvalidValueError
 from solstice.metrics import sums
 from solstice.metrics.base import Metrics
@@ -110,11 +111,8 @@ class BinaryMetrics(Metrics):
                 f"example; they are {describe(scores)} and {describe(labels)}. Of two classes' "
                 f"probabilities, pass the second: probabilities[..., 1]."
             )
-        for name, number in {"bins": bins, "calibration_bins": calibration_bins}.items():
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise InvalidValueError(
-                    f"{name} is expected to be 1 or more; it is {describe(number)}."
-                )
+        bins = arguments.count(bins, "bins", most=2**24)
+        calibration_bins = arguments.count(calibration_bins, "calibration_bins", most=2**16)
         real = check_mask(mask, labels).ravel()
         scores, labels = scores.ravel(), labels.ravel()
 
@@ -163,7 +161,7 @@ class BinaryMetrics(Metrics):
         """
         if self.invalid.size and (worst := int(np.max(self.invalid))):
             raise InvalidValueError(
-                f"Probabilities are expected to be in [0, 1] and targets to be 0 or 1; {worst} of "
+                f"probabilities are expected to be in [0, 1] and targets to be 0 or 1; {worst} of "
                 f"{int(np.max(self.count))} examples are not. Pass logits through "
                 f"jax.nn.sigmoid first, or mask what should not count."
             )

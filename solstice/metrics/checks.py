@@ -17,13 +17,27 @@ from solstice.errors import InvalidTypeError, InvalidValueError, UsageError
 from solstice.tree import describe
 
 
+def as_array(values: Any, name: str, what: str = "real numbers") -> Array:
+    """Return numbers, or an array of them, as an array of jax.
+
+    Raises:
+        TypeError: No array can be made of them.
+    """
+    try:
+        return jnp.asarray(values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidTypeError(
+            f"{name} are expected to be {what}; they are {describe(values)}."
+        ) from error
+
+
 def check_labels(labels: ArrayLike, name: str) -> Array:
     """Return integer class labels as an array.
 
     Raises:
         TypeError: They are not integers.
     """
-    array = jnp.asarray(labels)
+    array = as_array(labels, name, "integer classes")
     check_label_type(array, name)
     return array
 
@@ -48,7 +62,7 @@ def check_real(values: ArrayLike, name: str) -> Array:
     Raises:
         TypeError: They are not real numbers.
     """
-    array = jnp.asarray(values)
+    array = as_array(values, name)
     if not jnp.isdtype(array.dtype, ("bool", "integral", "real floating")):
         raise InvalidTypeError(
             f"{name} are expected to be real numbers; they are {describe(array)}."
@@ -62,7 +76,7 @@ def check_loss(loss: ArrayLike) -> Array:
     Raises:
         ValueError: It is not one real number.
     """
-    array = jnp.asarray(loss)
+    array = as_array(loss, "loss", "one real number")
     if array.shape != () or not jnp.isdtype(array.dtype, ("integral", "real floating")):
         raise InvalidValueError(
             f"loss is expected to be one real number, the mean over the batch's real examples; "
@@ -79,12 +93,15 @@ def check_mask(
     A mask of the leading axes alone, as of `(batch,)` for `(batch, time)`, holds for all of each.
 
     Raises:
-        ValueError: The mask has another shape than the values and than their leading axes.
+        TypeError: The mask is no array of numbers.
+        ValueError: The mask has another shape than the values and than their leading axes, or other
+            values than 0 and 1 (under jit, where values are not known, it is not looked at).
     """
     if mask is None:
         return jnp.ones(values.shape, bool)
-    array = jnp.asarray(mask)
+    array = as_array(mask, "mask", "True or False for each example")
     check_mask_shape(array, values, name)
+    check_mask_values(array)
     array = array.astype(bool).reshape(array.shape + (1,) * (values.ndim - array.ndim))
     return jnp.broadcast_to(array, values.shape)
 
@@ -103,8 +120,25 @@ def check_mask_shape(mask: Array | np.ndarray, values: Any, name: str) -> None:
         )
 
 
-def check_examples(values: PyTree, what: str) -> int:
-    """Return how many examples there are along the first axis of every array.
+def check_mask_values(mask: Array | np.ndarray) -> None:
+    """Raise where a mask holds anything but 0 and 1, if its values are known.
+
+    Raises:
+        ValueError: It does: weights, perhaps.
+    """
+    if mask.dtype == bool or isinstance(mask, Tracer):
+        return
+    values = np.asarray(mask)
+    if not (odd := (values != 0) & (values != 1)).any():
+        return
+    raise InvalidValueError(
+        f"mask is expected to hold True where an example is real and False elsewhere, or 1 and 0; "
+        f"it is {describe(mask)} and holds {values[odd][0]}. A mask is no weight."
+    )
+
+
+def check_examples(values: PyTree, given: PyTree) -> int:
+    """Return how many examples there are along the first axis of every array, `given` before.
 
     Raises:
         ValueError: There is no array, one has no axis, or their first axes differ.
@@ -112,8 +146,8 @@ def check_examples(values: PyTree, what: str) -> int:
     sizes = {array.shape[:1] for array in jax.tree.leaves(values)}
     if len(sizes) != 1 or () in sizes:
         raise InvalidValueError(
-            f"{what} is expected to get arrays with the same examples along their first axis; it "
-            f"got {describe(values)}."
+            f"values are expected to be arrays with the same examples along their first axis; they "
+            f"are {describe(given)}."
         )
     return sizes.pop()[0]
 

@@ -17,14 +17,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
+from solstice import arguments
 from solstice.errors import InvalidTypeError, InvalidValueError, UsageError
 from solstice.metrics import sums
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import (
+    as_array,
     check_kind,
     check_labels,
     check_loss,
     check_mask,
+    check_real,
     count,
     is_traced,
 )
@@ -115,9 +118,9 @@ class ClassificationMetrics(Metrics):
                 classes, scores are missing, or the matrix would have more than 2^31 cells.
             TypeError: Targets or predictions are not of a type that can name a class.
         """
-        num_classes = _positive(num_classes)
+        num_classes = arguments.count(num_classes, "num_classes", most=2**30)
         preds, targets, loss = (
-            jnp.asarray(preds),
+            as_array(preds, "preds", "classes"),
             check_labels(targets, "targets"),
             check_loss(loss),
         )
@@ -129,25 +132,21 @@ class ClassificationMetrics(Metrics):
             )
         if not (jnp.isdtype(preds.dtype, ("bool", "integral")) or _is_real(preds)):
             raise InvalidTypeError(f"preds are expected to be classes; they are {describe(preds)}.")
-        if track not in ("confusion", "totals"):
-            raise InvalidValueError(
-                f"track is expected to be 'confusion' or 'totals'; it is {track!r}."
-            )
+        track = arguments.choice(track, "track", ("confusion", "totals"))
         if track == "confusion" and num_classes**2 >= 2**31:
             raise InvalidValueError(
                 f"A confusion matrix of {num_classes} classes has more than 2^31 cells. Pass "
                 f"track='totals', which keeps what compute() needs."
             )
         self.num_classes, self.track = num_classes, track
-        self.top_k = (top_k,) if isinstance(top_k, int) else tuple(top_k)
-        self.per_class = per_class
-        self.perplexity = perplexity
+        self.top_k = arguments.counts(top_k, "top_k", most=num_classes)
+        self.per_class = arguments.flag(per_class, "per_class")
+        self.perplexity = arguments.flag(perplexity, "perplexity")
         real = check_mask(mask, targets)
 
         whole = preds == jnp.floor(preds) if _is_real(preds) else True
         valid = real & whole & _in_range(preds, num_classes) & _in_range(targets, num_classes)
         target, pred = targets.astype(jnp.int32), preds.astype(jnp.int32)
-        _check_top_k(self.top_k, num_classes)
         ranked = None
         if self.top_k:
             ranked = _rank(_check_scores(scores, targets, num_classes), target)
@@ -316,23 +315,16 @@ def _rank(scores: Array, target: Array) -> Array:
     return before.sum(-1)
 
 
-def _check_top_k(top_k: tuple[int, ...], num_classes: int) -> None:
-    for k in top_k:
-        if not isinstance(k, int) or not 1 <= k <= num_classes:
-            raise InvalidValueError(
-                f"top_k is expected to be from 1 to the number of classes, {num_classes}; it is "
-                f"{describe(k)}."
-            )
-
-
 def _check_scores(scores: ArrayLike | None, targets: Array, num_classes: int) -> Array:
     if scores is None:
-        raise InvalidValueError("top_k needs the scores of all classes: pass scores=logits.")
-    array = jnp.asarray(scores)
+        raise InvalidValueError(
+            "top_k needs the scores of all classes, and scores is None: pass scores=logits."
+        )
+    array = check_real(scores, "scores")
     if array.shape != (*targets.shape, num_classes):
         raise InvalidValueError(
             f"scores are expected to be of shape {(*targets.shape, num_classes)}, one for each "
-            f"class of each target; they are {describe(array)}."
+            f"class of each target, as num_classes says; they are {describe(array)}."
         )
     return array
 
@@ -346,18 +338,6 @@ def _in_range(classes: Array, num_classes: int) -> Array:
 
 def _is_real(array: Array) -> bool:
     return jnp.isdtype(array.dtype, "real floating")
-
-
-def _positive(num_classes: Any) -> int:
-    try:
-        number = operator.index(num_classes)
-    except TypeError as error:
-        raise InvalidTypeError(
-            f"num_classes is expected to be an int; it is {describe(num_classes)}."
-        ) from error
-    if number < 1:
-        raise InvalidValueError(f"num_classes is expected to be at least 1; it is {number}.")
-    return number
 
 
 def _kind(other: Any) -> str:

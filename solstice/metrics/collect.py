@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import PyTree
 from numpy.typing import ArrayLike
 
-from solstice.errors import InvalidTypeError, UsageError
+from solstice import arguments
+from solstice.errors import InvalidValueError, UsageError
 from solstice.metrics.base import Metrics
-from solstice.metrics.checks import check_examples, check_mask_shape, is_traced
+from solstice.metrics.checks import check_examples, check_mask_shape, check_mask_values, is_traced
 from solstice.static import Static
 from solstice.tree import describe, replace
 
@@ -70,19 +71,19 @@ class Collect(Metrics):
             ValueError: The arrays differ in their first axis, or the mask does not fit one.
             TypeError: A function cannot be called.
         """
+        given = values
         values = jax.tree.map(_as_array, values, is_leaf=lambda value: isinstance(value, list))
-        check_examples(values, "Collect")
+        check_examples(values, given)
         self._mask = None
         if mask is not None:
-            self._mask = _as_array(mask).astype(bool)
+            self._mask = _as_array(mask, "mask")
             for array in jax.tree.leaves(values):
                 check_mask_shape(self._mask, array, "the values")
-        functions = dict(functions or {})
+            check_mask_values(self._mask)
+            self._mask = self._mask.astype(bool)
+        functions = {} if functions is None else arguments.mapping(functions, "functions")
         for name, function in functions.items():
-            if not callable(function):
-                raise InvalidTypeError(
-                    f"functions[{name!r}] is expected to be a function; it is {describe(function)}."
-                )
+            arguments.function(function, f"functions[{name!r}]")
         self._values = values
         self._structure = jax.tree.structure(values)
         self._functions = Static(functions)
@@ -190,10 +191,15 @@ def _full_mask(one: Collect) -> Any:
     return jnp.ones(jax.tree.leaves(one._values)[0].shape[:1], bool)
 
 
-def _as_array(value: Any) -> Any:
+def _as_array(value: Any, name: str = "values") -> Any:
     if isinstance(value, np.ndarray | jax.Array):
         return value
-    return np.asarray(value)
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        raise InvalidValueError(
+            f"{name} are expected to be arrays; they are {describe(value)}."
+        ) from error
 
 
 def _fetch(array: Any) -> np.ndarray:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from solstice.errors import InvalidIndexError, UsageError
-from solstice.metrics.base import Metrics
+from solstice import arguments
+from solstice.errors import InvalidTypeError, UsageError
+from solstice.metrics.base import Metrics, is_metrics
 from solstice.tree import describe
 
 
@@ -43,6 +44,14 @@ class EnsembleMetrics(Metrics):
 
     members: Any
 
+    def __check_init__(self) -> None:
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(self.members)]
+        if not is_metrics(self.members) or len({shape[:1] for shape in shapes} - {()}) != 1:
+            raise InvalidTypeError(
+                f"members are expected to be metrics whose arrays all have the member as their "
+                f"first axis; they are {describe(self.members)}. Stack them with jax.vmap."
+            )
+
     @property
     def num_members(self) -> int:
         return jax.tree.leaves(self.members)[0].shape[0]
@@ -53,10 +62,7 @@ class EnsembleMetrics(Metrics):
         Raises:
             IndexError: There is no such member.
         """
-        if not -self.num_members <= i < self.num_members:
-            raise InvalidIndexError(
-                f"There are {self.num_members} members; there is no member {i}."
-            )
+        i = arguments.index(i, "i", self.num_members, "members")
         return jax.tree.map(lambda leaf: leaf[i], self.members)
 
     def merge(self, other: Any) -> Self:
@@ -67,8 +73,8 @@ class EnsembleMetrics(Metrics):
         """
         if type(other) is not type(self) or other.num_members != self.num_members:
             raise UsageError(
-                f"The EnsembleMetrics of {self.num_members} members merge with their own kind; "
-                f"they got {describe(other)}. Give every step the same ensemble."
+                f"EnsembleMetrics of {self.num_members} members merges with its own kind; it got "
+                f"{describe(other)}. Give every step the same ensemble."
             )
         try:
             merged = jax.vmap(lambda one, two: one.merge(two))(self.members, other.members)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from solstice.errors import InvalidValueError
 from solstice.metrics import sums
 from solstice.metrics.base import Metrics
-from solstice.metrics.checks import check_kind, check_mask, check_real, count
+from solstice.metrics.checks import as_array, check_kind, check_mask, check_real, count
 from solstice.metrics.moments import Comoments
 from solstice.tree import describe, replace
 
@@ -193,7 +193,7 @@ class Last(Metrics):
         self, values: ArrayLike, *, at: ArrayLike | None = None, mask: ArrayLike | None = None
     ) -> None:
         numbers, real = _numbers(values, mask)
-        times = jnp.zeros((), jnp.int32) if at is None else jnp.asarray(at)
+        times = jnp.zeros((), jnp.int32) if at is None else as_array(at, "at", "whole numbers")
         if not jnp.isdtype(times.dtype, "integral") or times.shape not in ((), numbers.shape):
             raise InvalidValueError(
                 f"at is expected to be whole numbers, one for all values or one each, of shape "

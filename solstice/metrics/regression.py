@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
+from solstice import arguments
 from solstice.errors import InvalidValueError
 from solstice.metrics import sums
 from solstice.metrics.base import Metrics
@@ -80,6 +81,8 @@ class RegressionMetrics(Metrics):
                 f"preds and targets are expected to have one shape; they are {describe(preds)} and "
                 f"{describe(targets)}. If one has an axis of 1 more, squeeze it: preds[..., 0]."
             )
+        if num_outputs is not None:
+            num_outputs = arguments.count(num_outputs, "num_outputs")
         if num_outputs is not None and targets.shape[-1:] != (num_outputs,):
             raise InvalidValueError(
                 f"targets are expected to end in an axis of num_outputs={num_outputs}; they are "

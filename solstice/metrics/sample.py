@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree, UInt32
 from numpy.typing import ArrayLike
 
-from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice import arguments
+from solstice.errors import InvalidTypeError
 from solstice.metrics.base import Metrics
-from solstice.metrics.checks import check_examples, check_kind, check_mask, is_traced
+from solstice.metrics.checks import as_array, check_examples, check_kind, check_mask, is_traced
 from solstice.metrics.texts import decode_texts, encode_texts, of_equal_widths
 from solstice.tree import as_key, describe, is_key, replace
 
@@ -70,12 +71,13 @@ class Sample(Metrics):
             TypeError: The key is neither one key nor one for each example, or an array is neither
                 of numbers nor of texts.
         """
-        if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 1:
-            raise InvalidValueError(
-                f"max_size is expected to be 1 or more; it is {describe(max_size)}."
-            )
-        values = jax.tree.map(jnp.asarray, encode_texts(values))
-        size = check_examples(values, "Sample")
+        max_size = arguments.count(max_size, "max_size", most=2**24)
+        given = values
+        values = jax.tree.map(
+            lambda leaf: as_array(leaf, "values", "arrays of numbers or texts"),
+            encode_texts(values),
+        )
+        size = check_examples(values, given)
         real = check_mask(mask, jnp.zeros(size), "the examples")
         known, priorities, values = _highest(
             real, jnp.where(real[:, None], _draw(key, size), 0), values, min(size, max_size)
@@ -134,7 +136,7 @@ def _are_alike(one: Sample, other: Any, axis: int) -> bool:
 
 def _draw(key: Any, size: int) -> UInt32[Array, "size 2"]:
     if getattr(key, "ndim", 0) > 0 and not is_key(key):
-        keys = jnp.asarray(key)
+        keys = as_array(key, "key", "PRNG keys")
         typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
         if keys.ndim != (1 if typed else 2) or len(keys) != size:
             raise InvalidTypeError(

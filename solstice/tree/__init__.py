@@ -3,8 +3,8 @@
 They never look at what an array means; that belongs to the rooms above.
 """
 
+from solstice.arguments import describe
 from solstice.tree.dependence import depends_on, used_leaves
-from solstice.tree.describing import describe
 from solstice.tree.digests import digest, digests
 from solstice.tree.fields import replace
 from solstice.tree.files import load, save

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
-from solstice.tree.describing import describe
 from solstice.tree.encoding import OBJECT, check_data, is_array, kind, to_host
 from solstice.tree.json import encode_leaf
 from solstice.tree.naming import leaves_by_path

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
-from solstice.tree.describing import describe
 from solstice.tree.keys import is_typed_key
 from solstice.tree.naming import names_difference, path_name
 

@@ -5,8 +5,8 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, UnknownFieldError
-from solstice.tree.describing import describe
 
 _M = TypeVar("_M", bound=eqx.Module)
 

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError
-from solstice.tree.describing import describe
 from solstice.tree.encoding import (
     OBJECT,
     VALUES,

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from solstice.arguments import count, describe
 from solstice.errors import InvalidTypeError
-from solstice.tree.describing import describe
 
 
 def is_key(value: Any) -> bool:
@@ -46,11 +46,11 @@ def as_key(key: Any) -> Array:
     >>> as_key(0) == jax.random.key(0)
     Array(True, dtype=bool)
     """
-    if isinstance(key, int | np.integer) and not isinstance(key, bool):
-        return jax.random.key(key)
     if is_key(key):
         return jnp.asarray(key)
-    raise InvalidTypeError(
-        f"key is expected to be an int seed or one PRNG key, such as jax.random.key(0); it is "
-        f"{describe(key)}."
-    )
+    if not hasattr(key, "__index__") or isinstance(key, bool) or np.ndim(key):
+        raise InvalidTypeError(
+            f"key is expected to be an int seed or one PRNG key, such as jax.random.key(0); it is "
+            f"{describe(key)}."
+        )
+    return jax.random.key(count(key, "key", least=-(2**63), most=2**63 - 1))

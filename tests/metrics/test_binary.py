@@ -141,8 +141,8 @@ def test_what_is_out_of_range_is_told(probability, target, caplog):
         ),
         (dict(probabilities=np.ones(2, complex)), TypeError, "probabilities are expected to be re"),
         (dict(targets=np.ones(2, complex)), TypeError, "targets are expected to be real numbers"),
-        (dict(bins=0), ValueError, r"bins is expected to be 1 or more; it is the int 0"),
-        (dict(calibration_bins=2.5), ValueError, r"calibration_bins is expected to be 1 or more"),
+        (dict(bins=0), ValueError, r"bins is expected to be at least 1; it is 0"),
+        (dict(calibration_bins=2.5), TypeError, r"calibration_bins is expected to be an int"),
     ],
 )
 def test_bad_arguments_are_refused(changes, error, message):

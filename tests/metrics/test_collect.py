@@ -200,9 +200,17 @@ def test_unlike_ones_do_not_merge():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(values=1.0), ValueError, r"the same examples along their first axis; it got float64"),
-        (dict(values=(np.ones(2), np.ones(3))), ValueError, r"it got \(float64\[2\], float64\[3\]"),
-        (dict(values={}), ValueError, r"the same examples along their first axis; it got \{\}"),
+        (
+            dict(values=1.0),
+            ValueError,
+            r"the same examples along their first axis; they are the float 1",
+        ),
+        (
+            dict(values=(np.ones(2), np.ones(3))),
+            ValueError,
+            r"they are \(float64\[2\], float64\[3\]",
+        ),
+        (dict(values={}), ValueError, r"the same examples along their first axis; they are \{\}"),
         (
             dict(values=np.ones(2), functions={"a": 1}),
             TypeError,

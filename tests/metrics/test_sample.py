@@ -101,11 +101,11 @@ def test_memory_is_of_one_size():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        (dict(max_size=0), ValueError, "max_size is expected to be 1 or more; it is the int 0"),
-        (dict(max_size=True), ValueError, "max_size is expected to be 1 or more; it is the bool"),
+        (dict(max_size=0), ValueError, "max_size is expected to be at least 1; it is 0"),
+        (dict(max_size=True), TypeError, "max_size is expected to be an int; it is the bool"),
         (dict(key=KEYS[:3]), TypeError, "one PRNG key or 5, one for each example; it is key"),
         (dict(key=None), TypeError, "key is expected to be an int seed or one PRNG key"),
-        (dict(values=1.0), ValueError, "Sample is expected to get arrays with the same examples"),
+        (dict(values=1.0), ValueError, "values are expected to be arrays with the same examples"),
         (dict(mask=np.ones(4)), ValueError, "mask is expected to have the shape of the examples"),
     ],
 )

@@ -1,0 +1,309 @@
+"""The checks that arguments of the public functions and classes go through, each in one place.
+
+Each returns the argument as what it is used as (a Python int, a `Path`), or raises an error that
+names the argument, says what it is expected to be, and what came. They are for the moment of the
+call: nothing here looks at what is known only later.
+"""
+
+import inspect
+import math
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from solstice.errors import InvalidIndexError, InvalidTypeError, InvalidValueError
+
+_T = TypeVar("_T")
+
+
+def describe(value: Any) -> str:
+    """Say in a few words what `value` is, for an error message: type, shape, dtype or value.
+
+    >>> import numpy as np
+    >>> describe(np.zeros((2, 3), np.float32)), describe("adam"), describe(int)
+    ('float32[2,3]', "the str 'adam'", "the class 'int'")
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__!r}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    if isinstance(value, tuple | list | dict) and len(value) <= 4:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{k!r}: {describe(v)}" for k, v in value.items()) + "}"
+        inner = ", ".join(map(describe, value))
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+    text = repr(value)
+    if len(text) > 60:
+        return f"a {type(value).__module__}.{type(value).__qualname__}"
+    return f"the {type(value).__name__} {text}"
+
+
+def count(value: Any, name: str, *, least: int = 1, most: int | None = None) -> int:
+    """Return a whole number as an int: Python's, numpy's or an array of one; no bool is one.
+
+    >>> count(np.int64(3), "keep")
+    3
+    >>> count(0, "keep")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidValueError: keep is expected to be at least 1; it is 0.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise InvalidTypeError(f"{name} is expected to be an int; it is {describe(value)}.")
+    if number < least:
+        raise InvalidValueError(f"{name} is expected to be at least {least}; it is {number}.")
+    if most is not None and number > most:
+        raise InvalidValueError(f"{name} is expected to be at most {most}; it is {number}.")
+    return number
+
+
+def index(value: Any, name: str, size: int, of: str) -> int:
+    """Return the index of one of several as an int; negative ones count from the end.
+
+    >>> index(3, "i", 3, "members")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidIndexError: i is expected to be the index of one of 3 members; it is 3.
+    """
+    place = count(value, name, least=-(2**62))
+    if not -size <= place < size:
+        raise InvalidIndexError(
+            f"{name} is expected to be the index of one of {size} {of}; it is {place}."
+        )
+    return place
+
+
+def counts(values: Any, name: str, *, least: int = 1, most: int | None = None) -> tuple[int, ...]:
+    """Return one whole number, or each of several, as a tuple of ints.
+
+    >>> counts(5, "top_k"), counts([1, 5], "top_k")
+    ((5,), (1, 5))
+    """
+    if isinstance(values, str | bytes | Mapping):
+        raise InvalidTypeError(
+            f"{name} is expected to be an int or several; it is {describe(values)}."
+        )
+    one_array = hasattr(values, "ndim") and values.ndim == 0
+    several = values if isinstance(values, Iterable) and not one_array else (values,)
+    return tuple(count(one, name, least=least, most=most) for one in several)
+
+
+def number(
+    value: Any,
+    name: str,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    below: float = math.inf,
+    most: float = math.inf,
+) -> float:
+    """Return a real number, finite and within limits, as a float.
+
+    Args:
+        value: The argument; no bool, no text, no NaN.
+        name: What it is called.
+        above: What it is greater than.
+        least: What it is not less than.
+        below: What it is less than.
+        most: What it is not greater than.
+
+    >>> number(1, "min_delta", least=0)
+    1.0
+    >>> number(float("nan"), "min_delta", least=0)
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidValueError: min_delta is expected to be a finite number of at least 0; \
+it is nan.
+    """
+    try:
+        found = None if isinstance(value, bool | np.bool_ | str | bytes) else float(value)
+    except (TypeError, OverflowError):
+        found = None
+    if found is None or np.ndim(value):
+        raise InvalidTypeError(f"{name} is expected to be a number; it is {describe(value)}.")
+    if math.isfinite(found) and above < found < below and least <= found <= most:
+        return found
+    limits = {"above": above, "of at least": least, "below": below, "of at most": most}
+    said = " and ".join(f" {word} {n:g}" for word, n in limits.items() if math.isfinite(n))
+    raise InvalidValueError(f"{name} is expected to be a finite number{said}; it is {value}.")
+
+
+def flag(value: Any, name: str) -> bool:
+    """Return a bool; a number or a text is none.
+
+    >>> flag("no", "append")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidTypeError: append is expected to be True or False; it is the str 'no'.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidTypeError(f"{name} is expected to be True or False; it is {describe(value)}.")
+    return bool(value)
+
+
+def choice(value: Any, name: str, among: Iterable[_T]) -> _T:
+    """Return one of some values.
+
+    >>> choice("max", "mode", ("min", "max"))
+    'max'
+    >>> choice("best", "mode", ("min", "max"))
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidValueError: mode is expected to be 'min' or 'max'; it is 'best'.
+    """
+    among = tuple(among)
+    for one in among:
+        if type(value) is type(one) and value == one:
+            return one
+    came = repr(value) if isinstance(value, str) else describe(value)
+    raise InvalidValueError(
+        f"{name} is expected to be {' or '.join(map(repr, among))}; it is {came}."
+    )
+
+
+def text(value: Any, name: str) -> str:
+    """Return a text that says something.
+
+    >>> text("", "metric")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidValueError: metric is expected to be a text that is not empty; it is ''.
+    """
+    if not isinstance(value, str):
+        raise InvalidTypeError(f"{name} is expected to be a text; it is {describe(value)}.")
+    if not value:
+        raise InvalidValueError(f"{name} is expected to be a text that is not empty; it is ''.")
+    return value
+
+
+def texts(values: Any, name: str) -> list[str]:
+    """Return several texts as a list; a single one is none.
+
+    >>> texts(("loss", "accuracy"), "metrics")
+    ['loss', 'accuracy']
+    >>> texts("loss", "metrics")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidTypeError: metrics is expected to be a list of texts; it is the str \
+'loss'.
+    """
+    several = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping)
+    found: list[Any] = list(values) if several else []
+    if not several or not all(isinstance(one, str) for one in found):
+        raise InvalidTypeError(
+            f"{name} is expected to be a list of texts; it is {describe(values)}."
+        )
+    return found
+
+
+def path(value: Any, name: str) -> Path:
+    """Return the path of a file or a directory.
+
+    >>> path("", "directory")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidValueError: directory is expected to be a path; it is the str ''.
+    """
+    found = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(found, str):
+        raise InvalidTypeError(f"{name} is expected to be a path; it is {describe(value)}.")
+    if not found or "\0" in found:
+        raise InvalidValueError(f"{name} is expected to be a path; it is {describe(value)}.")
+    return Path(found)
+
+
+def function(value: Any, name: str, takes: str | None = None) -> Callable[..., Any]:
+    """Return a function, or anything else that can be called.
+
+    Args:
+        value: The argument.
+        name: What it is called.
+        takes: The names of what it is called with, such as "exp, batch, key"; it is refused when
+            its signature is known and does not take as many.
+
+    >>> function(print, "action", "exp, step") is print
+    True
+    >>> function(lambda exp: None, "action", "exp, step")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidTypeError: action is expected to be a function of (exp, step); it is \
+<lambda>(exp).
+    """
+    wanted = "a function" if takes is None else f"a function of ({takes})"
+    if not callable(value):
+        raise InvalidTypeError(f"{name} is expected to be {wanted}; it is {describe(value)}.")
+    if takes is None:
+        return value
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # as of some builtins
+        return value
+    try:
+        signature.bind(*takes.split(","))
+    except TypeError as error:
+        called = getattr(value, "__name__", type(value).__name__)
+        raise InvalidTypeError(
+            f"{name} is expected to be {wanted}; it is {called}{signature}."
+        ) from error
+    return value
+
+
+def instance(value: Any, name: str, kind: type[_T], what: str) -> _T:
+    """Return an object of a class.
+
+    Args:
+        value: The argument.
+        name: What it is called.
+        kind: The class.
+        what: What is expected, with an example.
+
+    >>> instance(3, "mesh", Path, "a path, such as Path('log')")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidTypeError: mesh is expected to be a path, such as Path('log'); it is \
+the int 3.
+    """
+    if not isinstance(value, kind):
+        raise InvalidTypeError(f"{name} is expected to be {what}; it is {describe(value)}.")
+    return value
+
+
+def mapping(value: Any, name: str) -> dict[str, Any]:
+    """Return a mapping of texts to values as a dict.
+
+    >>> mapping({"rate": 0.1}, "hyperparameters")
+    {'rate': 0.1}
+    """
+    if not isinstance(value, Mapping) or not all(isinstance(one, str) for one in value):
+        raise InvalidTypeError(
+            f"{name} is expected to be a mapping of names to values; it is {describe(value)}."
+        )
+    return dict(value)
+
+
+def array(values: Any, name: str) -> np.ndarray:
+    """Return real numbers as an array of numpy.
+
+    >>> array([[1, 2], [3]], "losses")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidTypeError: losses is expected to be an array of numbers; it is [[the \
+int 1, the int 2], [the int 3]].
+    """
+    try:
+        found = np.asarray(values)
+    except (TypeError, ValueError, OverflowError):
+        found = None
+    if found is None or found.dtype.kind in "OSUcMm" or found.dtype.type is np.void:
+        raise InvalidTypeError(
+            f"{name} is expected to be an array of numbers; it is {describe(values)}."
+        )
+    return found
