@@ -87,8 +87,8 @@ def _encode(leaf: Any) -> Any:
             return Texts.of(texts)
     if isinstance(leaf, str) or (isinstance(leaf, np.ndarray) and leaf.dtype.kind in "USTO"):
         raise InvalidTypeError(
-            f"Texts are expected to be a list of str, one an example, or an array of them; one is "
-            f"{describe(leaf)}."
+            f"Texts among values are expected to be a list of str, one an example, or an array of "
+            f"them; one is {describe(leaf)}."
         )
     return leaf
 

@@ -71,9 +71,9 @@ row(
 )
 row(
     "metrics.Sample",
-    values=only(SEVEN, *_SEVEN, "matrix", "array without elements", "array of complex").but(
-        "seven ints"
-    ),
+    values=only(SEVEN, *_SEVEN, "matrix", "array without elements", "array of complex")
+    .also("list of text", "pair", "array of text")
+    .but("seven ints"),
     key=only(0, *_ONE),
     max_size=count(2, most=2**24),
     mask=mask(),

@@ -211,5 +211,7 @@ def test_masked_texts_leave_no_trace():
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("bad", ["one text", np.array([["a"]]), np.array([b"a"]), np.array([None])])
 def test_other_things_than_texts_are_refused(bad):
-    with pytest.raises(TypeError, match="Texts are expected to be a list of str, one an example"):
+    with pytest.raises(
+        TypeError, match="Texts among values are expected to be a list of str, one an example"
+    ):
         Sample({"text": bad}, key=0, max_size=2)
