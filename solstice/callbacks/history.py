@@ -8,6 +8,7 @@ from typing import Any
 from solstice.callbacks.base import Callback
 from solstice.callbacks.logging import LoggingCallback
 from solstice.experiment import Experiment
+from solstice.loggers.values import decoded, encoded
 from solstice.triggers import Trigger
 
 
@@ -91,7 +92,7 @@ class _List:
         return
 
     def get_state(self) -> list[dict[str, Any]]:
-        return list(self.records)
+        return [encoded(record) for record in self.records]
 
     def set_state(self, state: list[dict[str, Any]]) -> None:
-        self.records = list(state)
+        self.records = [decoded(record) for record in state]

@@ -103,12 +103,8 @@ def encoded(values: Mapping[str, Any]) -> dict[str, Any]:
     0.5
     """
     values = to_host(dict(values))
-    images = {name: value for name, value in values.items() if isinstance(value, Image)}
-    return {
-        "names": list(values),
-        "values": [value.array if name in images else value for name, value in values.items()],
-        "images": list(images),
-    }
+    images = [name for name, value in values.items() if isinstance(value, Image)]
+    return {"names": list(values), "values": [*map(_data, values.values())], "images": images}
 
 
 def decoded(state: dict[str, Any]) -> dict[str, Any]:
@@ -147,6 +143,14 @@ def finite(array: Any) -> np.ndarray:
     flat = np.abs(array) if np.iscomplexobj(array) else array
     flat = flat.astype(np.float64).ravel()
     return flat[np.isfinite(flat)]
+
+
+def _data(value: Any) -> Any:
+    if isinstance(value, Image):
+        return value.array
+    if isinstance(value, str):
+        return str(value)  # which a Text is, and no checkpoint holds another class
+    return [*map(_data, value)] if isinstance(value, list) else value
 
 
 def _to_python(value: Any) -> Any:

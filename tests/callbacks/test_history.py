@@ -8,6 +8,7 @@ import pytest
 
 import solstice
 from solstice import HistoryCallback, UsageError
+from solstice.loggers import Image, Text
 
 
 def rows(history, *names):
@@ -114,7 +115,8 @@ def test_arrays_and_non_finite_numbers_come_back_with_the_state(adding):
             return self
 
         def compute(self):
-            return {"nan": jnp.nan, "values": self.values, "note": "text"}
+            picture, text = Image(jnp.ones((2, 2))), Text("text")
+            return {"nan": jnp.nan, "values": self.values, "note": text, "picture": picture}
 
     history, other = HistoryCallback(), HistoryCallback()
     history.on_epoch_start(adding, 0, "val")
@@ -126,6 +128,7 @@ def test_arrays_and_non_finite_numbers_come_back_with_the_state(adding):
     (record,) = other.records
     assert np.isnan(record["nan"]) and record["note"] == "text"
     assert record["values"].dtype == jnp.bfloat16 and record["values"].tolist() == [0, 1, 2]
+    assert record["picture"].pixels().tolist() == [[[255]] * 2] * 2
 
 
 @pytest.mark.usefixtures("unchecked")
