@@ -103,7 +103,7 @@ class CheckpointingCallback(Callback):
             raise InvalidValueError(
                 f"on_error is expected to be 'raise' or 'warn'; it is {on_error!r}."
             )
-        self.directory = Path(directory)
+        self.directory = Path(directory).absolute()
         self._store = Checkpoints(directory)
         self._every = every
         self._keep = keep
@@ -135,7 +135,8 @@ class CheckpointingCallback(Callback):
     def on_run_start(self, exp: Experiment) -> None:
         check_orbax()
         names = self._store.names()
-        if names and self._resumed_from != self._store.directory:
+        resumed_from = self._resumed_from and self._resumed_from.resolve()
+        if names and resumed_from != self._store.directory.resolve():
             raise ExistingFileError(
                 f"{self._store.directory} holds checkpoints of another run ({names[-1]} is the "
                 f"newest), which this one would mix with its own. Pass resume_from= to go on with "

@@ -43,7 +43,7 @@ class ProfilingCallback(Callback):
     def __init__(
         self, log_dir: str | os.PathLike[str], steps_to_profile: Iterable[int] | None = None
     ) -> None:
-        self._log_dir = os.fspath(log_dir)
+        self._log_dir = os.path.abspath(log_dir)
         self._steps: frozenset[int] | None = None
         if steps_to_profile is not None:
             try:

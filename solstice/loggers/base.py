@@ -218,7 +218,7 @@ class Sink(abc.ABC):
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """Return a path on this machine's file systems.
+    """Return a path on this machine's file systems, absolute: no later `chdir` changes it.
 
     Raises:
         ValueError: It is a URL.
@@ -233,7 +233,7 @@ Copy the files later.
         raise InvalidValueError(
             f"A sink writes to a local path; {os.fspath(path)!r} is a URL. Copy the files later."
         )
-    return Path(path)
+    return Path(path).absolute()
 
 
 def check_hyperparameters(values: Mapping[str, Any] | None) -> dict[str, Any]:

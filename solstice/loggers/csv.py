@@ -3,17 +3,23 @@
 Images are left out. It knows nothing of what is in a record.
 """
 
+import contextlib
 import csv
 import io
-import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from solstice.loggers.files import EntryFile, FileSink, cut_torn_line, say_lost
+from solstice.loggers.files import EntryFile, FileSink, cut_torn, say_lost
+from solstice.loggers.json_text import as_json
 from solstice.loggers.values import Image
+
+# What a cell has quotes for. The return alone is one: readers take it for the end of a row.
+_SPECIAL = re.compile('[,"\r\n\0]')
 
 
 class CSV(FileSink):
@@ -21,8 +27,9 @@ class CSV(FileSink):
 
     A metric that was not there before becomes a new last column, empty in earlier rows: the file
     is then written anew, and put in the old one's place in one go. Arrays are JSON in their cell,
-    and an `Image` is left out; `nan` and `inf` are Python's. A resumed run goes on where its
-    checkpoint stood: nothing is lost, nothing there twice.
+    written as `JSONLines` does, and an `Image` is left out; numbers `nan` and `inf` are Python's.
+    Texts are whole, with their commas, quotes and lines (for the latter, read with `newline=""`).
+    A resumed run goes on where its checkpoint stood: nothing is lost, nothing there twice.
 
     Args:
         path: The file.
@@ -45,7 +52,7 @@ class CSV(FileSink):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
-        super().__init__(path, append=append)
+        super().__init__(path, append=append, cut=_cut_torn_row)
         self._columns: list[str] = []
         self._rows = 0
 
@@ -67,7 +74,7 @@ class CSV(FileSink):
         return {"rows": self._rows}
 
     def on_set_state(self, state: dict[str, Any]) -> None:
-        cut_torn_line(self._path)
+        _cut_torn_row(self._path)
         rows = _read(self._path)
         wanted, found = int(state["rows"]), max(len(rows) - 1, 0)
         if found < wanted:
@@ -89,18 +96,56 @@ class CSV(FileSink):
 def _read(path: Path) -> list[list[str]]:
     if not path.exists():
         return []
+    with _large_cells(), path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+@contextlib.contextmanager
+def _large_cells() -> Iterator[None]:
     limit = csv.field_size_limit(2**31 - 1)  # a large array is one cell
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.reader(file))
+        yield
     finally:
         csv.field_size_limit(limit)
 
 
+def _cut_torn_row(path: Path) -> int:
+    """Cut off a last row without its end, say so, and return the size of the rest."""
+    return cut_torn(path, _end_of_rows(path.read_bytes())) if path.exists() else 0
+
+
+def _end_of_rows(content: bytes) -> int:
+    """Return where the last whole row ends; a line's end within quotes is no row's."""
+    read = end = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal read
+        for line in io.BytesIO(content):
+            read += len(line)
+            yield line.decode(errors="replace")
+
+    try:
+        with _large_cells():
+            for _ in csv.reader(lines(), strict=True):
+                end = read if content.endswith(b"\n", 0, read) else end
+    except csv.Error as error:
+        if "end of data" not in str(error):  # another program's way to write rows
+            return content.rfind(b"\n") + 1
+    return end
+
+
 def _lines(rows: list[list[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    # What UTF-8 lacks, half a character, is written as its escape: the file stays readable.
+    # A line without anything is no row to readers.
+    lines = (",".join(map(_quoted, row)) or '""' for row in rows)
+    text = "".join(f"{line}\n" for line in lines)
+    return text.encode(errors="backslashreplace")
+
+
+def _quoted(cell: str) -> str:
+    # Not csv.writer, which leaves a lone return without quotes, for readers to end a row at.
+    escaped = cell.replace('"', '""')
+    return f'"{escaped}"' if _SPECIAL.search(cell) else cell
 
 
 def _replace(path: Path, rows: list[list[str]]) -> None:
@@ -115,5 +160,5 @@ def _replace(path: Path, rows: list[list[str]]) -> None:
 
 def _cell(value: Any) -> str:
     if isinstance(value, np.ndarray | list | tuple):
-        return json.dumps(np.asarray(value).tolist())
+        return as_json(value)
     return "" if value is None else str(value)

@@ -7,6 +7,7 @@ import errno
 import io
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from solstice.errors import ExistingFileError, InvalidValueError
@@ -70,12 +71,21 @@ class FileSink(Sink):
     Args:
         path: The file.
         append: Go on behind what the file holds, where a new run would refuse.
+        cut: Cuts off what is no whole entry, and returns the size of the rest; None is
+            `cut_torn_line`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        append: bool = False,
+        cut: Callable[[Path], int] | None = None,
+    ) -> None:
         super().__init__(f"{type(self).__name__}({os.fspath(path)!r})")
         self._path = local_path(path)
         self._append = append
+        self._cut = cut_torn_line if cut is None else cut
         self._file: EntryFile | None = None
 
     def on_open(self) -> None:
@@ -85,7 +95,7 @@ class FileSink(Sink):
                 f"{str(self._path)!r} holds the log of another run ({size} bytes). Log to a new "
                 f"file, delete this one, or go on behind it with append=True."
             )
-        self._file = EntryFile(self._path, cut_torn_line(self._path))
+        self._file = EntryFile(self._path, self._cut(self._path))
         self._append = True  # from here on, what is in it is ours
 
     def on_flush(self) -> None:
@@ -118,10 +128,17 @@ def cut_torn_line(path: Path) -> int:
         size = file.seek(-1, os.SEEK_END) + 1
         if file.read() == b"\n":
             return size
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    _logger.warning("%r ended in a torn line, now cut off: %r.", str(path), content[end:][:200])
-    os.truncate(path, end)
+    return cut_torn(path, path.read_bytes().rfind(b"\n") + 1)
+
+
+def cut_torn(path: Path, end: int) -> int:
+    """Leave the first `end` bytes of a file, those of whole entries, say so, and return `end`."""
+    if path.stat().st_size > end:
+        with path.open("rb") as file:
+            file.seek(end)
+            torn = file.read(200)
+        _logger.warning("%r ended in a torn line, now cut off: %r.", str(path), torn)
+        os.truncate(path, end)
     return end
 
 

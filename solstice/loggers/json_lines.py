@@ -3,26 +3,24 @@
 Images are left out. It reads a file back, and knows nothing of what is in a record.
 """
 
-import json
 import os
 from typing import Any
 
-import numpy as np
-
-from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.errors import InvalidValueError
 from solstice.loggers.base import local_path
 from solstice.loggers.files import FileSink, cut_back
+from solstice.loggers.json_text import as_json, from_json
 from solstice.loggers.values import Image
-from solstice.tree import describe
 
 
 class JSONLines(FileSink):
     """Writes one record a line into a file, each at once.
 
-    Arrays become nested lists, and an `Image` is left out. NaN and infinity are written as
-    `NaN`, `Infinity` and `-Infinity`, as Python's json reads and writes them, so every float
-    survives; `read_json_lines` reads the file back. A resumed run goes on where its checkpoint
-    stood: nothing is lost, nothing there twice.
+    Arrays become nested lists, and an `Image` is left out. Every line is JSON that any program
+    reads: what JSON lacks is a text, `"NaN"`, `"Infinity"` or `"-Infinity"`, of which
+    `read_json_lines` and `plots.learning_curves` make numbers again, as do `float` and
+    `pandas.to_numeric`. A text that reads like one of these is written as `{"$text": "NaN"}`. A
+    resumed run goes on where its checkpoint stood: nothing is lost, nothing there twice.
 
     Args:
         path: The file.
@@ -38,13 +36,14 @@ class JSONLines(FileSink):
     >>> sink.write({"mode": "train", "epoch": 0, "step": 100, "time": 1.5, "loss": float("nan")})
     >>> sink.close()
     >>> print(path.read_text(), end="")
-    {"mode": "train", "epoch": 0, "step": 100, "time": 1.5, "loss": NaN}
+    {"mode": "train", "epoch": 0, "step": 100, "time": 1.5, "loss": "NaN"}
     """
 
     def on_write(self, record: dict[str, Any]) -> None:
         # Not isinstance, which asks an equinox.Module for its class in Python.
         shown = {name: value for name, value in record.items() if type(value) is not Image}
-        self._opened().append(_ENCODER.encode(shown).encode() + b"\n")
+        # Half a character, which UTF-8 lacks, becomes the escape that JSON has for it.
+        self._opened().append(as_json(shown).encode(errors="backslashreplace") + b"\n")
 
     def on_get_state(self) -> dict[str, int]:
         return {"offset": self._opened().size}
@@ -55,9 +54,9 @@ class JSONLines(FileSink):
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the records of a file that `JSONLines` wrote, NaN and infinity included.
+    """Return the records of a file that `JSONLines` wrote, NaN and infinity as numbers.
 
-    A last line without its end, as a running or killed process leaves, is left out.
+    A last line that was cut short, as a running or killed process leaves it, is left out.
 
     Raises:
         ValueError: Another line is no JSON; the message says which.
@@ -71,22 +70,15 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     [{'mode': 'val', 'epoch': 0, 'step': 100, 'time': 1.5, 'loss': inf}]
     """
     records = []
-    for number, line in enumerate(local_path(path).read_bytes().split(b"\n")[:-1], start=1):
+    *lines, rest = local_path(path).read_bytes().split(b"\n")
+    for number, line in enumerate([*lines, rest], start=1):
         try:
-            records.append(json.loads(line))
+            records.append(from_json(line))
         except ValueError as error:
+            if number > len(lines):  # without its end, it may be half a record
+                break
             raise InvalidValueError(
-                f"Line {number} of {os.fspath(path)!r} is no JSON: {line[:80]!r}."
+                f"Line {number} of {os.fspath(path)!r} is no JSON: "
+                f"{line[:80].decode(errors='replace')!r}."
             ) from error
     return records
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise InvalidTypeError(
-        f"JSON lines hold numbers, texts and arrays; a value is {describe(value)}."
-    )
-
-
-_ENCODER = json.JSONEncoder(default=_plain, ensure_ascii=False)

@@ -3,6 +3,7 @@
 It never touches MLflow's own active run, nor its settings.
 """
 
+import os
 import re
 import tempfile
 from collections import Counter
@@ -29,7 +30,7 @@ class MLflow(Sink):
         experiment: The name of MLflow's experiment, made where it is missing.
         run_name: What the run is called; None lets MLflow choose.
         tracking_uri: The server, or a store on disk (for `sqlite:///`, install the whole package
-            `mlflow`); None takes MLflow's own setting.
+            `mlflow`); None takes MLflow's own setting of now.
         hyperparameters: The run's params.
 
     Raises:
@@ -51,7 +52,7 @@ class MLflow(Sink):
         require("mlflow", "MLflow", "mlflow")
         self._experiment = experiment
         self._run_name = run_name
-        self._uri = tracking_uri
+        self._uri = _absolute(tracking_uri)
         self._hyperparameters = check_hyperparameters(hyperparameters)
         self._client: Any = None
         self._run = ""
@@ -128,6 +129,18 @@ class MLflow(Sink):
             path = Path(made, name)
             path.write_bytes(content)
             self._client.log_artifact(self._run, str(path), directory)
+
+
+def _absolute(uri: str | None) -> str:
+    """Return where a store is, whatever the working directory is when the run begins."""
+    import mlflow
+    from mlflow.utils.uri import resolve_uri_if_local
+
+    uri = mlflow.get_tracking_uri() if uri is None else uri
+    scheme = "sqlite:///"
+    if uri.startswith(scheme) and not uri.startswith((f"{scheme}/", f"{scheme}:")):
+        return scheme + os.path.abspath(uri.removeprefix(scheme))
+    return str(resolve_uri_if_local(uri))
 
 
 def _name(name: str) -> str:

@@ -4,6 +4,7 @@ It keeps W&B's own ways: a run there only grows, so what was logged between a ch
 stays in it, and is logged again by the resumed run.
 """
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +30,8 @@ class WandB(Sink):
     Args:
         project: The name of the project; None is W&B's default.
         hyperparameters: The run's config.
-        **options: Anything else that `wandb.init` takes, such as `name`, `dir` or `mode`; with
+        **options: Anything else that `wandb.init` takes, such as `name`, `mode` or `dir` (where its
+            files go; by default `WANDB_DIR`, or the working directory of now); with
             `reinit="return_previous"` it logs to the run that is active.
 
     Raises:
@@ -51,6 +53,9 @@ class WandB(Sink):
         config = check_hyperparameters(hyperparameters)
         given = {"project": project, "config": config}
         self._options = {"reinit": "create_new", **given, **options}
+        if "dir" in options or "settings" not in options:
+            where = options.get("dir") or os.environ.get("WANDB_DIR") or "."
+            self._options["dir"] = os.path.abspath(where)
         self._run: Any = None
 
     def on_open(self) -> None:

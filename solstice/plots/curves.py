@@ -1,15 +1,14 @@
 """Learning curves: each metric over the training steps, a line a mode."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from solstice.errors import InvalidValueError
+from solstice.loggers import read_json_lines
 from solstice.plots.style import COLOURS, grid_shape, new_figure, plain_axes, shortened
 from solstice.tree import describe
 
@@ -49,7 +48,8 @@ def learning_curves(history: Any, metrics: Sequence[str] | None = None) -> "Figu
     ('loss', 'training steps')
     """
     history = getattr(history, "records", history)
-    records = _read(Path(history)) if isinstance(history, str | os.PathLike) else list(history)
+    is_file = isinstance(history, str | os.PathLike)
+    records = read_json_lines(history) if is_file else list(history)
     for record in records:
         if not isinstance(record, Mapping) or not {"mode", "step"} <= set(record):
             raise InvalidValueError(
@@ -160,20 +160,3 @@ def _is_number(value: Any) -> bool:
 
 def _of_one_class(name: str) -> bool:
     return re.search(r"_class_\d+$", name) is not None
-
-
-def _read(path: Path) -> list[Record]:
-    *lines, rest = path.read_text(encoding="utf-8").split("\n")
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise InvalidValueError(
-                f"Line {number} of {path} is no JSON: {line[:60]!r}."
-            ) from error
-    # The end of a file without a newline may be a record half written.
-    try:
-        return [*records, json.loads(rest)]
-    except json.JSONDecodeError:
-        return records

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solstice import LoggingCallback
+from solstice import LoggingCallback, plots
 from solstice.loggers import CSV, Image, JSONLines, Text, read_json_lines
 
 csv.field_size_limit(2**31 - 1)
@@ -176,6 +176,8 @@ def test_json_lines_keep_every_value(tmp_path):
     arrays = {"array": jnp.arange(4.0).reshape(2, 2), "nans": np.array([math.nan, 1])}
     sink.write(record(1, **VALUES, **arrays, image=Image(np.zeros((2, 2)))))
     sink.close()
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    json.loads(line, parse_constant=pytest.fail)  # nothing that only Python reads
     (read,) = read_json_lines(tmp_path / "log")
     assert math.isnan(read.pop("nan"))
     nan, one = read.pop("nans")
@@ -185,6 +187,110 @@ def test_json_lines_keep_every_value(tmp_path):
     assert read == record(1) | expected
     assert list(read)[:4] == ["mode", "epoch", "step", "time"]
     assert {type(read[name]) for name in ("flag", "count", "none")} == {bool, int, type(None)}
+
+
+NUMBERS = st.floats() | st.integers(-(2**60), 2**60) | st.booleans()
+HALF = "\ud800"
+TEXTS = st.sampled_from(["NaN", "Infinity", "-Infinity", "\r", '"', "", " a\r\n", "\0", "a\u2028b"])
+TEXTS |= st.text(max_size=8) | st.just(f"half {HALF}")
+
+
+def same(one, other):
+    """Equal, where a NaN is itself."""
+    if isinstance(one, float) and isinstance(other, float):
+        return one == other or (math.isnan(one) and math.isnan(other))
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and one == other
+
+
+@given(
+    values=st.lists(
+        NUMBERS | TEXTS | st.lists(NUMBERS, min_size=1, max_size=3) | st.lists(TEXTS, max_size=3),
+        max_size=5,
+    )
+)
+def test_json_lines_read_back_equal_whatever_is_in_them(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("json") / "log"
+    sink = JSONLines(path)
+    sink.write(record(1, **{f"m{i}": value for i, value in enumerate(values)}))
+    sink.close()
+    (line,) = path.read_bytes().decode().split("\n")[:-1]
+    json.loads(line, parse_constant=pytest.fail)
+    (read,) = read_json_lines(path)
+    assert same([read[f"m{i}"] for i in range(len(values))], values)
+
+
+def test_a_bare_nan_of_an_older_file_is_read(tmp_path):
+    (tmp_path / "log").write_text('{"step": 1, "loss": NaN, "most": [-Infinity]}')
+    (read,) = read_json_lines(tmp_path / "log")
+    assert math.isnan(read["loss"]) and read["most"] == [-math.inf]
+
+
+def test_not_finite_numbers_of_a_file_are_marked_in_its_curves(tmp_path):
+    sink = JSONLines(tmp_path / "log")
+    for step, loss in enumerate([1.0, math.nan, math.inf, 0.5]):
+        sink.write(record(step, loss=loss))
+    sink.close()
+    (panel,) = plots.learning_curves(tmp_path / "log").axes
+    shown = {line.get_label(): line.get_xdata().tolist() for line in panel.get_lines()}
+    assert shown["not finite"] == [1, 2]
+
+
+@given(texts=st.lists(TEXTS, min_size=2, max_size=5), at=st.integers(0, 4), torn=st.integers(1, 40))
+def test_csv_reads_any_text_back_equal_after_a_resume_too(tmp_path_factory, texts, at, torn):
+    path = tmp_path_factory.mktemp("csv") / "log.csv"
+    sink = CSV(path)
+    at = min(at, len(texts))
+    for step, text in enumerate(texts[:at]):
+        sink.write(record(step, text=text))
+    state = json.loads(json.dumps(sink.get_state()))
+    safe = path.stat().st_size
+    for step, text in enumerate(texts[at:], at):
+        sink.write(record(step, text=text))
+    sink.close()
+    path.write_bytes(path.read_bytes()[: safe + torn])  # a power cut
+    sink = CSV(path)
+    sink.set_state(state)
+    for step, text in enumerate(texts[at:], at):
+        sink.write(record(step, text=text))
+    sink.close()
+    written = [text.replace(HALF, "\\ud800") for text in texts]
+    assert [row["text"] for row in rows_of(path)] == written
+
+
+def test_a_row_that_was_torn_within_quotes_is_cut_off(tmp_path):
+    path = tmp_path / "log.csv"
+    sink = CSV(path)
+    sink.write(record(1, text="one\ntwo"))
+    sink.close()
+    whole = path.read_bytes()
+    row = whole[whole.index(b"\n") + 1 :]
+    for length in range(1, len(row)):
+        path.write_bytes(whole + row[:length])
+        sink = CSV(path, append=True)
+        sink.write(record(2, text="three"))
+        sink.close()
+        assert [one["text"] for one in rows_of(path)] == ["one\ntwo", "three"]
+
+
+@pytest.mark.parametrize("foreign", [b'a,b\n5" pipe,"x"y\n', b"a\n\rb\n", b'a,"b\n"\n', b""])
+def test_rows_of_another_program_stay_when_appended_to(tmp_path, foreign):
+    path = tmp_path / "log.csv"
+    path.write_bytes(foreign)
+    sink = CSV(path, append=True)
+    sink.open()
+    sink.close()
+    assert path.read_bytes() == foreign
+
+
+def test_csv_writes_arrays_as_json_that_everybody_reads(tmp_path):
+    sink = CSV(tmp_path / "log.csv")
+    sink.write(record(1, weights=np.array([1.0, math.nan, -math.inf]), said=["a", "NaN"]))
+    sink.close()
+    (row,) = rows_of(tmp_path / "log.csv")
+    assert json.loads(row["weights"]) == [1.0, "NaN", "-Infinity"]
+    assert json.loads(row["said"]) == ["a", {"$text": "NaN"}]
 
 
 def test_csv_keeps_every_value_and_takes_new_columns(tmp_path):
@@ -225,7 +331,7 @@ def test_reading_leaves_out_a_last_torn_line_and_no_other(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert steps_of_file(path) == [1, 2]
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"Line 2 of '.*log' is no JSON: b'\{\"st'"):
+    with pytest.raises(ValueError, match=r"Line 2 of '.*log' is no JSON: '\{\"st'"):
         read_json_lines(path)
 
 
