@@ -15,18 +15,16 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
 
 from solstice.bookmark import Bookmark
 from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.memory import as_arrays, own_arrays
 from solstice.tree import describe
 
 _logger = logging.getLogger("solstice")
 
 # How many seconds a thread gets to end.
 _PATIENCE = 5
-
-_TAKEN = (np.ndarray, np.generic, jax.Array)
 
 # list_iterator, zip, map, enumerate, islice, ...: once through, they stay empty.
 _ONE_SHOT_HOMES = ("builtins", "itertools")
@@ -99,6 +97,9 @@ def _is_whole(dataset: Any) -> bool:
 def batches(dataset: Any, epoch: int, name: str, bookmark: Bookmark | None = None) -> Iterator[Any]:
     """Yield one pass over the dataset, each array-like leaf as something jax takes.
 
+    The arrays of a batch are its own: the dataset may fill those that it gave once more, as soon as
+    it is asked for the next batch. Those of a list are passed on as they are.
+
     `dataset.set_epoch(epoch)` is called first where there is one. A callable is called, with the
     epoch if it needs an argument or takes one of that name.
 
@@ -126,10 +127,12 @@ def batches(dataset: Any, epoch: int, name: str, bookmark: Bookmark | None = Non
             source = dataset(epoch) if takes else dataset()
         return iter(source)
 
+    # No code runs between the batches of a list.
+    take = as_arrays if type(dataset) in (list, tuple) else own_arrays
     empty = True
     for batch in make() if bookmark is None else bookmark.reading(make, epoch, remade=made):
         empty = False
-        yield as_arrays(batch)
+        yield take(batch)
     empty = empty and (bookmark is None or not bookmark.count)
     if empty:
         if made:
@@ -154,6 +157,7 @@ def prefetched(
     batches ahead and ends with the context. What it raises is raised here in the batch's turn, with
     its own traceback. 0 reads nothing ahead; None means 2 on accelerators and 0 on a CPU.
 
+    >>> import numpy as np
     >>> with prefetched(iter([np.ones(2), np.zeros(2)]), size=2) as ready:
     ...     [float(batch.sum()) for batch in ready]
     [2.0, 0.0]
@@ -222,28 +226,6 @@ def length(dataset: Any) -> int | None:
     (2, None)
     """
     return None if makes_iterators(dataset) else _length(dataset)
-
-
-def as_arrays(batch: Any) -> Any:
-    """Return the batch with foreign arrays (TensorFlow's, torch's) as numpy ones, uncopied.
-
-    numpy and jax arrays, numbers and anything that is no array stay as they are.
-
-    >>> as_arrays((np.zeros(2), "a"))
-    (array([0., 0.]), 'a')
-    """
-    # Seldom is anything to do, and a map would cost a small step dearly.
-    if all(map(_is_taken, jax.tree.leaves(batch))):
-        return batch
-    return jax.tree.map(_as_array, batch)
-
-
-def _is_taken(leaf: Any) -> bool:
-    return isinstance(leaf, _TAKEN) or not hasattr(leaf, "__array__")
-
-
-def _as_array(leaf: Any) -> Any:
-    return leaf if _is_taken(leaf) else np.asarray(leaf)
 
 
 def _length(dataset: Any) -> int | None:

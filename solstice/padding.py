@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from solstice.data import as_arrays, check_dataset, makes_iterators, takes_argument
+from solstice.data import check_dataset, makes_iterators, takes_argument
 from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.memory import as_arrays
 from solstice.tree import describe, leaves_by_path
 
 

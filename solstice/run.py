@@ -14,11 +14,12 @@ from solstice.callbacks import (
     CheckpointingCallback,
     ProfilingCallback,
 )
-from solstice.data import as_arrays, length
+from solstice.data import length
 from solstice.errors import EarlyStoppingException
 from solstice.experiment import Experiment
 from solstice.feed import Feed
 from solstice.hooks import Hooks
+from solstice.memory import as_arrays
 from solstice.metrics import Metrics
 from solstice.position import Position, batch_copy, batch_digest
 from solstice.progress import Progress, Shown

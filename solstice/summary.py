@@ -14,10 +14,10 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from solstice.data import as_arrays
 from solstice.errors import InvalidTypeError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
+from solstice.memory import as_arrays
 from solstice.step import Step
 from solstice.tree import describe, nbytes, path_name, size
 from solstice.tree.naming import elided

@@ -56,7 +56,8 @@ def train(
         num_epochs: How many epochs; None when `num_steps` alone ends the run.
         train_ds: Any re-iterable of batches: a list, a tf.data or grain dataset, a DataLoader, or
             a function that returns an iterator (called with the epoch if it takes an argument).
-            A method `set_epoch(epoch)` is called before each pass.
+            A method `set_epoch(epoch)` is called before each pass. It may fill the same buffers
+            again for each batch: but for a list's, numpy's arrays are copied.
         val_ds: The same, for validation.
         callbacks: What watches the run. One that raises `EarlyStoppingException` ends it: the
             epoch's other hooks are still called, its validation is not run any more.

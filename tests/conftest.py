@@ -20,6 +20,7 @@ jaxtyping.install_import_hook(
         "solstice.flat",
         "solstice.hooks",
         "solstice.loggers",
+        "solstice.memory",
         "solstice.metrics",
         "solstice.padding",
         "solstice.progress",

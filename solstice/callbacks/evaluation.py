@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from solstice.callbacks.scheduled import ScheduledCallback, TriggeredCallback
-from solstice.data import as_arrays, batches, check_dataset
+from solstice.data import batches, check_dataset
 from solstice.errors import EarlyStoppingException, InvalidTypeError, UsageError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.values import decoded, encoded, to_host
+from solstice.memory import own_arrays
 from solstice.metrics import Accumulator, is_metrics, reduce
 from solstice.step import Step
 from solstice.tree import as_key, describe
@@ -185,8 +186,9 @@ class EvaluationCallback(TriggeredCallback):
         seen = None
         for i, batch in enumerate(batches(self._datasets[name], self._epoch, name)):
             try:
-                prepared = batch if self._prepare_batch is None else self._prepare_batch(batch)
-                flat, metrics = self._take(flat, (as_arrays(prepared), key, i))
+                prepare = self._prepare_batch
+                prepared = batch if prepare is None else own_arrays(prepare(batch))
+                flat, metrics = self._take(flat, (prepared, key, i))
                 if seen is None:
                     if self.evaluations == 0 and callable(check := getattr(metrics, "check", None)):
                         check()
