@@ -21,6 +21,7 @@ from solstice.memory import as_arrays
 from solstice.step import Step
 from solstice.tree import describe, nbytes, path_name, size
 from solstice.tree.naming import elided
+from solstice.tree.overwritten import is_box
 
 _ROLES = {"params": "trainable", "frozen": "frozen", "state": "state"}
 _PATH_WIDTH = 48
@@ -29,8 +30,8 @@ _PATH_WIDTH = 48
 def summary(experiment_or_model: PyTree, batch: Any = None) -> "Summary":
     """Return a table of all arrays: path, role, shape, dtype, size (in numbers) and bytes.
 
-    Below a `compat.Model`, arrays are `trainable` (its `params`), `frozen` or `state`; those of a
-    `compat.Optimizer` are one row. Others have no role.
+    Below a `compat.Model`, arrays are `trainable` (its `params`), `overwritten` by their gradient,
+    `frozen` or `state`; those of a `compat.Optimizer` are one row. Others have no role.
 
     Args:
         experiment_or_model: An experiment, a model, or any pytree; arrays may be
@@ -202,9 +203,11 @@ def _rows(tree: PyTree) -> list[Row]:
         if _is_optimizer(part):
             rows += [(path, row) for row in _optimizer_row(path_name(path), part)]
             continue
-        for inner, leaf in jax.tree_util.tree_leaves_with_path(part):
+        for inner, node in jax.tree_util.tree_leaves_with_path(part, is_leaf=is_box):
+            leaf = node.value if is_box(node) else node
             if _is_sized(leaf):
                 role = _ROLES.get(path_name(inner[:1]), "") if _is_model(part) else ""
+                role = "overwritten" if is_box(node) else role
                 whole = (*path, *inner)
                 rows.append((whole, _row(path_name(whole), role, leaf)))
     count = Counter(row.path for _, row in rows)

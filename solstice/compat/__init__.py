@@ -13,6 +13,7 @@ from solstice.compat.model import Model, join_params, missing_key, single_key, s
 from solstice.compat.optimizer import Optimizer
 from solstice.errors import MissingPackageError
 from solstice.static import Static
+from solstice.tree.overwritten import Overwritten, overwrite, trained
 
 if TYPE_CHECKING:
     from solstice.compat.equinox import EquinoxModel
@@ -42,6 +43,7 @@ __all__ = [
     "NNXModel",
     "OptaxOptimizer",
     "Optimizer",
+    "Overwritten",
     "Static",
     "StaxModel",
     "UpdatedMetrics",
@@ -54,9 +56,11 @@ __all__ = [
     "intermediates",
     "join_params",
     "missing_key",
+    "overwrite",
     "register",
     "single_key",
     "split_params",
+    "trained",
     "training_norms",
     "unfreeze",
 ]

@@ -20,7 +20,8 @@ from solstice.compat.model import (
 )
 from solstice.errors import InvalidValueError
 from solstice.static import Static
-from solstice.tree import describe, leaves_by_path, owned, replace
+from solstice.tree import describe, leaves_by_path, owned, path_name, replace
+from solstice.tree.overwritten import is_box
 
 _NAME = "EquinoxModel"
 
@@ -95,6 +96,9 @@ class EquinoxModel(Model):
         evaluating = eqx.filter(eqx.nn.inference_mode(module, True), eqx.is_array, inverse=True)
         # Ordered, so that the leaves keep the module's order: jax sorts the keys of a plain dict.
         weights = OrderedDict(leaves_by_path(arrays))
+        for path, node in jax.tree_util.tree_leaves_with_path(arrays, is_leaf=is_box):
+            if is_box(node) and (name := f"{path_name(path)}/value") in weights:
+                weights[name] = node
         self._rest = Static((jax.tree.structure(arrays), training, evaluating))
         self._tree = Static(jax.tree.structure(weights))
         self.params, self.frozen = split_params(weights)

@@ -10,9 +10,10 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
-from solstice.compat.model import Model, divide, join_params
+from solstice.compat.model import Model, boxed_weights, divide
 from solstice.errors import InvalidValueError
 from solstice.tree import path_name, replace
+from solstice.tree.overwritten import trained
 
 _M = TypeVar("_M", bound=Model)
 
@@ -38,17 +39,18 @@ def freeze(model: _M, predicate: Callable[[str, Array], Any]) -> _M:
     >>> [leaf.shape for leaf in jax.tree.leaves(tuned.params)]
     [(2,), (8, 2)]
     """
-    leaves = jax.tree_util.tree_leaves_with_path(model.params)
+    leaves = jax.tree_util.tree_leaves_with_path(trained(model.params))
     chosen = {path for path, leaf in leaves if predicate(path_name(path), leaf)}
     if not chosen:
         paths = ", ".join(path_name(path) for path, _ in leaves)
         raise InvalidValueError(
             f"freeze() was to freeze some parameters, but the predicate chose none of: {paths}."
         )
-    still = {path for path, _ in leaves} - chosen
-    weights = join_params(model)
-    trained = jax.tree_util.tree_map_with_path(lambda path, _: path in still, weights)
-    params, frozen = divide(weights, trained)
+    # Among them are the boxes' paths, which are not asked about.
+    still = {path for path, _ in jax.tree_util.tree_leaves_with_path(model.params)} - chosen
+    weights = boxed_weights(model)
+    kept = jax.tree_util.tree_map_with_path(lambda path, _: path in still, weights)
+    params, frozen = divide(weights, kept)
     return replace(model, params=params, frozen=frozen)
 
 
@@ -62,6 +64,6 @@ def unfreeze(model: _M) -> _M:
     >>> len(jax.tree.leaves(frozen.params)), len(jax.tree.leaves(compat.unfreeze(frozen).params))
     (0, 2)
     """
-    weights = join_params(model)
+    weights = boxed_weights(model)
     params, frozen = divide(weights, jax.tree.map(eqx.is_inexact_array, weights))
     return replace(model, params=params, frozen=frozen)

@@ -13,6 +13,7 @@ from solstice.compat.model import Keys, Model
 from solstice.compat.optimizer import Optimizer
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree import describe, leaves_by_path, norm
+from solstice.tree.overwritten import trained
 
 
 def intermediates(
@@ -125,7 +126,7 @@ def training_norms(exp: Any, batch: Any) -> dict[str, Array]:
     """
     is_part = lambda node: isinstance(node, Model | Optimizer)  # noqa: E731
     parts = jax.tree.leaves(exp, is_leaf=is_part)
-    params = [part.params for part in parts if isinstance(part, Model)]
+    params = [trained(part.params) for part in parts if isinstance(part, Model)]
     rates = [part.learning_rate() for part in parts if isinstance(part, Optimizer)]
     values = {"gradient_norm": norm(gradients(exp, batch)), "parameter_norm": norm(params)}
     known = [rate for rate in rates if rate is not None]
@@ -149,7 +150,7 @@ class _Keeping(Optimizer):
 
     def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, "_Keeping"]:
         return params, eqx.tree_at(
-            lambda one: one.grads, self, grads, is_leaf=lambda node: node is None
+            lambda one: one.grads, self, trained(grads), is_leaf=lambda node: node is None
         )
 
     def eval_params(self, params: PyTree) -> PyTree:

@@ -16,6 +16,7 @@ from solstice.compat.optimizer import Optimizer, Signature, check_trees, keep_ty
 from solstice.errors import InvalidTypeError
 from solstice.static import Static
 from solstice.tree import describe, owned, replace
+from solstice.tree.overwritten import set_apart, trained
 
 _NAME = "JaxOptimizer"
 
@@ -72,6 +73,7 @@ class JaxOptimizer(Optimizer):
         self._signature = None
 
     def init(self, params: PyTree) -> Self:
+        whole, params = params, trained(params)
         own = jax.tree.map(jnp.asarray, self._optimizer.value.init_fn(params))
         leaves, structure = jax.tree.flatten(own)
         layout = _Layout(structure, self._find_params(own, params))
@@ -80,11 +82,12 @@ class JaxOptimizer(Optimizer):
             step=jnp.zeros((), jnp.int32),
             state=tuple(owned([leaf for i, leaf in enumerate(leaves) if i not in layout.places])),
             _layout=Static(layout),
-            _signature=signature(params),
+            _signature=signature(whole),
         )
 
     def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, Self]:
         check_trees(_NAME, self._signature, gradients=grads, parameters=params)
+        grads, params, _, finish = set_apart(grads, params, {})
         _, update, get_params = self._optimizer.value
         structure, places = self._layout.value  # pyright: ignore[reportOptionalMemberAccess]
         at_place = dict(zip(places, jax.tree.leaves(params), strict=True))
@@ -93,7 +96,7 @@ class JaxOptimizer(Optimizer):
         own = update(self.step, grads, jax.tree.unflatten(structure, leaves))
         kept = tuple(leaf for i, leaf in enumerate(jax.tree.leaves(own)) if i not in at_place)
         opt = replace(self, step=self.step + 1, state=keep_types(kept, self.state))
-        return keep_types(get_params(own), params), opt
+        return finish(keep_types(get_params(own), params)), opt
 
     def eval_params(self, params: PyTree) -> PyTree:
         return params

@@ -17,6 +17,7 @@ from solstice.compat.model import Keys, Model, bind_call, divide, join_params, s
 from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree import owned, replace
+from solstice.tree.overwritten import Overwritten
 
 _NAME = "KerasModel"
 
@@ -28,7 +29,8 @@ class KerasModel(Model):
     own names anew with each network built. `state` holds the batch statistics, and the
     seeds of dropout: without a key, a training step draws from these and advances them, as
     the network itself does; with a key, it draws from seeds made of that key and leaves the
-    stored ones alone. Weights that Keras does not train (`layer.trainable = False`) are `frozen`.
+    stored ones alone. Weights that Keras does not train (`layer.trainable = False`) are `frozen`;
+    those that it overwrites with their gradient (float8) are each in a `compat.Overwritten`.
 
     >>> import jax.numpy as jnp, keras
     >>> from solstice.compat import KerasModel
@@ -96,6 +98,10 @@ class KerasModel(Model):
             name: variables[name].trainable and jnp.issubdtype(value.dtype, jnp.inexact)
             for name, value in constants.items()
         }
+        for name in constants:  # such as the scales of float8 layers
+            if getattr(variables[name], "overwrite_with_gradient", False):
+                constants[name] = Overwritten(constants[name])
+                trained[name] = Overwritten(trained[name])
         self._tree = Static(jax.tree.structure(constants))
         self.params, self.frozen = divide(owned(constants), trained)
         self.state = owned(values)

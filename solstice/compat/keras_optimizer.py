@@ -14,6 +14,7 @@ from solstice.compat.optimizer import Optimizer, Signature, check_trees, keep_ty
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree import describe, leaves_by_path, owned, replace
+from solstice.tree.overwritten import set_apart, trained
 
 _NAME = "KerasOptimizer"
 
@@ -75,19 +76,20 @@ class KerasOptimizer(Optimizer):
         self._signature = None
 
     def init(self, params: PyTree) -> Self:
-        variables = self._build(params).variables
+        variables = self._build(trained(params)).variables
         width = max(2, len(str(len(variables))))  # so that they sort by position
         state = {f"{i:0{width}}_{v.name}": v.value for i, v in enumerate(variables)}
         return replace(self, state=owned(state), _signature=signature(params))
 
     def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, Self]:
         check_trees(_NAME, self._signature, gradients=grads, parameters=params)
+        grads, params, _, finish = set_apart(grads, params, {})
         leaves, values = self._build(params).stateless_apply(
             self._values(), jax.tree.leaves(grads), jax.tree.leaves(params)
         )
         after = jax.tree.unflatten(jax.tree.structure(params), leaves)
         state = keep_types(dict(zip(sorted(self.state), values, strict=True)), self.state)
-        return keep_types(after, params), replace(self, state=state)
+        return finish(keep_types(after, params)), replace(self, state=state)
 
     def eval_params(self, params: PyTree) -> PyTree:
         return params

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ import flax.core
 import flax.errors
 import flax.linen as nn
 import jax
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from jaxtyping import Array, PyTree
 
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values
@@ -26,6 +28,7 @@ from solstice.compat.model import (
 from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree import as_key, owned, replace
+from solstice.tree.overwritten import Overwritten
 
 _NAME = "FlaxModel"
 
@@ -35,7 +38,8 @@ class FlaxModel(Model):
 
     `params` (with `frozen`) is the collection "params"; `state` holds the other collections that a
     training step updates in place. Collections that grow with each call (sown values) are
-    dropped.
+    dropped, and so are perturbations. What a gradient overwrites (the scales of Flax's fp8
+    layers) is among `params`, each leaf in a `compat.Overwritten`, under the collection's own name.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> from solstice.compat import FlaxModel
@@ -95,9 +99,15 @@ class FlaxModel(Model):
             variables = module.init(rngs, *given, method=call, **off)
         collections = dict(flax.core.unfreeze(variables))  # pyright: ignore[reportArgumentType]
         weights = collections.pop("params", {})
+        if OVERWRITE_WITH_GRADIENT in collections:
+            scales = collections.pop(OVERWRITE_WITH_GRADIENT)
+            weights = {**weights, OVERWRITE_WITH_GRADIENT: jax.tree.map(Overwritten, scales)}
+        _refuse_special(collections)
         self._tree = Static(jax.tree.structure(weights))
         self.params, self.frozen = split_params(weights)
-        self.state = {}
+        self.state = collections
+        if "cache" in collections:
+            self._refuse_decoding(inputs)
         self.state = owned(self._persistent(collections, inputs))
 
     def __call__(
@@ -117,7 +127,7 @@ class FlaxModel(Model):
 
     def unwrap(self) -> dict[str, PyTree]:
         """Return the variables, as `module.apply` takes them."""
-        return {"params": join_params(self, self._tree), **self.state}
+        return self._variables(self.state)
 
     def _apply(
         self,
@@ -140,6 +150,12 @@ class FlaxModel(Model):
             return self._module.value.apply(
                 self.unwrap(), *inputs, rngs=rngs, method=method, mutable=mutable, **kwargs
             )
+        except flax.errors.ModifyScopeVariableError as error:
+            raise InvalidValueError(
+                f"{_NAME}: a call is expected to change only state, in training; with "
+                f"train={train}, this network changes another variable: {error} If it has a train "
+                f"flag that was not recognised, name it: flags={{'my_flag': True}}."
+            ) from error
         except flax.errors.InvalidRngError as error:
             if train:
                 wanted = re.search(r'PRNG for "(.+?)"', str(error))
@@ -148,6 +164,14 @@ class FlaxModel(Model):
                 _NAME,
                 "If it has a train flag that was not recognised, name it: flags={'my_flag': True}.",
             ) from error
+
+    def _variables(self, state: dict[str, PyTree]) -> dict[str, PyTree]:
+        weights = join_params(self, self._tree)
+        if OVERWRITE_WITH_GRADIENT not in weights:
+            return {"params": weights, **state}
+        weights = dict(weights)
+        scales = {OVERWRITE_WITH_GRADIENT: weights.pop(OVERWRITE_WITH_GRADIENT)}
+        return {"params": weights, **scales, **state}
 
     def _function(self, method: Any) -> Callable[..., Any]:
         cls = type(self._module.value)
@@ -167,6 +191,8 @@ class FlaxModel(Model):
         self, collections: dict[str, PyTree], inputs: tuple[Any, ...]
     ) -> dict[str, PyTree]:
         """Keep the collections whose structure a training step leaves as it is."""
+        # Zeros of the shape of the example's activations, which are to be differentiated by.
+        collections.pop("perturbations", None)
         if not collections:
             return {}
 
@@ -174,7 +200,7 @@ class FlaxModel(Model):
             on = flag_values(self._flags, train=True)
             given, on = _by_position(self._function(self._method.value), inputs, on)
             return self._module.value.apply(
-                {"params": join_params(self, self._tree), **collections},
+                self._variables(collections),
                 *given,
                 rngs=self._rngs(jax.random.key(0)),
                 method=self._method.value,
@@ -184,11 +210,45 @@ class FlaxModel(Model):
 
         before = jax.eval_shape(lambda tree: tree, collections)
         after = jax.eval_shape(step, collections, inputs)
-        return {
+        kept = {
             name: values
             for name, values in collections.items()
             if name not in after or after[name] == before[name]
         }
+        losses = [name for name in collections if name not in kept and "loss" in name]
+        if losses:
+            warnings.warn(
+                f"{_NAME}: the network sows {losses[0]!r}, which a Model does not report, so that "
+                f"nothing of it is added to the loss. Return it beside the outputs, in a step of "
+                f"your own.",
+                stacklevel=4,
+            )
+        return kept
+
+    def _refuse_decoding(self, inputs: tuple[Any, ...]) -> None:
+        """Raise for a cache of decoding, which each call moves on, in evaluation too."""
+        try:
+            jax.eval_shape(lambda: self(*inputs)[0])
+        except ValueError as error:  # of inputs that are not one position long, Flax's own
+            raise InvalidValueError(
+                f"{_NAME}: the network keeps a cache of what it has decoded (the collection "
+                f"'cache'), which evaluation would have to change, and evaluation changes nothing. "
+                f"Make it with decode=False to train it; to decode, use the module itself, on "
+                f"model.unwrap()."
+            ) from error
+
+
+def _refuse_special(collections: dict[str, PyTree]) -> None:
+    """Raise for a collection whose name says that it is not treated as others are."""
+    special = sorted(name for name in collections if name.startswith("_"))
+    if special:
+        raise InvalidValueError(
+            f"{_NAME}: the network has the collection {special[0]!r}, whose underscore says that "
+            f"it is treated in a way of its own; of such collections, "
+            f"{OVERWRITE_WITH_GRADIENT!r} alone is known, and this one would stay as it is. Leave "
+            f"out the layer that makes it, or write an adapter that knows it: see "
+            f"solstice.compat.register."
+        )
 
 
 def _by_position(

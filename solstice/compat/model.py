@@ -16,6 +16,7 @@ from jaxtyping import Array, PyTree
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree import describe, is_key, owned, tree_difference
+from solstice.tree.overwritten import unboxed
 
 # A key for each named stream, or one key for all of them.
 Keys = Array | Mapping[str, Array] | None
@@ -26,7 +27,8 @@ class Model(eqx.Module):
 
     Attributes:
         params: Strongly typed float or complex arrays: what the optimizer sees. It may have
-            holes (None) where a leaf is in `frozen`.
+            holes (None) where a leaf is in `frozen`, and boxes (`compat.Overwritten`) around leaves
+            whose gradient is their next value.
         frozen: The network's other constants, integer buffers and frozen weights, in a tree like
             `params`; None where there are none.
         state: What the forward pass updates: batch statistics and other collections.
@@ -98,18 +100,25 @@ def divide(weights: PyTree, trained: PyTree) -> tuple[PyTree, PyTree]:
 def join_params(model: Model, like: Static[Any] | None = None) -> PyTree:
     """Return the library's tree of weights: `params` with its holes filled from `frozen`.
 
+    What is in a box (`compat.Overwritten`) is taken out of it.
+
     Raises:
         ValueError: It has another structure than `like`, that of the weights the model was made
             with.
     """
-    weights = model.params if model.frozen is None else eqx.combine(model.params, model.frozen)
+    weights = boxed_weights(model)
     if like is not None and (found := jax.tree.structure(weights)) != like.value:
         raise InvalidValueError(
             f"{type(model).__name__}: params (with frozen) are expected to be a tree like the one "
             f"the model was made with; {tree_difference(like.value, found)}. Replace values and "
             f"keep the tree: solstice.replace(model, params=jax.tree.map(..., model.params))."
         )
-    return weights
+    return unboxed(weights)
+
+
+def boxed_weights(model: Model) -> PyTree:
+    """Return `params` with its holes filled from `frozen`, boxes and all."""
+    return model.params if model.frozen is None else eqx.combine(model.params, model.frozen)
 
 
 def as_inputs(example: Any) -> tuple[Any, ...]:

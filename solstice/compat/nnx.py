@@ -14,17 +14,22 @@ from solstice.compat.model import Keys, Model, bind_call, join_params, single_ke
 from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree import owned, replace
+from solstice.tree.overwritten import Overwritten
 
 _NAME = "NNXModel"
+# The type of variable that the bridge makes of what Flax's fp8 layers keep their scales in.
+_OVERWRITTEN = "_overwrite_with_gradient"
+_Scale = nnx.variable_type_from_name(_OVERWRITTEN, allow_register=True)
 
 
 class NNXModel(Model):
     """A Flax NNX network.
 
-    `params` (with `frozen`) holds the `nnx.Param`s, `state` all other variables: `"vars"` batch
-    statistics and the like, `"rngs"` the streams of random numbers. Without a key, a training step
-    draws from these streams and advances them, as the network itself does; with a key, it draws
-    from streams made of that key and leaves the stored ones alone.
+    `params` (with `frozen`) holds the `nnx.Param`s, and what a gradient overwrites (the scales of
+    bridged fp8 layers), each in a `compat.Overwritten`. `state` holds all other variables:
+    `"vars"` batch statistics and the like, `"rngs"` the streams of random numbers. Without a key, a
+    training step draws from these streams and advances them, as the network itself does; with a
+    key, it draws from streams made of that key and leaves the stored ones alone.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -42,6 +47,7 @@ class NNXModel(Model):
     _graphs: Static[tuple[Any, Any]] = eqx.field(static=True)
     _call: Static[Callable[..., Any] | None] = eqx.field(static=True)
     _flags: Flags = eqx.field(static=True)
+    _has_cache: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -64,26 +70,32 @@ class NNXModel(Model):
         copy.eval()
         evaluating = nnx.split(copy)[0]
         copy.train()
-        training, weights, rngs, others = nnx.split(copy, nnx.Param, nnx.RngState, ...)
+        training, *parts = nnx.split(copy, nnx.Param, nnx.RngState, _Scale, ...)
+        weights, rngs, scales, others = map(nnx.to_pure_dict, parts)
         self._graphs = Static((training, evaluating))
+        self._has_cache = bool(jax.tree.leaves(nnx.state(copy, nnx.Cache)))
         self._call = Static(call)
         # A flag that is None by default is one that train() and eval() set.
         self._flags = find_flags(call or type(module).__call__, flags, skip_none=True)
-        values = nnx.to_pure_dict(weights)
-        self._tree = Static(jax.tree.structure(values))
-        self.params, self.frozen = split_params(values)
-        self.state = owned({"rngs": nnx.to_pure_dict(rngs), "vars": nnx.to_pure_dict(others)})
+        if jax.tree.leaves(scales):
+            weights = {**weights, _OVERWRITTEN: jax.tree.map(Overwritten, scales)}
+        self._tree = Static(jax.tree.structure(weights))
+        self.params, self.frozen = split_params(weights)
+        self.state = owned({"rngs": rngs, "vars": others})
 
     def __call__(
         self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
     ) -> tuple[Any, Self]:
         train = check_train(train, _NAME)
         module, kwargs, drawn = self._prepared(key, train, kwargs)
+        cached = jax.tree.leaves(nnx.state(module, nnx.Cache)) if self._has_cache else []
         outputs = bind_call(module, self._call.value)(*inputs, **kwargs)
+        if cached:
+            _refuse_decoding(cached, jax.tree.leaves(nnx.state(module, nnx.Cache)))
         if not train:
             return outputs, self
         nnx.pop(module, nnx.Intermediate)  # sown values are not kept
-        graph, _, rngs, others = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        graph, _, rngs, _, others = nnx.split(module, nnx.Param, nnx.RngState, _Scale, ...)
         if graph != self._graphs.value[0]:
             raise InvalidValueError(
                 f"{_NAME}: the call changed the module itself (an attribute was set, or a Variable "
@@ -129,7 +141,20 @@ class NNXModel(Model):
     def _module(self, train: bool, rngs: PyTree) -> nnx.Module:
         training, evaluating = self._graphs.value
         graph = training if train else evaluating
-        return nnx.merge(graph, join_params(self, self._tree), rngs, self.state["vars"])
+        weights = join_params(self, self._tree)
+        scales = weights.get(_OVERWRITTEN, {})
+        weights = {name: value for name, value in weights.items() if name != _OVERWRITTEN}
+        return nnx.merge(graph, weights, rngs, scales, self.state["vars"])
+
+
+def _refuse_decoding(before: list[Any], after: list[Any]) -> None:
+    """Raise for a cache of decoding that a call has moved on: it would be lost."""
+    if any(new is not old for new, old in zip(after, before, strict=True)):
+        raise InvalidValueError(
+            f"{_NAME}: the call changed a cache of what was decoded (an nnx.Cache), which a Model "
+            f"does not keep: evaluation changes nothing. Make the module with decode=False, or "
+            f"module.set_attributes(decode=False), to train it; to decode, use model.unwrap()."
+        )
 
 
 def _streams_from(key: Any, rngs: PyTree) -> PyTree:

@@ -32,6 +32,7 @@ from solstice.compat.optimizer import (
 from solstice.errors import InvalidTypeError
 from solstice.static import Static
 from solstice.tree import describe, owned, replace
+from solstice.tree.overwritten import overwrite, set_apart, trained
 
 _NAME = "OptaxOptimizer"
 
@@ -124,7 +125,8 @@ class OptaxOptimizer(Optimizer):
         self._signature = None
 
     def init(self, params: PyTree) -> Self:
-        transformation = self._transformation.value
+        transformation, whole = self._transformation.value, params
+        params = trained(params)
         with _no_lookahead_warning():
             state = transformation.init(params)
         slow = None
@@ -142,24 +144,26 @@ class OptaxOptimizer(Optimizer):
             slow=slow,
             wants=_solstice_names(takes),
             _takes=takes,
-            _signature=signature(params),
+            _signature=signature(whole),
         )
 
     def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, Self]:
         check_trees(_NAME, self._signature, gradients=grads, parameters=params)
-        extras = _optax_extras(self._takes or (), check_extras(_NAME, self.wants, extras))
+        extras = check_extras(_NAME, self.wants, extras)
+        grads, params, extras, finish = set_apart(grads, params, extras)
+        extras = _optax_extras(self._takes or (), extras)
         before = _with_slow(params, self.slow)
         after, state = _step(self._transformation.value, grads, before, self.state, extras)
         state = keep_types(state, self.state)
         if self.slow is None:
-            return after, replace(self, state=state)
-        return after.fast, replace(self, state=state, slow=after.slow)
+            return finish(after), replace(self, state=state)
+        return finish(after.fast), replace(self, state=state, slow=after.slow)
 
     def eval_params(self, params: PyTree) -> PyTree:
         if self.slow is not None:
-            return self.slow
+            return overwrite(self.slow, params)
         for node in _nodes(self.state, optax.contrib.ScheduleFreeState):
-            params = _schedule_free_params(node, params)
+            params = overwrite(_schedule_free_params(node, trained(params)), params)
         return params
 
     def learning_rate(self) -> Array | None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from solstice.compat import Model, Optimizer, as_model, as_optimizer
+from solstice.compat import Model, Optimizer, as_model, as_optimizer, overwrite
 from solstice.compat.model import as_inputs
 from solstice.errors import InvalidTypeError, InvalidValueError, MissingPackageError
 from solstice.experiments.runnable import Runnable
@@ -173,7 +173,8 @@ class SupervisedExperiment(Runnable):
 
         finite, loss_scale = None, self.loss_scale
         if loss_scale is not None:
-            grads, loss = loss_scale.unscale(grads), loss_scale.unscale(loss)
+            grads = overwrite(loss_scale.unscale(grads), grads)
+            loss = loss_scale.unscale(loss)
             finite = _jmp().all_finite(grads)
             loss_scale = loss_scale.adjust(finite)
         new_params, optimizer = self.optimizer(
@@ -185,6 +186,7 @@ class SupervisedExperiment(Runnable):
         ema, decay = self.ema, self._ema_decay
         if decay is not None:
             ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, new_params)
+            ema = overwrite(ema, new_params)
         model = replace(model, params=new_params)
         exp = replace(
             self, model=model, optimizer=optimizer, key=key, ema=ema, loss_scale=loss_scale
@@ -258,8 +260,12 @@ class SupervisedExperiment(Runnable):
     def _forward(self, params: PyTree, inputs: tuple, **options: Any) -> tuple[Array, Model]:
         if self._compute_dtype is None:
             return replace(self.model, params=params)(*inputs, **options)
-        cast = _policy(self._compute_dtype).cast_to_compute
-        low = replace(self.model, params=cast(params), frozen=cast(self.model.frozen))
+        cast, frozen = _policy(self._compute_dtype).cast_to_compute, self.model.frozen
+        low = replace(
+            self.model,
+            params=overwrite(cast(params), params),
+            frozen=None if frozen is None else overwrite(cast(frozen), frozen),
+        )
         outputs, model = low(*cast(inputs), **options)
         state = jax.tree.map(lambda new, old: new.astype(old.dtype), model.state, self.model.state)
         outputs = _policy(self._compute_dtype).cast_to_output(outputs)
@@ -300,13 +306,16 @@ class SupervisedExperiment(Runnable):
             (inputs, targets, mask, weight), key = part
             exp = replace(self, model=replace(self.model, state=state))
             loss_of = jax.value_and_grad(exp._training_loss, has_aux=True)
+            # What a gradient overwrites goes from part to part, as state does.
+            params = overwrite(self.model.params, grads)
             (more, (outputs, model)), new = loss_of(
-                self.model.params, inputs, targets, mask, weight, key, count
+                params, inputs, targets, mask, weight, key, count
             )
-            grads = jax.tree.map(jnp.add, grads, new)
+            grads = overwrite(jax.tree.map(jnp.add, grads, new), new)
             return (grads, loss + more, model.state), outputs
 
         zeros = jax.tree.map(jnp.zeros_like, self.model.params)
+        zeros = overwrite(zeros, self.model.params)
         start = (zeros, jnp.zeros((), count.dtype), self.model.state)
         (grads, loss, state), outputs = jax.lax.scan(one, start, (cut, keys))
         outputs = outputs.reshape(-1, *outputs.shape[2:])

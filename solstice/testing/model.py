@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from solstice.compat import Model, as_model, freeze
+from solstice.compat import Model, as_model, freeze, trained
 from solstice.compat.model import as_inputs
 from solstice.testing.compare import (
     assert_close,
@@ -78,7 +78,7 @@ _book = LawBook(
     seed=lambda subject: seeds(),
     permutation=lambda subject: permutations(subject.batch_size),
     split=lambda subject: splits(subject.batch_size),
-    mask=lambda subject: masks(len(jax.tree.leaves(subject.model.params))),
+    mask=lambda subject: masks(len(jax.tree.leaves(trained(subject.model.params)))),
 )
 
 
@@ -232,10 +232,10 @@ def params_are_no_buffers(subject: ModelSubject) -> None:
         used_leaves(functools.partial(outputs, train=train), model.params)
         for train in (True, False)
     )
-    for path, trained, evaluated in zip(
+    for path, training, evaluated in zip(
         values(model.params), in_training, in_evaluation, strict=True
     ):
-        assert trained or not evaluated, (
+        assert training or not evaluated, (
             f"params hold {path}, which only evaluation uses: it belongs into `state`"
         )
 
@@ -305,7 +305,7 @@ def a_subset_trains_as_in_the_whole(subject: ModelSubject, mask: list[bool], see
     frozen = _frozen(model, mask)
     whole = subject.gradients(model.params, model, key, *subject.inputs)
     part = jax.jit(jax.grad(subject.loss))(frozen.params, frozen, key, *subject.inputs)
-    whole, part = values(whole), values(part)
+    whole, part = values(trained(whole)), values(trained(part))
     kept = [path for path, off in zip(whole, mask, strict=True) if not off]
     assert list(part) == kept, f"the gradients are those of {list(part)}, and not of {kept}"
     assert_close({path: whole[path] for path in kept}, part, "gradients in the whole and in a part")
@@ -530,7 +530,7 @@ def _frozen(model: Model, mask: list[bool]) -> Model:
     """Freeze the leaves of params that the mask names; none where it names none."""
     if not any(mask):
         return model
-    paths = leaves_by_path(model.params)
+    paths = leaves_by_path(trained(model.params))
     chosen = {path for path, off in zip(paths, mask, strict=True) if off}
     return freeze(model, lambda path, leaf: path in chosen)
 

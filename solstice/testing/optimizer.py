@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from solstice.compat import Optimizer
+from solstice.compat import Optimizer, Overwritten
 from solstice.testing.compare import assert_close, assert_same_bits, assert_same_signature, values
 from solstice.testing.law import EXAMPLES, Law, LawBook, Report, run
 from solstice.testing.strategies import seeds
@@ -154,6 +154,35 @@ def none_leaves_pass(subject: OptimizerSubject, seed: int) -> None:
     moved, _ = jax.jit(descend)(holed, subject.optimizer.init(holed), seed)
     assert moved["hole"] is None and moved["more"] == [None, None], "a hole was filled"
     assert_close(params, moved["real"], "with and without holes")
+
+
+@_book.law()
+def overwritten_leaves_take_their_gradient(subject: OptimizerSubject) -> None:
+    """What a gradient overwrites (`compat.Overwritten`) becomes it, and changes nothing else."""
+    mixed = {"real": subject.params, "scale": Overwritten(jnp.full(2, 3.0))}
+    params, _ = subject.step(subject.params, subject.initial, 0)
+
+    @jax.jit
+    def step(mixed: PyTree, optimizer: Optimizer) -> PyTree:
+        value, grad = jax.value_and_grad(objective)(mixed["real"], 0)
+        grads = {"real": grad, "scale": Overwritten(jnp.full(2, 7.0))}
+        return optimizer(
+            grads,
+            mixed,
+            value=value,
+            grad=grads,
+            value_fn=lambda mixed: objective(mixed["real"], 0) + 0 * mixed["scale"].value.sum(),
+        )
+
+    optimizer = subject.optimizer.init(mixed)
+    moved, optimizer = step(mixed, optimizer)
+    assert isinstance(moved["scale"], Overwritten), "the box is gone"
+    assert moved["scale"].value.tolist() == [7, 7], (
+        f"its gradient was 7, and it became {moved['scale'].value.tolist()}"
+    )
+    assert_close(params, moved["real"], "with and without an overwritten parameter")
+    averaged = optimizer.eval_params(moved)
+    assert averaged["scale"].value.tolist() == [7, 7], "eval_params() gives another value"
 
 
 @_book.law("seed", needs="native")

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from networks import LIBRARIES
+from networks.common import COMMON
 from optimizer_table import PER_EXAMPLE, TABLES
 
 from solstice.testing import MODEL_LAWS, OPTIMIZER_LAWS
@@ -62,9 +63,9 @@ MODEL_COLUMNS = {
         "freezing_keeps_outputs, a_subset_trains_as_in_the_whole",
         "mlp, cnn, recurrent, attention, embedding, shared",
     ),
-    "ensembles": ("vmap_evaluates_each, vmap_trains_each", ", ".join(LIBRARIES["linen"])),
-    "same bits as its own call": ("equals_the_native_call", ", ".join(LIBRARIES["linen"])),
-    "`unwrap()`": ("equals_the_native_call, copies_are_equal", ", ".join(LIBRARIES["linen"])),
+    "ensembles": ("vmap_evaluates_each, vmap_trains_each", ", ".join(COMMON)),
+    "same bits as its own call": ("equals_the_native_call", ", ".join(COMMON)),
+    "`unwrap()`": ("equals_the_native_call, copies_are_equal", ", ".join(COMMON)),
 }
 OPTIMIZER_COLUMNS = {
     "same bits as its own loop": "equals_the_native_loop",

@@ -20,7 +20,7 @@ def _normal(seed: int, *shape: int) -> jax.Array:
 
 
 # What each kind of network takes; the first axis is the batch.
-INPUTS = {
+COMMON = {
     "mlp": (_normal(1, 4, 4),),
     "cnn": (_normal(2, 4, 4, 4, 1),),
     "recurrent": (_normal(3, 4, 5, 3),),
@@ -29,6 +29,10 @@ INPUTS = {
     "embedding": (jnp.arange(20).reshape(4, 5) % 7,),
     "parameterless": (_normal(6, 4, 4),),
     "shared": (_normal(7, 4, 4),),
+}
+INPUTS = COMMON | {
+    # Of the libraries that have it: scales that the gradient overwrites.
+    "fp8": (_normal(8, 4, 4),),
 }
 
 

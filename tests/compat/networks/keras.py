@@ -8,7 +8,7 @@ import keras
 import optax
 
 from networks.common import CLASSES, INPUTS, TX, Subject, loss_of
-from solstice.compat import KerasModel, Model
+from solstice.compat import KerasModel, Model, overwrite, trained
 from solstice.tree import replace
 
 layers = keras.layers
@@ -70,6 +70,12 @@ def shared():
     return keras.Model(x, dense(nested(x)))
 
 
+def fp8():
+    return keras.Sequential(
+        [layers.Input((4,)), layers.Dense(CLASSES, dtype="float8_from_float32")]
+    )
+
+
 def _subject(kind: str, build) -> Subject:
     inputs = INPUTS[kind]
 
@@ -81,10 +87,11 @@ def _subject(kind: str, build) -> Subject:
     def make_model(key) -> Model:
         # Keras draws its initial values itself, from its own seed; these are drawn from the key.
         model = KerasModel(made())
-        leaves, structure = jax.tree.flatten(model.params)
+        leaves, structure = jax.tree.flatten(trained(model.params))
         keys = jax.random.split(key, len(leaves) + 1)[1:]
         fresh = [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-        return replace(model, params=jax.tree.unflatten(structure, fresh))
+        params = jax.tree.unflatten(structure, fresh)
+        return replace(model, params=overwrite(params, model.params))
 
     def forward(values, others, inputs, train, streams=()):
         network = made()
@@ -99,9 +106,16 @@ def _subject(kind: str, build) -> Subject:
 
     def start(key):
         # In the order of the variables, as the adapter names them by.
-        values = list(make_model(key).params.values())
+        values = jax.tree.leaves(make_model(key).params)
         others = [jnp.array(v.value) for v in made().non_trainable_variables]
-        return values, others, TX.init(values)
+        return values, others, TX.init(moved(values))
+
+    def moved(values):
+        """None in place of what Keras's optimizers overwrite with its gradient."""
+        variables = made().trainable_variables
+        return [
+            None if v.overwrite_with_gradient else x for v, x in zip(variables, values, strict=True)
+        ]
 
     @jax.jit
     def step(carry, inputs, key):
@@ -112,8 +126,10 @@ def _subject(kind: str, build) -> Subject:
             return loss_of(outputs), new
 
         (loss, others), grads = jax.value_and_grad(objective, has_aux=True)(values)
-        updates, opt_state = TX.update(grads, opt_state, values)
-        return loss, (optax.apply_updates(values, updates), others, opt_state)
+        updates, opt_state = TX.update(moved(grads), opt_state, moved(values))
+        new = optax.apply_updates(moved(values), updates)
+        values = [g if v is None else v for v, g in zip(new, grads, strict=True)]
+        return loss, (values, others, opt_state)
 
     @jax.jit
     def evaluate(carry, inputs):
@@ -158,4 +174,5 @@ SUBJECTS = {
     "embedding": _subject("embedding", embedding),
     "parameterless": _subject("parameterless", parameterless),
     "shared": _subject("shared", shared),
+    "fp8": _subject("fp8", fp8),
 }

@@ -2,8 +2,9 @@
 
 import flax.linen as nn
 import jax
+from flax.training.train_state import TrainState
 
-from networks.common import CLASSES, INPUTS, Subject, functional
+from networks.common import CLASSES, INPUTS, TX, Subject, arrays, functional, loss_of
 from solstice.compat import FlaxModel
 
 
@@ -93,6 +94,35 @@ def _subject(kind: str, module: nn.Module, *flags: tuple[str, bool]) -> Subject:
     )
 
 
+def _fp8() -> Subject:
+    """In the hands of Flax's own TrainState."""
+    inputs = INPUTS["fp8"]
+    module = nn.Dense(CLASSES, dot_general_cls=nn.Fp8DirectDotGeneralOp)
+
+    def start(key):
+        variables = dict(module.init(key, *inputs))
+        return TrainState.create(apply_fn=module.apply, params=variables, tx=TX)
+
+    @jax.jit
+    def step(state, inputs, key):
+        def objective(variables):
+            return loss_of(state.apply_fn(variables, *inputs))
+
+        loss, grads = jax.value_and_grad(objective)(state.params)
+        return loss, state.apply_gradients(grads=grads)
+
+    return Subject(
+        inputs,
+        lambda key: FlaxModel(module, inputs, key=key),
+        lambda variables, *inputs, key, train: module.apply(variables, *inputs),
+        start,
+        step,
+        jax.jit(lambda state, inputs: module.apply(state.params, *inputs)),
+        lambda state: state.params,
+        arrays,
+    )
+
+
 SUBJECTS = {
     "mlp": _subject("mlp", MLP()),
     "cnn": _subject("cnn", CNN(), ("train", True)),
@@ -101,4 +131,5 @@ SUBJECTS = {
     "embedding": _subject("embedding", Embedding()),
     "parameterless": _subject("parameterless", Parameterless()),
     "shared": _subject("shared", Shared()),
+    "fp8": _fp8(),
 }

@@ -1,5 +1,6 @@
 """Flax NNX: modules that hold their parameters and streams, trained in place."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -150,6 +151,47 @@ def _subject(kind: str, network, *, flag: str | None = None) -> Subject:
     )
 
 
+def _fp8() -> Subject:
+    """A Linen layer through the bridge; NNX has none of its own."""
+    inputs = INPUTS["fp8"]
+    dense = nn.Dense(CLASSES, dot_general_cls=nn.Fp8DirectDotGeneralOp)
+    scale = nnx.variable_type_from_name("_overwrite_with_gradient", allow_register=True)
+
+    def make(key):
+        return nnx.bridge.ToNNX(dense, rngs=nnx.Rngs(key)).lazy_init(*inputs)
+
+    def start(key):
+        module = make(key)
+        return module, nnx.Optimizer(module, TX, wrt=nnx.Param)
+
+    @nnx.jit
+    def train_step(module, optimizer, inputs):
+        wrt = nnx.DiffState(0, nnx.Any(nnx.Param, scale))
+        loss, grads = nnx.value_and_grad(lambda m: loss_of(m(*inputs)), argnums=wrt)(module)
+        weights, scales = grads.split(nnx.Param, scale)
+        optimizer.update(module, weights)
+        nnx.update(module, scales)
+        return loss
+
+    def step(carry, inputs, key):
+        return train_step(*carry, inputs), carry
+
+    def call(module, *inputs, key, train):
+        return module(*inputs)
+
+    return Subject(
+        inputs,
+        lambda key: NNXModel(make(key)),
+        call,
+        start,
+        step,
+        lambda carry, inputs: nnx.jit(call)(carry[0], *inputs, key=None, train=False),
+        lambda carry: carry[0],
+        lambda module: jax.tree.leaves(nnx.to_pure_dict(nnx.state(module))),
+        keeps_streams=True,
+    )
+
+
 SUBJECTS = {
     "mlp": _subject("mlp", MLP),
     "cnn": _subject("cnn", CNN),
@@ -158,4 +200,5 @@ SUBJECTS = {
     "embedding": _subject("embedding", Embedding),
     "parameterless": _subject("parameterless", Parameterless),
     "shared": _subject("shared", Shared),
+    "fp8": _fp8(),
 }

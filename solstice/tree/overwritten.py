@@ -1,0 +1,91 @@
+"""Parameters that their gradient overwrites, such as the scales of an 8-bit network.
+
+What a backward pass measures (the largest gradient, say) comes out of it as the gradient of such a
+parameter: its new value. An optimizer that took a step along it would spoil it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+
+class Overwritten(eqx.Module):
+    """A box around a leaf of `params` whose gradient is its next value.
+
+    An adapter puts it there, and so may the init function of a `FunctionModel`. Every
+    `compat.Optimizer` returns the gradient in its place; ready-made experiments neither average
+    it, nor scale it, nor compute it in a lower precision, and `freeze` passes it over. The network
+    itself gets the bare leaf.
+
+    >>> import jax.numpy as jnp, optax
+    >>> from solstice import compat
+    >>> params = {"w": jnp.ones(2), "largest": compat.Overwritten(jnp.zeros(()))}
+    >>> grads = {"w": jnp.ones(2), "largest": compat.Overwritten(jnp.array(7.0))}
+    >>> opt = compat.OptaxOptimizer(optax.sgd(0.5)).init(params)
+    >>> params, opt = opt(grads, params)
+    >>> params["w"].tolist(), float(params["largest"].value)
+    ([0.5, 0.5], 7.0)
+    """
+
+    value: Any
+
+
+def trained(tree: PyTree) -> PyTree:
+    """Return a tree like `params` with None in place of all that is overwritten.
+
+    >>> trained({"w": 1.0, "largest": Overwritten(None)})
+    {'largest': None, 'w': 1.0}
+    """
+    return jax.tree.map(lambda node: None if is_box(node) else node, tree, is_leaf=is_box)
+
+
+def overwrite(tree: PyTree, boxes: PyTree) -> PyTree:
+    """Return `tree` with what is overwritten as it is in `boxes`.
+
+    Args:
+        tree: A tree like `params`, with a box or None in place of what is overwritten.
+        boxes: Gradients, or parameters.
+
+    >>> overwrite({"w": 1.0, "largest": None}, {"w": 2.0, "largest": Overwritten(None)})
+    {'largest': Overwritten(value=None), 'w': 1.0}
+    """
+    return jax.tree.map(
+        lambda node, other: other if is_box(other) else node,
+        tree,
+        boxes,
+        is_leaf=lambda node: node is None or is_box(node),
+    )
+
+
+def unboxed(tree: PyTree) -> PyTree:
+    """Return a tree like `params` as the network takes it, without boxes."""
+    return jax.tree.map(lambda node: node.value if is_box(node) else node, tree, is_leaf=is_box)
+
+
+def set_apart(
+    grads: PyTree, params: PyTree, extras: dict[str, Any]
+) -> tuple[PyTree, PyTree, dict[str, Any], Callable[[PyTree], PyTree]]:
+    """Return what an optimizer's own rule takes, and what to call with the parameters it gives.
+
+    Args:
+        grads: The gradients that an `Optimizer` is called with.
+        params: The parameters likewise.
+        extras: The extras likewise: `grad` and `value_fn` among them are of the rule's own tree.
+    """
+    if not any(map(is_box, jax.tree.leaves(params, is_leaf=is_box))):
+        return grads, params, extras, lambda after: after
+    own = dict(extras)
+    if "grad" in own:
+        own["grad"] = trained(own["grad"])
+    if "value_fn" in own:
+        value_fn = own["value_fn"]
+        own["value_fn"] = lambda some: value_fn(overwrite(some, params))
+    return trained(grads), trained(params), own, lambda after: overwrite(after, grads)
+
+
+def is_box(node: Any) -> bool:
+    """Say whether a node of a tree is a box."""
+    return isinstance(node, Overwritten)
