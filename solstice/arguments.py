@@ -15,7 +15,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from solstice.errors import InvalidIndexError, InvalidTypeError, InvalidValueError
+from solstice.errors import (
+    InvalidIndexError,
+    InvalidTypeError,
+    InvalidValueError,
+    MissingFileError,
+)
 
 _T = TypeVar("_T")
 
@@ -87,12 +92,8 @@ def counts(values: Any, name: str, *, least: int = 1, most: int | None = None) -
     >>> counts(5, "top_k"), counts([1, 5], "top_k")
     ((5,), (1, 5))
     """
-    if isinstance(values, str | bytes | Mapping):
-        raise InvalidTypeError(
-            f"{name} is expected to be an int or several; it is {describe(values)}."
-        )
-    one_array = hasattr(values, "ndim") and values.ndim == 0
-    several = values if isinstance(values, Iterable) and not one_array else (values,)
+    several = _listed(values)
+    several = [values] if several is None else several
     return tuple(count(one, name, least=least, most=most) for one in several)
 
 
@@ -195,9 +196,8 @@ def texts(values: Any, name: str) -> list[str]:
     solstice.errors.InvalidTypeError: metrics is expected to be a list of texts; it is the str \
 'loss'.
     """
-    several = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping)
-    found: list[Any] = list(values) if several else []
-    if not several or not all(isinstance(one, str) for one in found):
+    found = _listed(values)
+    if found is None or not all(isinstance(one, str) for one in found):
         raise InvalidTypeError(
             f"{name} is expected to be a list of texts; it is {describe(values)}."
         )
@@ -205,7 +205,7 @@ def texts(values: Any, name: str) -> list[str]:
 
 
 def path(value: Any, name: str) -> Path:
-    """Return the path of a file or a directory.
+    """Return the path of a file or a directory, absolute: a later `chdir` changes nothing.
 
     >>> path("", "directory")
     Traceback (most recent call last):
@@ -217,7 +217,23 @@ def path(value: Any, name: str) -> Path:
         raise InvalidTypeError(f"{name} is expected to be a path; it is {describe(value)}.")
     if not found or "\0" in found:
         raise InvalidValueError(f"{name} is expected to be a path; it is {describe(value)}.")
-    return Path(found)
+    return Path(found).absolute()
+
+
+def existing_file(value: Any, name: str) -> Path:
+    """Return the absolute path of a file that is there.
+
+    >>> existing_file("lost.jsonl", "path")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.MissingFileError: path is expected to be a file; there is none at 'lost.jsonl'.
+    """
+    found = path(value, name)
+    if not found.is_file():
+        raise MissingFileError(
+            f"{name} is expected to be a file; there is none at {os.fspath(value)!r}."
+        )
+    return found
 
 
 def function(value: Any, name: str, takes: str | None = None) -> Callable[..., Any]:
@@ -238,6 +254,8 @@ def function(value: Any, name: str, takes: str | None = None) -> Callable[..., A
 <lambda>(exp).
     """
     wanted = "a function" if takes is None else f"a function of ({takes})"
+    if takes == "":
+        wanted = "a function without arguments"
     if not callable(value):
         raise InvalidTypeError(f"{name} is expected to be {wanted}; it is {describe(value)}.")
     if takes is None:
@@ -247,7 +265,7 @@ def function(value: Any, name: str, takes: str | None = None) -> Callable[..., A
     except (TypeError, ValueError):  # as of some builtins
         return value
     try:
-        signature.bind(*takes.split(","))
+        signature.bind(*filter(None, takes.split(",")))
     except TypeError as error:
         called = getattr(value, "__name__", type(value).__name__)
         raise InvalidTypeError(
@@ -307,3 +325,9 @@ int 1, the int 2], [the int 3]].
             f"{name} is expected to be an array of numbers; it is {describe(values)}."
         )
     return found
+
+
+def _listed(values: Any) -> list[Any] | None:
+    """Return what a list, a set, an array or an iterator holds; None of what is one thing."""
+    one = isinstance(values, str | bytes | Mapping) or getattr(values, "ndim", 1) == 0
+    return None if one or not isinstance(values, Iterable) else list(values)

@@ -11,6 +11,7 @@
      ├─ MissingPackageError (ImportError): a feature needs a package that is not installed
      ├─ NotFiniteError (FloatingPointError): `StopOnNaN` found a NaN or an infinity
      ├─ NoCheckpointError (FileNotFoundError): a directory holds no checkpoint
+     ├─ MissingFileError (FileNotFoundError): there is no file of that name
      ├─ ExistingFileError (FileExistsError): a new run would mix with the files of another
      ├─ SlowWriteError (TimeoutError): a sink is not done within its timeout
      ├─ ProcessError (RuntimeError): another process of the run failed, left or is silent
@@ -69,6 +70,10 @@ class NotFiniteError(SolsticeError, FloatingPointError):
 
 class NoCheckpointError(SolsticeError, FileNotFoundError):
     """A directory holds no checkpoint, or not the one that was asked for."""
+
+
+class MissingFileError(SolsticeError, FileNotFoundError):
+    """There is no file of that name to be read."""
 
 
 class ExistingFileError(SolsticeError, FileExistsError):

@@ -8,11 +8,11 @@ the trainer, keeps the moment of the last question in a `Watch`.
 import abc
 import dataclasses
 import math
-import operator
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from solstice import arguments
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree import describe
 
@@ -102,8 +102,12 @@ class Every(Trigger):
                 f"{', '.join(given) or 'none'}. Join two with |: Every(steps=9) | Every(epochs=1)."
             )
         (unit,) = given
-        check = _seconds if unit == "seconds" else _count
-        object.__setattr__(self, unit, check(units[unit], f"Every({unit}=)"))
+        name = f"Every({unit}=)"
+        if unit == "seconds":
+            every = arguments.number(self.seconds, name, above=0)
+        else:
+            every = arguments.count(units[unit], name)
+        object.__setattr__(self, unit, every)
 
     def fires(self, before: Moment, after: Moment) -> bool:
         if self.steps is not None:
@@ -141,19 +145,13 @@ class At(Trigger):
     steps: Any
 
     def __post_init__(self) -> None:
-        try:
-            several = tuple(self.steps) if isinstance(self.steps, Iterable) else (self.steps,)
-            several = tuple(sorted({_count(step, "At()") for step in several}))
-        except TypeError as error:
-            raise InvalidTypeError(
-                f"At is expected to get a number of training steps or several, such as "
-                f"At([100, 1000]); it got {describe(self.steps)}."
-            ) from error
+        several = arguments.counts(self.steps, "At(steps)")
         if not several:
             raise InvalidValueError(
-                "At is expected to get at least one training step; it got none."
+                f"At(steps) is expected to be one training step or several, such as "
+                f"At([100, 1000]); it is {describe(self.steps)}."
             )
-        object.__setattr__(self, "steps", several)
+        object.__setattr__(self, "steps", tuple(sorted(set(several))))
 
     def fires(self, before: Moment, after: Moment) -> bool:
         return any(before.steps < step <= after.steps for step in self.steps)
@@ -188,7 +186,8 @@ class First(Trigger):
     of_process: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "n", _count(self.n, "First(n)"))
+        object.__setattr__(self, "n", arguments.count(self.n, "First(n)"))
+        object.__setattr__(self, "of_process", arguments.flag(self.of_process, "of_process"))
 
     def fires(self, before: Moment, after: Moment) -> bool:
         taken = before.own_steps if self.of_process else before.steps
@@ -204,6 +203,10 @@ class AnyOf(Trigger):
 
     left: Trigger
     right: Trigger
+
+    def __post_init__(self) -> None:
+        check_trigger(self.left, "left")
+        check_trigger(self.right, "right")
 
     def fires(self, before: Moment, after: Moment) -> bool:
         return self.left.fires(before, after) or self.right.fires(before, after)
@@ -225,8 +228,9 @@ class Watch:
     """
 
     def __init__(self, trigger: Trigger, clock: Callable[[], float] = time.monotonic) -> None:
+        check_trigger(trigger, "trigger")
         self._trigger = trigger
-        self._clock = clock
+        self._clock = arguments.function(clock, "clock", takes="")
         self._start = clock()
         self._last = Moment()
         # Steps completed by now, and the first at which there is something to ask.
@@ -274,29 +278,4 @@ def check_trigger(trigger: Any, name: str) -> None:
     solstice.errors.InvalidTypeError: when is expected to be a trigger, such as Every(steps=100); \
 it is the int 100.
     """
-    if not isinstance(trigger, Trigger):
-        raise InvalidTypeError(
-            f"{name} is expected to be a trigger, such as Every(steps=100); it is "
-            f"{describe(trigger)}."
-        )
-
-
-def _count(value: Any, name: str) -> int:
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = None
-    if count is None or isinstance(value, bool):
-        raise InvalidTypeError(f"{name} is expected to be an int; it is {describe(value)}.")
-    if count < 1:
-        raise InvalidValueError(f"{name} is expected to be at least 1; it is {count}.")
-    return count
-
-
-def _seconds(value: Any, name: str) -> float:
-    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
-        raise InvalidTypeError(f"{name} is expected to be a number; it is {describe(value)}.")
-    seconds = float(value)
-    if not 0 < seconds < float("inf"):
-        raise InvalidValueError(f"{name} is expected to be positive and finite; it is {value}.")
-    return seconds
+    arguments.instance(trigger, name, Trigger, "a trigger, such as Every(steps=100)")

@@ -16,10 +16,10 @@ from typing import Any
 
 import jax
 
-from solstice.errors import InvalidTypeError, InvalidValueError, MissingPackageError, SlowWriteError
+from solstice import arguments
+from solstice.errors import InvalidValueError, MissingPackageError, SlowWriteError
 from solstice.loggers.records import Record, make_record
 from solstice.loggers.worker import Worker
-from solstice.tree import describe
 
 _logger = logging.getLogger("solstice")
 
@@ -61,8 +61,8 @@ class Sink(abc.ABC):
     """
 
     def __init__(self, name: str, *, timeout: float = 10.0) -> None:
-        self._name = name
-        self._timeout = timeout
+        self._name = arguments.text(name, "name")
+        self._timeout = arguments.number(timeout, "timeout", above=0)
         self._worker = Worker(name)
         self._open = self._begun = False
         self._warned = False
@@ -119,6 +119,8 @@ class Sink(abc.ABC):
                 1970) and the metrics: numbers, arrays (jax's too), `Image`, `Text`. Buffers must
                 not be donated or changed later.
         """
+        if not isinstance(record, Record):
+            _check_record(record)
         if jax.process_index() != 0:
             return
         if not self._open and self._stuck():
@@ -217,34 +219,38 @@ class Sink(abc.ABC):
             )
 
 
-def local_path(path: str | os.PathLike[str]) -> Path:
+def _check_record(record: Any) -> None:
+    if not {"mode", "step"} <= set(arguments.mapping(record, "record")):
+        raise InvalidValueError(
+            f"record is expected to hold `mode`, `step` and metrics; it is "
+            f"{arguments.describe(record)}."
+        )
+
+
+def local_path(path: str | os.PathLike[str], name: str = "path") -> Path:
     """Return a path on this machine's file systems, absolute: no later `chdir` changes it.
 
     Raises:
-        ValueError: It is a URL.
+        TypeError: It is no path.
+        ValueError: It is empty, or a URL.
 
     >>> local_path("gs://bucket/run")
     Traceback (most recent call last):
         ...
-    solstice.errors.InvalidValueError: A sink writes to a local path; 'gs://bucket/run' is a URL. \
+    solstice.errors.InvalidValueError: path is expected to be local; 'gs://bucket/run' is a URL. \
 Copy the files later.
     """
+    found = arguments.path(path, name)
     if "://" in os.fspath(path):
         raise InvalidValueError(
-            f"A sink writes to a local path; {os.fspath(path)!r} is a URL. Copy the files later."
+            f"{name} is expected to be local; {os.fspath(path)!r} is a URL. Copy the files later."
         )
-    return Path(path).absolute()
+    return found
 
 
 def check_hyperparameters(values: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return hyperparameters as a dict of names; None is empty."""
-    values = {} if values is None else values
-    if not isinstance(values, Mapping):
-        raise InvalidTypeError(
-            f"hyperparameters are expected to be a mapping of names to values; it is "
-            f"{describe(values)}."
-        )
-    return {str(name): value for name, value in values.items()}
+    return {} if values is None else arguments.mapping(values, "hyperparameters")
 
 
 def require(package: str, sink: str, extra: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from solstice import arguments
 from solstice.loggers.base import Sink
 from solstice.loggers.values import is_number
 
@@ -40,7 +41,7 @@ class Console(Sink):
 
     def __init__(self, metrics: Sequence[str] | None = None) -> None:
         super().__init__("Console()")
-        self._chosen = None if metrics is None else list(metrics)
+        self._chosen = None if metrics is None else arguments.texts(metrics, "metrics")
         self._columns: list[str] = []
         self._rows = 0
 

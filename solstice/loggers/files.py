@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from solstice import arguments
 from solstice.errors import ExistingFileError, InvalidValueError
 from solstice.loggers.base import Sink, local_path
 
@@ -82,9 +83,9 @@ class FileSink(Sink):
         append: bool = False,
         cut: Callable[[Path], int] | None = None,
     ) -> None:
-        super().__init__(f"{type(self).__name__}({os.fspath(path)!r})")
         self._path = local_path(path)
-        self._append = append
+        super().__init__(f"{type(self).__name__}({os.fspath(path)!r})")
+        self._append = arguments.flag(append, "append")
         self._cut = cut_torn_line if cut is None else cut
         self._file: EntryFile | None = None
 

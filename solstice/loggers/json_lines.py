@@ -6,8 +6,8 @@ Images are left out. It reads a file back, and knows nothing of what is in a rec
 import os
 from typing import Any
 
+from solstice import arguments
 from solstice.errors import InvalidValueError
-from solstice.loggers.base import local_path
 from solstice.loggers.files import FileSink, cut_back
 from solstice.loggers.json_text import as_json, from_json
 from solstice.loggers.values import Image
@@ -59,6 +59,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     A last line that was cut short, as a running or killed process leaves it, is left out.
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: Another line is no JSON; the message says which.
 
     >>> import pathlib, tempfile, solstice
@@ -70,7 +71,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     [{'mode': 'val', 'epoch': 0, 'step': 100, 'time': 1.5, 'loss': inf}]
     """
     records = []
-    *lines, rest = local_path(path).read_bytes().split(b"\n")
+    *lines, rest = arguments.existing_file(path, "path").read_bytes().split(b"\n")
     for number, line in enumerate([*lines, rest], start=1):
         try:
             records.append(from_json(line))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from solstice import arguments
 from solstice.loggers.base import Sink, check_hyperparameters, require
 from solstice.loggers.values import Image, as_text, is_number
 
@@ -48,6 +49,10 @@ class MLflow(Sink):
         tracking_uri: str | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
+        arguments.text(experiment, "experiment")
+        for name, value in {"run_name": run_name, "tracking_uri": tracking_uri}.items():
+            if value is not None:
+                arguments.text(value, name)
         super().__init__(f"MLflow({experiment!r})", timeout=30.0)
         require("mlflow", "MLflow", "mlflow")
         self._experiment = experiment

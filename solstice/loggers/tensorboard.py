@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from solstice import arguments
 from solstice.errors import ExistingFileError
 from solstice.loggers.base import Sink, check_hyperparameters, local_path, require
 from solstice.loggers.files import EntryFile, cut_back
@@ -55,10 +56,10 @@ class TensorBoard(Sink):
         append: bool = False,
         hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
+        self._directory = local_path(directory, "directory")
         super().__init__(f"TensorBoard({os.fspath(directory)!r})")
         require("tensorboardX", "TensorBoard", "tensorboard")
-        self._directory = local_path(directory)
-        self._append = append
+        self._append = arguments.flag(append, "append")
         self._hyperparameters = check_hyperparameters(hyperparameters)
         # Marks our own files among others' event files.
         self._run = ""

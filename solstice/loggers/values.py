@@ -31,12 +31,12 @@ class Image(eqx.Module):
     array: Any
 
     def __init__(self, array: Any) -> None:
-        shape, dtype = np.shape(array), getattr(array, "dtype", np.dtype(type(None)))
-        right_shape = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
+        shape, dtype = getattr(array, "shape", ()), getattr(array, "dtype", np.dtype(object))
+        right_shape = 0 not in shape and (len(shape) == 2 or shape[2:] in ((1,), (3,), (4,)))
         if not right_shape or not (dtype == np.uint8 or jax.numpy.issubdtype(dtype, np.floating)):
             raise InvalidValueError(
-                f"An Image is expected to be of shape (height, width) or (height, width, 1, 3 or "
-                f"4), of uint8 or floats; it is {describe(array)}. Put a batch of images into a "
+                f"array of an Image is expected to be of shape (height, width) or (height, width, "
+                f"1, 3 or 4), of uint8 or floats; it is {describe(array)}. Put a batch of images into a "
                 f"grid first."
             )
         self.array = array

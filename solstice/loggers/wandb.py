@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from solstice import arguments
 from solstice.loggers.base import Sink, check_hyperparameters, require
 from solstice.loggers.values import Image, as_text, finite
 
@@ -48,6 +49,8 @@ class WandB(Sink):
         hyperparameters: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
+        if project is not None:
+            arguments.text(project, "project")
         super().__init__(f"WandB({project!r})", timeout=30.0)
         require("wandb", "WandB", "wandb")
         config = check_hyperparameters(hyperparameters)

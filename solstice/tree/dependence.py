@@ -1,10 +1,14 @@
 """Which leaves of an argument a function's outputs are computed from; traced, never run."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.interpreters import partial_eval
 from jaxtyping import PyTree
+
+from solstice import arguments
+from solstice.errors import InvalidTypeError
 
 
 def depends_on(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree) -> bool:
@@ -29,7 +33,23 @@ def used_leaves(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree
     >>> used_leaves(lambda pair: 2 * pair["b"], {"a": 1.0, "b": 2.0})
     [False, True]
     """
+    _check(function, argument, rest)
     # A function of its own: jax hashes what it traces, which a half-built module cannot do.
     jaxpr = jax.make_jaxpr(lambda *given: function(*given))(argument, *rest).jaxpr  # noqa: PLW0108
     _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return used[: len(jax.tree.leaves(argument))]
+
+
+def _check(function: Any, argument: PyTree, rest: tuple[PyTree, ...]) -> None:
+    takes = ", ".join(["argument", *(f"rest[{i}]" for i in range(len(rest)))])
+    arguments.function(function, "function", takes)
+    named = {"argument": argument, **{f"rest[{i}]": one for i, one in enumerate(rest)}}
+    for name, tree in named.items():
+        for leaf in jax.tree.leaves(tree):
+            try:
+                jax.typeof(leaf)
+            except (TypeError, OverflowError) as error:
+                raise InvalidTypeError(
+                    f"{name} is expected to hold arrays and numbers; it holds "
+                    f"{arguments.describe(leaf)}."
+                ) from error

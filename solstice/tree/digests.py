@@ -39,7 +39,8 @@ def digest(tree: PyTree) -> str:
         return _digest(json.dumps(digests(tree)).encode())
     if kind(tree) == OBJECT:
         raise InvalidTypeError(
-            f"A digest is of arrays, numbers and strings; this is {describe(tree)}."
+            f"The leaf of a digest is expected to be an array, a number or a string; it is "
+            f"{describe(tree)}."
         )
     check_data(tree)
     return _leaf_digest(tree)

@@ -34,8 +34,8 @@ def replace(obj: _M, **changes: Any) -> _M:
     """
     if not isinstance(obj, eqx.Module) or isinstance(obj, type):
         raise InvalidTypeError(
-            f"replace() copies an equinox.Module (an Experiment, a Model, a Metrics, ...); it got "
-            f"{describe(obj)}. For a plain dataclass use dataclasses.replace."
+            f"obj of replace() is expected to be an equinox.Module (an Experiment, a Model, a "
+            f"Metrics, ...); it is {describe(obj)}. For a plain dataclass use dataclasses.replace."
         )
     fields = [field.name for field in dataclasses.fields(obj)]
     unknown = [name for name in changes if name not in fields]

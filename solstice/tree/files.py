@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from solstice import arguments
 from solstice.errors import DamagedFileError, InvalidValueError
 from solstice.tree.digests import array_digest, as_bytes, digest
 from solstice.tree.encoding import (
@@ -63,9 +64,10 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
     >>> solstice.tree.load(file, like={"w": jnp.zeros(3), "key": jax.random.key(1)})["w"]
     Array([0., 1., 2.], dtype=float32)
     """
+    file_path = arguments.path(path, "path")
     check_data(tree)
     leaves = leaves_by_path(tree)
-    with _replacing(Path(path)) as file:
+    with _replacing(file_path) as file:
         file.write(_FIRST_LINE)
         index = json.dumps([_write(file, name, leaf) for name, leaf in leaves.items()])
         file.write(index.encode())
@@ -87,6 +89,7 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         DamagedFileError: The file is not what `save` wrote: another file, cut short or changed.
         ValueError: The tree is not like `like`; the message names the leaf and how it differs. Or
             the file has the format of another version.
+        FileNotFoundError: There is no such file.
         OSError: The file cannot be read.
 
     >>> import jax.numpy as jnp, pathlib, solstice, tempfile
@@ -95,7 +98,7 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     >>> solstice.tree.load(file, like={"w": jnp.zeros(2), "step": 0})
     {'step': 7, 'w': Array([1., 1.], dtype=float32)}
     """
-    path = Path(path)
+    path = arguments.existing_file(path, "path")
     with path.open("rb") as file:
         index, end = _read_index(path, file)
         wanted = leaves_by_path(like)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from solstice import arguments
 from solstice.arguments import describe
 from solstice.errors import InvalidValueError
 from solstice.tree.encoding import (
@@ -57,6 +58,8 @@ def to_json(tree: PyTree, *, indent: int | None = None) -> str:
     >>> to_json({"rate": 0.5, "best": float("-inf"), "shape": (8, 8)})
     '{"rate": 0.5, "best": {"$float": "-Infinity"}, "shape": {"$tuple": [8, 8]}}'
     """
+    if indent is not None:
+        indent = arguments.count(indent, "indent", least=0, most=100)
     check_data(tree)
     return json.dumps(_encode(tree), indent=indent, allow_nan=False)
 
@@ -81,7 +84,12 @@ def from_json(text: str, like: PyTree = None) -> PyTree:
     >>> from_json(to_json({"w": np.float32([1, 2])}), like={"w": jnp.zeros(2)})
     {'w': Array([1., 2.], dtype=float32)}
     """
-    tree = _decode(json.loads(text))
+    try:
+        tree = _decode(json.loads(arguments.text(text, "text")))
+    except json.JSONDecodeError as error:
+        raise InvalidValueError(
+            f"text is expected to be JSON, as tree.to_json writes it; it is {text[:60]!r}: {error}."
+        ) from error
     if like is None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if isinstance(leaf, _Object):

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from solstice.errors import InvalidValueError
+from solstice.arguments import describe, function, instance
+from solstice.errors import InvalidTypeError, InvalidValueError
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -18,6 +19,11 @@ def path_name(path: tuple[Any, ...]) -> str:
     >>> path_name(jax.tree_util.tree_leaves_with_path({"dense": [1.0]})[0][0])
     'dense/0'
     """
+    if not isinstance(path, tuple):
+        raise InvalidTypeError(
+            f"path is expected to be a key path, as jax.tree_util.tree_leaves_with_path has them; "
+            f"it is {describe(path)}."
+        )
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -41,6 +47,8 @@ def flatten_with_paths(
     >>> flatten_with_paths({"dense": [1.0, 2.0]}, is_leaf=lambda node: isinstance(node, list))[0]
     [('dense', [1.0, 2.0])]
     """
+    if is_leaf is not None:
+        function(is_leaf, "is_leaf", takes="node")
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
     named = [(path_name(path), leaf) for path, leaf in pairs]
     seen = set()
@@ -91,6 +99,7 @@ def leaf_names(structure: Any) -> list[str]:
     >>> leaf_names(jax.tree.structure({"dense": [1.0, 2.0]}))
     ['dense/0', 'dense/1']
     """
+    _check_structure(structure, "structure")
     return paths(jax.tree.unflatten(structure, range(structure.num_leaves)))
 
 
@@ -100,8 +109,16 @@ def tree_difference(expected: Any, found: Any) -> str:
     >>> tree_difference(jax.tree.structure({"w": 1, "b": 2}), jax.tree.structure({"w": 1}))
     "they lack 'b'"
     """
+    _check_structure(expected, "expected")
+    _check_structure(found, "found")
     names = names_difference(leaf_names(expected), leaf_names(found))
     return names or f"those were {expected}, these are {found}"
+
+
+def _check_structure(structure: Any, name: str) -> None:
+    instance(
+        structure, name, jax.tree_util.PyTreeDef, "a tree's structure, as jax.tree.structure(tree)"
+    )
 
 
 def names_difference(expected: Iterable[str], found: Iterable[str]) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
+from solstice.arguments import describe
+from solstice.errors import InvalidTypeError
 from solstice.tree.keys import is_typed_key
 
 
@@ -26,6 +28,10 @@ def owned(tree: PyTree) -> PyTree:
 
 
 def _owned_array(leaf: Any) -> Array:
+    if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "OSUMm":
+        raise InvalidTypeError(
+            f"A leaf is expected to be an array of numbers; one is {describe(leaf)}."
+        )
     dtype = leaf.dtype if is_typed_key(leaf) else jax.dtypes.canonicalize_dtype(leaf.dtype)
     as_is = dtype == leaf.dtype and not getattr(leaf, "weak_type", False)
     # Unlike a copy by jnp, device_put compiles nothing; that would be a program for each shape.

@@ -19,11 +19,15 @@ class Row:
     arguments: dict[str, Any]
     # Of a method, what makes the object that it is called on.
     on: Callable[[], Any] | None = None
+    # What is called, where it is not what the name says.
+    made: Callable[..., Any] | None = None
     # What is done with the result: what it reads at first use belongs to the call.
     finish: Callable[[Any], Any] = lambda result: None
 
     def function(self):
         """Return what is called."""
+        if self.made is not None:
+            return self.made
         if self.on is not None:
             return getattr(self.on(), self.name.rpartition(".")[2])
         return functools.reduce(getattr, self.name.split("."), solstice)
@@ -33,5 +37,6 @@ ROWS: list[Row] = []
 EXEMPT: dict[str, str] = {}
 
 
-def row(name, *, on=None, finish=lambda result: None, **arguments):
-    ROWS.append(Row(name, arguments, on, finish))
+def row(name, /, *, on=None, made=None, finish=lambda result: None, **arguments):
+    """Add a row to the table."""
+    ROWS.append(Row(name, arguments, on, made, finish))

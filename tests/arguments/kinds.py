@@ -18,6 +18,7 @@ class Argument:
     value: Any
     right: frozenset[str] = frozenset()
     said: str | None = None  # what an error calls it, where that is not its name
+    untried: frozenset[str] = frozenset()  # what is right and would take too long
     told: str | None = None  # how an error says what came, where it does so in words of its own
 
     def also(self, *names):
@@ -32,6 +33,10 @@ class Argument:
     def called(self, said):
         """The same, called otherwise in errors."""
         return dataclasses.replace(self, said=said)
+
+    def not_trying(self, *names):
+        """The same, where these odd values are right, and not tried: they would take long."""
+        return dataclasses.replace(self, untried=_known(names))
 
     def telling(self, told):
         """The same, where an error says what came in other words."""
@@ -65,6 +70,11 @@ _NUMBERS = _known(
 def anything(value):
     """Where every object is right."""
     return Argument(value, ALL)
+
+
+def given(value):
+    """What a call needs to be right, and another row tries."""
+    return Argument(value, untried=ALL)
 
 
 def only(value, *names):
@@ -106,7 +116,7 @@ def path(value):
 
 def function(value, *, may_take_none=False):
     """A function with arguments; one that takes none is wrong unless told otherwise."""
-    return Argument(value, _known({"function"} if may_take_none else ()))
+    return Argument(value, _known({"function", "class"} if may_take_none else ()))
 
 
 def numbers(value):
@@ -117,3 +127,25 @@ def numbers(value):
 def optional(argument):
     """An argument that may be None."""
     return argument.also("None")
+
+
+def counts(value):
+    """One count, or several."""
+    return count(value).also("seven ints", "iterator")
+
+
+def texts(value):
+    """Several texts."""
+    return Argument(value, _known({"list of text", "pair", "set", "array of text"})).also(
+        "empty list", "empty tuple", "array without elements"
+    )
+
+
+def tree(value):
+    """Any tree, whose arrays hold numbers."""
+    return Argument(value, ALL - {"array of text", "array of objects"}, said="leaf")
+
+
+def mapping(value):
+    """A mapping of names to any values."""
+    return Argument(value, _known({"empty dict", "dict of text"}))

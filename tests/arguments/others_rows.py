@@ -1,0 +1,128 @@
+"""Calls of `solstice.triggers`, `sharding`, `tree` and of the top of `solstice`."""
+
+import dataclasses
+import functools
+from unittest import mock
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from arguments_table import row
+from kinds import (
+    Made,
+    anything,
+    count,
+    counts,
+    flag,
+    function,
+    given,
+    number,
+    numbers,
+    only,
+    optional,
+    path,
+    text,
+    tree,
+)
+
+import solstice
+
+from solstice.triggers import At, Every
+
+STEPS = Every(steps=3)
+TREE = {"w": jnp.ones(2)}
+STRUCTURE = jax.tree.structure(TREE)
+# What jax can trace.
+TRACED = numbers(1.0).also("complex", "array of complex", "None", "empty dict", "dict of ints", "list of None", "ragged list")
+
+row("triggers.Every", steps=count(3).telling("it got none"))
+row("triggers.Every", epochs=count(3).telling("it got none"))
+row("triggers.Every", seconds=number(3).telling("it got none"))
+row("triggers.At", steps=counts(3))
+row("triggers.First", n=count(3), of_process=flag())
+row("triggers.AnyOf", left=only(STEPS), right=only(At(1)))
+row("triggers.Every.start", on=lambda: STEPS, clock=function(lambda: 0.0, may_take_none=True))
+row(
+    "triggers.Watch",
+    trigger=only(STEPS),
+    clock=function(lambda: 0.0, may_take_none=True),
+)
+row("triggers.check_trigger", trigger=only(STEPS).called("when"), name=anything("when"))
+
+
+class Point(eqx.Module):
+    """A module with one field."""
+
+    x: int
+
+
+def saved():
+    """The path of a file that holds `TREE`."""
+    solstice.tree.save("saved", TREE)
+    return "saved"
+
+
+row("tree.as_key", key=only(0, "zero", "one", "minus one", "numpy int", "array of one int", "jax int"))
+row("tree.describe", value=anything(1))
+row("tree.is_key", value=anything(1))
+row("tree.is_typed_key", value=anything(1))
+REST = dataclasses.replace(TRACED, value=(1.0,))
+row("tree.depends_on", function=function(lambda x, y: x), argument=TRACED, rest=REST)
+row("tree.used_leaves", function=function(lambda x, y: x), argument=TRACED, rest=REST)
+row("tree.digest", tree=tree(TREE).but("function", "class", "object", "set", "iterator"))
+row("tree.digests", tree=tree(TREE))
+row("tree.flatten_with_paths", tree=anything(TREE), is_leaf=optional(function(lambda node: False)))
+row("tree.leaves_by_path", tree=anything(TREE))
+row("tree.paths", tree=anything(TREE))
+row("tree.leaf_names", structure=only(STRUCTURE))
+row("tree.path_name", path=only((jax.tree_util.DictKey("w"),), "empty tuple", "seven ints", "pair"))
+row("tree.nbytes", tree=anything(TREE))
+row("tree.size", tree=anything(TREE))
+row("tree.norm", tree=anything(TREE))
+row("tree.owned", tree=tree(TREE))
+LIKE = only(TREE).telling("they have")
+row("tree.to_json", tree=tree(TREE), indent=optional(count(least=0, most=100)))
+row("tree.from_json", text=only("1.5", "number as text"))
+row("tree.from_json", text=given(solstice.tree.to_json(TREE)), like=LIKE.also("None"))
+row("tree.save", path=path("saved"), tree=tree(TREE))
+row("tree.load", path=only(Made(saved)), like=LIKE)
+row("tree.tree_difference", expected=only(STRUCTURE), found=only(STRUCTURE))
+row("tree.replace", obj=only(Point(1)), changes=anything({"x": 1}))
+
+
+# sharding
+
+MESH = jax.make_mesh((1,), ("data",))
+WHOLE = jax.sharding.PartitionSpec()
+
+row("sharding.DataParallel", mesh=only(MESH, "None"))
+row("sharding.FullySharded", mesh=only(MESH, "None"), min_size=count(8, least=0))
+row(
+    "sharding.Rules",
+    rules=only([("kernel", WHOLE)], "empty list", "empty tuple"),
+    mesh=only(MESH, "None"),
+    batch=only(WHOLE, "None"),
+)
+row("sharding.assert_replicated", tree=anything(TREE), atol=number().also("zero"), rtol=number().also("zero"))
+row("sharding.gather", tree=anything(TREE))
+
+
+@functools.wraps(solstice.sharding.initialize)
+def initialize(*arguments, **options):
+    """`initialize` in one process, which must stay alone."""
+    with mock.patch("jax.distributed.initialize"), mock.patch.object(jax.config, "update"):
+        solstice.sharding.initialize(*arguments, **options)
+
+
+row(
+    "sharding.initialize",
+    made=initialize,
+    coordinator_address=optional(text("localhost:1234")),
+    num_processes=optional(count(2)),
+    process_id=optional(count(0, least=0)),
+    heartbeat_timeout_seconds=count(100),
+    shutdown_timeout_seconds=count(30),
+    # What jax makes of it is its own.
+    options=anything({"cluster_detection_method": "deactivate"}),
+)
