@@ -185,6 +185,20 @@ def text(value: Any, name: str) -> str:
     return value
 
 
+def several(values: Any, name: str, what: str) -> list[Any]:
+    """Return what a list, a set, an array or an iterator holds, as a list.
+
+    >>> several("cat", "labels", "a list of names")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidTypeError: labels is expected to be a list of names; it is the str 'cat'.
+    """
+    found = _listed(values)
+    if found is None:
+        raise InvalidTypeError(f"{name} is expected to be {what}; it is {describe(values)}.")
+    return found
+
+
 def texts(values: Any, name: str) -> list[str]:
     """Return several texts as a list; a single one is none.
 

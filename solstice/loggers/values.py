@@ -36,8 +36,8 @@ class Image(eqx.Module):
         if not right_shape or not (dtype == np.uint8 or jax.numpy.issubdtype(dtype, np.floating)):
             raise InvalidValueError(
                 f"array of an Image is expected to be of shape (height, width) or (height, width, "
-                f"1, 3 or 4), of uint8 or floats; it is {describe(array)}. Put a batch of images into a "
-                f"grid first."
+                f"1, 3 or 4), of uint8 or floats; it is {describe(array)}. Put a batch of images "
+                f"into a grid first."
             )
         self.array = array
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from solstice import arguments
 from solstice.errors import InvalidValueError
 from solstice.loggers import read_json_lines
 from solstice.plots.style import COLOURS, grid_shape, new_figure, plain_axes, shortened
@@ -48,21 +49,28 @@ def learning_curves(history: Any, metrics: Sequence[str] | None = None) -> "Figu
     ('loss', 'training steps')
     """
     history = getattr(history, "records", history)
-    is_file = isinstance(history, str | os.PathLike)
-    records = read_json_lines(history) if is_file else list(history)
+    if isinstance(history, str | os.PathLike):
+        records = read_json_lines(arguments.existing_file(history, "history"))
+    else:
+        records = arguments.several(history, "history", "a HistoryCallback, records or a path")
+    if not records:
+        raise InvalidValueError(f"history is expected to hold records; it is {describe(history)}.")
     for record in records:
         if not isinstance(record, Mapping) or not {"mode", "step"} <= set(record):
             raise InvalidValueError(
-                f"A record is expected to be a mapping with a mode, a step and metrics; one is "
-                f"{describe(record)}. Log with HistoryCallback, or to loggers.JSONLines."
+                f"Each record of history is expected to be a mapping with a mode, a step and "
+                f"metrics; one is {describe(record)}. Log with HistoryCallback, or to "
+                f"loggers.JSONLines."
             )
     found = list(dict.fromkeys(name for record in records for name in _metrics(record)))
-    names = list(metrics) if metrics is not None else [n for n in found if not _of_one_class(n)]
+    names = [name for name in found if not _of_one_class(name)]
+    if metrics is not None:
+        names = arguments.texts(metrics, "metrics")
     missing = [name for name in names if name not in found]
     if missing or not names:
         raise InvalidValueError(
-            f"There is no record with {', '.join(map(repr, missing)) or 'a metric'}; the "
-            f"{len(records)} records have {', '.join(map(repr, found)) or 'none at all'}."
+            f"metrics are expected to be among those of the history's {len(records)} records, "
+            f"{', '.join(map(repr, found)) or '[]'}; they are {missing or metrics}."
         )
     rows, columns = grid_shape(len(names))
     figure = new_figure(max(3.8 * columns, 5), 2.5 * rows + 0.5)

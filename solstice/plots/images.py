@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from solstice import arguments
 from solstice.errors import InvalidValueError
-from solstice.plots.style import ORANGE, grid_shape, new_figure, shortened
+from solstice.plots.style import ORANGE, class_names, grid_shape, new_figure, shortened
 from solstice.tree import describe
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def worst_examples(
     >>> figure.axes[0].get_title().splitlines()
     ['#1   loss 2.5', '1, taken for 7']
     """
-    images, losses = np.asarray(images), np.asarray(losses, np.float64)
+    images = arguments.array(images, "images")
+    losses = arguments.array(losses, "losses").astype(np.float64)
+    count = arguments.count(count, "count")
     channels = images.shape[3:]
     if images.ndim not in (3, 4) or channels not in ((), (1,), (3,), (4,)) or not images.size:
         raise InvalidValueError(
@@ -52,14 +55,16 @@ def worst_examples(
             f"4 channels; they are {describe(images)}."
         )
     about = {"losses": losses, "targets": targets, "predictions": predictions}
+    about = {name: arguments.array(v, name) for name, v in about.items() if v is not None}
     for name, values in about.items():
-        if values is not None and np.shape(values) != images.shape[:1]:
+        whole = name == "losses" or (np.floor(values) == values).all()
+        if values.shape != images.shape[:1] or not whole:
             raise InvalidValueError(
-                f"{name} are expected to be one for each of the {len(images)} images; they are "
-                f"{describe(np.asarray(values))}."
+                f"{name} are expected to be one for each of the {len(images)} images"
+                f"{', whole numbers' * (not whole)}; they are {describe(values)}."
             )
-    if count < 1:
-        raise InvalidValueError(f"count is expected to be at least 1; it is {count}.")
+    classes = [int(values.max()) for name, values in about.items() if name != "losses"]
+    names = None if labels is None else class_names(labels, max(classes, default=-1) + 1)
     # A NaN as the largest; of equal losses, the first.
     order = np.argsort(-np.nan_to_num(losses, nan=np.inf), kind="stable")
     order = np.concatenate([order[np.isnan(losses[order])], order[~np.isnan(losses[order])]])
@@ -72,8 +77,8 @@ def worst_examples(
     for panel, index, image in zip(panels, worst, shown, strict=False):
         panel.imshow(image, cmap=gray, vmin=0, vmax=1, interpolation="nearest")
         title = f"#{index}   loss {losses[index]:.3g}"
-        classes = _classes(index, targets, predictions, labels)
-        panel.set_title(f"{title}\n{classes}" if classes else title, fontsize=8)
+        said = _classes(index, targets, predictions, names)
+        panel.set_title(f"{title}\n{said}" if said else title, fontsize=8)
     for panel in panels:
         panel.set_axis_off()
     figure.suptitle(f"largest losses of {len(images):,} examples", fontsize=10)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from solstice import arguments
 from solstice.errors import InvalidValueError
-from solstice.plots.style import new_figure, shortened
+from solstice.plots.style import class_names, new_figure, shortened
 from solstice.tree import describe
 
 if TYPE_CHECKING:
@@ -45,15 +46,14 @@ def confusion_matrix(
     """
     counts = _counts(metrics)
     number = len(counts)
-    if normalize is not None and normalize not in _NORMS:
+    arguments.choice(normalize, "normalize", (None, *_NORMS))
+    names = class_names(labels, number)
+    if len(names) != number:
         raise InvalidValueError(
-            f"normalize is expected to be one of {[*_NORMS, None]}; it is {normalize!r}."
+            f"labels is expected to name {number} classes; it is {describe(labels)}, which names "
+            f"{len(names)}."
         )
-    if labels is not None and len(labels) != number:
-        raise InvalidValueError(
-            f"labels are expected to be {number} names of classes; they are {len(labels)}."
-        )
-    names = [shortened(str(label), 24) for label in (range(number) if labels is None else labels)]
+    names = [shortened(name, 24) for name in names]
     longest = 0.07 * max(map(len, names))
     side = float(np.clip(0.5 * number, 2.4, 10))
     figure = new_figure(side + longest + 1.6, side + longest + 0.8)
@@ -78,11 +78,11 @@ def confusion_matrix(
 
 def _counts(metrics: Any) -> np.ndarray:
     found = getattr(metrics, "confusion_matrix", metrics)
-    counts = np.asarray(found if found is not None else metrics)
+    counts = arguments.array(found if found is not None else metrics, "metrics")
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not counts.size:
         raise InvalidValueError(
-            f"A confusion matrix is expected to be counts of shape (classes, classes), or metrics "
-            f"with such a `.confusion_matrix`; it is {describe(found)}."
+            f"metrics is expected to be counts of shape (classes, classes), or metrics with such "
+            f"a `.confusion_matrix`; it is {describe(found)}."
         )
     return counts
 

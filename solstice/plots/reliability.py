@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from solstice import arguments
 from solstice.errors import InvalidValueError
 from solstice.plots.style import BLUE, GREY, new_figure, plain_axes
 from solstice.tree import describe
@@ -49,12 +50,13 @@ def calibration(probabilities: Any, targets: Any = None, *, bins: int = 15) -> "
     >>> figure.axes[0].get_title()
     'expected calibration error 5.0%, 4 examples'
     """
-    if bins < 1:
-        raise InvalidValueError(f"bins are expected to be at least 1; they are {bins}.")
+    bins = arguments.count(bins, "bins", most=10**4)
     if targets is None:
         cases, (x_name, y_name) = _from_histogram(probabilities), _BINARY
     else:
-        cases, (x_name, y_name) = _from_examples(np.asarray(probabilities), np.asarray(targets))
+        cases, (x_name, y_name) = _from_examples(
+            arguments.array(probabilities, "probabilities"), arguments.array(targets, "targets")
+        )
     # A probability of 1 belongs into the last bin.
     cell = np.minimum((cases.probabilities * bins).astype(int), bins - 1)
     count = np.bincount(cell, cases.counts, minlength=bins)
@@ -112,8 +114,15 @@ def _from_examples(
     wrong = int((~((probabilities >= 0) & (probabilities <= 1))).sum())
     if wrong:
         raise InvalidValueError(
-            f"Probabilities are expected to be from 0 to 1; {wrong} of {probabilities.size} are "
+            f"probabilities are expected to be from 0 to 1; {wrong} of {probabilities.size} are "
             f"not. Apply softmax (or sigmoid) to logits, and leave out what is NaN."
+        )
+    classes = 2 if binary else probabilities.shape[-1]
+    outside = int((~np.isin(targets, np.arange(classes))).sum())
+    if outside:
+        raise InvalidValueError(
+            f"targets are expected to be classes from 0 to {classes - 1}; {outside} of "
+            f"{targets.size} are not."
         )
     if binary:
         shown, happened, names = probabilities.ravel(), targets.ravel() == 1, _BINARY
@@ -121,8 +130,9 @@ def _from_examples(
         off = np.abs(probabilities.astype(float).sum(-1) - 1) > 0.02
         if off.any():
             raise InvalidValueError(
-                f"The classes' probabilities are expected to add up to 1; those of {off.sum()} of "
-                f"{off.size} examples do not. Apply softmax to logits."
+                f"For targets of {describe(targets)}, the classes' probabilities are expected to "
+                f"add up to 1; those of {off.sum()} of {off.size} examples do not. Apply softmax "
+                f"to logits."
             )
         shown, names = probabilities.max(-1).ravel(), _CLASSES
         happened = (probabilities.argmax(-1) == targets).ravel()
@@ -130,12 +140,12 @@ def _from_examples(
 
 
 def _from_histogram(metrics: Any) -> _Cases:
-    counts = np.asarray(getattr(metrics, "histogram", metrics))
-    if counts.ndim != 2 or counts.shape[0] != 2 or not counts.size:
+    counts = arguments.array(getattr(metrics, "histogram", metrics), "probabilities")
+    if counts.ndim != 2 or counts.shape[0] != 2 or not counts.size or not (counts >= 0).all():
         raise InvalidValueError(
-            f"Without targets, counts of shape (2, bins) are expected, of class 0 and class 1 by "
-            f"their probability of class 1; they are {describe(counts)}. Pass targets with "
-            f"probabilities: calibration(probabilities, targets)."
+            f"If targets is None, probabilities are expected to be counts of shape (2, bins), of "
+            f"class 0 and class 1 by their probability of class 1; they are {describe(counts)}. "
+            f"Pass targets too: calibration(probabilities, targets)."
         )
     middles = (np.arange(counts.shape[1]) + 0.5) / counts.shape[1]
     return _Cases(middles, counts[1].astype(float), counts.sum(0).astype(float))

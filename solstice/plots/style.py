@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from solstice.errors import MissingPackageError
+from solstice import arguments
+from solstice.errors import InvalidValueError, MissingPackageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,6 +51,23 @@ def plain_axes(axes: Any) -> None:
     axes.grid(alpha=0.3, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def class_names(labels: Any, number: int) -> list[str]:
+    """Return the names of classes, at least `number` of them; for None, their numbers.
+
+    >>> class_names(["cat", "dog"], 2), class_names(None, 2)
+    (['cat', 'dog'], ['0', '1'])
+    """
+    if labels is None:
+        return [str(i) for i in range(number)]
+    names = arguments.several(labels, "labels", "a list of names of classes")
+    if len(names) < number:
+        raise InvalidValueError(
+            f"labels is expected to name {number} classes; it is {arguments.describe(labels)}, "
+            f"which names {len(names)}."
+        )
+    return [str(name) for name in names]
 
 
 def grid_shape(count: int) -> tuple[int, int]:

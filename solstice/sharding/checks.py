@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from solstice.errors import InvalidValueError, UnequalCopiesError
+from solstice import arguments
+from solstice.errors import UnequalCopiesError
 from solstice.sharding.arrays import local
-from solstice.tree import describe, flatten_with_paths, is_typed_key
+from solstice.tree import flatten_with_paths, is_typed_key
 
 
 def assert_replicated(tree: PyTree, *, atol: float = 0.0, rtol: float = 0.0) -> None:
@@ -35,13 +36,9 @@ def assert_replicated(tree: PyTree, *, atol: float = 0.0, rtol: float = 0.0) -> 
     >>> import solstice
     >>> solstice.sharding.assert_replicated({"w": jnp.ones(2)}, atol=1e-6)
     """
-    for tolerance, value in (("atol", atol), ("rtol", rtol)):
-        real = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not (real and 0 <= value < np.inf):
-            raise InvalidValueError(
-                f"{tolerance} is expected to be a number from 0 on; it is {describe(value)}."
-            )
-    within = _Within(float(atol), float(rtol))
+    within = _Within(
+        arguments.number(atol, "atol", least=0), arguments.number(rtol, "rtol", least=0)
+    )
     named, _ = flatten_with_paths(tree)
     for name, leaf in named:
         if isinstance(leaf, jax.Array):

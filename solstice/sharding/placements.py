@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from solstice import arguments
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.flat import Flat, Placement
 from solstice.sharding.arrays import as_global
@@ -143,7 +144,7 @@ class FullySharded(Sharding):
     def __init__(self, mesh: Mesh | None = None, min_size: int = 1024) -> None:
         self.mesh = as_mesh(mesh)
         self.batch_spec = PartitionSpec(self.mesh.axis_names)
-        self.min_size = min_size
+        self.min_size = arguments.count(min_size, "min_size", least=0)
 
     def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
         axis = self.mesh.axis_names[-1]
@@ -165,7 +166,9 @@ class Rules(Sharding):
         batch: How a batch's first axis is split; None splits it over the mesh's first axis.
 
     Raises:
-        ValueError: A pattern is in no path, or an array does not divide; at the run's start.
+        TypeError: A rule is no such pair.
+        ValueError: A pattern is no regular expression. At the run's start: one is in no path, or an
+            array does not divide.
 
     >>> import solstice
     >>> from jax.sharding import PartitionSpec as P
@@ -181,8 +184,10 @@ class Rules(Sharding):
         batch: PartitionSpec | None = None,
     ) -> None:
         self.mesh = as_mesh(mesh)
-        self.batch_spec = PartitionSpec(self.mesh.axis_names[0]) if batch is None else batch
-        self.rules = tuple(rules)
+        batch = PartitionSpec(self.mesh.axis_names[0]) if batch is None else batch
+        spec = "a jax.sharding.PartitionSpec"
+        self.batch_spec = arguments.instance(batch, "batch", PartitionSpec, spec)
+        self.rules = _as_rules(rules)
 
     def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
         for pattern, spec in self.rules:
@@ -198,6 +203,26 @@ class Rules(Sharding):
                     f"{', '.join(map(repr, list(arrays)[:5]))}. "
                     f"solstice.tree.paths(exp) lists them all."
                 )
+
+
+def _as_rules(rules: Any) -> tuple[tuple[str, PartitionSpec], ...]:
+    what = "a list of pairs of a pattern and a PartitionSpec"
+    found = arguments.several(rules, "rules", what)
+    for rule in found:
+        pair = isinstance(rule, tuple | list) and len(rule) == 2
+        if not (pair and isinstance(rule[0], str) and isinstance(rule[1], PartitionSpec)):
+            raise InvalidTypeError(
+                f"rules is expected to be {what}, such as [('kernel', PartitionSpec('data'))]; one "
+                f"is {describe(rule)}."
+            )
+        try:
+            re.compile(rule[0])
+        except re.error as error:
+            raise InvalidValueError(
+                f"Each pattern of rules is expected to be a regular expression; {rule[0]!r} is "
+                f"none: {error}."
+            ) from error
+    return tuple((pattern, spec) for pattern, spec in found)
 
 
 def as_mesh(mesh: Mesh | None) -> Mesh:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from solstice import arguments
 from solstice.errors import InvalidValueError, ProcessError
 from solstice.sharding.batches import batch_size
 
@@ -47,13 +48,23 @@ def initialize(
     >>> import solstice
     >>> solstice.sharding.initialize("localhost:1234", 2, 0)  # doctest: +SKIP
     """
+    if coordinator_address is not None:
+        arguments.text(coordinator_address, "coordinator_address")
+    if num_processes is not None:
+        num_processes = arguments.count(num_processes, "num_processes")
+    if process_id is not None:
+        process_id = arguments.count(process_id, "process_id", least=0)
+    heartbeat, shutdown = (
+        arguments.count(heartbeat_timeout_seconds, "heartbeat_timeout_seconds"),
+        arguments.count(shutdown_timeout_seconds, "shutdown_timeout_seconds"),
+    )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         coordinator_address,
         num_processes,
         process_id,
-        heartbeat_timeout_seconds=heartbeat_timeout_seconds,
-        shutdown_timeout_seconds=shutdown_timeout_seconds,
+        heartbeat_timeout_seconds=heartbeat,
+        shutdown_timeout_seconds=shutdown,
         **options,
     )
     _logger.info("This is process %d of %d.", jax.process_index(), jax.process_count())

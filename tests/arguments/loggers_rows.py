@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 from arguments_table import row
-from kinds import Argument, Made, anything, flag, mapping, number, only, optional, path, text, texts
+from kinds import Made, anything, flag, mapping, number, only, optional, path, text, texts
 
 import solstice
 

@@ -244,7 +244,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, sink, package, e
 
 def test_urls_are_refused():
     for make in (loggers.JSONLines, loggers.CSV, loggers.TensorBoard):
-        with pytest.raises(ValueError, match="a local path; 's3://bucket/log' is a URL"):
+        with pytest.raises(ValueError, match="is expected to be local; 's3://bucket/log' is a URL"):
             make("s3://bucket/log")
 
 
