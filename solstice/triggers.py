@@ -27,12 +27,14 @@ class Moment(NamedTuple):
         epochs: Epochs completed, validation included.
         seconds: Time the run has taken, what it took before a resume included.
         own_steps: Those of `steps` that this process has taken: a resume starts at 0.
+        fired: At which of `seconds` each of the trigger's `parts()` last fired; none has if empty.
     """
 
     steps: int = 0
     epochs: int = 0
     seconds: float = 0.0
     own_steps: int = 0
+    fired: tuple[float, ...] = ()
 
 
 class Trigger(abc.ABC):
@@ -60,6 +62,18 @@ class Trigger(abc.ABC):
         """
         return steps + 1
 
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether the end of an epoch may make it fire; False where that is left as it is here.
+
+        A window of training steps that such a trigger ends may last for several epochs.
+        """
+        return False
+
+    def parts(self) -> tuple["Trigger", ...]:
+        """Return the triggers that it joins, each of which fires by itself; most often this one."""
+        return (self,)
+
     def start(self, clock: Callable[[], float] = time.monotonic) -> "Watch":
         """Return what asks this trigger during one run, from the run's start on."""
         return Watch(self, clock)
@@ -75,8 +89,9 @@ class Every(Trigger):
     `Every(steps=7)` fires after training steps 7, 14, ... of the run, across epochs, never in
     validation and never for a remainder; where one call takes several steps, once at the end of
     the call that crosses a multiple. `Every(epochs=2)` fires after the validation of the second,
-    fourth, ... epoch. `Every(seconds=60)` fires at the first question after each full minute of
-    the run, once for several that have passed; the clock decides, so processes may disagree.
+    fourth, ... epoch. `Every(seconds=60)` fires after the first training step (or epoch) that ends
+    60 seconds or more after the run's start, then after it last fired, never sooner; the clock
+    decides, so processes may disagree.
 
     Raises:
         TypeError: Not exactly one is given, or it is no number of its kind.
@@ -114,14 +129,17 @@ class Every(Trigger):
             return after.steps // self.steps > before.steps // self.steps
         if self.epochs is not None:
             return after.epochs // self.epochs > before.epochs // self.epochs
-        return self.seconds is not None and (
-            after.seconds // self.seconds > before.seconds // self.seconds
-        )
+        last = before.fired[0] if before.fired else 0.0
+        return self.seconds is not None and after.seconds - last >= self.seconds
 
     def next_step(self, steps: int) -> float:
         if self.steps is not None:
             return (steps // self.steps + 1) * self.steps
         return math.inf if self.epochs is not None else steps + 1
+
+    @property
+    def counts_epochs(self) -> bool:
+        return self.epochs is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,10 +227,20 @@ class AnyOf(Trigger):
         check_trigger(self.right, "right")
 
     def fires(self, before: Moment, after: Moment) -> bool:
-        return self.left.fires(before, after) or self.right.fires(before, after)
+        middle = len(self.left.parts())
+        return self.left.fires(before._replace(fired=before.fired[:middle]), after) or (
+            self.right.fires(before._replace(fired=before.fired[middle:]), after)
+        )
 
     def next_step(self, steps: int) -> float:
         return min(self.left.next_step(steps), self.right.next_step(steps))
+
+    @property
+    def counts_epochs(self) -> bool:
+        return self.left.counts_epochs or self.right.counts_epochs
+
+    def parts(self) -> tuple[Trigger, ...]:
+        return (*self.left.parts(), *self.right.parts())
 
 
 class Watch:
@@ -230,9 +258,12 @@ class Watch:
     def __init__(self, trigger: Trigger, clock: Callable[[], float] = time.monotonic) -> None:
         check_trigger(trigger, "trigger")
         self._trigger = trigger
+        self._parts = trigger.parts()
         self._clock = arguments.function(clock, "clock", takes="")
         self._start = clock()
         self._last = Moment()
+        # When each part last fired: joined by |, each counts its own seconds.
+        self._fired = (0.0,) * len(self._parts)
         # Steps completed by now, and the first at which there is something to ask.
         self._steps = 0
         self._next = trigger.next_step(0)
@@ -247,26 +278,40 @@ class Watch:
         return self._ask(epochs)
 
     def get_state(self) -> dict[str, Any]:
-        """Return how far the run is, and its time at the last question."""
+        """Return how far the run is, its time at the last question, and when the parts fired."""
         return {
             "steps": self._steps,
             "epochs": self._last.epochs,
             "seconds": self._last.seconds,
+            "fired": list(self._fired),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from the moment that `get_state` returned, in a new process."""
         self._last = Moment(int(state["steps"]), int(state["epochs"]), float(state["seconds"]))
         self._start = self._clock() - self._last.seconds
+        fired = tuple(map(float, state.get("fired", ())))
+        if len(fired) != len(self._parts):  # of another trigger: as if all had just fired
+            fired = (self._last.seconds,) * len(self._parts)
+        self._fired = fired
         self._steps = self._last.steps
         self._next = self._trigger.next_step(self._steps)
 
     def _ask(self, epochs: int) -> bool:
-        before = self._last
+        before = self._last._replace(fired=self._fired)
         own_steps = before.own_steps + self._steps - before.steps
-        self._last = Moment(self._steps, epochs, self._clock() - self._start, own_steps)
+        after = Moment(self._steps, epochs, self._clock() - self._start, own_steps)
+        self._last = after
         self._next = self._trigger.next_step(self._steps)
-        return self._trigger.fires(before, self._last)
+        if not self._trigger.fires(before, after):
+            return False
+        self._fired = tuple(
+            after.seconds
+            if len(self._parts) == 1 or part.fires(before._replace(fired=(last,)), after)
+            else last
+            for part, last in zip(self._parts, self._fired, strict=True)
+        )
+        return True
 
 
 def check_trigger(trigger: Any, name: str) -> None:

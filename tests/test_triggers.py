@@ -113,27 +113,66 @@ class Clock:
     every=st.integers(1, 20),
     waits=st.lists(st.integers(0, 50), min_size=1, max_size=20),
     resumes=st.sets(st.integers(0, 20), max_size=3),
+    other=st.integers(2, 9),
 )
-def test_every_n_seconds_fires_at_the_first_question_after_each_multiple(every, waits, resumes):
+def test_every_n_seconds_fires_no_sooner_than_n_seconds_after_it_last_fired(
+    every, waits, resumes, other
+):
     clock = Clock()
-    watch = Every(seconds=every).start(clock)
-    elapsed = 0
+    # What it is joined with fires by itself, and moves its clock by nothing.
+    trigger = Every(seconds=every) | Every(steps=other)
+    watch = trigger.start(clock)
+    elapsed = last = 0
     for asked, wait in enumerate(waits):
         if asked in resumes:  # time between two processes does not count
             state, clock = watch.get_state(), Clock(asked * 1e3)
-            watch = Every(seconds=every).start(clock)
+            watch = trigger.start(clock)
             watch.set_state(state)
         clock.now += wait
-        passed = range(elapsed + 1, elapsed + wait + 1)
         elapsed += wait
-        fired = watch.after_epoch(1) if asked % 3 == 2 else watch.after_step(asked + 1)
-        assert fired == any(second % every == 0 for second in passed)
+        due = elapsed - last >= every
+        last = elapsed if due else last
+        assert watch.after_step(asked + 1) == (due or (asked + 1) % other == 0)
+
+
+def test_seconds_are_counted_from_the_firing_after_an_epoch_too():
+    clock = Clock()
+    watch = Every(seconds=60).start(clock)
+    for seconds, fires in ((50, False), (119, True), (121, False), (178, False), (179, True)):
+        clock.now = 100 + seconds
+        assert watch.after_epoch(1) == fires
+
+
+def test_the_state_of_another_trigger_counts_seconds_from_the_resume():
+    clock = Clock()
+    watch = (Every(seconds=5) | Every(steps=100)).start(clock)
+    watch.set_state({"steps": 3, "epochs": 0, "seconds": 70.0, "fired": [10.0]})
+    clock.now += 4
+    assert not watch.after_step(4)
+    clock.now += 1
+    assert watch.after_step(5)
 
 
 def test_the_state_is_plain_numbers():
-    watch = Every(steps=2).start(Clock())
+    clock = Clock()
+    watch = (Every(steps=2) | Every(seconds=3)).start(clock)
+    clock.now += 4
     watch.after_step(3)
-    assert watch.get_state() == {"steps": 3, "epochs": 0, "seconds": 0.0}
+    assert watch.get_state() == {"steps": 3, "epochs": 0, "seconds": 4.0, "fired": [4.0, 4.0]}
+
+
+@pytest.mark.parametrize(
+    ("trigger", "counts"),
+    [
+        (Every(epochs=1), True),
+        (Every(steps=1), False),
+        (Every(seconds=1), False),
+        (At(1) | First(1), False),
+        (At(1) | (Every(epochs=2) | Every(steps=3)), True),
+    ],
+)
+def test_a_trigger_tells_whether_it_counts_epochs(trigger, counts):
+    assert trigger.counts_epochs == counts
 
 
 def test_triggers_are_values():
