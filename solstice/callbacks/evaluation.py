@@ -20,7 +20,8 @@ from solstice.flat import Flat
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.values import decoded, encoded, to_host
 from solstice.memory import own_arrays
-from solstice.metrics import Accumulator, is_metrics, reduce
+from solstice.metrics import Accumulator, is_metrics, named_values, reduce
+from solstice.metrics.directions import Direction, better, direction
 from solstice.step import Step
 from solstice.tree import as_key, describe
 from solstice.triggers import Trigger
@@ -117,11 +118,18 @@ class EvaluationCallback(TriggeredCallback):
         self.results: dict[str, dict[str, Any]] = {}
         self.evaluations = 0
         self._epoch = 0
+        # Of each dataset's metrics, which values are better.
+        self._directions: dict[str, dict[str, Direction | None]] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the datasets."""
         return tuple(self._datasets)
+
+    def better(self, dataset: str, name: str) -> Direction | None:
+        """Return which values of a result are better: what the dataset's metrics say of it."""
+        said = self._directions.get(dataset, {})
+        return said[name] if name in said else direction(name)
 
     def attach(self, experiment: Callable[[], Any], steps_per_call: int = 1) -> None:
         self._schedule.attach(experiment, steps_per_call)
@@ -199,7 +207,10 @@ class EvaluationCallback(TriggeredCallback):
                 raise
         assert seen is not None  # `batches` raises for an empty pass
         with _host() if isinstance(seen, _OnHost) else contextlib.nullcontext():
-            computed = to_host(dict(seen.pop().compute()))
+            merged = seen.pop()
+            computed = to_host(named_values(merged))
+            if name not in self._directions:
+                self._directions[name] = {one: better(merged, one) for one in computed}
         return computed if self._finalize is None else to_host(dict(self._finalize(computed)))
 
     def _take(self, flat: Flat, inputs: tuple[Any, Array, int]) -> tuple[Flat, Any]:

@@ -12,7 +12,7 @@ from solstice.experiment import Experiment
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.records import compute, on_host
 from solstice.loggers.values import decoded, encoded
-from solstice.metrics import Accumulator, is_metrics
+from solstice.metrics import Accumulator, is_metrics, named_values
 from solstice.tree import describe
 from solstice.triggers import Trigger, check_trigger
 
@@ -159,4 +159,4 @@ class LoggingCallback(Callback):
 
     def _computed(self, metrics: Any) -> Mapping[str, Any]:
         # Functions get what `compute()` itself returns, to the last bit.
-        return metrics.compute() if self._outlets.wait else compute(metrics)
+        return named_values(metrics) if self._outlets.wait else compute(metrics)

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from solstice import compat
 from solstice.errors import InvalidTypeError, UsageError
 from solstice.metrics import Collect, Metrics, is_metrics
+from solstice.metrics.directions import Direction, better
 from solstice.static import Static
 from solstice.tree import describe, replace
 
@@ -136,6 +137,10 @@ class UpdatedMetrics(Metrics):
             metric.update(*args, **kwargs)
         computed = metric.compute()
         return dict(computed) if isinstance(computed, Mapping) else {self._name(): computed}
+
+    def better(self, name: str) -> Direction | None:
+        """Return what the object says, if it has a method `better`, else what the name says."""
+        return better(self._metric.value, name)
 
     def _name(self) -> str:
         return type(self._metric.value).__name__.lower()

@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 from typing import Any, Self
 
-import numpy as np
-
 from solstice import trainer
 from solstice.callbacks import Callback
+from solstice.errors import UsageError
 from solstice.experiment import Experiment
-from solstice.metrics import Accumulator
+from solstice.loggers.values import is_number, to_host
+from solstice.metrics import Accumulator, is_metrics, named_values
+from solstice.tree import describe
 
 
 class Runnable(Experiment):
@@ -45,11 +46,25 @@ class Runnable(Experiment):
     def test(
         self, test_ds: Any, callbacks: Iterable[Callback] | None = None, **options: Any
     ) -> dict[str, Any]:
-        """Return the metrics over a whole dataset, by name: floats, and arrays as they are."""
+        """Return the metrics over a whole dataset, by name.
+
+        Numbers are floats, anything else is as it is. What a metric computes without a name is
+        named after its class.
+
+        Raises:
+            UsageError: `eval_step` returns no metrics.
+        """
+        computed = named_values(self._measured(test_ds, callbacks, **options))
+        host = to_host(computed)
+        return {k: float(v) if is_number(v) else computed[k] for k, v in host.items()}
+
+    def _measured(
+        self, test_ds: Any, callbacks: Iterable[Callback] | None = None, **options: Any
+    ) -> Any:
+        """Return the metrics over a whole dataset."""
         total = _Total()
         trainer.test(self, test_ds, [total, *(callbacks or ())], **options)
-        computed = total.metrics.pop().compute()
-        return {k: value if np.ndim(value) else float(value) for k, value in computed.items()}
+        return total.metrics.pop()
 
 
 class _Total(Callback):
@@ -63,4 +78,10 @@ class _Total(Callback):
     def on_step_end(
         self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
     ) -> None:
+        if not is_metrics(outs):
+            raise UsageError(
+                f"test() computes the Metrics (objects with `merge` and `compute`) that eval_step "
+                f"returns; it returned {describe(outs)} as its outs. Return a Metrics, or call "
+                f"solstice.test(exp, ds, return_outs=True) for the outs."
+            )
         self.metrics.add(outs)

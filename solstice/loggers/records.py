@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from solstice.errors import InvalidValueError
 from solstice.flat import Flat
 from solstice.loggers.values import to_host
+from solstice.metrics import named_values
 
 _RESERVED = ("mode", "epoch", "step", "time")
 
@@ -111,7 +112,7 @@ class Computed(Mapping[str, Any]):
 
 
 def compute(metrics: Any) -> Mapping[str, Any]:
-    """Return `metrics.compute()`, in one compiled call where it can be compiled.
+    """Return what `metrics.compute()` says, by name, in one compiled call where it can be compiled.
 
     A `compute` that looks at its arrays on the host runs as it is. One that compiles must depend
     on nothing but the metrics.
@@ -126,7 +127,7 @@ def compute(metrics: Any) -> Mapping[str, Any]:
             return _compiled(metrics)
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
             _EAGER.add(type(metrics))
-    return metrics.compute()
+    return named_values(metrics)
 
 
 def on_host(computed: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def on_host(computed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _EAGER: set[type] = set()
-_compiled = jax.jit(lambda metrics: Computed(metrics.compute()))
+_compiled = jax.jit(lambda metrics: Computed(named_values(metrics)))
 
 
 def make_record(metrics: Mapping[str, Any], **about: Any) -> Record:

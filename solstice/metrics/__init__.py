@@ -6,7 +6,9 @@ from solstice.metrics.binary import BinaryMetrics
 from solstice.metrics.classification import ClassificationMetrics
 from solstice.metrics.collect import Collect
 from solstice.metrics.combine import MetricsDict
+from solstice.metrics.directions import direction
 from solstice.metrics.ensemble import EnsembleMetrics
+from solstice.metrics.named import named_values
 from solstice.metrics.numbers import Last, Max, Mean, Min, Std, Sum
 from solstice.metrics.regression import RegressionMetrics
 from solstice.metrics.sample import Sample
@@ -27,7 +29,9 @@ __all__ = [
     "Sample",
     "Std",
     "Sum",
+    "direction",
     "is_metrics",
     "merge_all",
+    "named_values",
     "reduce",
 ]

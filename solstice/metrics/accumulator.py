@@ -6,7 +6,6 @@ the host (a metric with `to_host`, also inside another) is moved there when the 
 """
 
 import functools
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ from solstice import arguments
 from solstice.errors import InvalidValueError
 from solstice.flat import Flat
 from solstice.metrics.base import Metrics, check_metrics, reduce
+from solstice.metrics.named import named_values
 from solstice.tree import describe
 
 AccumulatorState = dict[str, Any]
@@ -73,12 +73,12 @@ class Accumulator:
         """Return everything merged so far and start anew; None when nothing was added."""
         if not self._waiting:
             resumed, self._resumed = self._resumed, None
-            return None if resumed is None else _Computed(resumed["computed"])
+            return None if resumed is None else Told(resumed["leaves"], resumed["computed"])
         self._fold()
         return self._waiting.pop()
 
     def get_state(
-        self, compute: Callable[[Any], Mapping[str, Any]] = operator.methodcaller("compute")
+        self, compute: Callable[[Any], Mapping[str, Any]] = named_values
     ) -> "AccumulatorState | None":
         """Return what a resume needs, as plain containers; None when nothing was added.
 
@@ -105,10 +105,11 @@ class Accumulator:
             self._waiting = [merge_all(self._waiting)]
 
 
-class _Computed:
-    """Stands for metrics of which only is known what they say."""
+class Told:
+    """Metrics of an earlier process: nothing is known of them but what they say, and leaves."""
 
-    def __init__(self, computed: dict[str, Any]) -> None:
+    def __init__(self, leaves: list[Any], computed: dict[str, Any]) -> None:
+        self.leaves = leaves
         self._computed = computed
 
     def compute(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 import equinox as eqx
 
 from solstice.errors import UsageError
+from solstice.metrics.directions import Direction, direction
 from solstice.tree import describe
 
 _T = TypeVar("_T")
@@ -24,7 +25,9 @@ class Metrics(eqx.Module):
     examples gives the same answer, and everything works under `jax.jit`. Masked examples count
     nowhere.
 
-    A subclass may have three methods more:
+    `better(name)` says which values of a number are better, for whoever looks for the best: that of
+    the standard metric of this name. A subclass that knows better defines it. It may have three
+    methods more:
 
     - `check()` is called by the trainer on the host with the outs of a run's first step, and raises
       an error when they show bad input;
@@ -54,8 +57,19 @@ class Metrics(eqx.Module):
         """Return the statistics of the examples of both."""
 
     @abc.abstractmethod
-    def compute(self) -> dict[str, Any]:
-        """Return what the statistics say, by name."""
+    def compute(self) -> Any:
+        """Return what the statistics say, by name.
+
+        A number or an array without a name is reported under the name of the class, in lowercase.
+        """
+
+    def better(self, name: str) -> Direction | None:
+        """Return whether a number of `compute()` is better when smaller ("min") or larger ("max").
+
+        None for neither. Early stopping, best checkpoints and ensembles ask. Here it is what the
+        standard name says: see `solstice.metrics.direction`.
+        """
+        return direction(name)
 
 
 def is_metrics(value: Any) -> bool:

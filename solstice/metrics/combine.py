@@ -1,6 +1,5 @@
 """Several metrics as one, under names."""
 
-from collections.abc import Mapping
 from typing import Any, Self
 
 import equinox as eqx
@@ -8,6 +7,8 @@ import equinox as eqx
 from solstice.errors import InvalidTypeError, UnknownKeyError, UsageError
 from solstice.metrics.base import Metrics, is_metrics
 from solstice.metrics.checks import check_kind
+from solstice.metrics.directions import Direction, better, direction
+from solstice.metrics.named import named_values
 from solstice.tree import describe, replace
 
 
@@ -86,7 +87,7 @@ class MetricsDict(Metrics):
         """
         computed: dict[str, Any] = {}
         for name, one in zip(self._names, self._metrics, strict=True):
-            for key, value in _named_values(name, one).items():
+            for key, value in _values(name, one).items():
                 if key in computed:
                     raise UsageError(
                         f"Two metrics compute {key!r}. Give one of them a name: "
@@ -95,16 +96,34 @@ class MetricsDict(Metrics):
                 computed[key] = value
         return computed
 
+    def better(self, name: str) -> Direction | None:
+        """Return what the metric that reports a number says of it, else what the name says."""
+        for label, one in zip(self._names, self._metrics, strict=True):
+            if (own := _own_name(label, one, name)) and (said := better(one, own)):
+                return said
+        return direction(name)
+
     def _named(self) -> str:
         return ", ".join(map(repr, self._names))
 
 
-def _named_values(name: str | None, metric: Any) -> dict[str, Any]:
-    computed = metric.compute()
-    if not isinstance(computed, Mapping):
-        return {name or type(metric).__name__.lower(): computed}
+def _values(name: str | None, metric: Any) -> dict[str, Any]:
+    """Return what a metric of the dict computes, by the names to report it under."""
+    computed = named_values(metric)
     if name is None:
-        return dict(computed)
+        return computed
     if len(computed) == 1:
         return {name: next(iter(computed.values()))}
     return {f"{name}/{key}": value for key, value in computed.items()}
+
+
+def _own_name(label: str | None, metric: Any, name: str) -> str | None:
+    """Return what a metric itself calls a value that is reported under `name`, if it is its own."""
+    if label is None:
+        # Whose it is shows only once it is computed, which is worth it only for one that knows
+        # more than the standard names.
+        knows = getattr(type(metric), "better", Metrics.better) is not Metrics.better
+        return name if knows and name in named_values(metric) else None
+    if name == label:
+        return next(iter(named_values(metric)), None)
+    return name.removeprefix(f"{label}/") if name.startswith(f"{label}/") else None

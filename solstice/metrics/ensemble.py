@@ -3,6 +3,7 @@
 It knows neither what the members' metrics count nor what an ensemble is made of.
 """
 
+import re
 from collections import OrderedDict
 from typing import Any, Self
 
@@ -14,6 +15,8 @@ from jax.core import Tracer
 from solstice import arguments
 from solstice.errors import InvalidTypeError, UsageError
 from solstice.metrics.base import Metrics, is_metrics
+from solstice.metrics.directions import Direction, better
+from solstice.metrics.named import named_values
 from solstice.tree import describe
 
 
@@ -93,6 +96,11 @@ class EnsembleMetrics(Metrics):
             computed |= {f"{name}_member_{i}": value for i, value in enumerate(values)}
         return computed
 
+    def better(self, name: str) -> Direction | None:
+        """Return what the members say of a mean or a member's value; a spread is neither."""
+        name = re.sub(r"_member_\d+$", "", name)
+        return None if name.endswith("_std") else better(self.member(0), name)
+
     def per_member(self) -> dict[str, Any]:
         """Return what the members compute, by name, as arrays with a first axis of members."""
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self.members)):
@@ -118,7 +126,7 @@ class EnsembleMetrics(Metrics):
 
 
 def _computed(metrics: Any) -> OrderedDict[str, Any]:
-    return OrderedDict(metrics.compute())  # jax sorts the names of a plain dict
+    return OrderedDict(named_values(metrics))  # jax sorts the names of a plain dict
 
 
 _computed_each = jax.jit(jax.vmap(_computed))

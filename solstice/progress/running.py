@@ -14,8 +14,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from solstice.metrics import Accumulator, is_metrics, merge_all
+from solstice.metrics import Accumulator, is_metrics, merge_all, named_values
 from solstice.metrics.accumulator import is_hosted
+from solstice.metrics.named import reported_name
 
 _logger = logging.getLogger("solstice")
 
@@ -110,17 +111,15 @@ def _ignore(outs: Any) -> None:
 
 @partial(jax.jit, static_argnums=1)
 def _numbers(outs: list[Any], names: tuple[str, ...] | None) -> OrderedDict[str, jax.Array]:
-    computed = merge_all(outs).compute()
-    if not isinstance(computed, Mapping):
-        return OrderedDict()
+    computed = named_values(merge_all(outs))
     numbers = {name: jnp.asarray(one) for name, one in computed.items() if _is_number(one)}
     if names is None:
         names = tuple(name for name in _USUAL if name in numbers) or tuple(numbers)[:2]
-    full = {name: name if name in numbers else f"average_{name}" for name in names}
-    missing = [name for name in names if full[name] not in numbers]
+    full = {name: reported_name(name, numbers) for name in names}
+    missing = [name for name in names if full[name] is None]
     if missing:
         _say_missing(", ".join(map(repr, missing)), ", ".join([*numbers][:12]))
-    return OrderedDict((one, numbers[one]) for one in full.values() if one in numbers)
+    return OrderedDict((one, numbers[one]) for one in full.values() if one is not None)
 
 
 @cache

@@ -1,0 +1,58 @@
+"""What a metric says, as values by name, and how a user's name is found among them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from solstice.errors import InvalidTypeError
+from solstice.tree import describe
+
+
+def named_values(metrics: Any) -> dict[str, Any]:
+    """Return what `metrics.compute()` says, by name.
+
+    A mapping is taken as it is. A number or an array, which has no name, is named after the
+    metric's class, in lowercase.
+
+    Raises:
+        TypeError: `compute()` returned something else.
+
+    >>> import solstice
+    >>> class Steps(solstice.Metrics):
+    ...     steps: int
+    ...
+    ...     def merge(self, other):
+    ...         return Steps(self.steps + other.steps)
+    ...
+    ...     def compute(self):
+    ...         return self.steps
+    >>> named_values(Steps(3))
+    {'steps': 3}
+    """
+    computed = metrics.compute()
+    if isinstance(computed, Mapping):
+        return dict(computed)
+    if computed is None or isinstance(computed, list | tuple | set):
+        raise InvalidTypeError(
+            f"compute() is expected to return a mapping of names to values, a number or an array; "
+            f"that of {type(metrics).__name__} returned {describe(computed)}. Return a dict, or "
+            f"jnp.stack of a list."
+        )
+    return {type(metrics).__name__.lower(): computed}
+
+
+def reported_name(name: str, names: Iterable[str]) -> str | None:
+    """Return under which of the reported names a user's is found, None for none.
+
+    An average is found by the name of what is averaged: `loss` is `average_loss`.
+
+    >>> reported_name("loss", ["average_loss", "accuracy"])
+    'average_loss'
+    >>> reported_name("inner/loss", ["inner/average_loss"])
+    'inner/average_loss'
+    """
+    names = set(names)
+    part, slash, last = name.rpartition("/")
+    for one in (name, f"{part}{slash}average_{last}"):
+        if one in names:
+            return one
+    return None
