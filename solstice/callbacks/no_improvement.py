@@ -1,0 +1,126 @@
+"""NoImprovement: ends a run once a metric has stopped improving."""
+
+from typing import Any
+
+from solstice.callbacks.base import Callback
+from solstice.errors import EarlyStoppingException, InvalidValueError, UsageError
+from solstice.experiment import Experiment
+from solstice.loggers.values import is_number, to_host
+from solstice.metrics import Accumulator, is_metrics, named_values
+from solstice.metrics.directions import Direction, better, check_mode, known
+from solstice.metrics.named import reported_name
+from solstice.tree import describe
+
+
+class NoImprovement(Callback):
+    """Ends the run once a metric has stopped improving; see `no_improvement`.
+
+    A NaN is never an improvement.
+    """
+
+    needs_experiment = False
+
+    def __init__(
+        self,
+        metric: str,
+        *,
+        mode: Direction | None,
+        patience: int,
+        min_delta: float,
+        watch: str,
+    ) -> None:
+        check_mode(mode)
+        check_watch(watch)
+        if patience < 1:
+            raise InvalidValueError(
+                f"patience is expected to be at least 1 pass; it is {patience}."
+            )
+        if min_delta < 0:
+            raise InvalidValueError(f"min_delta is expected to be at least 0; it is {min_delta}.")
+        self._metric = metric
+        self._given = mode
+        self._patience = patience
+        self._min_delta = min_delta
+        self._watch = watch
+        self.needs_validation = watch == "val"
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pass = Accumulator()
+        # The best value, with a sign that makes larger ones better.
+        self._best, self._waited = -float("inf"), 0
+        self._mode = self._given
+
+    def on_run_start(self, exp: Experiment) -> None:
+        self._begin()
+
+    def on_step_end(
+        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
+    ) -> None:
+        if mode != self._watch:
+            return
+        if not is_metrics(outs):
+            raise UsageError(
+                f"Early stopping on {self._metric!r} needs Metrics as the {mode} step's outs; "
+                f"it got {describe(outs)}."
+            )
+        self._pass.add(outs)
+
+    def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
+        merged = self._pass.pop() if mode == self._watch else None
+        if merged is None:
+            return
+        name, number = self._number(merged)
+        if self._mode is None:
+            self._mode = known(better(merged, name), name, "mode='min' or mode='max'")
+        sign = 1.0 if self._mode == "max" else -1.0
+        if sign * number > self._best + self._min_delta:  # which no NaN is
+            self._best, self._waited = sign * number, 0
+            return
+        self._waited += 1
+        if self._waited >= self._patience:
+            passes = f"{self._waited} {mode} passes"
+            if self._best == -float("inf"):
+                raise EarlyStoppingException(f"{name} was finite in none of {passes}")
+            raise EarlyStoppingException(
+                f"{name} has not improved on {sign * self._best:.6g} in {passes}"
+            )
+
+    def get_state(self) -> dict[str, Any]:
+        window = self._pass.get_state(self._computed)
+        state = {"best": self._best, "waited": self._waited, "pass": window}
+        return state if self._given is not None else {**state, "mode": self._mode}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._best, self._waited = float(state["best"]), int(state["waited"])
+        self._mode = self._given or state.get("mode")
+        self._pass = Accumulator(state["pass"])
+
+    def _number(self, metrics: Any) -> tuple[str, float]:
+        computed = to_host(named_values(metrics))
+        name = reported_name(self._metric, computed)
+        if name is None:
+            raise UsageError(
+                f"Early stopping watches {self._metric!r}, which is none of the computed metrics: "
+                f"{', '.join(computed)}."
+            )
+        if not is_number(computed[name]):
+            raise UsageError(
+                f"Early stopping watches a number; {name!r} is {describe(computed[name])}. Name "
+                f"another metric, or compute a number of it."
+            )
+        return name, computed[name]
+
+    def _computed(self, metrics: Any) -> dict[str, Any]:
+        """Return what metrics say, for a checkpoint, from which nobody can ask them any more."""
+        computed = named_values(metrics)
+        name = reported_name(self._metric, computed)
+        if self._mode is None and name is not None:
+            self._mode = better(metrics, name)
+        return computed
+
+
+def check_watch(watch: Any) -> None:
+    """Raise if that is no mode whose passes can be watched."""
+    if watch not in ("train", "val"):
+        raise InvalidValueError(f"watch is expected to be 'train' or 'val'; it is {watch!r}.")
