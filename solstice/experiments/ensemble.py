@@ -20,6 +20,8 @@ from solstice.experiments.member_stopping import MemberStopping, Standing, where
 from solstice.experiments.runnable import Runnable
 from solstice.flat import Flat
 from solstice.metrics import EnsembleMetrics, is_metrics
+from solstice.metrics.directions import Direction, better, check_mode, known
+from solstice.metrics.named import reported_name
 from solstice.step import jit
 from solstice.tree import as_key, describe, replace
 
@@ -183,41 +185,53 @@ class Ensemble(Runnable):
         flat = Flat.of(self.members)
         return Flat([array[i] for array in flat.arrays], flat.structure).whole()
 
-    def best(self, metric: str, ds: Any = None, *, mode: str | None = None) -> Any:
+    def best(self, metric: str, ds: Any = None, *, mode: Direction | None = None) -> Any:
         """Return the member with the best value of a metric, as an experiment of its own.
 
+        A member whose value is NaN is never the best.
+
         Args:
-            metric: The name in the members' `compute()`.
+            metric: The name in the members' `compute()`; `loss` finds `average_loss`.
             ds: The dataset that it is measured on. None takes the best validation pass of each
                 member so far, which is known of the metric that `stopping` watches.
-            mode: "min" or "max". None means "min" for a name with "loss" or "error" in it, and
-                "max" for all others.
+            mode: "min" or "max". None leaves it to the metric, which knows it of the standard
+                names (`solstice.metrics.direction`).
 
         Raises:
-            ValueError: There is no such metric, or no dataset to measure it on.
+            ValueError: There is no such metric, no dataset to measure it on, no member with a
+                value, or nobody knows which values are better.
         """
-        if mode not in (None, "min", "max"):
-            raise InvalidValueError(f"mode is expected to be 'min' or 'max'; it is {mode!r}.")
+        check_mode(mode)
         if ds is not None:
-            computed = self.test(ds, progress=False)
-            if f"{metric}_member_0" not in computed:
-                raise InvalidValueError(
-                    f"The metric {metric!r} is none of the members'; those are "
-                    f"{', '.join(name[:-9] for name in computed if name.endswith('_member_0'))}."
-                )
-            names = [f"{metric}_member_{i}" for i in range(self.num_members)]
-            values = np.array([computed[name] for name in names])
-        elif self._standing is not None and self._standing.rule.metric == metric:
-            mode = mode or self._standing.rule.mode
+            values = self._signed_values(metric, ds, mode)
+        elif self._standing is not None and self._standing.rule.is_about(metric, mode):
             values = np.asarray(self._standing.judged().best)
         else:
             raise InvalidValueError(
                 f"The members' {metric!r} is not known: pass a dataset to measure it on, "
                 f"best({metric!r}, val_ds)."
             )
-        smaller = mode == "min" or (mode is None and ("loss" in metric or "error" in metric))
-        ranked = np.where(np.isnan(values), np.inf, values if smaller else -values)
-        return self.member(int(ranked.argmin()))
+        ranked = np.where(np.isnan(values), -np.inf, values)
+        if np.isnan(values).all() or (ds is None and np.isneginf(ranked).all()):
+            raise InvalidValueError(
+                f"No member has a value of {metric!r} yet that is a number. Train them with a "
+                f"val_ds, or look for what makes them diverge."
+            )
+        return self.member(int(ranked.argmax()))
+
+    def _signed_values(self, metric: str, ds: Any, mode: Direction | None) -> np.ndarray:
+        """Return each member's value over a dataset, with a sign that makes larger ones better."""
+        metrics = self._measured(ds, progress=False)
+        each = metrics.per_member() if isinstance(metrics, EnsembleMetrics) else {}
+        numbers = [name for name, values in each.items() if values.ndim == 1]
+        name = reported_name(metric, numbers)
+        if name is None:
+            raise InvalidValueError(
+                f"The metric {metric!r} is none of the members' numbers; those are "
+                f"{', '.join(numbers) or 'none'}."
+            )
+        mode = mode or known(better(metrics, name), name, "mode='min' or mode='max'")
+        return each[name] if mode == "max" else -each[name]
 
     @property
     def active(self) -> Bool[Array, " members"]:

@@ -3,7 +3,7 @@
 It is traced with the ensemble's steps. A run ends by callbacks, as any other.
 """
 
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import equinox as eqx
 import jax
@@ -12,6 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from solstice.errors import InvalidValueError, UsageError
 from solstice.metrics import EnsembleMetrics
+from solstice.metrics.directions import Direction, better, check_mode, known
+from solstice.metrics.named import reported_name
 from solstice.tree import replace
 
 
@@ -24,32 +26,42 @@ class MemberStopping(eqx.Module):
     goes on. A NaN is never an improvement.
 
     Attributes:
-        metric: The name in the members' `compute()`.
-        mode: Whether a smaller ("min") or a larger ("max") value is better.
+        metric: The name in the members' `compute()`; `loss` finds `average_loss`.
+        mode: Whether a smaller ("min") or a larger ("max") value is better. None leaves it to the
+            metric, which knows it of the standard names (`solstice.metrics.direction`).
         patience: After how many passes without improvement a member stops.
         min_delta: How much better than the best so far counts as an improvement.
 
     >>> from solstice.experiments import MemberStopping
-    >>> MemberStopping("average_loss", patience=3).mode
-    'min'
+    >>> rule = MemberStopping("accuracy", patience=3)
+    >>> rule.metric, rule.mode
+    ('accuracy', None)
     """
 
     metric: str = eqx.field(static=True)
-    mode: Literal["min", "max"] = eqx.field(static=True, default="min")
+    mode: Direction | None = eqx.field(static=True, default=None)
     patience: int = eqx.field(static=True, default=5)
     min_delta: float = eqx.field(static=True, default=0.0)
 
     def __check_init__(self) -> None:
-        if self.mode not in ("min", "max"):
-            raise InvalidValueError(f"mode is expected to be 'min' or 'max'; it is {self.mode!r}.")
+        check_mode(self.mode)
         if self.patience < 1:
             raise InvalidValueError(
                 f"patience is expected to be at least 1; it is {self.patience}."
             )
 
+    def is_about(self, metric: str, mode: Direction | None) -> bool:
+        """Say whether the best values by this rule are those of a metric, in a direction."""
+        same = metric == self.metric or reported_name(metric, [self.metric]) is not None
+        same = same or reported_name(self.metric, [metric]) is not None
+        return same and mode in (None, self.mode)
+
 
 class Standing(eqx.Module):
-    """Where each member stands: its best value, how long it has waited, the pass in hand."""
+    """Where each member stands: its best value, how long it has waited, the pass in hand.
+
+    Values have a sign that makes larger ones better: which that is shows in the first validation.
+    """
 
     rule: MemberStopping
     best: Float[Array, " members"]
@@ -59,7 +71,7 @@ class Standing(eqx.Module):
 
     @classmethod
     def start(cls, rule: MemberStopping, num_members: int) -> Self:
-        worst = jnp.full(num_members, jnp.inf if rule.mode == "min" else -jnp.inf)
+        worst = jnp.full(num_members, -jnp.inf)
         none = jnp.zeros(num_members, jnp.int32)
         return cls(rule, worst, none, jnp.zeros(num_members), jnp.zeros((), jnp.int32))
 
@@ -70,9 +82,8 @@ class Standing(eqx.Module):
     def judged(self) -> Self:
         """Return it with the pass in hand judged, if there is one."""
         value = self.total / jnp.maximum(self.batches, 1)
-        gain = self.best - value if self.rule.mode == "min" else value - self.best
         # The first value improves on an infinite one by an infinity, whatever min_delta is.
-        better = gain > self.rule.min_delta
+        better = value - self.best > self.rule.min_delta
         due = (self.batches > 0) & self.active
         return replace(
             self,
@@ -86,20 +97,23 @@ class Standing(eqx.Module):
         """Return it after one more batch of a validation pass.
 
         Raises:
-            UsageError: The members' outs are no metrics, or have no metric of that name.
+            UsageError: The members' outs are no metrics, have no number of that name, or nobody
+                knows which of its values are better.
         """
-        name = self.rule.metric
         computed = outs.per_member() if isinstance(outs, EnsembleMetrics) else {}
-        if name not in computed:
+        numbers = [name for name, values in computed.items() if values.ndim == 1]
+        name = reported_name(self.rule.metric, numbers)
+        if name is None:
             raise UsageError(
-                f"MemberStopping watches {name!r} in the Metrics of the members' eval_step; there "
-                f"is {', '.join(computed) or 'none'}."
+                f"MemberStopping watches {self.rule.metric!r} in the Metrics of the members' "
+                f"eval_step, a number; there is {', '.join(numbers) or 'none'}."
             )
-        return replace(
-            self,
-            total=self.total + computed[name].astype(self.total.dtype),
-            batches=self.batches + 1,
+        mode = self.rule.mode or known(
+            better(outs, name), name, f"MemberStopping({name!r}, mode='min') or 'max'"
         )
+        values = computed[name].astype(self.total.dtype)
+        values = values if mode == "max" else -values
+        return replace(self, total=self.total + values, batches=self.batches + 1)
 
 
 def where_active(active: Bool[Array, " members"], new: list[Array], old: list[Array]) -> list[Any]:

@@ -245,12 +245,112 @@ def test_the_best_member_is_the_one_with_the_best_metric():
         ),
         rtol=0,
     )
-    with pytest.raises(ValueError, match="average_loss, accuracy"):
-        ensemble.best("loss", DS)
+    assert_close(ensemble.best("loss", DS), ensemble.best("average_loss", DS), rtol=0)
+    with pytest.raises(ValueError, match=r"'los' is none of .*average_loss, accuracy"):
+        ensemble.best("los", DS)
     with pytest.raises(ValueError, match="pass a dataset"):
         ensemble.best("accuracy")
     with pytest.raises(IndexError, match="no member 3"):
         ensemble.member(3)
+
+
+class Told(solstice.Metrics):
+    """Says the value it is told under the names of `says`, each with a direction or None."""
+
+    value: jax.Array
+    says: tuple = eqx.field(static=True)
+
+    def merge(self, other):
+        return solstice.replace(self, value=self.value + other.value)
+
+    def compute(self):
+        return {name: self.value for name, _ in self.says} | {"array": jnp.ones(2)}
+
+    def better(self, name):
+        return dict(self.says)[name] or super().better(name)
+
+
+class Valued(solstice.Experiment):
+    """A member with a value, to which training adds the batch."""
+
+    value: jax.Array
+    says: tuple = eqx.field(static=True)
+
+    def train_step(self, batch):
+        return solstice.replace(self, value=self.value + batch * jnp.sign(self.value)), None
+
+    def eval_step(self, batch):
+        return self, Told(self.value, self.says)
+
+
+def valued(values, *says, **options):
+    return solstice.Ensemble.init(
+        lambda key, value: Valued(value, says), [0] * len(values), value=values, **options
+    )
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("metric", "says", "larger"),
+    [
+        *[(name, (name, None), True) for name in ("r2", "f1_macro", "auroc", "top_5_accuracy")],
+        *[(name, (name, None), False) for name in ("mse", "mae", "perplexity", "ece", "loss")],
+        ("loss", ("average_loss", None), False),
+        ("mine", ("mine", "max"), True),
+        ("mine", ("mine", "min"), False),
+        ("accuracy", ("accuracy", "min"), False),  # the metric knows better
+    ],
+)
+def test_the_metric_knows_which_member_is_the_best(metric, says, larger):
+    ensemble = valued([2.0, NAN, 3.0, 1.0], says)
+    assert ensemble.best(metric, [0.0]).value == (3 if larger else 1)
+    for mode, best in (("min", 1), ("max", 3)):
+        assert ensemble.best(metric, [0.0], mode=mode).value == best
+    # By the best pass so far: the second and third member go up, then all do.
+    rule = MemberStopping(metric, patience=9)
+    ensemble = valued([2.0, -3.0, NAN, 1.0], says, stopping=rule)
+    ensemble = solstice.train(ensemble, 3, [1.0], [0.0], progress=False)
+    assert ensemble.best(metric).value == (5 if larger else -6)
+
+
+def test_a_direction_that_nobody_knows_is_asked_for():
+    ensemble = valued([1.0, 2.0], ("mine", None))
+    with pytest.raises(ValueError, match="those are mine"):
+        ensemble.best("array", [0.0])
+    with pytest.raises(ValueError, match=r"larger 'mine' is better .* mode='min' or mode='max'"):
+        ensemble.best("mine", [0.0])
+    ensemble = valued([1.0, 2.0], ("mine", None), stopping=MemberStopping("mine"))
+    with pytest.raises(solstice.UsageError, match=r"MemberStopping\('mine', mode='min'\)"):
+        solstice.train(ensemble, 1, [1.0], [0.0], progress=False)
+
+
+def test_there_is_no_best_of_members_without_a_value():
+    ensemble = valued([NAN, NAN], ("loss", None), stopping=MemberStopping("loss"))
+    for arguments in ([[0.0]], []):  # all diverged; none was validated
+        with pytest.raises(ValueError, match="No member has a value of 'loss'"):
+            ensemble.best("loss", *arguments)
+
+
+@pytest.mark.parametrize("mode", ["min", "max", None])
+def test_a_value_that_is_no_number_is_no_improvement_and_hides_none(mode):
+    says = ("mine", "max") if mode is None else ("mine", None)
+    rule = MemberStopping("mine", mode=mode, patience=3)
+    sign = -1.0 if mode == "min" else 1.0
+
+    class Late(Valued):
+        def eval_step(self, batch):
+            value = jnp.where(jnp.abs(self.value) < 3, jnp.nan, sign * jnp.abs(self.value))
+            return self, Told(value, self.says)
+
+    ensemble = solstice.Ensemble.init(
+        lambda key, value: Late(value, (says,)), [0, 0], value=[1.0, 0.0], stopping=rule
+    )
+    ensemble = solstice.train(ensemble, 6, [1.0], [0.0], progress=False)
+    # The first has its values from the second pass on; the second never has one.
+    assert ensemble.active.tolist() == [True, False]
+    assert ensemble.best("mine").value == 7
 
 
 def test_predictions_are_of_the_mean_probabilities():
