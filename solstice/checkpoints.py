@@ -188,14 +188,14 @@ class Checkpoints:
         if not path.exists():
             return None
         try:
-            return json.loads(path.read_text())
+            return from_json(path.read_text())
         except ValueError as error:
             raise damaged(path, "it is no JSON") from error
 
     def set_best(self, **about: Any) -> None:
         """Say which checkpoint is the best, in one go."""
         unfinished = self.directory / f".{_BEST}.tmp"
-        unfinished.write_text(json.dumps(about))
+        unfinished.write_text(to_json(about))
         unfinished.rename(self.directory / _BEST)
 
     def _read_rest(self, path: Path) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def restore(directory: str | os.PathLike[str], exp: _T, which: str = "newest") -
         if best is None:
             raise NoCheckpointError(
                 f"No checkpoint in {store.directory} is known as the best. Train with "
-                f"CheckpointingCallback(..., best=('accuracy', 'max'))."
+                f"CheckpointingCallback(..., best='accuracy')."
             )
         which = best["checkpoint"]
     if which not in store.names():

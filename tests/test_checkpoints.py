@@ -4,9 +4,12 @@ import errno
 import gc
 import json
 import logging
+import math
 import os
 import shutil
+import signal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -209,10 +212,164 @@ def test_metrics_may_say_themselves_which_is_better(tmp_path, parts):
 def test_metrics_that_cannot_say_it_are_named(tmp_path, unchecked):
     with pytest.raises(solstice.UsageError, match=r"ClassificationMetrics does not have\. Define"):
         run(tmp_path, best=True)
+    for best in (3, ("accuracy",), ("accuracy", "best"), (True, "max"), ("a", "max", "b", "c")):
+        with pytest.raises(ValueError, match=r"best is expected to be a metric and"):
+            solstice.CheckpointingCallback(tmp_path, best=best)
+
+
+class Scores(solstice.Metrics):
+    """A score under a name, beside a number that never changes."""
+
+    score: jax.Array
+    name: str = eqx.field(static=True)
+    directions: tuple = eqx.field(static=True, default=())
+
+    def merge(self, other):
+        return other
+
+    def compute(self):
+        return {self.name: self.score, "epochs": 3} if self.name else self.score
+
+    def better(self, name):
+        return dict(self.directions).get(name) or super().better(name)
+
+    def is_better_than(self, other):
+        return self.score > other.score
+
+
+class Distrustful(Scores):
+    def is_better_than(self, other):  # true of a NaN
+        return not self.score <= other.score
+
+
+class Scored(solstice.Experiment):
+    """After the nth epoch, the nth of `scores` is its validation's."""
+
+    scores: jax.Array
+    count: jax.Array
+    name: str = eqx.field(static=True, default="score")
+    directions: tuple = eqx.field(static=True, default=())
+    kind: type = eqx.field(static=True, default=Scores)
+
+    def train_step(self, batch):
+        return solstice.replace(self, count=self.count + 1), None
+
+    def eval_step(self, batch):
+        return self, self.kind(self.scores[self.count - 1], self.name, self.directions)
+
+
+def scored(*scores, **options):
+    return Scored(np.float32(scores), np.asarray(0), **options)
+
+
+def best_of(directory, exp, best, *callbacks, num_epochs=None, **options):
+    """What is known of the best checkpoint, whose file is JSON as others read it."""
+    saving = solstice.CheckpointingCallback(directory, best=best, keep=1)
+    num_epochs = num_epochs or len(exp.scores)
+    solstice.train(exp, num_epochs, [0], [0, 0], [*callbacks, saving], progress=False, **options)
+    path = directory / "best.json"
+    if not path.exists():
+        return None
+    return json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize("best", [("score", "max"), True, "own", "evaluation"])
+@pytest.mark.parametrize("kind", [Scores, Distrustful])
+@pytest.mark.parametrize(
+    ("scores", "epoch"),
+    [
+        ((NAN, 0.7, 0.9, 0.8), 3),
+        ((0.7, NAN, 0.9, NAN), 3),
+        ((0.9, NAN, 0.7, NAN), 1),
+        ((NAN, NAN, -INF, NAN), 3),
+        ((INF, NAN, 0.7, 0.8), 1),
+        ((NAN, NAN), None),
+    ],
+)
+def test_a_nan_is_never_the_best_and_hides_no_later_value(tmp_path, kind, best, scores, epoch):
+    directions, more, name = (), [], "score"
+    if best == "own":
+        best, directions = "score", (("score", "max"),)
+    elif best == "evaluation":
+        more = [
+            solstice.EvaluationCallback(
+                lambda exp, batch, key: exp.eval_step(batch)[1],
+                {"hard": [0]},
+                when=Every(epochs=1),
+                jit=False,
+            )
+        ]
+        best, directions = ("score", None, "hard"), (("score", "max"),)
+    elif best is True:
+        name = ""  # otherwise, the other number is one that is always there
+    exp = scored(*scores, kind=kind, name=name, directions=directions)
+    found = best_of(tmp_path, exp, best, *more)
+    assert (found and found["epoch"]) == epoch
+    if epoch is not None:
+        assert solstice.restore(tmp_path, exp, "best").count == epoch
+
+
+@pytest.mark.parametrize("kind", [Scores, Distrustful])
+def test_metrics_that_compare_a_nan_are_not_the_best_for_long(tmp_path, kind):
+    # Which of two numbers is compared, nobody but the metrics knows.
+    exp = scored(NAN, 0.7, NAN, 0.8, 0.75, kind=kind)
+    found = best_of(tmp_path, exp, True)
+    assert found["epoch"] == 4 and found["value"] == {"score": pytest.approx(0.8), "epochs": 3}
+
+
+@pytest.mark.parametrize(
+    ("best", "name", "directions", "epoch"),
+    [
+        ("accuracy", "accuracy", (), 2),
+        ("average_loss", "average_loss", (), 3),
+        ("loss", "average_loss", (), 3),
+        ("mse", "mse", (), 3),
+        ("mine", "mine", (("mine", "max"),), 2),
+        ("accuracy", "accuracy", (("accuracy", "min"),), 3),  # the metric knows better
+        (("accuracy", "min"), "accuracy", (), 3),  # a user knows best
+        (("accuracy", None), "accuracy", (), 2),
+    ],
+)
+def test_the_metric_knows_which_is_the_best(tmp_path, best, name, directions, epoch):
+    exp = scored(2.0, 3.0, 1.0, 2.0, name=name, directions=directions)
+    found = best_of(tmp_path, exp, best)
+    assert found["epoch"] == epoch and found["metric"] == name
+    assert found["mode"] == ("max" if epoch == 2 else "min")
+
+
+def test_a_best_without_a_direction_or_a_number_is_asked_for(tmp_path):
+    with pytest.raises(solstice.UsageError, match=r"best=\('mine', 'min'\) or \('mine', 'max'\)"):
+        best_of(tmp_path / "a", scored(1.0, name="mine"), "mine")
+    exp = Scored(np.ones((1, 2), np.float32), np.asarray(0), name="accuracy")
     with pytest.raises(
-        ValueError, match=r"best is expected to be a metric and .*it is the str 'loss'"
+        solstice.UsageError, match=r"a number; 'accuracy' of the validation is float"
     ):
-        solstice.CheckpointingCallback(tmp_path, best="loss")
+        best_of(tmp_path / "b", exp, "accuracy")
+
+
+class Signal(solstice.Callback):
+    """Sends Ctrl-C at the end of a validation step, after which the run is saved and ends."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, outs, exp, global_step, mode, batch):
+        if mode == "val" and global_step == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("step", range(4))
+@pytest.mark.parametrize("best", ["score", True])
+def test_a_validation_cut_anywhere_has_the_same_best(tmp_path, best, step):
+    exp = scored(1.0, 2.0, 1.5, directions=(("score", "max"),))
+    with pytest.raises(KeyboardInterrupt):
+        best_of(tmp_path, exp, best, Signal(step))
+    found = best_of(tmp_path, exp, best, resume_from=tmp_path)
+    assert found["epoch"] == 2 and found["metric"] == ("Scores" if best is True else "score")
+    assert solstice.restore(tmp_path, exp, "best").count == 2
 
 
 class FullDisk:

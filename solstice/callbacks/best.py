@@ -3,57 +3,78 @@
 It saves nothing.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from solstice.callbacks.base import Callback
 from solstice.callbacks.evaluation import EvaluationCallback
 from solstice.errors import InvalidValueError, UsageError
-from solstice.metrics import Accumulator, is_metrics
-from solstice.metrics.accumulator import rebuilt
+from solstice.loggers.values import is_number, to_host
+from solstice.metrics import Accumulator, is_metrics, named_values
+from solstice.metrics.accumulator import Told, rebuilt
+from solstice.metrics.directions import Direction, better, direction, known
+from solstice.metrics.named import reported_name
 from solstice.tree import describe
 
-_Mode = Literal["min", "max"]
-By = Literal[True] | tuple[str, _Mode] | tuple[str, _Mode, str] | None
+_Mode = Direction | None
+By = Literal[True] | str | tuple[str, _Mode] | tuple[str, _Mode, str] | None
 
 
 class Best:
     """Compares each validation of a run, or each evaluation, with the best one before.
 
-    Args:
-        by: A metric and "min" or "max", with the name of an evaluation's dataset where it is not
-            the validation's; True for the validation's metrics' own `is_better_than(other)`; None
-            for nothing, so that none is the best.
+    A NaN is never the best, and a number is better than none.
 
-    >>> best = Best(("accuracy", "max"))
-    >>> best.compare({"accuracy": 0.5}, "the validation")
+    Args:
+        by: A metric, which knows which of its values are better; or it and "min" or "max", with the
+            name of an evaluation's dataset where it is not the validation's; True for the
+            validation's metrics' own `is_better_than(other)`; None for nothing, so that none is the
+            best.
+
+    >>> best = Best(("score", "max"))
+    >>> best.compare({"score": 0.5}, "the validation")
     >>> best.take(), best.take()
-    ({'metric': 'accuracy', 'mode': 'max', 'value': 0.5}, None)
+    ({'metric': 'score', 'mode': 'max', 'value': 0.5}, None)
     """
 
     def __init__(self, by: By) -> None:
-        pair = isinstance(by, tuple | list) and len(by) in (2, 3) and by[1] in ("min", "max")
-        if not (by is None or by is True or pair):
+        several = (
+            isinstance(by, tuple | list)
+            and len(by) in (2, 3)
+            and isinstance(by[0], str)
+            and by[1] in ("min", "max", None)
+        )
+        if not (by is None or by is True or isinstance(by, str) or several):
             raise InvalidValueError(
-                f"best is expected to be a metric and 'min' or 'max', such as ('accuracy', "
-                f"'max'), and the name of an evaluation's dataset if it is not the validation's; "
-                f"or True where the metrics have is_better_than(other); it is {describe(by)}."
+                f"best is expected to be a metric and 'min' or 'max', such as ('score', 'max'), "
+                f"and the name of an evaluation's dataset if it is not the validation's; or a "
+                f"metric alone that knows it, such as 'accuracy'; or True where the metrics have "
+                f"is_better_than(other); it is {describe(by)}."
             )
+        metric, given, dataset = None, None, None
+        if isinstance(by, str):
+            metric = by
+        elif isinstance(by, tuple | list):
+            metric, given, dataset = (*by, None)[:3]
         self._by = by
+        self._metric, self._given = metric, given
         # The dataset whose metric it is, and the callback that evaluates it; None: the validation.
-        self._dataset = by[2] if isinstance(by, tuple | list) and len(by) == 3 else None
+        self._dataset = dataset
         self._evaluation: EvaluationCallback | None = None
-        self.needs_validation = by is not None and self._dataset is None
+        self.needs_validation = by is not None and dataset is None
         self.begin(())
 
     def begin(self, callbacks: Iterable[Callback]) -> None:
         """Forget everything; an evaluation is looked for among a run's callbacks."""
         self._window = Accumulator()
         self._value: Any = None
+        self._mode = self._given
         self._found: dict[str, Any] | None = None
+        # What metrics said of themselves when the run was saved: their class, and if they are best.
+        self._verdict: tuple[str, bool] | None = None
         self._evaluations = 0
         evaluating = [one for one in callbacks if isinstance(one, EvaluationCallback)]
         having = [one for one in evaluating if self._dataset in one.names]
@@ -85,48 +106,80 @@ class Best:
             return
         if self._by is True:
             self._compare_themselves(merged)
+            self._verdict = None
         else:
-            self.compare(merged.compute(), "the validation")
+            self.compare(named_values(merged), "the validation", lambda name: better(merged, name))
 
     def look(self) -> None:
         """Compare the evaluation's results where there are new ones."""
-        evaluation = self._evaluation
-        if evaluation is not None and evaluation.evaluations > self._evaluations:
-            self._evaluations = evaluation.evaluations
-            dataset = str(self._dataset)
-            self.compare(evaluation.results[dataset], f"the evaluation of {dataset!r}")
+        evaluation, dataset = self._evaluation, self._dataset
+        if evaluation is None or evaluation.evaluations <= self._evaluations:
+            return
+        self._evaluations = evaluation.evaluations
+        if dataset in evaluation.results:  # it is not where the dataset was empty
+            self.compare(
+                evaluation.results[dataset],
+                f"the evaluation of {dataset!r}",
+                lambda name: evaluation.better(dataset, name),
+            )
 
-    def compare(self, computed: Mapping[str, Any], source: str) -> None:
+    def compare(
+        self,
+        computed: Mapping[str, Any],
+        source: str,
+        says: Callable[[str], _Mode] = direction,
+    ) -> None:
         """Compare what metrics say with what the best said.
 
+        Args:
+            computed: What they say, by name.
+            source: Where they are from, for messages.
+            says: What tells of a name which of its values are better, where that was not given.
+
         Raises:
-            UsageError: The metric is not among them.
+            UsageError: The metric is not among them, is no number, or nobody knows which of its
+                values are better.
         """
-        assert isinstance(self._by, tuple | list)
-        metric, mode = self._by[:2]
-        if metric not in computed:
+        metric = reported_name(str(self._metric), computed)
+        if metric is None:
             raise UsageError(
-                f"CheckpointingCallback(best=) looks for {metric!r}; {source} gives "
+                f"CheckpointingCallback(best=) looks for {self._metric!r}; {source} gives "
                 f"{', '.join(computed)}."
             )
-        value = float(computed[metric])
-        sign = 1 if mode == "max" else -1
+        value = to_host({metric: computed[metric]})[metric]
+        if not is_number(value):
+            raise UsageError(
+                f"CheckpointingCallback(best=) looks for a number; {metric!r} of {source} is "
+                f"{describe(value)}. Name another metric, or compute a number of it."
+            )
+        if self._mode is None:
+            remedy = f"best=({metric!r}, 'min') or ({metric!r}, 'max')"
+            self._mode = known(says(metric), metric, remedy)
+        sign = 1 if self._mode == "max" else -1
+        if math.isnan(value):
+            return
         if self._value is None or sign * value > sign * self._value:
-            self._value = value
-            self._found = {"metric": metric, "mode": mode, "value": value}
+            self._value = float(value)
+            self._found = {"metric": metric, "mode": self._mode, "value": self._value}
 
     def _compare_themselves(self, metrics: Any) -> None:
         name = type(metrics).__name__
+        if isinstance(metrics, Told):
+            # Of another process: it said then what they say of themselves.
+            if self._verdict is not None and self._verdict[1]:
+                self._value = metrics.leaves
+                name, numbers = self._verdict[0], _numbers(metrics)
+                self._found = {"metric": name, "mode": "is_better_than", "value": numbers}
+            return
         if not hasattr(metrics, "is_better_than"):
             raise UsageError(
                 f"CheckpointingCallback(best=True) asks the validation's metrics for "
                 f"is_better_than(other), which {name} does not have. Define it, or name one of its "
                 f"numbers: best=('accuracy', 'max')."
             )
-        if self._value is None or metrics.is_better_than(rebuilt(self._value, metrics)):
+        if _is_better(metrics, self._best_like(metrics)):
             self._value = jax.tree.leaves(metrics)
-            numbers = {k: float(v) for k, v in metrics.compute().items() if np.ndim(v) == 0}
-            self._found = {"metric": name, "mode": "is_better_than", "value": numbers}
+            self._found = {"metric": name, "mode": "is_better_than", "value": _numbers(metrics)}
 
     @property
     def found(self) -> bool:
@@ -140,10 +193,55 @@ class Best:
 
     def get_state(self) -> dict[str, Any]:
         """Return what a resume needs, as plain containers."""
-        window = self._window.get_state()
-        return {"value": self._value, "evaluations": self._evaluations, "window": window}
+        window = self._window.get_state(self._computed)
+        return {
+            "value": self._value,
+            "mode": self._mode,
+            "verdict": None if self._verdict is None else list(self._verdict),
+            "evaluations": self._evaluations,
+            "window": window,
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from what `get_state` returned."""
         self._value, self._evaluations = state["value"], int(state["evaluations"])
+        self._mode = self._given or state["mode"]
+        verdict = state["verdict"]
+        self._verdict = None if verdict is None else (str(verdict[0]), bool(verdict[1]))
         self._window = Accumulator(state["window"])
+
+    def _computed(self, metrics: Any) -> dict[str, Any]:
+        """Return what metrics say, for a checkpoint, from which nobody can ask them any more."""
+        computed = named_values(metrics)
+        metric = None if self._metric is None else reported_name(self._metric, computed)
+        if self._mode is None and metric is not None:
+            self._mode = better(metrics, metric)
+        if self._by is True and hasattr(metrics, "is_better_than"):
+            self._verdict = type(metrics).__name__, _is_better(metrics, self._best_like(metrics))
+        return computed
+
+    def _best_like(self, metrics: Any) -> Any:
+        """Return the best metrics so far, put together as others are; None for none."""
+        return None if self._value is None else rebuilt(self._value, metrics)
+
+
+def _is_better(metrics: Any, best: Any) -> bool:
+    """Say whether metrics are better than the best before, by their own word.
+
+    Only they know which of their numbers they compare. One that is NaN shows in that neither is
+    better than the other, or each is; what has fewer NaNs is then preferred.
+    """
+    new = _nans(metrics)
+    if best is None:
+        return not new or len(new) < len(_numbers(metrics))
+    above, below = bool(metrics.is_better_than(best)), bool(best.is_better_than(metrics))
+    return above if above != below else new < _nans(best)
+
+
+def _nans(metrics: Any) -> set[str]:
+    return {name for name, value in _numbers(metrics).items() if math.isnan(value)}
+
+
+def _numbers(metrics: Any) -> dict[str, float]:
+    host = to_host(named_values(metrics))
+    return {name: float(value) for name, value in host.items() if is_number(value)}

@@ -56,11 +56,13 @@ class CheckpointingCallback(Callback):
             any.
         every: The trigger that says when; by default after each epoch, validation included.
         keep: How many of the newest to keep; None keeps all.
-        best: A metric of the validation and "min" or "max": the experiment with the best value is
-            saved at once and kept too, and `best.json` beside it says which it is. With a third
-            element, the name of a dataset, the metric is that of the run's `EvaluationCallback`
-            which has it: `best=("accuracy", "max", "hard")`. True asks the validation's metrics
-            themselves, by their method `is_better_than(other)`.
+        best: A metric of the validation: the experiment with the best value is saved at once and
+            kept too, and `best.json` beside it says which it is. A NaN is never the best. `"loss"`
+            finds `average_loss`. The metric knows which of its values are better, if it is a
+            standard one (`solstice.metrics.direction`); otherwise say it, `best=("score", "max")`.
+            With a third element, the name of a dataset, the metric is that of the run's
+            `EvaluationCallback` which has it: `best=("accuracy", "max", "hard")`. True asks the
+            validation's metrics themselves, by their method `is_better_than(other)`.
         on_error: What a save that fails (no space left, say) does: "warn" logs it, once a save,
             and training goes on; "raise" ends the run at the next save or at its end. The last good
             checkpoint stays in both cases.
@@ -72,14 +74,15 @@ class CheckpointingCallback(Callback):
         FileExistsError: At the run's start: the directory holds checkpoints, and the run does not
             resume from them.
         ImportError: At the run's start: Orbax is not installed.
-        UsageError: `best` names a metric that the validation does not give, or a dataset that no
+        UsageError: `best` names a metric that the validation does not give, that is no number, or
+            of which nobody knows which values are better; or a dataset that no
             `EvaluationCallback` of the run has; or it is True, and the metrics have no
             `is_better_than`.
 
     >>> import solstice
     >>> from solstice.triggers import Every
     >>> callback = solstice.CheckpointingCallback(
-    ...     "outputs/run", every=Every(steps=1000) | Every(epochs=1), best=("accuracy", "max")
+    ...     "outputs/run", every=Every(steps=1000) | Every(epochs=1), best="accuracy"
     ... )
     """
 
