@@ -163,7 +163,7 @@ def test_metrics_merge_member_by_member(mean):
     assert merged.per_member()["count"].tolist() == [8, 8]
     with pytest.raises(solstice.UsageError, match="2 members"):
         merged.merge(merged.member(0))
-    with pytest.raises(IndexError, match="no member 2"):
+    with pytest.raises(IndexError, match="one of 2 members"):
         merged.member(2)
 
 
