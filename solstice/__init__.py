@@ -5,6 +5,7 @@ from importlib.metadata import version
 from solstice import (
     callbacks,
     compat,
+    data,
     errors,
     experiments,
     loggers,
@@ -70,6 +71,7 @@ __all__ = [
     "UsageError",
     "callbacks",
     "compat",
+    "data",
     "errors",
     "experiments",
     "jit",

@@ -1,11 +1,10 @@
-"""What counts as a dataset: any re-iterable of batches, from any library.
+"""Datasets: any re-iterable of batches, from any library, and batches that an experiment makes.
 
 It recognises datasets by what they can do, never by the library they come from, and holds no
-data of its own.
+data of its own. `live` is public; the rest is what the loops read datasets with.
 """
 
 import contextlib
-import inspect
 import logging
 import queue
 import threading
@@ -18,8 +17,13 @@ import jax
 
 from solstice.bookmark import Bookmark
 from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.flat import snapshot
+from solstice.live import Live, live
 from solstice.memory import as_arrays, own_arrays
+from solstice.signatures import required
 from solstice.tree import describe
+
+__all__ = ["live"]
 
 _logger = logging.getLogger("solstice")
 
@@ -30,23 +34,33 @@ _PATIENCE = 5
 _ONE_SHOT_HOMES = ("builtins", "itertools")
 
 
-def check_dataset(dataset: Any, name: str, passes: int | None = 1) -> None:
+def check_dataset(
+    dataset: Any, name: str, passes: int | None = 1, *, endless: bool = False
+) -> None:
     """Raise for what can be seen to be no dataset, or one that will run dry, without reading it.
 
     Args:
         dataset: What the user passed.
         name: The argument's name, for the message.
         passes: How many times it will be read; None when that is not known.
+        endless: Whether a pass without an end is right, since something else ends it.
 
     Raises:
         TypeError: It is not an iterable of batches (or a callable that makes one).
-        ValueError: It is empty, or can be read once only and more passes are wanted.
+        ValueError: It is empty, or can be read once only and more passes are wanted, or has no end.
 
     >>> check_dataset([], "train_ds")
     Traceback (most recent call last):
         ...
     solstice.errors.InvalidValueError: train_ds is empty: it has no batch at all.
     """
+    if isinstance(dataset, Live):
+        if dataset.length is None and not endless:
+            raise InvalidValueError(
+                f"{name} makes batches without an end, and nothing else ends a pass over it. Say "
+                f"how many a pass has, live(make, length=100); num_steps= can end training too."
+            )
+        return
     array = hasattr(dataset, "shape") and hasattr(dataset, "dtype")
     iterable = isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__")
     if (
@@ -58,6 +72,11 @@ def check_dataset(dataset: Any, name: str, passes: int | None = 1) -> None:
             f"{name} is expected to be a re-iterable of batches (a list of (x, y) tuples, a "
             f"tf.data or grain dataset, a DataLoader, ...) or a function that returns an iterator "
             f"over them; it is {describe(dataset)}. Arrays must be cut into batches first."
+        )
+    if makes_iterators(dataset) and (number := _takes(dataset, name)) > 2:
+        raise InvalidTypeError(
+            f"{name} is expected to be a function of nothing, of the epoch, or of the epoch and "
+            f"the experiment; it requires {number} arguments. Bind others with functools.partial."
         )
     if _length(dataset) == 0:
         raise InvalidValueError(f"{name} is empty: it has no batch at all.")
@@ -94,20 +113,33 @@ def _is_whole(dataset: Any) -> bool:
     )
 
 
-def batches(dataset: Any, epoch: int, name: str, bookmark: Bookmark | None = None) -> Iterator[Any]:
+def batches(
+    dataset: Any,
+    epoch: int,
+    name: str,
+    bookmark: Bookmark | None = None,
+    *,
+    experiment: Callable[[], Any] = lambda: None,
+    step: int = 0,
+    made: int = 0,
+) -> Iterator[Any]:
     """Yield one pass over the dataset, each array-like leaf as something jax takes.
 
     The arrays of a batch are its own: the dataset may fill those that it gave once more, as soon as
     it is asked for the next batch. Those of a list are passed on as they are.
 
-    `dataset.set_epoch(epoch)` is called first where there is one. A callable is called, with the
-    epoch if it needs an argument or takes one of that name.
+    `dataset.set_epoch(epoch)` is called first where there is one. A function is called with the
+    epoch and the experiment if it requires two arguments; with the epoch if it requires one or
+    takes one of that name.
 
     Args:
         dataset: What `check_dataset` accepts.
         epoch: The epoch's index.
         name: The argument's name, for messages.
         bookmark: Where the pass begins, if not with the first batch, and what keeps where it is.
+        experiment: Returns the experiment as it is, for a dataset that makes batches from it.
+        step: For a live one: the index of the next step.
+        made: For a live one: how many of the pass's batches a resumed run has had.
 
     Raises:
         ValueError: The pass has no batch.
@@ -115,27 +147,30 @@ def batches(dataset: Any, epoch: int, name: str, bookmark: Bookmark | None = Non
     >>> list(batches(lambda epoch: iter([epoch, epoch + 1]), 5, "train_ds"))
     [5, 6]
     """
+    if isinstance(dataset, Live):
+        yield from dataset.batches(experiment, step, made)
+        return
     set_epoch = getattr(dataset, "set_epoch", None)
     if callable(set_epoch):
         set_epoch(epoch)
-    made = makes_iterators(dataset)
-    takes = made and takes_argument(dataset)
+    made_anew = makes_iterators(dataset)
+    given: tuple[Any, ...] = ()
+    if made_anew and (number := _takes(dataset, name)):
+        # The next steps take the buffers of the experiment itself.
+        given = (epoch,) if number == 1 else (epoch, snapshot(experiment()))
 
     def make() -> Iterator[Any]:
-        source = dataset
-        if made:
-            source = dataset(epoch) if takes else dataset()
-        return iter(source)
+        return iter(dataset(*given) if made_anew else dataset)
 
     # No code runs between the batches of a list.
     take = as_arrays if type(dataset) in (list, tuple) else own_arrays
     empty = True
-    for batch in make() if bookmark is None else bookmark.reading(make, epoch, remade=made):
+    for batch in make() if bookmark is None else bookmark.reading(make, epoch, remade=made_anew):
         empty = False
         yield take(batch)
     empty = empty and (bookmark is None or not bookmark.count)
     if empty:
-        if made:
+        if made_anew:
             cause = "It is a function: have it return a new iterator, with batches, at each call."
         elif isinstance(dataset, Iterator):
             cause = (
@@ -225,6 +260,8 @@ def length(dataset: Any) -> int | None:
     >>> length([1, 2]), length(iter([1, 2]))
     (2, None)
     """
+    if isinstance(dataset, Live):
+        return dataset.length
     return None if makes_iterators(dataset) else _length(dataset)
 
 
@@ -242,12 +279,29 @@ def makes_iterators(dataset: Any) -> bool:
     return callable(dataset) and not isinstance(dataset, Iterable)
 
 
-def takes_argument(function: Callable[..., Any]) -> bool:
-    """Say whether a function that makes iterators is to be called with the epoch."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # a callable written in C that does not tell
-        return False
-    # An argument with a default is the function's own (`lambda ds=ds: iter(ds)`), but for `epoch`.
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(p.kind in kinds and (p.default is p.empty or p.name == "epoch") for p in parameters)
+def uses_experiment(dataset: Any) -> bool:
+    """Say whether a dataset makes its batches from the experiment.
+
+    >>> uses_experiment(lambda epoch, exp: iter([])), uses_experiment(lambda epoch: iter([]))
+    (True, False)
+    """
+    return isinstance(dataset, Live) or (makes_iterators(dataset) and _takes(dataset, "") == 2)
+
+
+def uses_epoch(dataset: Any) -> bool:
+    """Say whether the epoch is told to a dataset, which may so have an order of its own in each.
+
+    >>> uses_epoch([1, 2]), uses_epoch(lambda epoch: iter([]))
+    (False, True)
+    """
+    return callable(getattr(dataset, "set_epoch", None)) or (
+        makes_iterators(dataset) and _takes(dataset, "") > 0
+    )
+
+
+def _takes(function: Any, name: str) -> int:
+    """Return how many arguments a function that makes iterators is called with.
+
+    An argument with a default is the function's own (`lambda ds=ds: iter(ds)`), but for `epoch`.
+    """
+    return required(function, name, optional="epoch")

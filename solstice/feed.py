@@ -8,6 +8,7 @@ import collections
 import contextlib
 import functools
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,13 +16,16 @@ import jax
 import numpy as np
 
 from solstice.bookmark import Bookmark
-from solstice.data import batches, prefetched
+from solstice.data import batches, prefetched, uses_experiment
 from solstice.errors import InvalidValueError
+from solstice.live import Live
 from solstice.position import Position, batch_digest
 from solstice.sharding import Sharding
 from solstice.sharding.batches import WithMask, place_batch
 from solstice.sharding.processes import in_step
 from solstice.signals import Signals
+
+_logger = logging.getLogger("solstice")
 
 
 class Feed:
@@ -40,6 +44,8 @@ class Feed:
         bookmark: What keeps where the dataset's iterator stands.
         tracked: Whether checkpoints will ask where the pass stands.
         signals: What processes in step agree on before each batch.
+        experiment: Returns the experiment as it is, for a dataset that makes batches from it; of a
+            live one nothing is read ahead, and a call takes one batch.
 
     Attributes:
         last_batch: The batch consumed last, as the dataset gave it, where that is tracked.
@@ -70,9 +76,12 @@ class Feed:
         bookmark: Bookmark | None = None,
         tracked: bool = False,
         signals: Signals | None = None,
+        experiment: Callable[[], Any] = lambda: None,
     ) -> None:
         self._mode, self._where = mode, where
-        self._steps_per_call, self._prefetch, self._check = steps_per_call, prefetch, check
+        live = isinstance(dataset, Live)
+        self._steps_per_call, self._prefetch = (1, 0) if live else (steps_per_call, prefetch)
+        self._check = check
         training = mode == "train"
         self.skipped = (where.trained if training else where.validated) or 0
         self.last_batch: Any = None
@@ -81,18 +90,26 @@ class Feed:
         self._tracked = training and tracked and alone
         # The batches that are placed and not yet consumed, as the dataset gave them.
         self._raw: collections.deque[Any] = collections.deque()
-        marked = alone and bookmark is not None and bookmark.needed
+        marked = alone and bookmark is not None and bookmark.needed and not live
         self._bookmark = bookmark if marked else None
         begin = 0 if self._bookmark is None else self._bookmark.begin(self.skipped)
-        self._source = batches(dataset, epoch, f"{mode}_ds", self._bookmark)
+        self._source = batches(
+            dataset,
+            epoch,
+            f"{mode}_ds",
+            self._bookmark,
+            experiment=experiment,
+            step=where.steps[mode],
+            made=self.skipped,
+        )
         self._place: Callable[[Any], Any] | None = None
         self.in_step = sharding is not None and not alone
         if sharding is not None:
             self._place = functools.partial(self._placed, sharding, with_mask, alone)
         if self.in_step:
             self._source = in_step(self._source, signals=signals)
-        if self.skipped > begin:
-            self._skip(begin, self.skipped)
+        if self.skipped > begin and not live:
+            self._skip(begin, self.skipped, anew=uses_experiment(dataset))
 
     @contextlib.contextmanager
     def groups(self, last_step: int | None = None) -> Iterator[Iterator[list[Any]]]:
@@ -157,11 +174,22 @@ class Feed:
             self._raw.append(batch)
         return place_batch(sharding, batch, with_mask, sizes)
 
-    def _skip(self, begin: int, count: int) -> None:
+    def _skip(self, begin: int, count: int, *, anew: bool) -> None:
         """Read what was consumed before a resume, and make sure that it is the same."""
         where, training = self._where, self._mode == "train"
+        if anew:
+            _logger.warning(
+                "%s_ds makes a pass's batches from the experiment at its start. The run goes on "
+                "after batch %d of a pass, whose other batches are now made from the experiment "
+                "of the checkpoint: the run is not the same as without the interruption. Save "
+                "with every=Every(epochs=1), or make each batch with solstice.data.live.",
+                self._mode,
+                count,
+            )
         for i in range(begin, count):
             batch = next(self._source, None)
+            if anew:
+                continue
             wanted = {0: where.first, count - 1: where.last}.get(i) if training else None
             if batch is None or (wanted is not None and batch_digest(batch) != wanted):
                 what = "ends before it" if batch is None else "has another one in its place"

@@ -3,6 +3,8 @@
 It fills up, with the last example again; it cuts nothing, and joins no batches.
 """
 
+import contextlib
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from solstice.data import check_dataset, makes_iterators, takes_argument
+from solstice.data import check_dataset, makes_iterators
 from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.live import Live
 from solstice.memory import as_arrays
 from solstice.tree import describe, leaves_by_path
 
@@ -46,13 +49,19 @@ def pad_last(ds: Any, batch_size: int, *, mask_key: str = "mask") -> Any:
     [0. 1. 2.] [0 1 2] [ True  True  True]
     [3. 4. 4.] [3 4 4] [ True  True False]
     """
-    check_dataset(ds, "ds")
+    check_dataset(ds, "ds", endless=True)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
         raise InvalidTypeError(
             f"batch_size is expected to be an int; it is {describe(batch_size)}."
         )
     if batch_size < 1:
         raise InvalidValueError(f"batch_size is expected to be at least 1; it is {batch_size}.")
+    if isinstance(ds, Live):
+
+        def make(exp: Any, step: int) -> Any:
+            return _pad(as_arrays(ds.make(exp, step)), batch_size, mask_key)
+
+        return Live(make, ds.length)
     if isinstance(ds, Iterator):
         return _padded(ds, batch_size, mask_key)
     return (_PaddedMaker if makes_iterators(ds) else _PaddedIterable)(ds, batch_size, mask_key)
@@ -87,9 +96,13 @@ class _PaddedIterable(_PaddedDataset):
 
 
 class _PaddedMaker(_PaddedDataset):
-    def __call__(self, epoch: int = 0) -> Iterator[Any]:
-        made = self._ds(epoch) if takes_argument(self._ds) else self._ds()
-        return _padded(made, *self._arguments)
+    def __init__(self, ds: Any, batch_size: int, mask_key: str) -> None:
+        super().__init__(ds, batch_size, mask_key)
+        with contextlib.suppress(TypeError, ValueError):  # as of a function written in C
+            self.__signature__ = inspect.signature(ds)  # so that it is called with what `ds` takes
+
+    def __call__(self, *arguments: Any) -> Iterator[Any]:
+        return _padded(self._ds(*arguments), *self._arguments)
 
 
 def _padded(batches: Any, batch_size: int, mask_key: str) -> Iterator[Any]:

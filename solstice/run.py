@@ -260,6 +260,7 @@ class Run:
         where = self.position
         tracked = bool(self._checkpointing)
         check = None if mode in self._checked else self._check_batch
+        stepper = self._stepper
         feed = Feed(
             dataset,
             mode,
@@ -269,6 +270,7 @@ class Run:
             bookmark=self._bookmark if mode == "train" else None,
             tracked=tracked,
             signals=self._signals,
+            experiment=lambda: stepper.exp,
             **self._feeding,
         )
         start = where.steps[mode] - feed.skipped

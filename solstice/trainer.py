@@ -55,9 +55,10 @@ def train(
         exp: The experiment.
         num_epochs: How many epochs; None when `num_steps` alone ends the run.
         train_ds: Any re-iterable of batches: a list, a tf.data or grain dataset, a DataLoader, or
-            a function that returns an iterator (called with the epoch if it takes an argument).
-            A method `set_epoch(epoch)` is called before each pass. It may fill the same buffers
-            again for each batch: but for a list's, numpy's arrays are copied.
+            a function that returns an iterator (called with the epoch if it takes an argument,
+            with the epoch and the experiment if it requires two), or `data.live(make)`. A method
+            `set_epoch(epoch)` is called before each pass. It may fill the same buffers again for
+            each batch: but for a list's, numpy's arrays are copied.
         val_ds: The same, for validation.
         callbacks: What watches the run. One that raises `EarlyStoppingException` ends it: the
             epoch's other hooks are still called, its validation is not run any more.
@@ -124,7 +125,7 @@ def train(
     if num_epochs is None and num_steps is None:
         raise InvalidValueError("Nothing ends this run: give num_epochs, num_steps or both.")
     passes = None if num_steps is not None else num_epochs
-    check_dataset(train_ds, "train_ds", passes)
+    check_dataset(train_ds, "train_ds", passes, endless=num_steps is not None)
     if val_ds is not None:
         check_dataset(val_ds, "val_ds", passes)
     if validate_every is not None:
@@ -340,7 +341,7 @@ def predict(
     joined = []
     shown = Progress(progress if is_first_process() else False)
     with shown.one_pass("predict", total=length(ds)) as bar:
-        source = batches(ds, 0, "ds")
+        source = batches(ds, 0, "ds", experiment=lambda: exp)
         if sharding is not None:
             source = in_step(source, strict=True)
         for batch in source:

@@ -49,6 +49,7 @@ def test_importing_and_using_one_library_loads_no_framework():
     [
         solstice,
         solstice.compat,
+        solstice.data,
         solstice.metrics,
         solstice.callbacks,
         solstice.loggers,

@@ -192,7 +192,10 @@ class EvaluationCallback(TriggeredCallback):
         # By name, so that one more dataset changes no other's keys.
         key = jax.random.fold_in(key, zlib.crc32(name.encode()))
         seen = None
-        for i, batch in enumerate(batches(self._datasets[name], self._epoch, name)):
+        dataset = self._datasets[name]
+        now = lambda: flat.whole()  # noqa: E731, PLW0108 - another one after each batch
+        read = batches(dataset, self._epoch, name, experiment=now)
+        for i, batch in enumerate(read):
             try:
                 prepare = self._prepare_batch
                 prepared = batch if prepare is None else own_arrays(prepare(batch))
