@@ -49,6 +49,10 @@ collect_ignore = [
 ]
 
 
+# Which their test imports; imported once more, they would add their rows to its table twice.
+collect_ignore_glob = ["arguments/*_rows.py"]
+
+
 @pytest.fixture
 def unchecked():
     """No type checks at run time: for wrong types that users, who have none, may pass."""

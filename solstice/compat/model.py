@@ -135,8 +135,14 @@ def _as_input(leaf: Any) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jnp.zeros(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
     # Not jnp.asarray, which compiles a program for each shape of numpy's arrays.
-    numpys = eqx.is_array(leaf) and not isinstance(leaf, jax.Array)
-    return jax.device_put(leaf, may_alias=False) if numpys else leaf
+    if not eqx.is_array(leaf) or isinstance(leaf, jax.Array):
+        return leaf
+    if leaf.dtype.kind in "OSUMm":
+        raise InvalidTypeError(
+            f"The inputs of an example are expected to be arrays of numbers, as a batch's are; one "
+            f"is {describe(leaf)}."
+        )
+    return jax.device_put(leaf, may_alias=False)
 
 
 def bind_call(function: Callable[..., Any], call: Callable[..., Any] | None) -> Callable[..., Any]:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from solstice import arguments
 from solstice.experiment import Experiment
 from solstice.testing.compare import assert_same_bits, assert_same_signature, values
-from solstice.testing.law import EXAMPLES, Law, LawBook, Report, run
+from solstice.testing.law import EXAMPLES, Law, LawBook, Report, check_returned, run
 from solstice.testing.strategies import seeds
 
 
@@ -25,8 +26,9 @@ class ExperimentSubject:
     """
 
     def __init__(self, make_experiment: Callable[[Array], Experiment], batch: Any) -> None:
-        self.make_experiment = make_experiment
+        self.make_experiment = arguments.function(make_experiment, "make_experiment", "key")
         self.batch = batch
+        check_returned(self.made(0), "make_experiment", Experiment, "an Experiment")
 
     def __str__(self) -> str:
         return type(self.made(0)).__name__
@@ -36,7 +38,7 @@ class ExperimentSubject:
         return self.make_experiment(jax.random.key(seed))
 
 
-_book = LawBook(seed=lambda subject: seeds())
+_book = LawBook(ExperimentSubject, seed=lambda subject: seeds())
 
 
 @_book.law("seed")

@@ -9,7 +9,8 @@ import unittest
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from solstice.errors import InvalidValueError, LawError, MissingPackageError
+from solstice import arguments
+from solstice.errors import InvalidTypeError, InvalidValueError, LawError, MissingPackageError
 
 EXAMPLES = 5
 
@@ -30,6 +31,7 @@ class Law:
         statement: What it says.
         draw: Returns the Hypothesis strategy of each input, by name, for a subject.
         needs: An optional part of the subject, without which the law has nothing to say.
+        of: The class of its subjects.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Law:
     assertion: Callable[..., None]
     draw: Callable[[Any], dict[str, Any]]
     needs: str | None = None
+    of: type = object
 
     def __str__(self) -> str:
         return self.name
@@ -53,9 +56,12 @@ class Law:
         """Check the law on a subject.
 
         Raises:
+            TypeError: The subject is of another kind.
             unittest.SkipTest: The subject lacks what the law needs; pytest reports it as skipped.
             LawError: It is broken; the cause is what went wrong with the smallest input found.
         """
+        arguments.instance(subject, "subject", self.of, f"of the class {self.of.__name__}")
+        examples = arguments.count(examples, "examples")
         if self.says_nothing(subject):
             raise unittest.SkipTest(f"{self.name}: {self.lack()}")
         drawn: dict[str, Any] = {}
@@ -104,12 +110,14 @@ class LawBook:
     """The laws of one kind of subject, in the order they were written.
 
     Args:
+        of: The class of the subjects.
         **draws: For each input that a law may name, a function from the subject to the
             Hypothesis strategy it is drawn from.
     """
 
-    def __init__(self, **draws: Callable[[Any], Any]) -> None:
+    def __init__(self, of: type = object, /, **draws: Callable[[Any], Any]) -> None:
         self.laws: list[Law] = []
+        self._of = of
         self._draws = draws
 
     def law(self, *inputs: str, needs: str | None = None) -> Callable[[Callable[..., None]], Law]:
@@ -122,6 +130,7 @@ class LawBook:
                 assertion=function,
                 draw=lambda subject: {name: self._draws[name](subject) for name in inputs},
                 needs=needs,
+                of=self._of,
             )
             self.laws.append(one)
             return one
@@ -194,16 +203,15 @@ def run(
     from tqdm import tqdm
 
     laws = list(laws)
-    exclude = {exclude} if isinstance(exclude, str) else set(exclude)
+    exclude = {exclude} if isinstance(exclude, str) else set(arguments.texts(exclude, "exclude"))
     if unknown := exclude - {law.name for law in laws}:
         raise InvalidValueError(
-            f"exclude names no law: {', '.join(sorted(unknown))}. The laws are: "
+            f"exclude names no law: {', '.join(map(repr, sorted(unknown)))}. The laws are: "
             f"{', '.join(law.name for law in laws)}."
         )
-    if on_failure not in ("raise", "report"):
-        raise InvalidValueError(
-            f"on_failure is expected to be 'raise' or 'report'; it is {on_failure!r}."
-        )
+    arguments.choice(on_failure, "on_failure", ("raise", "report"))
+    examples = arguments.count(examples, "examples")
+    progress = arguments.flag(progress, "progress")
     outcomes = []
     for law in tqdm(laws, desc=f"laws of {subject}", disable=not progress, leave=False):
         if law.name in exclude:
@@ -222,6 +230,18 @@ def run(
     if report.failures and on_failure == "raise":
         raise LawError(str(report)) from report.failures[0]
     return report
+
+
+def check_returned(value: Any, function: str, kind: type, example: str) -> None:
+    """Raise where a function that makes the subject of laws returned something else.
+
+    Raises:
+        TypeError: The function is named, and what it returned.
+    """
+    if not isinstance(value, kind):
+        raise InvalidTypeError(
+            f"{function} is expected to return {example}; it returned {arguments.describe(value)}."
+        )
 
 
 def import_hypothesis() -> Any:

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from solstice.metrics import reduce
+from solstice import arguments
+from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.metrics import is_metrics, reduce
 from solstice.testing.compare import assert_close
 from solstice.testing.law import EXAMPLES, Law, LawBook, Report, run
 from solstice.testing.strategies import permutations, splits
@@ -23,10 +25,22 @@ class MetricsSubject:
     """
 
     def __init__(self, make_metrics: Callable[..., Any], batch: PyTree) -> None:
-        self.make_metrics = make_metrics
+        self.make_metrics = arguments.function(make_metrics, "make_metrics", "batch")
         self.batch = jax.tree.map(np.asarray, batch)
-        self.size = len(jax.tree.leaves(self.batch)[0])
+        shapes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(self.batch)}
+        if len(shapes) != 1 or min(shapes) < (2,):
+            raise InvalidValueError(
+                f"batch is expected to hold two examples or more along the first axis of every "
+                f"array; it is {arguments.describe(batch)}."
+            )
+        ((self.size,),) = shapes
         self.mask = inspect.signature(make_metrics).parameters.get("mask")
+        made = make_metrics(self.batch)
+        if not is_metrics(made):
+            raise InvalidTypeError(
+                f"make_metrics is expected to return Metrics; it returned "
+                f"{arguments.describe(made)}."
+            )
 
     def __str__(self) -> str:
         return type(self.make_metrics(self.batch)).__name__
@@ -37,6 +51,7 @@ class MetricsSubject:
 
 
 _book = LawBook(
+    MetricsSubject,
     split=lambda subject: splits(subject.size),
     order=lambda subject: permutations(subject.size),
 )

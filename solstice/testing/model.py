@@ -11,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from solstice import arguments
 from solstice.compat import Model, as_model, freeze, trained
 from solstice.compat.model import as_inputs
+from solstice.errors import InvalidValueError
 from solstice.testing.compare import (
     assert_close,
     assert_same_bits,
     assert_same_signature,
     values,
 )
-from solstice.testing.law import EXAMPLES, Law, LawBook, Report, run
+from solstice.testing.law import EXAMPLES, Law, LawBook, Report, check_returned, run
 from solstice.testing.strategies import masks, permutations, seeds, splits
 from solstice.tree import depends_on, leaves_by_path, replace, used_leaves
 
@@ -40,11 +42,23 @@ class ModelSubject:
     def __init__(
         self, make_model: Callable[[Array], Model], inputs: Any, native: Native | None = None
     ) -> None:
-        self.make_model = make_model
+        self.make_model = arguments.function(make_model, "make_model", "key")
+        leaves = jax.tree.leaves(inputs)
+        arrays = [leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in leaves]
+        shapes = {array.shape[:1] for array in arrays}
+        numbers = all(array.dtype.kind not in "OSU" for array in arrays if eqx.is_array(array))
+        if not numbers or len(shapes) != 1 or min(shapes) < (2,):
+            raise InvalidValueError(
+                f"The inputs of a batch are expected to be arrays of numbers, with at least 2 "
+                f"examples along their first axis; they are {arguments.describe(inputs)}."
+            )
         self.inputs = as_inputs(inputs)
         self.native: Any = native
+        if native is not None:
+            arguments.function(native, "native")
         # Now, and not when a law first asks: that may be while it traces.
         self.model = self.made(0)
+        check_returned(self.model, "make_model", Model, "a compat.Model")
         self.batch_size = jax.tree.leaves(self.inputs)[0].shape[0]
         self.evaluate = jax.jit(lambda model, *inputs: model(*inputs)[0])
         self.train = jax.jit(lambda model, key, *inputs: model(*inputs, key=key, train=True))
@@ -75,6 +89,7 @@ class ModelSubject:
 
 
 _book = LawBook(
+    ModelSubject,
     seed=lambda subject: seeds(),
     permutation=lambda subject: permutations(subject.batch_size),
     split=lambda subject: splits(subject.batch_size),

@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from solstice import arguments
 from solstice.compat import Optimizer, Overwritten
+from solstice.errors import InvalidTypeError
 from solstice.testing.compare import assert_close, assert_same_bits, assert_same_signature, values
-from solstice.testing.law import EXAMPLES, Law, LawBook, Report, run
+from solstice.testing.law import EXAMPLES, Law, LawBook, Report, check_returned, run
 from solstice.testing.strategies import seeds
 
 _STEPS = 3
@@ -32,10 +35,19 @@ class OptimizerSubject:
         params: PyTree,
         native: Callable[..., Any] | None = None,
     ) -> None:
-        self.make_optimizer = make_optimizer
+        self.make_optimizer = arguments.function(make_optimizer, "make_optimizer", "")
+        leaves = jax.tree.leaves(params)
+        if not leaves or not all(map(eqx.is_inexact_array_like, leaves)):
+            raise InvalidTypeError(
+                f"params are expected to be a tree of arrays of floats; they are "
+                f"{arguments.describe(params)}."
+            )
         self.params = jax.tree.map(jnp.asarray, params)
         self.native: Any = native
+        if native is not None:
+            arguments.function(native, "native", "params, value_fn, steps")
         self.optimizer = make_optimizer()
+        check_returned(self.optimizer, "make_optimizer", Optimizer, "a compat.Optimizer")
         self.initial = self.optimizer.init(self.params)
         self.step = jax.jit(descend)
 
@@ -61,7 +73,7 @@ def descend(params: PyTree, optimizer: Optimizer, seed: Any) -> tuple[PyTree, Op
     )
 
 
-_book = LawBook(seed=lambda subject: seeds())
+_book = LawBook(OptimizerSubject, seed=lambda subject: seeds())
 
 
 @_book.law("seed")

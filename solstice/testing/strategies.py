@@ -12,12 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from solstice import arguments
 from solstice.compat import FunctionModel, Model
 from solstice.errors import InvalidValueError
 from solstice.metrics import ClassificationMetrics
 from solstice.testing.law import import_hypothesis
 from solstice.testing.runs import Run
 from solstice.triggers import At, Every, First
+
+# More would take no time to be drawn and all of it to be used.
+_MANY = 2**20
 
 
 def seeds() -> Any:
@@ -33,20 +37,17 @@ def seeds() -> Any:
 
 def permutations(size: int) -> Any:
     """Orders of `size` examples, as lists."""
-    return _st().permutations(range(size)).map(list)
+    return _st().permutations(range(arguments.count(size, "size", most=_MANY))).map(list)
 
 
 def splits(size: int) -> Any:
     """Places to cut a batch of `size` examples in two, neither of them empty."""
-    if size < 2:
-        raise InvalidValueError(
-            f"The laws cut batches in two: at least 2 examples are expected, not {size}."
-        )
-    return _st().integers(1, size - 1)
+    return _st().integers(1, arguments.count(size, "size", least=2) - 1)
 
 
 def masks(size: int) -> Any:
     """Lists of `size` booleans; some true and some false, where there are two or more."""
+    size = arguments.count(size, "size", least=0, most=_MANY)
     lists = _st().lists(_st().booleans(), min_size=size, max_size=size)
     return lists if size < 2 else lists.filter(lambda mask: any(mask) and not all(mask))
 
@@ -63,6 +64,9 @@ def batches(shape: Sequence[int] = (4,), num_classes: int = 3, *, max_size: int 
     ...     assert x.shape[1:] == (2, 2) and (y < 5).all()
     >>> test_batch()
     """
+    shape = arguments.counts(shape, "shape", least=0)
+    num_classes = arguments.count(num_classes, "num_classes")
+    max_size = arguments.count(max_size, "max_size", most=_MANY)
 
     def build(seed: int, size: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(seed)
@@ -87,6 +91,8 @@ def trees(leaf: Callable[[int], Any] | None = None) -> Any:
     ...     assert jax.tree.leaves(jax.tree.map(lambda x: x, tree)) is not None
     """
     st = _st()
+    if leaf is not None:
+        arguments.function(leaf, "leaf", "seed")
 
     def array(seed: int) -> Array:
         rng = np.random.default_rng(seed)
@@ -117,6 +123,8 @@ def networks(inputs: int = 4, outputs: int = 3) -> Any:
     ...     assert outputs.shape == (2, 3)
     """
     st = _st()
+    inputs = arguments.count(inputs, "inputs", most=_MANY)
+    outputs = arguments.count(outputs, "outputs", most=_MANY)
     widths = st.lists(st.integers(1, 8), max_size=2)
 
     def build(widths: list[int], dropout: bool, counts: bool) -> Callable[[Array], Model]:
@@ -135,6 +143,7 @@ def metrics(num_classes: int = 3) -> Any:
     >>> test_merge()
     """
     st = _st()
+    num_classes = arguments.count(num_classes, "num_classes", most=_MANY)
 
     def build(seed: int, size: int) -> ClassificationMetrics:
         rng = np.random.default_rng(seed)
@@ -167,6 +176,7 @@ def runs() -> Any:
 def cuts(largest: int = 12) -> Any:
     """Lists of up to three places, from 0 to `largest`, at which something is cut: in order."""
     st = _st()
+    largest = arguments.count(largest, "largest", least=0)
     return st.lists(st.integers(0, largest), max_size=3, unique=True).map(sorted)
 
 

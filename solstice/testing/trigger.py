@@ -4,7 +4,8 @@ import itertools
 import pickle
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from solstice.testing.law import EXAMPLES, Law, LawBook, Report, run
+from solstice import arguments
+from solstice.testing.law import EXAMPLES, Law, LawBook, Report, check_returned, run
 from solstice.testing.runs import Process, Question, Run
 from solstice.testing.strategies import cuts, runs, triggers
 from solstice.triggers import Moment, Trigger
@@ -23,7 +24,8 @@ class TriggerSubject:
     """
 
     def __init__(self, make_trigger: Callable[[], Trigger]) -> None:
-        self.make_trigger = make_trigger
+        self.make_trigger = arguments.function(make_trigger, "make_trigger", "")
+        check_returned(make_trigger(), "make_trigger", Trigger, "a Trigger")
 
     def __str__(self) -> str:
         return type(self.make_trigger()).__name__
@@ -44,6 +46,7 @@ class TriggerSubject:
 
 
 _book = LawBook(
+    TriggerSubject,
     run=lambda subject: runs(),
     resumes=lambda subject: cuts(),
     again=lambda subject: cuts(),

@@ -129,9 +129,9 @@ def optional(argument):
     return argument.also("None")
 
 
-def counts(value):
+def counts(value, *, least=1):
     """One count, or several."""
-    return count(value).also("seven ints", "iterator")
+    return count(value, least=least).also("seven ints", "iterator")
 
 
 def texts(value):

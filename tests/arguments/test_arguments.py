@@ -1,6 +1,7 @@
 """Each odd value for each argument of everything public is right, or a clear error of ours."""
 
 import contextlib
+import importlib
 import inspect
 import os
 import re
@@ -14,6 +15,10 @@ from odd_values import odd_values
 
 import solstice
 from solstice.tree import describe
+
+# Each module adds its rows to the table.
+for room in ("loggers", "metrics", "others", "plots", "testing"):
+    importlib.import_module(f"{room}_rows")
 
 
 def public_callables():
