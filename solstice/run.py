@@ -21,6 +21,7 @@ from solstice.feed import Feed
 from solstice.hooks import Hooks
 from solstice.memory import as_arrays
 from solstice.metrics import Metrics
+from solstice.metrics.left_out import LeftOut, told_elsewhere
 from solstice.position import Position, batch_copy, batch_digest
 from solstice.progress import Progress, Shown
 from solstice.sharding import Sharding, is_first_process
@@ -113,7 +114,7 @@ class Run:
         After a SIGTERM or Ctrl-C, the step in hand is finished and the run saved first.
         """
         error: BaseException | None = None
-        with noted() as self._signals:
+        with noted() as self._signals, told_elsewhere():
             try:
                 self._begin()
                 passes()
@@ -228,18 +229,22 @@ class Run:
     ) -> None:
         """Run one pass of steps over the dataset.
 
-        An early stop is raised on, once every callback has had its `on_epoch_end`.
+        An early stop is raised on, once every callback has had its `on_epoch_end`. Of examples that
+        the metrics left out, the log is told at the end.
         """
         stop: EarlyStoppingException | None = None
+        left_out = LeftOut()
         try:
             self._hooks.fire("on_epoch_start", self.exp, epoch, mode)
-            self._steps(mode, epoch, dataset, title, last_step, outs)
+            self._steps(mode, epoch, dataset, title, last_step, outs, left_out)
         except EarlyStoppingException as raised:
             stop = raised
         try:
             self._hooks.fire("on_epoch_end", self.exp, epoch, mode)
         except EarlyStoppingException as raised:
             stop = stop or raised
+        if is_first_process():
+            left_out.tell(f"{title}: ")
         if stop is not None:
             raise stop
 
@@ -256,6 +261,7 @@ class Run:
         title: str,
         last_step: int | None,
         outs: list[Any] | None,
+        left_out: LeftOut,
     ) -> None:
         where = self.position
         tracked = bool(self._checkpointing)
@@ -298,6 +304,7 @@ class Run:
                 out = self._stepper.take(mode, group)
                 if first == 0 and isinstance(out, Metrics) and hasattr(out, "check"):
                     out.check()  # pyright: ignore[reportAttributeAccessIssue]
+                left_out.add(out)
                 if outs is not None:
                     outs.append(out)
                 where.steps[mode] = last + 1

@@ -22,6 +22,7 @@ from solstice.loggers.values import decoded, encoded, to_host
 from solstice.memory import own_arrays
 from solstice.metrics import Accumulator, is_metrics, named_values, reduce
 from solstice.metrics.directions import Direction, better, direction
+from solstice.metrics.left_out import LeftOut
 from solstice.step import Step
 from solstice.tree import as_key, describe
 from solstice.triggers import Trigger
@@ -191,7 +192,7 @@ class EvaluationCallback(TriggeredCallback):
         key = jax.random.fold_in(self._key, self.evaluations)
         # By name, so that one more dataset changes no other's keys.
         key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        seen = None
+        seen, left_out = None, LeftOut()
         dataset = self._datasets[name]
         now = lambda: flat.whole()  # noqa: E731, PLW0108 - another one after each batch
         read = batches(dataset, self._epoch, name, experiment=now)
@@ -205,10 +206,12 @@ class EvaluationCallback(TriggeredCallback):
                         check()
                     seen = _OnHost() if self._joins_on_host(metrics) else Accumulator()
                 seen.add(metrics)
+                left_out.add(metrics)
             except Exception as error:
                 error.add_note(f"This is batch {i} of the evaluation {name!r}.")
                 raise
         assert seen is not None  # `batches` raises for an empty pass
+        left_out.tell(f"{name}: ")
         with _host() if isinstance(seen, _OnHost) else contextlib.nullcontext():
             merged = seen.pop()
             computed = to_host(named_values(merged))

@@ -9,6 +9,7 @@ from solstice.errors import UsageError
 from solstice.experiment import Experiment
 from solstice.loggers.values import is_number, to_host
 from solstice.metrics import Accumulator, is_metrics, named_values
+from solstice.metrics.left_out import told_elsewhere
 from solstice.tree import describe
 
 
@@ -54,7 +55,9 @@ class Runnable(Experiment):
         Raises:
             UsageError: `eval_step` returns no metrics.
         """
-        computed = named_values(self._measured(test_ds, callbacks, **options))
+        measured = self._measured(test_ds, callbacks, **options)
+        with told_elsewhere():  # by the run that has just ended
+            computed = named_values(measured)
         host = to_host(computed)
         return {k: float(v) if is_number(v) else computed[k] for k, v in host.items()}
 

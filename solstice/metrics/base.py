@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Self, TypeVar
 
 import equinox as eqx
+from jaxtyping import Array
 
 from solstice.errors import UsageError
 from solstice.metrics.directions import Direction, direction
@@ -33,6 +34,8 @@ class Metrics(eqx.Module):
       an error when they show bad input;
     - `to_host()` returns the metric with its data in host memory, where it then merges; it says
       that this metric grows (see `Collect`), and is called when a loop folds its steps' metrics;
+    - `left_out()` and `left_out_for()` say how many examples could not be counted, and why; a run
+      tells of them at the end of each pass;
     - `is_better_than(other)` says which of two metrics is to be preferred, and so can choose the
       best checkpoint.
 
@@ -70,6 +73,20 @@ class Metrics(eqx.Module):
         standard name says: see `solstice.metrics.direction`.
         """
         return direction(name)
+
+    def left_out(self) -> tuple[Array, ...]:
+        """Return arrays that end (along their last axis) with numbers of examples left out.
+
+        A run asks after each step, so nothing is computed here: the arrays are fields.
+        """
+        return ()
+
+    def left_out_for(self) -> tuple[tuple[str, ...], ...]:
+        """Return for each of these arrays what is wrong with the examples, a text a number.
+
+        It goes on after the number of examples: "had a label that is no class".
+        """
+        return ()
 
 
 def is_metrics(value: Any) -> bool:

@@ -4,7 +4,6 @@ Ranks are kept as a histogram, of one size for any number of examples. Hard deci
 recall, precision) are in `ClassificationMetrics` over two classes.
 """
 
-import logging
 from typing import Any, Self
 
 import jax
@@ -24,10 +23,10 @@ from solstice.metrics.checks import (
     check_real,
     count,
     is_traced,
+    odd_mask,
 )
+from solstice.metrics.left_out import tell
 from solstice.tree import describe, replace
-
-_logger = logging.getLogger("solstice")
 
 _NAMES = ("average_loss", "roc_auc", "pr_auc", "brier_score", "ece")
 
@@ -57,7 +56,8 @@ class BinaryMetrics(Metrics):
     `error_bounds()` gives both for the examples at hand.
 
     Probabilities outside [0, 1] and targets but 0 and 1 raise a ValueError at once where values are
-    known. Under jit they are counted in `invalid`, and nowhere else but in the average loss.
+    known. Under jit they are counted in `invalid`, and nowhere else, but that a wrong probability
+    alone leaves an example in the average loss.
 
     Attributes:
         histogram: Counts of the negatives (row 0) and the positives (row 1) in each bin.
@@ -71,8 +71,8 @@ class BinaryMetrics(Metrics):
     """
 
     histogram: Int[Array, "2 bins"]
-    count: Int[Array, ""]
-    invalid: Int[Array, ""]
+    # The number of real examples, of those with a wrong probability, and with a wrong target.
+    _numbers: Int[Array, "3"]
     # The sums of (probability - target) in each calibration bin, and that of its squares.
     _gaps: Float[Array, "calibration_bins 2"]
     _squares: Float[Array, "2"]
@@ -93,7 +93,7 @@ class BinaryMetrics(Metrics):
         Args:
             probabilities: Of the positive class, `(...)`.
             targets: 0 or 1, of the same shape and any type.
-            loss: The mean loss over the batch's real examples, a scalar.
+            loss: The mean loss over the batch's real examples whose targets are 0 or 1, a scalar.
             mask: True (or 1) where an example is real, of the same shape or its leading axes.
             bins: How many bins the histogram has; memory is 8 bytes a bin.
             calibration_bins: How many bins `ece` has, by definition.
@@ -113,16 +113,18 @@ class BinaryMetrics(Metrics):
             )
         bins = arguments.count(bins, "bins", most=2**24)
         calibration_bins = arguments.count(calibration_bins, "calibration_bins", most=2**16)
-        real = check_mask(mask, labels).ravel()
+        real, odd = check_mask(mask, labels).ravel(), odd_mask(mask, labels)
         scores, labels = scores.ravel(), labels.ravel()
 
-        valid = real & (scores >= 0) & (scores <= 1) & ((labels == 0) | (labels == 1))
+        known = real & ((labels == 0) | (labels == 1))
+        if odd is not None:
+            real |= odd.ravel()
+        valid = known & (scores >= 0) & (scores <= 1)
         cell = _bin(scores, bins) + bins * (labels == 1)
         # An index past the end is dropped.
         cell = jnp.where(valid, cell, 2 * bins)
-        self.count = count(real)
-        self.invalid = self.count - count(valid)
-        counts = jnp.zeros(2 * bins, self.count.dtype).at[cell].add(1, mode="drop")
+        self._numbers = jnp.stack([count(real), count(known & ~valid), count(real & ~known)])
+        counts = jnp.zeros(2 * bins, self._numbers.dtype).at[cell].add(1, mode="drop")
         self.histogram = counts.reshape(2, bins)
         gap = jnp.where(valid, scores - labels, 0)
         near = _bin(scores, calibration_bins) == jnp.arange(calibration_bins)[:, None]
@@ -130,11 +132,19 @@ class BinaryMetrics(Metrics):
         self._squares = sums.exact((gap**2).sum())
         self._loss = None
         if loss is not None:
-            loss = check_loss(loss)
-            total = jnp.where(self.count > 0, loss * self.count, 0).astype(loss.dtype)
+            loss, number = check_loss(loss), count(known)
+            total = jnp.where(number > 0, loss * number.astype(loss.dtype), 0)
             self._loss = sums.exact(total)
-        if not is_traced(self.invalid):
+        if not is_traced(self._numbers):
             self.check()
+
+    @property
+    def count(self) -> Int[Array, "*runs"]:
+        return self._numbers[..., 0]
+
+    @property
+    def invalid(self) -> Int[Array, "*runs"]:
+        return self._numbers[..., 1:].sum(-1)
 
     def merge(self, other: Any) -> Self:
         """Return the metrics of both sets of examples.
@@ -146,8 +156,7 @@ class BinaryMetrics(Metrics):
         return replace(
             self,
             histogram=self.histogram + other.histogram,
-            count=self.count + other.count,
-            invalid=self.invalid + other.invalid,
+            _numbers=self._numbers + other._numbers,
             _gaps=sums.add(self._gaps, other._gaps),
             _squares=sums.add(self._squares, other._squares),
             _loss=None if self._loss is None else sums.add(self._loss, other._loss),
@@ -159,10 +168,12 @@ class BinaryMetrics(Metrics):
         Raises:
             ValueError: `invalid` is not 0.
         """
-        if self.invalid.size and (worst := int(np.max(self.invalid))):
+        # On the host: there is nothing to compile.
+        numbers = np.asarray(self._numbers)
+        if numbers.size and (worst := int(numbers[..., 1:].sum(-1).max())):
             raise InvalidValueError(
                 f"probabilities are expected to be in [0, 1] and targets to be 0 or 1; {worst} of "
-                f"{int(np.max(self.count))} examples are not. Pass logits through "
+                f"{int(numbers[..., 0].max())} examples are not. Pass logits through "
                 f"jax.nn.sigmoid first, or mask what should not count."
             )
 
@@ -174,15 +185,21 @@ class BinaryMetrics(Metrics):
         computed = _report(self)
         if is_traced(self):
             return computed
-        if int(self.invalid):
-            _logger.warning(
-                "%d of %d examples had no probability in [0, 1] or no target of 0 or 1; they "
-                "count in no metric but the average loss.",
-                int(self.invalid),
-                int(self.count),
-            )
+        tell(self)
         computed = jax.device_get(computed)
         return {name: computed[name][()] for name in _NAMES if name in computed}
+
+    def left_out(self) -> tuple[Array, ...]:
+        return (self._numbers,)
+
+    def left_out_for(self) -> tuple[tuple[str, ...], ...]:
+        return (
+            (
+                "had no probability from 0 to 1, which counts in the average loss alone",
+                "had a target, or a mask, that is neither 0 nor 1, which counts nowhere, the loss "
+                "included",
+            ),
+        )
 
     def error_bounds(self) -> dict[str, Any]:
         """Return how far `roc_auc` and `pr_auc` are at most from those of the unrounded values."""
@@ -212,7 +229,7 @@ def _report(metrics: BinaryMetrics) -> dict[str, Array]:
         "ece": jnp.abs(sums.value(metrics._gaps)).sum() / valid,
     }
     if metrics._loss is not None:
-        computed["average_loss"] = sums.value(metrics._loss) / metrics.count
+        computed["average_loss"] = sums.value(metrics._loss) / (valid + metrics._numbers[..., 1])
     return computed
 
 

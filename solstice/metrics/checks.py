@@ -32,28 +32,60 @@ def as_array(values: Any, name: str, what: str = "real numbers") -> Array:
 
 
 def check_labels(labels: ArrayLike, name: str) -> Array:
-    """Return integer class labels as an array.
+    """Return class labels as an array: integers, or floats that are to have whole values.
 
     Raises:
-        TypeError: They are not integers.
+        TypeError: They are neither.
     """
-    array = as_array(labels, name, "integer classes")
+    array = as_array(labels, name, "classes")
     check_label_type(array, name)
     return array
 
 
 def check_label_type(labels: Array | np.ndarray, name: str) -> None:
-    """Raise unless labels are integers; unlike `check_labels`, it leaves numpy's on the host.
+    """Raise unless labels are integers or floats; unlike `check_labels`, it leaves numpy's be.
 
     Raises:
-        TypeError: They are not.
+        TypeError: They are neither.
     """
-    if not jnp.isdtype(labels.dtype, ("bool", "integral")):
+    if not jnp.isdtype(labels.dtype, ("bool", "integral", "real floating")):
         raise InvalidTypeError(
-            f"{name} are expected to be integer classes, one a position; they are "
-            f"{describe(labels)}. Convert them with .astype('int32'), or with argmax(-1) when "
-            f"they are one-hot."
+            f"{name} are expected to be classes, whole numbers, one a position; they are "
+            f"{describe(labels)}. Number the classes from 0."
         )
+
+
+def check_whole(labels: Array | np.ndarray, real: Array | np.ndarray, name: str) -> None:
+    """Raise where labels that are floats are no whole numbers; on the host.
+
+    Raises:
+        ValueError: They are probabilities, or other targets of a regression.
+    """
+    if not jnp.isdtype(labels.dtype, "real floating"):
+        return
+    shown = np.asarray(labels).astype(np.float64)[np.asarray(real)]
+    odd = shown[shown != np.floor(shown)]
+    if odd.size:
+        raise InvalidValueError(
+            f"{name} are expected to be classes; of a float type, as these {describe(labels)}, "
+            f"they are to have whole values. {odd.size} of {shown.size} have others, such as "
+            f"{odd[0]}. Numbers that are no classes are the targets of a regression."
+        )
+
+
+def as_classes(labels: Array, num_classes: int) -> tuple[Array, Array]:
+    """Return labels as int32, and where they are classes: whole numbers below `num_classes`.
+
+    >>> as_classes(jnp.array([1.0, 0.5, 7.0]), 3)[1].tolist()
+    [True, False, False]
+    """
+    real = jnp.isdtype(labels.dtype, "real floating")
+    # A narrow type (uint8 labels, bfloat16 predictions) must hold num_classes to compare with it.
+    wide = labels.astype(jnp.promote_types(labels.dtype, jnp.float32 if real else jnp.int32))
+    valid = (wide >= 0) & (wide < num_classes)
+    if real:
+        valid &= wide == jnp.floor(wide)
+    return labels.astype(jnp.int32), valid
 
 
 def check_real(values: ArrayLike, name: str) -> Array:
@@ -95,14 +127,28 @@ def check_mask(
     Raises:
         TypeError: The mask is no array of numbers.
         ValueError: The mask has another shape than the values and than their leading axes, or other
-            values than 0 and 1 (under jit, where values are not known, it is not looked at).
+            values than 0 and 1. Under jit, where values are not known, only 1 is True.
     """
     if mask is None:
         return jnp.ones(values.shape, bool)
     array = as_array(mask, "mask", "True or False for each example")
     check_mask_shape(array, values, name)
     check_mask_values(array)
-    array = array.astype(bool).reshape(array.shape + (1,) * (values.ndim - array.ndim))
+    return _spread(array if array.dtype == bool else array == 1, values)
+
+
+def odd_mask(mask: ArrayLike | None, values: Array | np.ndarray) -> Array | None:
+    """Return where a mask of the values is neither 0 nor 1, which is seen late only under jit.
+
+    None where it can be nowhere: for no mask, and for booleans.
+    """
+    if mask is None or (array := jnp.asarray(mask)).dtype == bool:
+        return None
+    return _spread((array != 0) & (array != 1), values)
+
+
+def _spread(array: Array, values: Array | np.ndarray) -> Array:
+    array = array.reshape(array.shape + (1,) * (values.ndim - array.ndim))
     return jnp.broadcast_to(array, values.shape)
 
 
@@ -129,12 +175,13 @@ def check_mask_values(mask: Array | np.ndarray) -> None:
     if mask.dtype == bool or isinstance(mask, Tracer):
         return
     values = np.asarray(mask)
-    if not (odd := (values != 0) & (values != 1)).any():
-        return
-    raise InvalidValueError(
-        f"mask is expected to hold True where an example is real and False elsewhere, or 1 and 0; "
-        f"it is {describe(mask)} and holds {values[odd][0]}. A mask is no weight."
-    )
+    odd = values[(values != 0) & (values != 1)]
+    if odd.size:
+        raise InvalidValueError(
+            f"mask is expected to be True where an example is real and False elsewhere, or 1 and "
+            f"0; it is {describe(mask)}, and {odd.size} of its values are others, such as "
+            f"{odd[0]}. A mask says what counts, not how much."
+        )
 
 
 def check_examples(values: PyTree, given: PyTree) -> int:

@@ -5,7 +5,6 @@ needs probabilities (calibration, ROC curves) is in `BinaryMetrics`.
 """
 
 import functools
-import logging
 import operator
 from collections.abc import Iterable
 from typing import Any, Literal, Self
@@ -23,17 +22,19 @@ from solstice.metrics import sums
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import (
     as_array,
+    as_classes,
     check_kind,
     check_labels,
     check_loss,
     check_mask,
     check_real,
+    check_whole,
     count,
     is_traced,
+    odd_mask,
 )
+from solstice.metrics.left_out import tell
 from solstice.tree import describe, replace
-
-_logger = logging.getLogger("solstice")
 
 
 class ClassificationMetrics(Metrics):
@@ -60,8 +61,8 @@ class ClassificationMetrics(Metrics):
         top_hits: How many targets were among the k highest scores, for each of `top_k`; or None.
         loss_sum: The sum of the real examples' losses.
         count: The number of real (not masked) examples.
-        invalid: How many of them had a label or prediction that is no class; they are counted
-            nowhere else but in the average loss.
+        invalid: How many of them had a label or prediction that is no class; they count nowhere
+            else. A wrong prediction alone leaves an example in the average loss.
         num_classes: The number of classes.
 
     >>> import solstice
@@ -73,7 +74,8 @@ class ClassificationMetrics(Metrics):
     """
 
     # Each array that a step returns costs a small one dearly, so all counts are in one: the cells
-    # of the matrix (or the totals), row by row, the top hits, and the invalid examples.
+    # of the matrix (or the totals), row by row, the top hits, the invalid predictions, and the
+    # invalid labels.
     _counts: Int[Array, " numbers"]
     _loss: Float[Array, "2"]
     num_classes: int = eqx.field(static=True)
@@ -100,8 +102,9 @@ class ClassificationMetrics(Metrics):
 
         Args:
             preds: Predicted classes, `(...)`; floats with whole values are accepted.
-            targets: True classes, integers of the same shape.
-            loss: The mean loss over the batch's real examples, a scalar; NaN is accepted.
+            targets: True classes of the same shape; floats with whole values are accepted.
+            loss: The mean loss over the batch's real examples whose targets are classes, a scalar;
+                NaN is accepted.
             num_classes: How many classes there are.
             mask: True (or 1) where an example is real, of the same shape or its leading axes.
                 Masked positions may hold anything, a label of -100 too.
@@ -115,7 +118,8 @@ class ClassificationMetrics(Metrics):
 
         Raises:
             ValueError: The shapes do not fit, `num_classes` is not positive, a k is no number of
-                classes, scores are missing, or the matrix would have more than 2^31 cells.
+                classes, scores are missing, or the matrix would have more than 2^31 cells. Where
+                values are known: a mask is no mask, or float targets are no whole numbers.
             TypeError: Targets or predictions are not of a type that can name a class.
         """
         num_classes = arguments.count(num_classes, "num_classes", most=2**30)
@@ -127,8 +131,10 @@ class ClassificationMetrics(Metrics):
         if preds.shape != targets.shape:
             raise InvalidValueError(
                 f"preds and targets are expected to have one shape, one class an example; they are "
-                f"{describe(preds)} and {describe(targets)}. Take the argmax over the classes of "
-                f"logits or one-hot labels first."
+                f"{describe(preds)} and {describe(targets)}. Of logits, pass logits.argmax(-1). "
+                f"Targets with an axis of classes are no classes: of those with exactly one 1 "
+                f"(one-hot), pass its place; with several (multi-hot), each class is a question "
+                f"of its own, for BinaryMetrics."
             )
         if not (jnp.isdtype(preds.dtype, ("bool", "integral")) or _is_real(preds)):
             raise InvalidTypeError(f"preds are expected to be classes; they are {describe(preds)}.")
@@ -143,31 +149,38 @@ class ClassificationMetrics(Metrics):
         self.per_class = arguments.flag(per_class, "per_class")
         self.perplexity = arguments.flag(perplexity, "perplexity")
         real = check_mask(mask, targets)
+        if _is_real(targets) and not is_traced((targets, real)):
+            check_whole(targets, real, "targets")
 
-        whole = preds == jnp.floor(preds) if _is_real(preds) else True
-        valid = real & whole & _in_range(preds, num_classes) & _in_range(targets, num_classes)
-        target, pred = targets.astype(jnp.int32), preds.astype(jnp.int32)
+        target, known = as_classes(targets, num_classes)
+        pred, named = as_classes(preds, num_classes)
+        if (odd := odd_mask(mask, targets)) is not None:
+            real, known = real | odd, known & ~odd
+        known &= real
+        valid = known & named
         ranked = None
         if self.top_k:
             ranked = _rank(_check_scores(scores, targets, num_classes), target)
         # Of a masked example, the index is past the end, so it is counted in no cell.
         if track == "confusion":
             last = num_classes**2 + len(self.top_k)
-            cell = jnp.where(valid, target * num_classes + pred, last)
-            counts = _tally(cell if mask is None else jnp.where(real, cell, last + 1), last + 1)
+            cell = jnp.where(known, jnp.where(named, target * num_classes + pred, last), last + 1)
+            counts = _tally(cell if mask is None else jnp.where(real, cell, last + 2), last + 2)
         else:
             hit = jnp.where(valid & (target == pred), target, num_classes)
             rows = [hit, *(jnp.where(valid, one, num_classes) for one in (target, pred))]
-            others = jnp.zeros(len(self.top_k), int), count(real & ~valid)[None]
-            counts = jnp.concatenate([*(_tally(row, num_classes) for row in rows), *others])
+            others = [count(known & ~named), count(real & ~known)]
+            zeros = jnp.zeros(len(self.top_k), others[0].dtype)
+            tallies = [_tally(row, num_classes) for row in rows]
+            counts = jnp.concatenate([*tallies, zeros, jnp.stack(others)])
         if ranked is not None:
             hits = jnp.stack([count(valid & (ranked < k)) for k in self.top_k])
-            counts = counts.at[-1 - len(self.top_k) : -1].set(hits.astype(counts.dtype))
+            counts = counts.at[-2 - len(self.top_k) : -2].set(hits.astype(counts.dtype))
         self._counts = counts
 
-        number = targets.size if mask is None else real.sum()
-        # A batch without real examples has a mean loss of 0/0, which must not reach the sum.
-        loss_sum = jnp.where(jnp.asarray(number) > 0, loss * number, 0).astype(loss.dtype)
+        number = known.sum()
+        # A batch without such examples has a mean loss of 0/0, which must not reach the sum.
+        loss_sum = jnp.where(number > 0, loss * number.astype(loss.dtype), 0)
         self._loss = jnp.stack([loss_sum, jnp.zeros_like(loss_sum)])
 
     @property
@@ -186,7 +199,7 @@ class ClassificationMetrics(Metrics):
 
     @property
     def top_hits(self) -> Int[Array, "*runs ks"] | None:
-        return self._counts[..., -1 - len(self.top_k) : -1] if self.top_k else None
+        return self._counts[..., -2 - len(self.top_k) : -2] if self.top_k else None
 
     @property
     def count(self) -> Int[Array, "*runs"]:
@@ -196,7 +209,7 @@ class ClassificationMetrics(Metrics):
 
     @property
     def invalid(self) -> Int[Array, "*runs"]:
-        return self._counts[..., -1]
+        return self._counts[..., -2:].sum(-1)
 
     @property
     def loss_sum(self) -> Float[Array, "*runs"]:
@@ -224,7 +237,7 @@ class ClassificationMetrics(Metrics):
             ValueError: `invalid` is not 0.
         """
         # On the host: there is nothing to compile.
-        invalid = np.asarray(self._counts)[..., -1]
+        invalid = np.asarray(self._counts)[..., -2:].sum(-1)
         if invalid.size and (worst := int(invalid.max())):
             raise InvalidValueError(
                 f"Classes are expected to be whole numbers from 0 to {self.num_classes - 1}; "
@@ -240,19 +253,25 @@ class ClassificationMetrics(Metrics):
             # On the host: XLA takes as long to compile it as a training step of a small network.
             counts, loss = jax.device_get((self._counts, self._loss))
             averages, per_class = _report(self, counts, loss[0], np)
-            if invalid := int(counts[-1]):
-                _logger.warning(
-                    "%d of %d examples had a label or prediction outside 0..%d; they count in "
-                    "no metric but the average loss.",
-                    invalid,
-                    int(self.count),
-                    self.num_classes - 1,
-                )
+            tell(self)
         return averages | {
             f"{name}_class_{i}": values[i]
             for name, values in per_class.items()
             for i in range(self.num_classes)
         }
+
+    def left_out(self) -> tuple[Array, ...]:
+        return (self._counts,)
+
+    def left_out_for(self) -> tuple[tuple[str, ...], ...]:
+        classes = f"no class from 0 to {self.num_classes - 1}"
+        return (
+            (
+                f"had a prediction that is {classes}, which counts in the average loss alone",
+                f"had a label that is {classes}, or a mask that is neither 0 nor 1, which counts "
+                f"nowhere, the loss included",
+            ),
+        )
 
 
 def _report(
@@ -275,14 +294,14 @@ def _report(
     prevalence = ratio(support, total)
     # Over no examples these are 0 / 0.
     averages = {
-        "average_loss": ratio(loss, total + counts[-1], empty=xp.nan),
+        "average_loss": ratio(loss, total + counts[-2], empty=xp.nan),
         "accuracy": ratio(correct.sum(), total, empty=xp.nan),
         "balanced_accuracy": ratio(per_class["tpr"].sum(), (support > 0).sum(), empty=xp.nan),
     }
     if metrics.perplexity:
         averages["perplexity"] = xp.exp(averages["average_loss"])
     for i, k in enumerate(metrics.top_k):
-        hits = counts[i - len(metrics.top_k) - 1]
+        hits = counts[i - len(metrics.top_k) - 2]
         averages[f"top_{k}_accuracy"] = ratio(hits, total, empty=xp.nan)
     present = (support + predicted) > 0
     for name, values in per_class.items():
@@ -327,13 +346,6 @@ def _check_scores(scores: ArrayLike | None, targets: Array, num_classes: int) ->
             f"class of each target, as num_classes says; they are {describe(array)}."
         )
     return array
-
-
-def _in_range(classes: Array, num_classes: int) -> Array:
-    # A narrow type (uint8 labels, bfloat16 predictions) must hold num_classes to compare with it.
-    least = jnp.float32 if _is_real(classes) else jnp.int32
-    wide = classes.astype(jnp.promote_types(classes.dtype, least))
-    return (wide >= 0) & (wide < num_classes)
 
 
 def _is_real(array: Array) -> bool:

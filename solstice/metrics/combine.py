@@ -3,6 +3,7 @@
 from typing import Any, Self
 
 import equinox as eqx
+from jaxtyping import Array
 
 from solstice.errors import InvalidTypeError, UnknownKeyError, UsageError
 from solstice.metrics.base import Metrics, is_metrics
@@ -75,9 +76,15 @@ class MetricsDict(Metrics):
 
     def check(self) -> None:
         """Call the `check` of each metric that has one."""
-        for one in self._metrics:
-            if isinstance(one, Metrics) and (check := getattr(one, "check", None)):
+        for one in self._own():
+            if check := getattr(one, "check", None):
                 check()
+
+    def left_out(self) -> tuple[Array, ...]:
+        return tuple(array for one in self._own() for array in one.left_out())
+
+    def left_out_for(self) -> tuple[tuple[str, ...], ...]:
+        return tuple(texts for one in self._own() for texts in one.left_out_for())
 
     def compute(self) -> dict[str, Any]:
         """Return what the metrics compute.
@@ -102,6 +109,10 @@ class MetricsDict(Metrics):
             if (own := _own_name(label, one, name)) and (said := better(one, own)):
                 return said
         return direction(name)
+
+    def _own(self) -> list[Metrics]:
+        """Return those that are this library's, of which more is known."""
+        return [one for one in self._metrics if isinstance(one, Metrics)]
 
     def _named(self) -> str:
         return ", ".join(map(repr, self._names))

@@ -10,12 +10,14 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+from jaxtyping import Array
 
 from solstice import arguments
 from solstice.errors import InvalidTypeError, UsageError
 from solstice.metrics.base import Metrics, is_metrics
+from solstice.metrics.checks import is_traced
 from solstice.metrics.directions import Direction, better
+from solstice.metrics.left_out import tell, told_elsewhere
 from solstice.metrics.named import named_values
 from solstice.tree import describe
 
@@ -89,7 +91,11 @@ class EnsembleMetrics(Metrics):
     def compute(self) -> dict[str, Any]:
         """Return the mean, the spread and each member's value of what the members compute."""
         computed = {}
-        for name, values in self.per_member().items():
+        with told_elsewhere():
+            every = self.per_member()
+        if not is_traced(self.members):
+            tell(self)
+        for name, values in every.items():
             if values.ndim == 1:
                 with np.errstate(invalid="ignore"):  # the spread of infinite losses is NaN
                     computed |= {name: values.mean(), f"{name}_std": values.std()}
@@ -103,7 +109,7 @@ class EnsembleMetrics(Metrics):
 
     def per_member(self) -> dict[str, Any]:
         """Return what the members compute, by name, as arrays with a first axis of members."""
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self.members)):
+        if is_traced(self.members):
             return dict(jax.vmap(_computed)(self.members))
         try:
             values = _computed_each(self.members)
@@ -116,6 +122,12 @@ class EnsembleMetrics(Metrics):
         if hasattr(self.members, "check"):
             for one in self._each():
                 one.check()
+
+    def left_out(self) -> tuple[Array, ...]:
+        return self.members.left_out() if isinstance(self.members, Metrics) else ()
+
+    def left_out_for(self) -> tuple[tuple[str, ...], ...]:
+        return self.members.left_out_for() if isinstance(self.members, Metrics) else ()
 
     def _each(self) -> list[Any]:
         host = jax.device_get(self.members)

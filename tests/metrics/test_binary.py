@@ -124,8 +124,12 @@ def test_what_is_out_of_range_is_told(probability, target, caplog):
     with pytest.raises(ValueError, match=message):
         metrics.check()
     computed = metrics.compute()
-    assert caplog.messages[0].startswith("1 of 3 examples had no probability")
+    wrong = "no probability" if target in (0, 1) else "a target, or a mask, that is neither 0 nor 1"
+    assert [text[: len(wrong) + 14] for text in caplog.messages] == [f"1 example had {wrong}"]
     assert computed["roc_auc"] == 1 and computed["brier_score"] == pytest.approx(0.04)
+    lossy = count(*arguments, 1.5).merge(count(*arguments[:2], 0.0, mask=np.array([1, 0, 0])))
+    parts = 3 if target in (0, 1) else 2
+    assert lossy.compute()["average_loss"] == pytest.approx(1.5 * parts / (parts + 1))
     masked = BinaryMetrics(*arguments, mask=[1, 1, 0])
     assert int(masked.invalid) == 0 and int(masked.count) == 2
 

@@ -281,6 +281,40 @@ def test_whole_float_predictions_are_classes(dtype):
     assert_equals_scikit_learn(metrics, preds, targets, loss=0.5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_whole_float_targets_are_classes(dtype):
+    preds, targets = np.array([0, 300, 256, 3, 1]), np.array([0, 300, 3, 256, 2])
+    floats = jnp.asarray(targets, dtype)
+    for make in (ClassificationMetrics, count_batch):
+        assert_equals_scikit_learn(make(preds, floats, 0.5, 301), preds, targets, loss=0.5)
+    totals = count_totals(preds, floats, 0.5, 301)
+    assert totals.compute()["accuracy"] == pytest.approx(0.4) and int(totals.invalid) == 0
+
+
+@pytest.mark.parametrize("odd", [0.5, np.nan])
+def test_float_targets_that_are_not_whole_are_refused_where_they_are_known(odd):
+    targets, mask = np.array([1, odd, 0], "float32"), np.array([True, False, True])
+    with pytest.raises(
+        ValueError, match=rf"to have whole values\. 1 of 3 have others, .* {odd}\. "
+    ):
+        ClassificationMetrics([1, 0, 0], targets, 0.5, 2)
+    assert float(ClassificationMetrics([1, 0, 0], targets, 0.5, 2, mask=mask).invalid) == 0
+    assert int(count_batch([1, 0, 0], targets, 0.5, 2).invalid) == 1
+
+
+@pytest.mark.parametrize("odd", [0.5, -1.0, 2.0, np.nan])
+def test_a_mask_of_anything_but_zeros_and_ones_is_refused_or_counted(odd, caplog):
+    mask = np.array([1, odd, 0], "float32")
+    with pytest.raises(ValueError, match=rf"1 of its values are others, such as {odd}\. A mask"):
+        ClassificationMetrics([1, 0, 0], [1, 1, 0], 0.5, 2, mask=mask)
+    metrics = count_batch([1, 0, 0], [1, 1, 0], 0.5, 2, mask=mask)
+    assert (int(metrics.count), int(metrics.invalid), float(metrics.loss_sum)) == (2, 1, 0.5)
+    assert metrics.compute()["accuracy"] == 1
+    assert "or a mask that is neither 0 nor 1" in caplog.text
+    totals = count_totals([1, 0, 0], [1, 1, 0], 0.5, 2, mask=mask)
+    assert (int(totals.count), int(totals.invalid)) == (2, 1)
+
+
 def test_a_nan_loss_is_accepted():
     metrics = ClassificationMetrics(np.array([0.0, 1.0]), np.array([0, 0]), jnp.nan, 2)
     assert_equals_scikit_learn(metrics, [0, 1], [0, 0], loss=None)
@@ -319,6 +353,8 @@ def test_nothing_of_no_examples_is_known():
         ([0, 1, np.nan, 1], [0, 1, 0, 1]),
         ([0, 1, np.inf, 1], [0, 1, 0, 1]),
         ([0, 1, 9, 1], [0, 1, 9, 1]),  # both at once, one example
+        ([0, 1, 0, 1], [0, 1, 7.0, 1]),
+        ([0, 1, 0, 1], [0, 1, np.inf, 1]),
     ],
 )
 def test_what_is_no_class_is_counted_and_told(preds, targets, caplog):
@@ -328,12 +364,11 @@ def test_what_is_no_class_is_counted_and_told(preds, targets, caplog):
     merged = metrics.merge(ClassificationMetrics([0], [1], 1.0, 2))
     with caplog.at_level(logging.WARNING, logger="solstice"):
         computed = merged.compute()
-    assert caplog.messages == [
-        "1 of 5 examples had a label or prediction outside 0..1; they count in no metric but the "
-        "average loss."
-    ]
+    wrong = "label" if targets[2] not in (0, 1) else "prediction"
+    told = f"1 example had a {wrong} that is no class from 0 to 1"
+    assert [text[: len(told)] for text in caplog.messages] == [told]
     assert computed["accuracy"] == 0.75
-    assert computed["average_loss"] == pytest.approx(0.6)
+    assert computed["average_loss"] == pytest.approx(0.625 if wrong == "label" else 0.6)
     with pytest.raises(ValueError, match=r"from 0 to 1; 1 of 4 examples had a label or a predic"):
         metrics.check()
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), merged, metrics)
@@ -436,17 +471,17 @@ BAD_ARGUMENTS = {
     "one-hot targets": (
         dict(preds=[0, 1, 2, 0], targets=ONES),
         ValueError,
-        r"one shape, one class an example; they are int32\[4\] and int32\[4,3\]\. Take the argmax",
+        r"one shape, one class an example; they are int32\[4\] and int32\[4,3\]\..*\(multi-hot\)",
     ),
     "logits": (
         dict(preds=np.ones((4, 3), "float32"), targets=[0, 1, 2, 0]),
         ValueError,
-        r"they are float32\[4,3\] and int32\[4\]\. Take the argmax over the classes of logits",
+        r"they are float32\[4,3\] and int32\[4\]\. Of logits, pass logits\.argmax",
     ),
-    "float targets": (
-        dict(preds=[0, 1], targets=np.array([0.0, 1.0], "float32")),
+    "complex targets": (
+        dict(preds=[0, 1], targets=np.ones(2, "complex64")),
         TypeError,
-        r"targets are expected to be integer classes.*float32\[2\]\. Convert them with \.astype",
+        r"targets are expected to be classes, whole numbers.*complex64\[2\]\. Number the classes",
     ),
     "complex predictions": (
         dict(preds=np.ones(2, "complex64"), targets=[0, 1]),

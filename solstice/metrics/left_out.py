@@ -1,0 +1,119 @@
+"""Examples that metrics could not count, such as labels out of range: who tells of them, and when.
+
+In a run, the logger named `solstice` does at the end of each pass, whatever else is logged; outside
+of one, `compute()` does.
+"""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from solstice.metrics.base import Metrics
+
+_logger = logging.getLogger("solstice")
+
+# So many steps wait to be counted by one compiled call: for each by itself, the call would take as
+# long as a small step. A confusion matrix may be large, so fewer may wait.
+_WAITING = 64
+_WAITING_BYTES = 16 * 2**20
+
+# One for each of those who tell instead.
+_tellers: list[None] = []
+
+
+@contextlib.contextmanager
+def told_elsewhere() -> Iterator[None]:
+    """Keep `compute()` from telling: in a run, callbacks and sinks call it many times a pass."""
+    _tellers.append(None)
+    try:
+        yield
+    finally:
+        _tellers.pop()
+
+
+def tell(metrics: Metrics, where: str = "") -> None:
+    """Tell what some metrics left out, unless somebody else does."""
+    if not _tellers:
+        tally = LeftOut()
+        tally.add(metrics)
+        tally.tell(where)
+
+
+class LeftOut:
+    """How many examples the metrics of a pass left out, for each reason.
+
+    >>> import solstice
+    >>> tally = LeftOut()
+    >>> for label in (0, 9, 9):
+    ...     tally.add(solstice.ClassificationMetrics([0], [label], loss=0.0, num_classes=2))
+    >>> [text[:43] for text in tally.texts()]
+    ['2 examples had a label that is no class fro']
+    """
+
+    def __init__(self) -> None:
+        self._kind: type[Metrics] | None = None
+        self._reasons: tuple[tuple[str, ...], ...] = ()
+        self._waiting: list[Any] = []
+        self._room = 0
+        self._totals: Any = None
+
+    def add(self, outs: Any) -> None:
+        """Take in what a step returned; only metrics of this library say what they leave out."""
+        if type(outs) is not self._kind:
+            self._begin(outs)
+        if self._room:
+            self._waiting.append(outs)
+            if len(self._waiting) == self._room:
+                self._totals = _fold(self._totals, self._columns(), self._widths)
+                self._waiting = []
+
+    def texts(self) -> list[str]:
+        """Return what there is to tell, a text a reason."""
+        found = []
+        for i, (reasons, column) in enumerate(zip(self._reasons, self._columns(), strict=True)):
+            parts = [one[..., -len(reasons) :] for one in jax.device_get(column)]
+            if self._totals is not None:
+                parts.append(np.asarray(self._totals[i]))
+            total = np.sum(parts, axis=0)
+            # Of an ensemble's members, who may share their batches, the one with most.
+            numbers = total.reshape(-1, total.shape[-1]).max(0)
+            for number, reason in zip(numbers, reasons, strict=True):
+                if number:
+                    found.append(f"{number} example{'s' if number > 1 else ''} {reason}")
+        return found
+
+    def tell(self, where: str = "") -> None:
+        """Tell by the logger."""
+        for text in self.texts():
+            _logger.warning("%s%s.", where, text)
+
+    def _begin(self, outs: Any) -> None:
+        known = isinstance(outs, Metrics)
+        arrays = outs.left_out() if known else ()
+        if self._reasons and (known and outs.left_out_for()) != self._reasons:
+            return  # what does not merge with the others either
+        self._kind = type(outs)
+        self._reasons = outs.left_out_for() if known else ()
+        self._widths = tuple(map(len, self._reasons))
+        size = sum(array.nbytes for array in arrays)
+        self._room = min(_WAITING, max(2, _WAITING_BYTES // size)) if arrays else 0
+
+    def _columns(self) -> list[list[Any]]:
+        # Of the class: an Equinox module makes a new object for each method that is looked up.
+        rows = [type(one).left_out(one) for one in self._waiting]
+        return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in self._reasons]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _fold(totals: Any, columns: list[list[Any]], widths: tuple[int, ...]) -> list[Any]:
+    ends = [
+        jnp.stack([one[..., -width:] for one in column]).sum(0, dtype=column[0].dtype)
+        for column, width in zip(columns, widths, strict=True)
+    ]
+    return ends if totals is None else jax.tree.map(jnp.add, totals, ends)
