@@ -47,3 +47,30 @@ class Static(Generic[_T]):
 
     def __repr__(self) -> str:
         return f"Static({self.value!r})"
+
+
+class Aside(Generic[_T]):
+    """Holds a `value` that no compiled program depends on: all are equal, so it compiles nothing.
+
+    What comes out of a compiled call may hold the value of an equal object's.
+
+    >>> Aside("x[:1]") == Aside("x[:8]")
+    True
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: _T) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return hash(Aside)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Aside)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Aside[_T]":
+        return self
+
+    def __repr__(self) -> str:
+        return f"Aside({self.value!r})"

@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree
 
 from solstice.compat.flags import Flags, accepts, check_train, find_flags, flag_values, parameters
 from solstice.compat.model import (
+    Example,
     Keys,
     Model,
     as_inputs,
@@ -50,6 +51,7 @@ class FunctionModel(Model):
         static=True
     )
     _flags: Flags = eqx.field(static=True)
+    _example: Example = eqx.field(static=True)
     _has_state: bool = eqx.field(static=True)
     _key_name: str | None = eqx.field(static=True)
 
@@ -79,7 +81,9 @@ class FunctionModel(Model):
         self._flags = find_flags(function, flags)
         self._has_state = "state" in parameters(function)
         self._key_name = next((name for name in ("key", "rng") if accepts(function, name)), None)
-        initial = init(as_key(key), *as_inputs(example))
+        inputs = as_inputs(example)
+        self._example = Example(inputs)
+        initial = init(as_key(key), *inputs)
         if self._has_state and not (type(initial) is tuple and len(initial) == 2):
             raise InvalidTypeError(
                 f"{_NAME}: apply takes a state, so init is expected to return (params, state)."
@@ -102,6 +106,10 @@ class FunctionModel(Model):
         result = bind_call(*self._functions.value)(join_params(self, self._tree), *inputs, **kwargs)
         outputs, state = result if self._has_state else (result, None)
         return outputs, replace(self, state=state) if train else self
+
+    @property
+    def example(self) -> tuple[Any, ...]:
+        return self._example.inputs
 
     def unwrap(self) -> Any:
         """Return `params`, or `(params, state)` of a network with state."""

@@ -10,6 +10,7 @@ from jaxtyping import Array, PyTree
 
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values, parameters
 from solstice.compat.model import (
+    Example,
     Keys,
     Model,
     as_inputs,
@@ -58,6 +59,7 @@ class HaikuModel(Model):
         static=True
     )
     _flags: Flags = eqx.field(static=True)
+    _example: Example = eqx.field(static=True)
     _has_state: bool = eqx.field(static=True)
     _takes_key: bool = eqx.field(static=True)
     _random_evaluation: bool = eqx.field(static=True)
@@ -91,6 +93,7 @@ class HaikuModel(Model):
             ValueError: A multi-transformed network comes without `call`.
         """
         inputs = as_inputs(example)
+        self._example = Example(inputs)
         several = isinstance(transformed, hk.MultiTransformed | hk.MultiTransformedWithState)
         if several and call is None:
             raise InvalidValueError(
@@ -152,6 +155,10 @@ class HaikuModel(Model):
             module: {one: value for one, value in states.items() if one.startswith(name)}
             for module, states in state.items()
         }
+
+    @property
+    def example(self) -> tuple[Any, ...]:
+        return self._example.inputs
 
     def unwrap(self) -> Any:
         """Return `params`, or `(params, state)` of a network with state, as `apply` takes them."""

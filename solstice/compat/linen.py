@@ -16,6 +16,7 @@ from jaxtyping import Array, PyTree
 
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values
 from solstice.compat.model import (
+    Example,
     Keys,
     Model,
     as_inputs,
@@ -56,6 +57,7 @@ class FlaxModel(Model):
     _module: Static[nn.Module] = eqx.field(static=True)
     _method: Static[Any] = eqx.field(static=True)
     _flags: Flags = eqx.field(static=True)
+    _example: Example = eqx.field(static=True)
     _streams: tuple[str, ...] = eqx.field(static=True)
 
     def __init__(
@@ -87,6 +89,7 @@ class FlaxModel(Model):
         if variables is None and key is None:
             raise InvalidValueError(f"{_NAME}: pass key= to initialise the network, or variables=.")
         inputs = as_inputs(example)
+        self._example = Example(inputs)
         self._module = Static(module)
         self._method = Static(call)
         function = self._function(call)
@@ -124,6 +127,10 @@ class FlaxModel(Model):
         """Return what the network sows into a collection; see `compat.intermediates`."""
         mutable = [name, *self.state] if check_train(train, _NAME) else [name]
         return self._apply(inputs, key, train, kwargs, mutable)[1].get(name, {})
+
+    @property
+    def example(self) -> tuple[Any, ...]:
+        return self._example.inputs
 
     def unwrap(self) -> dict[str, PyTree]:
         """Return the variables, as `module.apply` takes them."""

@@ -72,6 +72,50 @@ class Model(eqx.Module):
     def unwrap(self) -> Any:
         """Return what the library itself would use, with the current values."""
 
+    @property
+    def example(self) -> tuple[Any, ...] | None:
+        """The inputs' shapes that the network was initialised with; None where it took none.
+
+        A tuple with a `jax.ShapeDtypeStruct` for each array, the batch axis included. An experiment
+        reads from it what it is not told: how many classes there are, and what a batch looks like.
+        """
+        return None
+
+
+class Example:
+    """The shapes of a batch's inputs in the static part of a model; equal for any size of a batch.
+
+    >>> one, four = (Example((jnp.zeros((size, 3)),)) for size in (1, 4))
+    >>> one == four, four.inputs
+    (True, (ShapeDtypeStruct(shape=(4, 3), dtype=float32),))
+    """
+
+    __slots__ = ("_form", "inputs")
+
+    def __init__(self, inputs: tuple[Any, ...]) -> None:
+        self.inputs = jax.tree.map(_shape, inputs)
+        leaves, structure = jax.tree.flatten(self.inputs)
+        self._form = structure, tuple(map(_form, leaves))
+
+    def __hash__(self) -> int:
+        return hash(self._form)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Example) and self._form == other._form
+
+
+def _shape(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_shaped(leaf) else leaf
+
+
+def _form(leaf: Any) -> Any:
+    return (leaf.ndim, leaf.shape[1:], leaf.dtype) if is_shaped(leaf) else leaf
+
+
+def is_shaped(leaf: Any) -> bool:
+    """Say whether `leaf` is an array, or a `jax.ShapeDtypeStruct` in its place."""
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+
 
 def split_params(weights: PyTree) -> tuple[PyTree, PyTree]:
     """Split a library's tree of weights into `params` and `frozen`, with None for the others'.

@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree
 
 from solstice.compat.flags import Flags, accepts, check_train, find_flags, flag_values
 from solstice.compat.model import (
+    Example,
     Keys,
     Model,
     as_inputs,
@@ -49,6 +50,7 @@ class StaxModel(Model):
     _functions: Static[tuple[Callable[..., Any], ...]] = eqx.field(static=True)
     _call: Static[Callable[..., Any] | None] = eqx.field(static=True)
     _flags: Flags = eqx.field(static=True)
+    _example: Example = eqx.field(static=True)
     _random_evaluation: bool = eqx.field(static=True)
 
     def __init__(
@@ -75,6 +77,7 @@ class StaxModel(Model):
         """
         init, apply = network
         inputs = as_inputs(example)
+        self._example = Example(inputs)
         shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), inputs)
         self._functions = Static((apply, eval_apply or apply))
         self._call = Static(call)
@@ -103,6 +106,10 @@ class StaxModel(Model):
             if key is None and "PRNG key" in str(error):
                 raise missing_key(_NAME) from error
             raise
+
+    @property
+    def example(self) -> tuple[Any, ...]:
+        return self._example.inputs
 
     def unwrap(self) -> PyTree:
         """Return the parameters, as the apply function takes them."""
