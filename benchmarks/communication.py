@@ -106,8 +106,9 @@ def simulated(devices):
 def expected(placement):
     """Return the bytes of whole arrays that a step ought to send about, by kind of collective."""
     parameters = sum(inputs * outputs + outputs for inputs, outputs in itertools.pairwise(WIDTHS))
-    # The metrics' confusion matrix with one place for what is invalid, and the sum of the losses.
-    metrics = CLASSES**2 + 1 + 1
+    # The metrics' confusion matrix with two places for what is invalid, the sum of the losses, and
+    # how many count, in the loss and in the metrics.
+    metrics = CLASSES**2 + 2 + 1 + 2
     bytes_of = {"all-reduce": 4 * (parameters + metrics)}
     if placement == "FullySharded":
         bytes_of["all-gather"] = 4 * (parameters - CLASSES)  # the last bias is not split

@@ -4,8 +4,9 @@ It knows what a label and a logit are. It knows no framework: what differs betwe
 `compat.Model` and `compat.Optimizer`.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,18 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
-from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.errors import InvalidValueError
+from solstice.experiments.batches import BatchKeys
 from solstice.experiments.supervised import SupervisedExperiment
-from solstice.experiments.task import Task
+from solstice.experiments.task import Task, check_array
 from solstice.metrics import ClassificationMetrics
-from solstice.metrics.checks import check_label_type, check_labels
+from solstice.metrics.checks import (
+    as_classes,
+    check_label_type,
+    check_labels,
+    check_whole,
+    is_traced,
+)
 from solstice.tree import describe
 
 LossFn = Callable[[Array, Array], Array]
@@ -40,16 +48,19 @@ def softmax_cross_entropy(
 class ClassificationExperiment(SupervisedExperiment):
     """Trains a network to tell classes apart, and measures how well it does.
 
-    The network's outputs are logits `(..., classes)`, labels and mask are `(...)`. A batch is
-    `(x, y)`, `(x, y, mask)` or a mapping; an `x` that is a tuple is several inputs. Steps return
-    `ClassificationMetrics`; masked positions count neither there nor in the loss.
+    The network's outputs are logits `(..., classes)`, labels and mask are `(...)`. Labels are
+    integers, or floats with whole values. A batch is `(x, y)`, `(x, y, mask)` or a mapping; an `x`
+    that is a tuple is several inputs. Steps return `ClassificationMetrics`; masked positions, and
+    labels that are no class, count neither there nor in the loss. The latter are refused in a first
+    batch, and told of at the end of each pass from then on.
 
     Attributes:
         model: The network, adapted.
         optimizer: The optimizer, adapted and initialised.
         key: What random numbers in training come from; None where the network draws none.
         ema: The moving average of the parameters, which evaluation uses; None without one.
-        num_classes: The size of the outputs' last axis.
+        num_classes: The size of the outputs' last axis; None where neither `num_classes` nor an
+            example told it, and each step reads it from the outputs.
 
     >>> import equinox as eqx, jax, numpy as np, optax, solstice
     >>> rng = np.random.default_rng(0)
@@ -80,7 +91,7 @@ class ClassificationExperiment(SupervisedExperiment):
         track: Literal["confusion", "totals"] = "confusion",
         per_class: bool = True,
         perplexity: bool = False,
-        batch_keys: tuple[str, ...] = ("image", "label", "mask", "weight"),
+        batch_keys: BatchKeys = ("image", "label", "mask", "weight"),
         ema_decay: float | None = None,
         compute_dtype: Any = None,
         accumulate_steps: int = 1,
@@ -91,11 +102,13 @@ class ClassificationExperiment(SupervisedExperiment):
             model: Any network that `compat.as_model` takes, or a `Model`.
             optimizer: Any optimizer that `compat.as_optimizer` takes, or an `Optimizer`; it is
                 initialised with the model's parameters.
-            num_classes: How many classes there are; None reads it from the network's output for
-                `example_input`.
+            num_classes: How many classes there are; None reads it from the network's outputs: for
+                `example_input`, for the example that a `Model` was initialised with, or else for
+                the first batch.
             key: A seed or PRNG key, split into one to initialise the network with and one for
                 training. Not needed when the network is initialised and draws no random numbers.
-            example_input: A batch's inputs (of any length), or their `jax.ShapeDtypeStruct`s.
+            example_input: A batch's inputs (of any length), or their `jax.ShapeDtypeStruct`s; a
+                run's first batches are to have as many axes.
             loss: From logits `(..., classes)` and labels `(...)` to a loss for each position.
             label_smoothing: Between 0 and 1: this share of each target is spread evenly over all
                 classes (Szegedy et al., 2016).
@@ -105,7 +118,7 @@ class ClassificationExperiment(SupervisedExperiment):
             per_class: See `top_k`.
             perplexity: See `top_k`.
             batch_keys: The names of inputs, labels, mask and example weights in batches that are
-                mappings.
+                mappings; several inputs are a tuple of names.
             ema_decay: As in `SupervisedExperiment`, as are `compute_dtype` and
                 `accumulate_steps`.
             compute_dtype: See `ema_decay`.
@@ -113,20 +126,22 @@ class ClassificationExperiment(SupervisedExperiment):
 
         Raises:
             TypeError: The network or the optimizer is of no known kind.
-            ValueError: Something is missing: the key, the example, the number of classes; or the
-                outputs' last axis is not `num_classes`.
+            ValueError: Something is missing: the key, the example; or the outputs are no logits,
+                or their last axis is not `num_classes`.
         """
         if not 0 <= label_smoothing < 1:
             raise InvalidValueError(
                 f"label_smoothing is expected to be from 0 to below 1; it is {label_smoothing}."
             )
-        reported = {"top_k": top_k, "track": track, "per_class": per_class}
         task = Classification(
             num_classes,
             loss,
             label_smoothing=label_smoothing,
-            class_weights=class_weights,
-            reported=reported | {"perplexity": perplexity},
+            class_weights=None if class_weights is None else _floats(class_weights),
+            top_k=(top_k,) if isinstance(top_k, int) else tuple(top_k),
+            track=track,
+            per_class=per_class,
+            perplexity=perplexity,
         )
         super().__init__(
             task,
@@ -139,16 +154,11 @@ class ClassificationExperiment(SupervisedExperiment):
             compute_dtype=compute_dtype,
             accumulate_steps=accumulate_steps,
         )
-        if task.num_classes is None:
-            raise InvalidValueError(
-                "The number of classes is not known: pass num_classes=, or example_input=x[:1] to "
-                "read it from the network's output."
-            )
 
     @property
-    def num_classes(self) -> int:
+    def num_classes(self) -> int | None:
         task = self.task
-        assert isinstance(task, Classification) and task.num_classes is not None
+        assert isinstance(task, Classification)
         return task.num_classes
 
     def predict(self, x: Any) -> Int[Array, "..."]:
@@ -167,68 +177,63 @@ class ClassificationExperiment(SupervisedExperiment):
         return jax.nn.logsumexp(logs, axis=0) - jnp.log(logits.shape[0])
 
 
+@dataclasses.dataclass(frozen=True)
 class Classification(Task):
     """The task of telling classes apart; see `ClassificationExperiment`.
 
-    Two are equal if they would do the same, so that equal experiments share a compilation.
+    Two are equal if they do the same, so that equal experiments share a compilation.
     """
 
-    def __init__(
-        self,
-        num_classes: int | None,
-        loss: LossFn,
-        *,
-        label_smoothing: float,
-        class_weights: ArrayLike | None,
-        reported: dict[str, Any],
-    ) -> None:
-        # None until the network's outputs were seen.
-        self.num_classes = num_classes
-        self._loss = loss
-        self._smoothing = label_smoothing
-        self._weights = None
-        if class_weights is not None:
-            self._weights = tuple(float(weight) for weight in np.asarray(class_weights))
-            if num_classes is not None:
-                self._check_weights()
-        self._reported = reported
+    # None where no outputs were seen; those of each step then tell it.
+    num_classes: int | None
+    loss: LossFn
+    label_smoothing: float
+    class_weights: tuple[float, ...] | None
+    top_k: tuple[int, ...]
+    track: Literal["confusion", "totals"]
+    per_class: bool
+    perplexity: bool
 
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and vars(other) == vars(self)
+    def __post_init__(self) -> None:
+        if self.num_classes is not None:
+            self._check_weights(self.num_classes)
 
-    def __hash__(self) -> int:
-        return hash((self.num_classes, self._loss, self._smoothing, self._weights))
+    def for_outputs(self, outputs: Any) -> Self:
+        self.check_outputs(outputs)
+        return dataclasses.replace(self, num_classes=outputs.shape[-1])
+
+    def target_axes(self, outputs: Any) -> int:
+        return outputs.ndim - 1
 
     def check_outputs(self, outputs: Any, targets: Any = None) -> None:
-        if not getattr(outputs, "shape", ()):
-            raise InvalidTypeError(
-                f"The network is expected to return one array of logits, with the classes as its "
-                f"last axis; it returned {describe(outputs)}."
+        check_array(outputs, "one array of logits, with the classes as its last axis")
+        if outputs.ndim < 2 or outputs.shape[-1] == 1:
+            raise InvalidValueError(
+                f"The network is expected to return a logit for each class, of shape (batch, ..., "
+                f"classes) with two classes or more; it returned {describe(outputs)}, one number "
+                f"an example. To tell two classes apart, give it two outputs, which learn what one "
+                f"with a sigmoid does. To keep one, use SupervisedExperiment with a Task of your "
+                f"own, as in the docstring of solstice.experiments.Task."
+                + ("" if outputs.ndim > 1 else " Or was it called on a single example, no batch?")
             )
-        if self.num_classes is None:
-            self.num_classes = outputs.shape[-1]
-            self._check_weights()
-        if outputs.shape[-1:] != (self.num_classes,):
+        classes = outputs.shape[-1]
+        if self.num_classes not in (None, classes):
             raise InvalidValueError(
                 f"The network's outputs are expected to end in an axis of num_classes="
                 f"{self.num_classes} logits; they are {describe(outputs)}. Change the last layer, "
                 f"or num_classes."
             )
+        self._check_weights(classes)
         if targets is not None and targets.shape != outputs.shape[:-1]:
-            one_hot = targets.shape == outputs.shape
             raise InvalidValueError(
                 f"Labels are expected to be one class a position, of shape {outputs.shape[:-1]}; "
-                f"they are {describe(targets)}. "
-                + (
-                    "They look one-hot: pass labels.argmax(-1)."
-                    if one_hot
-                    else f"The network's outputs are {describe(outputs)}."
-                )
+                f"they are {describe(targets)}. {_what_they_are(targets, outputs)}"
             )
 
     def check_targets(self, targets: Any, real: np.ndarray) -> None:
         assert self.num_classes is not None
         check_label_type(targets, "labels")
+        check_whole(targets, real, "labels")
         shown = np.asarray(targets)[real]
         wrong = shown[(shown < 0) | (shown >= self.num_classes)]
         if wrong.size:
@@ -240,43 +245,66 @@ class Classification(Task):
             )
 
     def losses(self, outputs: Array, targets: Array) -> tuple[Array, Array]:
-        assert self.num_classes is not None
-        labels = check_labels(targets, "labels")
-        # Labels outside the classes have no loss; the metrics count them as invalid.
-        valid = (labels >= 0) & (labels < self.num_classes)
+        # Labels that are no class have no loss; the metrics count them as invalid.
+        labels, valid = as_classes(check_labels(targets, "labels"), outputs.shape[-1])
         labels = jnp.where(valid, labels, 0)
-        losses = self._loss(outputs, labels)
+        losses = self.loss(outputs, labels)
         if losses.shape != labels.shape:
             raise InvalidValueError(
                 f"loss(logits, labels) is expected to return a loss for each position, of shape "
                 f"{labels.shape}; it returned {describe(losses)}. Leave the mean to the "
                 f"experiment, which knows the mask."
             )
-        if self._smoothing:
+        if self.label_smoothing:
             even = -jax.nn.log_softmax(outputs).mean(-1)
-            losses = (1 - self._smoothing) * losses + self._smoothing * even
-        if self._weights is not None:
-            losses = losses * jnp.asarray(self._weights, losses.dtype)[labels]
+            losses = (1 - self.label_smoothing) * losses + self.label_smoothing * even
+        if self.class_weights is not None:
+            losses = losses * jnp.asarray(self.class_weights, losses.dtype)[labels]
         return losses, valid
 
     def metrics(
         self, outputs: Array, targets: Array, loss: Array, mask: Array | None
     ) -> ClassificationMetrics:
-        assert self.num_classes is not None
-        scores = outputs if self._reported["top_k"] else None
         return ClassificationMetrics(
             outputs.argmax(-1),
             targets,
             loss,
-            self.num_classes,
+            outputs.shape[-1],
             mask=mask,
-            scores=scores,
-            **self._reported,
+            scores=outputs if self.top_k else None,
+            top_k=self.top_k,
+            track=self.track,
+            per_class=self.per_class,
+            perplexity=self.perplexity,
         )
 
-    def _check_weights(self) -> None:
-        if self._weights is not None and len(self._weights) != self.num_classes:
+    def _check_weights(self, num_classes: int) -> None:
+        if self.class_weights is not None and len(self.class_weights) != num_classes:
             raise InvalidValueError(
-                f"class_weights are expected to be one for each of the {self.num_classes} "
-                f"classes; there are {len(self._weights)}."
+                f"class_weights are expected to be one for each of the {num_classes} classes; "
+                f"there are {len(self.class_weights)}."
             )
+
+
+def _floats(values: ArrayLike) -> tuple[float, ...]:
+    return tuple(float(value) for value in np.asarray(values))
+
+
+def _what_they_are(targets: Any, outputs: Any) -> str:
+    """Say what labels of another shape than one class a position are, and what to do with them."""
+    if targets.shape != outputs.shape:
+        return f"The network's outputs are {describe(outputs)}."
+    multi_hot = (
+        "multi-hot labels, of which several may be 1, are a question for each class: use "
+        "SupervisedExperiment with a Task of your own, as in the docstring of "
+        "solstice.experiments.Task."
+    )
+    if is_traced(targets):
+        return (
+            f"One-hot labels, with exactly one 1 a position, give the class by the place of that "
+            f"1; {multi_hot}"
+        )
+    values = np.asarray(targets)
+    if ((values == 0) | (values == 1)).all() and (values.sum(-1) == 1).all():
+        return "They look one-hot: pass labels.argmax(-1)."
+    return f"With an axis of classes they are no classes; {multi_hot}"

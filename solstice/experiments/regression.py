@@ -1,5 +1,6 @@
 """Regression with any network and any optimizer: numbers instead of classes."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.errors import InvalidValueError
+from solstice.experiments.batches import BatchKeys
 from solstice.experiments.supervised import SupervisedExperiment
-from solstice.experiments.task import Task
+from solstice.experiments.task import Task, check_array
 from solstice.metrics import RegressionMetrics
 from solstice.tree import describe
 
@@ -59,7 +61,7 @@ class RegressionExperiment(SupervisedExperiment):
         example_input: Any = None,
         loss: LossFn = squared_error,
         num_outputs: int | None = None,
-        batch_keys: tuple[str, ...] = ("x", "y", "mask", "weight"),
+        batch_keys: BatchKeys = ("x", "y", "mask", "weight"),
         ema_decay: float | None = None,
         compute_dtype: Any = None,
         accumulate_steps: int = 1,
@@ -70,10 +72,12 @@ class RegressionExperiment(SupervisedExperiment):
             model: Any network that `compat.as_model` takes, or a `Model`.
             optimizer: Any optimizer that `compat.as_optimizer` takes, or an `Optimizer`.
             key: A seed or PRNG key; see `SupervisedExperiment`.
-            example_input: A batch's inputs, or their `jax.ShapeDtypeStruct`s.
+            example_input: A batch's inputs, or their `jax.ShapeDtypeStruct`s; a run's first batches
+                are to have as many axes.
             loss: From outputs and targets `(...)` to a loss for each position.
             num_outputs: The size of the last axis, if the metrics are to be told for each of it.
-            batch_keys: The names of inputs, targets, mask and weights in mappings.
+            batch_keys: The names of inputs, targets, mask and weights in mappings; several inputs
+                are a tuple of names.
             ema_decay: As in `SupervisedExperiment`, as are `compute_dtype` and
                 `accumulate_steps`.
             compute_dtype: See `ema_decay`.
@@ -100,24 +104,18 @@ class RegressionExperiment(SupervisedExperiment):
         return self(x)
 
 
+@dataclasses.dataclass(frozen=True)
 class Regression(Task):
     """The task of giving numbers; see `RegressionExperiment`."""
 
-    def __init__(self, loss: LossFn, num_outputs: int | None) -> None:
-        self._loss = loss
-        self._num_outputs = num_outputs
+    loss: LossFn
+    num_outputs: int | None
 
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and vars(other) == vars(self)
-
-    def __hash__(self) -> int:
-        return hash((self._loss, self._num_outputs))
+    def target_axes(self, outputs: Any) -> int:
+        return outputs.ndim
 
     def check_outputs(self, outputs: Any, targets: Any = None) -> None:
-        if not hasattr(outputs, "shape"):
-            raise InvalidTypeError(
-                f"The network is expected to return one array; it returned {describe(outputs)}."
-            )
+        check_array(outputs, "one array")
         if targets is not None and targets.shape != outputs.shape:
             raise InvalidValueError(
                 f"Targets are expected to have the shape of the network's outputs, "
@@ -135,7 +133,7 @@ class Regression(Task):
             )
 
     def losses(self, outputs: Array, targets: Array) -> tuple[Array, None]:
-        losses = self._loss(outputs, targets)
+        losses = self.loss(outputs, _in_type_of(outputs, targets))
         if losses.shape != targets.shape:
             raise InvalidValueError(
                 f"loss(outputs, targets) is expected to return a loss for each position, of shape "
@@ -147,5 +145,14 @@ class Regression(Task):
     def metrics(
         self, outputs: Array, targets: Array, loss: Array, mask: Array | None
     ) -> RegressionMetrics:
-        targets = jnp.asarray(targets, outputs.dtype)
-        return RegressionMetrics(outputs, targets, loss, mask=mask, num_outputs=self._num_outputs)
+        return RegressionMetrics(outputs, targets, loss, mask=mask, num_outputs=self.num_outputs)
+
+
+def _in_type_of(outputs: Array, targets: Array) -> Array:
+    """Return targets in the outputs' type of floats, unless their own is wider."""
+    narrower = (
+        jnp.finfo(targets.dtype).bits <= jnp.finfo(outputs.dtype).bits
+        if (jnp.issubdtype(targets.dtype, jnp.inexact))
+        else True
+    )
+    return targets.astype(outputs.dtype) if narrower else targets

@@ -4,40 +4,47 @@ What a target, a loss and a metric are is a `Task`'s; what is the same for all t
 weights, averages of parameters, accumulation, mixed precision) is here, once.
 """
 
-import functools
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PyTree
 
 from solstice.compat import Model, Optimizer, as_model, as_optimizer, overwrite
-from solstice.compat.model import as_inputs
-from solstice.errors import InvalidTypeError, InvalidValueError, MissingPackageError
+from solstice.compat.model import as_inputs, is_shaped
+from solstice.errors import InvalidValueError
+from solstice.experiments import batches, precision
+from solstice.experiments.batches import BatchKeys
 from solstice.experiments.runnable import Runnable
 from solstice.experiments.task import Task
 from solstice.metrics import Metrics
 from solstice.metrics.checks import check_mask
-from solstice.static import Static
+from solstice.static import Aside, Static
 from solstice.step import jit
 from solstice.tree import as_key, depends_on, describe, owned, replace
+
+
+class Seen(NamedTuple):
+    """The shapes of an example's inputs, and of what the network makes of it."""
+
+    inputs: tuple[Any, ...]
+    outputs: Any
 
 
 class SupervisedExperiment(Runnable):
     """Trains a network on targets, as a task says.
 
     A batch is `(x, y)`, `(x, y, mask)` or a mapping; an `x` that is a tuple is several inputs.
-    Masked positions count nowhere. Losses, weighted ones too, are summed and divided by the number
-    of real positions.
+    Masked positions count nowhere, nor do targets that the task cannot use. Losses, weighted ones
+    too, are summed and divided by the number of positions that count.
 
     Attributes:
         model: The network, adapted.
         optimizer: The optimizer, adapted and initialised.
         key: What random numbers in training come from; None where the network draws none.
-        ema: The moving average of the parameters, which evaluation uses; None without one.
+        ema: The moving average of the parameters, which evaluation uses; None without one. It is
+            kept in float32 where they are narrower, and evaluated in their type.
         loss_scale: For float16, what losses are multiplied by; it adapts itself. Otherwise None.
         task: What is learned; `Task` has an example of one's own.
 
@@ -58,14 +65,15 @@ class SupervisedExperiment(Runnable):
     ema: PyTree | None
     loss_scale: Any
     _task: Static[Task] = eqx.field(static=True)
-    _batch_keys: tuple[str, ...] = eqx.field(static=True)
+    _batch_keys: BatchKeys = eqx.field(static=True)
     _ema_decay: float | None = eqx.field(static=True)
     _compute_dtype: str | None = eqx.field(static=True)
     _accumulate_steps: int = eqx.field(static=True)
     # Whether the network draws random numbers in training; None when no example can tell.
     _draws: bool | None = eqx.field(static=True)
-    # The structure of the network's inputs; None when no example tells.
-    _inputs_tree: Any = eqx.field(static=True)
+    # What is known of an example; None where there was none. Only the first batches are compared
+    # with it, so experiments that differ in it alone share their compiled steps.
+    _seen: Aside[Seen | None] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -75,7 +83,7 @@ class SupervisedExperiment(Runnable):
         *,
         key: Array | int | None = None,
         example_input: Any = None,
-        batch_keys: tuple[str, ...] = ("x", "y", "mask", "weight"),
+        batch_keys: BatchKeys = ("x", "y", "mask", "weight"),
         ema_decay: float | None = None,
         compute_dtype: Any = None,
         accumulate_steps: int = 1,
@@ -89,13 +97,16 @@ class SupervisedExperiment(Runnable):
                 initialised with the model's parameters.
             key: A seed or PRNG key, split into one to initialise the network with and one for
                 training. Not needed when the network is initialised and draws no random numbers.
-            example_input: A batch's inputs (of any length), or their `jax.ShapeDtypeStruct`s.
+            example_input: A batch's inputs (of any length), or their `jax.ShapeDtypeStruct`s; None
+                takes the one that an adapted model was initialised with. A run's first batches are
+                to have as many axes.
             batch_keys: The names of inputs, targets, mask and example weights in batches that are
-                mappings.
+                mappings; several inputs are a tuple of names.
             ema_decay: Keep a moving average of the parameters, `decay * average + (1 - decay) *
                 parameters` after each step, and evaluate with it.
             compute_dtype: What the network computes in: "bfloat16", say, or "float16", with a loss
-                scale that adapts itself. Parameters, state, losses and metrics stay as they are.
+                scale that adapts itself. Parameters, state, losses and metrics stay as they are. A
+                step of float16 that overflows changes nothing but that scale.
             accumulate_steps: Compute the gradient of a batch in so many parts, one after the
                 other, which takes less memory and gives the whole batch's (batch norm aside, which
                 sees each part).
@@ -113,41 +124,54 @@ class SupervisedExperiment(Runnable):
             raise InvalidValueError(
                 f"accumulate_steps is expected to be at least 1; it is {accumulate_steps}."
             )
-        if len(batch_keys) not in (3, 4):
-            raise InvalidValueError(
-                f"batch_keys are expected to name inputs, targets and mask, and example weights if "
-                f"there are any; they are {batch_keys!r}."
-            )
+        self._batch_keys = batches.check_keys(batch_keys)
         init_key, self.key = (None, None) if key is None else _two_keys(as_key(key))
         self.model = as_model(model, example_input, key=init_key)
         self.optimizer = as_optimizer(optimizer).init(self.model.params)
-        self.ema = None if ema_decay is None else owned(self.model.params)
-        self._task = Static(task)
-        self._batch_keys = tuple(batch_keys)
+        self.ema = None if ema_decay is None else owned(precision.widened(self.model.params))
         self._ema_decay = ema_decay
         self._accumulate_steps = accumulate_steps
         self._compute_dtype = None if compute_dtype is None else jnp.dtype(compute_dtype).name
         self.loss_scale = None
         if self._compute_dtype is not None:
-            jmp = _jmp()
+            jmp = precision.jmp()
             if self._compute_dtype == "float16":
                 self.loss_scale = owned(jmp.DynamicLossScale(jnp.float32(2**15)))
-        self._draws = self._inputs_tree = None
-        if example_input is not None:
-            # Traced in training mode, so that a missing key is found here and not in a run.
-            inputs = as_inputs(example_input)
-            self._inputs_tree = jax.tree.structure(inputs)
-            try:
-                outputs = jax.eval_shape(lambda: self.model(*inputs, key=self.key, train=True)[0])
-            except Exception as error:
-                error.add_note(
-                    f"The network was called on example_input, which is a batch such as x[:1], its "
-                    f"first axis the examples; it is {describe(example_input)}."
-                )
-                raise
-            task.check_outputs(outputs)
-            self._draws = self.key is not None and self._draws_for(inputs, self.key)
+        self._draws, self._seen = None if key is not None else False, Aside(None)
+        example = self.model.example if example_input is None else as_inputs(example_input)
+        if any(map(is_shaped, jax.tree.leaves(example))):
+            assert example is not None
+            seen = self._look(example, given=example_input)
+            task, self._seen = task.for_outputs(seen.outputs), Aside(seen)
+            self._draws = self.key is not None and self._draws_for(example, self.key)
             self.key = self.key if self._draws else None
+        self._task = Static(task)
+
+    def _look(self, example: tuple[Any, ...], given: Any) -> Seen:
+        """Return what the network makes of an example, in training mode.
+
+        A missing key is found here and not in a run, if the user gave an example to look at.
+        """
+        key = jax.random.key(0) if self.key is None and given is None else self.key
+        whose = "the example that it was made with" if given is None else "example_input"
+        outputs = self._shape_of_outputs(
+            example, key, f"{whose}, {describe(example if given is None else given)}"
+        )
+        return Seen(jax.tree.map(_shape, example), outputs)
+
+    def _shape_of_outputs(self, inputs: tuple[Any, ...], key: Array | None, whose: str) -> Any:
+        arrays, rest = eqx.partition(inputs, is_shaped)
+        try:
+            return jax.eval_shape(
+                lambda arrays: self.model(*eqx.combine(arrays, rest), key=key, train=True)[0],
+                arrays,
+            )
+        except Exception as error:
+            error.add_note(
+                f"The network was called on {whose}; it is to be a batch such as x[:1], its first "
+                f"axis the examples."
+            )
+            raise
 
     @property
     def task(self) -> Task:
@@ -155,48 +179,43 @@ class SupervisedExperiment(Runnable):
 
     @jit
     def train_step(self, batch: Any) -> tuple[Self, Metrics]:
-        """Take one optimizer step on the mean loss over the batch's real positions."""
-        inputs, targets, mask, weight = self._unpack(batch)
+        """Take one optimizer step on the mean loss over the batch's positions that count."""
+        inputs, targets, mask, weight = batches.unpack(batch, self._batch_keys)
         self._refuse_padding(inputs, mask)
         key, step_key = self._next_key(inputs)
         params = self.model.params
+
+        def loss_fn(params: PyTree) -> tuple[Array, tuple[Array, Model]]:
+            outputs, model = self._forward(params, inputs, key=step_key, train=True)
+            return self._mean_loss(outputs, targets, mask, weight), (outputs, model)
+
         if self._accumulate_steps == 1:
-            loss_of = functools.partial(self._training_loss, inputs=inputs, key=step_key)
-            loss_of = functools.partial(loss_of, targets=targets, mask=mask, weight=weight)
-            found = jax.value_and_grad(loss_of, has_aux=True)(params)
+            found = jax.value_and_grad(self._scaled(loss_fn), has_aux=True)(params)
             (loss, (outputs, model)), grads = found
         else:
             loss, outputs, model, grads = self._accumulated(inputs, targets, mask, weight, step_key)
-
-        def value_fn(params: PyTree) -> Array:
-            return self._training_loss(params, inputs, targets, mask, weight, step_key)[0]
-
         finite, loss_scale = None, self.loss_scale
         if loss_scale is not None:
             grads = overwrite(loss_scale.unscale(grads), grads)
             loss = loss_scale.unscale(loss)
-            finite = _jmp().all_finite(grads)
+            finite = precision.jmp().all_finite(grads)
             loss_scale = loss_scale.adjust(finite)
         new_params, optimizer = self.optimizer(
-            grads, params, value=loss, grad=grads, value_fn=value_fn
+            grads, params, value=loss, grad=grads, value_fn=lambda params: loss_fn(params)[0]
         )
-        if finite is not None:  # a step whose scaled loss overflowed is left out
-            kept = (params, self.optimizer)
-            new_params, optimizer = _jmp().select_tree(finite, (new_params, optimizer), kept)
-        ema, decay = self.ema, self._ema_decay
-        if decay is not None:
-            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, new_params)
-            ema = overwrite(ema, new_params)
+        ema = self.ema
+        if self._ema_decay is not None:
+            ema = overwrite(precision.moved(ema, new_params, self._ema_decay), new_params)
         model = replace(model, params=new_params)
-        exp = replace(
-            self, model=model, optimizer=optimizer, key=key, ema=ema, loss_scale=loss_scale
-        )
+        exp = replace(self, model=model, optimizer=optimizer, key=key, ema=ema)
+        if finite is not None:  # a step whose scaled loss overflowed leaves all as it was
+            exp = replace(precision.chosen(finite, exp, self), loss_scale=loss_scale)
         return exp, self.task.metrics(outputs, targets, loss, mask)
 
     @jit
     def eval_step(self, batch: Any) -> tuple[Self, Metrics]:
         """Measure one batch; the experiment comes back as it is."""
-        inputs, targets, mask, weight = self._unpack(batch)
+        inputs, targets, mask, weight = batches.unpack(batch, self._batch_keys)
         outputs = self._outputs(inputs)
         loss = self._mean_loss(outputs, targets, mask, weight)
         return self, self.task.metrics(outputs, targets, loss, mask)
@@ -210,32 +229,31 @@ class SupervisedExperiment(Runnable):
 
         Raises:
             TypeError: The batch is no pair, triple or mapping, or targets are of a wrong type.
-            ValueError: Targets are out of their range, or shapes do not fit.
+            ValueError: It is a single example, targets are out of their range, shapes do not fit,
+                or a mask is no mask.
         """
-        _, targets, mask, _ = self._unpack(batch)
-        # On the host, where all of it is known: there is nothing to compile.
-        real = np.True_ if mask is None else check_mask(mask, targets)
-        self.task.check_targets(targets, np.broadcast_to(np.asarray(real), targets.shape))
+        parts = batches.unpack(batch, self._batch_keys)
+        task, seen = self.task, self._seen.value
+        batches.check_batched(parts, None if seen is None else seen.inputs)
+        real = batches.check_mask_of(parts, self._batch_keys)
+        # The network is traced for the shape of its outputs only where they are not known to fit.
+        axes = None if seen is None else task.target_axes(seen.outputs)
+        if seen is None or axes not in (None, parts.targets.ndim):
+            key = jax.random.key(0) if self.key is None else self.key
+            whose = f"the inputs of this batch, {describe(parts.inputs)}"
+            outputs = self._shape_of_outputs(parts.inputs, key, whose)
+            task.check_outputs(outputs, parts.targets)
+            task = task.for_outputs(outputs)
+        task.check_targets(parts.targets, real)
 
     def batch_inputs(self, batch: Any) -> Any:
         """Return the inputs of a batch with or without targets, for `solstice.predict`.
 
         A mapping without any of the `batch_keys`, and a named tuple, are inputs themselves; so is
-        any batch of the structure of `example_input`.
+        any batch of the structure of the network's example.
         """
-        first = batch[0] if isinstance(batch, tuple | list) and batch else batch
-        if isinstance(batch, Mapping):
-            named = self._entry(batch, self._batch_keys[0], among=self._batch_keys)
-        elif isinstance(batch, list) or (type(batch) is tuple and len(batch) <= 3):
-            named = first
-        else:  # a named tuple is (x, y) only where x is known to be an input
-            named = first if self._are_inputs(first) else batch
-        return batch if self._are_inputs(batch) and not self._are_inputs(named) else named
-
-    def _are_inputs(self, inputs: Any) -> bool:
-        """Say whether something is known to have the structure of the network's inputs."""
-        inputs = inputs if type(inputs) is tuple else (inputs,)
-        return self._inputs_tree is not None and jax.tree.structure(inputs) == self._inputs_tree
+        seen = self._seen.value
+        return batches.batch_inputs(batch, self._batch_keys, None if seen is None else seen.inputs)
 
     def with_mask(self, batch: Any, real: Any) -> Any:
         """Return a batch in which only the `real` examples count, of those that did.
@@ -244,46 +262,37 @@ class SupervisedExperiment(Runnable):
             batch: The batch, in any of its forms.
             real: True where an example is real, `(batch,)`.
         """
-        _, targets, mask, _ = self._unpack(batch)
-        whole = np.asarray(check_mask(mask, targets))
-        mask = whole & np.asarray(real).reshape(-1, *[1] * (targets.ndim - 1))
-        if isinstance(batch, Mapping):
-            return {**batch, self._batch_keys[2]: mask}
-        return (batch[0], batch[1], mask)
+        return batches.with_mask(batch, real, self._batch_keys)
 
     @jax.jit
     def _outputs(self, inputs: tuple) -> Array:
-        averaged = self.ema is not None
-        params = self.ema if averaged else self.optimizer.eval_params(self.model.params)
-        return self._forward(params, inputs)[0]
+        params = self.model.params
+        if self.ema is not None:
+            return self._forward(precision.like(self.ema, params), inputs)[0]
+        return self._forward(self.optimizer.eval_params(params), inputs)[0]
 
     def _forward(self, params: PyTree, inputs: tuple, **options: Any) -> tuple[Array, Model]:
         if self._compute_dtype is None:
             return replace(self.model, params=params)(*inputs, **options)
-        cast, frozen = _policy(self._compute_dtype).cast_to_compute, self.model.frozen
+        policy, frozen = precision.policy(self._compute_dtype), self.model.frozen
+        cast = policy.cast_to_compute
         low = replace(
             self.model,
             params=overwrite(cast(params), params),
             frozen=None if frozen is None else overwrite(cast(frozen), frozen),
         )
         outputs, model = low(*cast(inputs), **options)
-        state = jax.tree.map(lambda new, old: new.astype(old.dtype), model.state, self.model.state)
-        outputs = _policy(self._compute_dtype).cast_to_output(outputs)
-        return outputs, replace(self.model, params=params, state=state)
+        state = precision.like(model.state, self.model.state)
+        return policy.cast_to_output(outputs), replace(self.model, params=params, state=state)
 
-    def _training_loss(
-        self,
-        params: PyTree,
-        inputs: tuple,
-        targets: Array,
-        mask: Array | None,
-        weight: Array | None,
-        key: Array | None,
-        count: Any = None,
-    ) -> tuple[Array, tuple[Array, Model]]:
-        outputs, model = self._forward(params, inputs, key=key, train=True)
-        loss = self._mean_loss(outputs, targets, mask, weight, count)
-        return (loss if self.loss_scale is None else self.loss_scale.scale(loss)), (outputs, model)
+    def _scaled(self, loss_fn: Any) -> Any:
+        """Return a function of a loss and others, with the loss as float16 needs it."""
+
+        def scaled(params: PyTree) -> tuple[Array, Any]:
+            loss, others = loss_fn(params)
+            return (loss if self.loss_scale is None else self.loss_scale.scale(loss)), others
+
+        return scaled
 
     def _accumulated(
         self, inputs: tuple, targets: Array, mask: Any, weight: Any, key: Array | None
@@ -295,48 +304,63 @@ class SupervisedExperiment(Runnable):
                 f"A batch is expected to divide into accumulate_steps={parts} parts; it has "
                 f"{len(targets)} examples. Change its size, or drop the remainder."
             )
-        count = _count(targets, mask)
+        # What of the parts counts is known once all are seen; until then, all that is real does.
+        real = None if mask is None else check_mask(mask, targets)
+        most = _number(real, targets)
         keys = None if key is None else jax.random.split(key, parts)
         cut = jax.tree.map(
             lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), (inputs, targets, mask, weight)
         )
 
-        def one(carry: tuple, part: tuple) -> tuple[tuple, Array]:
-            grads, loss, state = carry
+        def one(carry: tuple, part: tuple) -> tuple[tuple, tuple]:
+            grads, state = carry
             (inputs, targets, mask, weight), key = part
             exp = replace(self, model=replace(self.model, state=state))
-            loss_of = jax.value_and_grad(exp._training_loss, has_aux=True)
             # What a gradient overwrites goes from part to part, as state does.
             params = overwrite(self.model.params, grads)
-            (more, (outputs, model)), new = loss_of(
-                params, inputs, targets, mask, weight, key, count
-            )
+
+            def loss_fn(params: PyTree) -> tuple[Array, tuple]:
+                outputs, model = exp._forward(params, inputs, key=key, train=True)
+                total, number = self._summed_loss(outputs, targets, mask, weight)
+                return total / most.astype(total.dtype), (outputs, model.state, number)
+
+            found = jax.value_and_grad(self._scaled(loss_fn), has_aux=True)(params)
+            (loss, (outputs, state, number)), new = found
             grads = overwrite(jax.tree.map(jnp.add, grads, new), new)
-            return (grads, loss + more, model.state), outputs
+            return (grads, state), (loss, number, outputs)
 
         zeros = jax.tree.map(jnp.zeros_like, self.model.params)
-        zeros = overwrite(zeros, self.model.params)
-        start = (zeros, jnp.zeros((), count.dtype), self.model.state)
-        (grads, loss, state), outputs = jax.lax.scan(one, start, (cut, keys))
+        start = (overwrite(zeros, self.model.params), self.model.state)
+        (grads, state), (losses, numbers, outputs) = jax.lax.scan(one, start, (cut, keys))
+        share = most / jnp.maximum(numbers.sum(), 1)
+        scaled = jax.tree.map(lambda grad: grad * share.astype(grad.dtype), grads)
+        grads = overwrite(scaled, grads)
         outputs = outputs.reshape(-1, *outputs.shape[2:])
+        loss = losses.sum() * share.astype(losses.dtype)
         return loss, outputs, replace(self.model, state=state), grads
 
-    def _mean_loss(
-        self, outputs: Array, targets: Array, mask: Any, weight: Any, count: Any = None
-    ) -> Array:
-        """Return the sum of the real positions' losses over their number, or over `count`."""
+    def _mean_loss(self, outputs: Array, targets: Array, mask: Any, weight: Any) -> Array:
+        total, number = self._summed_loss(outputs, targets, mask, weight)
+        return total / jnp.maximum(number, 1).astype(total.dtype)
+
+    def _summed_loss(
+        self, outputs: Array, targets: Array, mask: Any, weight: Any
+    ) -> tuple[Array, Array]:
+        """Return the sum of the losses of the positions that count, and their number."""
         self.task.check_outputs(outputs, targets)
         real = None if mask is None else check_mask(mask, targets)
         # Masked targets may be NaN, which would reach the gradient through a loss of 0 too.
         shown = targets if real is None else jnp.where(real, targets, 0)
-        losses, valid = self.task.losses(outputs, shown)
-        if real is not None:
-            valid = real if valid is None else valid & real
+        losses, valid = self.task.losses(precision.widened(outputs), shown)
+        losses = precision.widened(losses)
+        valid = batches.counted(real, valid)
         if weight is not None:
-            losses = losses * weight.reshape(weight.shape + (1,) * (losses.ndim - weight.ndim))
+            weight = weight.reshape(weight.shape + (1,) * (losses.ndim - weight.ndim))
+            weight = weight.astype(losses.dtype)
+            losses = losses * (weight if valid is None else jnp.where(valid, weight, 0))
         if valid is not None:
             losses = jnp.where(valid, losses, 0)
-        return losses.sum() / (_count(targets, mask) if count is None else count)
+        return losses.sum(), _number(valid, losses)
 
     def _refuse_padding(self, inputs: tuple, mask: Any) -> None:
         """Raise where padded examples would change what the network keeps from a batch."""
@@ -363,42 +387,12 @@ class SupervisedExperiment(Runnable):
         return (key, step_key) if draws else (self.key, step_key)
 
     def _draws_for(self, inputs: tuple, key: Array) -> bool:
-        return depends_on(lambda key: self.model(*inputs, key=key, train=True), key)
+        arrays, rest = eqx.partition(inputs, is_shaped)
 
-    def _unpack(self, batch: Any) -> tuple[tuple, Array, Array | None, Array | None]:
-        """Return a batch as (inputs, targets, mask, weight)."""
-        mask = weight = None
-        if isinstance(batch, Mapping):
-            x, targets = (self._entry(batch, name) for name in self._batch_keys[:2])
-            mask, *rest = (batch.get(name) for name in self._batch_keys[2:])
-            weight = rest[0] if rest else None
-        elif isinstance(batch, tuple | list) and len(batch) in (2, 3):
-            x, targets = batch[:2]
-            mask = batch[2] if len(batch) == 3 else None
-        else:
-            raise InvalidTypeError(
-                f"A batch is expected to be (x, y), (x, y, mask) or a mapping with "
-                f"{', '.join(map(repr, self._batch_keys))}; it is {describe(batch)}."
-            )
-        inputs = x if type(x) is tuple else (x,)
-        return inputs, _as_array(targets), mask, None if weight is None else jnp.asarray(weight)
+        def step(key: Array, arrays: tuple) -> Any:
+            return self.model(*eqx.combine(arrays, rest), key=key, train=True)
 
-    @staticmethod
-    def _entry(batch: Mapping[str, Any], name: str, among: tuple[str, ...] | None = None) -> Any:
-        """Return an entry of a batch; the batch itself if it has none of the names `among`."""
-        if name in batch:
-            return batch[name]
-        if among is not None and not any(one in batch for one in among):
-            return batch
-        raise InvalidValueError(
-            f"A batch that is a mapping is expected to have {name!r}; it has "
-            f"{', '.join(map(repr, batch)) or 'nothing'}. Name its parts with batch_keys=."
-        )
-
-
-def _as_array(targets: Any) -> Any:
-    """Return targets as an array; numpy's stay where they are until a compiled step takes them."""
-    return targets if isinstance(targets, np.ndarray) else jnp.asarray(targets)
+        return depends_on(step, key, arrays)
 
 
 @jax.jit
@@ -408,23 +402,10 @@ def _two_keys(key: Array) -> tuple[Array, Array]:
     return one, two
 
 
-def _count(targets: Array, mask: Any) -> Array:
-    if mask is None:
-        return jnp.float32(max(targets.size, 1))
-    return jnp.maximum(check_mask(mask, targets).sum(), 1).astype(jnp.float32)
+def _number(where: Array | None, values: Array) -> Array:
+    """Return how many are True, or how many values there are, as a float."""
+    return jnp.float32(values.size) if where is None else where.sum().astype(jnp.float32)
 
 
-def _jmp() -> Any:
-    try:
-        import jmp
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            "compute_dtype= needs the package jmp, which is not installed: "
-            "pip install 'solstice[precision]'"
-        ) from error
-    return jmp
-
-
-@functools.cache
-def _policy(dtype: str) -> Any:
-    return _jmp().get_policy(f"params=float32,compute={dtype},output=float32")
+def _shape(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_shaped(leaf) else leaf

@@ -4,46 +4,75 @@ It knows no network, no optimizer and no batch.
 """
 
 import abc
-from typing import Any
+from typing import Any, Self
 
+import jax
 import numpy as np
 from jaxtyping import Array
 
+from solstice.errors import InvalidTypeError
 from solstice.metrics import Metrics
+from solstice.tree import describe
 
 
 class Task(abc.ABC):
     """What is learned: what targets and outputs look like, a loss and a metric.
 
-    >>> import jax.numpy as jnp, optax, solstice
+    A task is a value: it never changes, and equal ones share a compiled step. This one asks a
+    yes-or-no question a class, for labels of which several may be 1 (multi-hot), or of a network
+    with one output:
+
+    >>> import jax, jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
     >>> from solstice.experiments import SupervisedExperiment, Task
-    >>> class Signs(Task):
+    >>> from solstice.metrics import Mean, MetricsDict
+    >>> class YesOrNo(Task):
     ...     def check_outputs(self, outputs, targets=None):
-    ...         pass
+    ...         if targets is not None and targets.shape != outputs.shape:
+    ...             raise ValueError("a target of 0 or 1 is expected for each output")
     ...
     ...     def check_targets(self, targets, real):
-    ...         pass
+    ...         if not ((targets == 0) | (targets == 1))[real].all():
+    ...             raise ValueError("targets are expected to be 0 or 1")
     ...
     ...     def losses(self, outputs, targets):
-    ...         return jnp.maximum(0, 1 - targets * outputs[..., 0]), None
+    ...         return jax.nn.softplus(outputs) - targets * outputs, None
     ...
     ...     def metrics(self, outputs, targets, loss, mask):
-    ...         right = outputs[..., 0] * targets > 0
-    ...         return solstice.metrics.MetricsDict(
-    ...             accuracy=solstice.metrics.Mean(right, mask=mask)
-    ...         )
-    >>> x, y = jnp.array([[1.0], [-1.0], [2.0]]), jnp.array([1, -1, 1])
+    ...         right = (outputs > 0) == (targets > 0)
+    ...         return MetricsDict(accuracy=Mean(right, mask=mask))
+    >>> x = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]])
+    >>> tags = jnp.array([[1, 1, 0], [1, 0, 1], [0, 1, 0]])
     >>> exp = SupervisedExperiment(
-    ...     Signs(), stax.serial(stax.Dense(1)), optax.sgd(0.5), example_input=x, key=0
+    ...     YesOrNo(), stax.serial(stax.Dense(3)), optax.sgd(0.5), example_input=x, key=0
     ... )
-    >>> exp.train(20, [(x, y)], progress=False).test([(x, y)], progress=False)
+    >>> exp.train(50, [(x, tags)], progress=False).test([(x, tags)], progress=False)
     {'accuracy': 1.0}
     """
 
     @abc.abstractmethod
     def check_outputs(self, outputs: Any, targets: Any = None) -> None:
         """Raise unless a network's outputs (arrays or their shapes) are of the task's form."""
+
+    def for_outputs(self, outputs: Any) -> Self:
+        """Return the task for a network with these outputs, or raise unless they are of its form.
+
+        An experiment asks when it is made, if it has an example, and with its first batch. A task
+        that reads something from the outputs returns another one that knows it: a task never
+        changes, since compiled steps are found by it.
+
+        Args:
+            outputs: Arrays or their shapes.
+        """
+        self.check_outputs(outputs)
+        return self
+
+    def target_axes(self, outputs: Any) -> int | None:
+        """Return how many axes targets have that go with such outputs; None if that varies.
+
+        A first batch whose targets have others is looked at closely, with `check_outputs`.
+        """
+        return None
 
     @abc.abstractmethod
     def check_targets(self, targets: Any, real: np.ndarray) -> None:
@@ -56,3 +85,22 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def metrics(self, outputs: Array, targets: Array, loss: Array, mask: Array | None) -> Metrics:
         """Return a batch's metrics; `loss` is its mean loss."""
+
+
+def check_array(outputs: Any, what: str) -> None:
+    """Raise unless a network's outputs are one array, or the shape of one.
+
+    Raises:
+        TypeError: They are something else, also if it has a shape and a type as arrays do.
+    """
+    if not isinstance(outputs, jax.Array | jax.ShapeDtypeStruct | np.ndarray):
+        kind, remedy = describe(outputs), ""
+        if hasattr(outputs, "shape"):
+            kind = f"a {type(outputs).__module__}.{type(outputs).__qualname__}, which is none"
+            remedy = (
+                " Return the plain array that it holds: with an adapter's "
+                "call=lambda network, *inputs: network(*inputs).array, say."
+            )
+        raise InvalidTypeError(
+            f"The network is expected to return {what}; it returned {kind}.{remedy}"
+        )

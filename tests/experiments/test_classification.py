@@ -22,6 +22,7 @@ from solstice.experiments.classification import softmax_cross_entropy
 
 CLASSES = 3
 TX = optax.adam(1e-2)
+KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(0), (8, 4, 4, 1))
 Y = jax.random.randint(jax.random.key(1), (8,), 0, CLASSES)
 
@@ -223,10 +224,8 @@ def test_a_missing_key_example_or_number_of_classes_is_asked_for():
     with pytest.raises(ValueError, match=r"takes key, a seed or PRNG key"):
         solstice.ClassificationExperiment(MLP(), TX, example_input=X)
     model = solstice.compat.FlaxModel(LinenCNN(), X, key=jax.random.key(0))
-    with pytest.raises(
-        ValueError, match=r"number of classes is not known: pass num_classes=, or ex"
-    ):
-        solstice.ClassificationExperiment(model, TX)
+    with pytest.raises(ValueError, match=r"stream 'dropout'.*an experiment takes key="):
+        solstice.ClassificationExperiment(model, TX).train(1, [(X, Y)], progress=False)
     with pytest.raises(ValueError, match=r"stream 'dropout'.*an experiment takes key="):
         solstice.ClassificationExperiment(model, TX, example_input=X)
     with pytest.raises(TypeError, match=r"key is expected to be an int seed or one PRNG key"):
@@ -243,7 +242,12 @@ def train_on(batch, **options):
         ((X,), TypeError, r"A batch is expected to be \(x, y\).*it is \(float32\[8,4,4,1\]\)"),
         (X, TypeError, r"A batch is expected to be .*; it is float32"),
         ({"x": X, "y": Y}, ValueError, r"expected to have 'image'; it has 'x', 'y'.*batch_keys="),
-        ((X, Y * 1.0), TypeError, r"labels are expected to be integer classes.*float32\[8\]"),
+        (
+            (X, Y + 0.5),
+            ValueError,
+            r"labels are expected.* whole values\. 8 of 8 .* such as [012]\.5",
+        ),
+        ((X, Y * 1j), TypeError, r"labels are expected to be classes.*complex64\[8\]"),
         ((X, Y + 7), ValueError, r"classes from 0 to 2.*8 of 8 are not, such as 7"),
         ((X, Y - 1), ValueError, r"are not, such as -1\. Number the classes from 0"),
         ((X, jnp.eye(CLASSES, dtype=int)[Y]), ValueError, r"look one-hot: pass labels\.argmax"),
@@ -277,7 +281,10 @@ def test_outputs_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"num_classes=5 logits; they are float32\[8,3\]"):
         mlp(num_classes=5)
     model = solstice.compat.FlaxModel(MLP(), X, key=jax.random.key(0))
-    exp = solstice.ClassificationExperiment(model, TX, 5)
+    with pytest.raises(ValueError, match=r"num_classes=5 logits.*Change the last layer"):
+        solstice.ClassificationExperiment(model, TX, 5)
+    flat = eqx.nn.Sequential([eqx.nn.Lambda(jnp.ravel), eqx.nn.Linear(16, 3, key=KEY)])
+    exp = solstice.ClassificationExperiment(flat, TX, 5)
     with pytest.raises(ValueError, match=r"num_classes=5 logits.*Change the last layer"):
         exp.train(num_epochs=1, train_ds=[(X, Y)], progress=False)
     two_headed = stax.serial(
@@ -301,5 +308,4 @@ def test_an_example_that_is_no_batch_is_named():
     with pytest.raises(ValueError, match=r"matmul|ndim|shape") as raised:
         solstice.ClassificationExperiment(network, optax.sgd(0.1), example_input=np.ones(2))
     notes = "\n".join(raised.value.__notes__)
-    assert "a batch such as x[:1]" in notes
-    assert "it is float64[2]" in notes
+    assert "on example_input, float64[2]; it is to be a batch such as x[:1]" in notes

@@ -1,0 +1,193 @@
+"""What a supervised batch looks like, and what is wrong with one that looks otherwise.
+
+It is about form alone: which part is what, and whether it is a batch at all. What targets mean is a
+`Task`'s to know.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from solstice.compat.model import is_shaped
+from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.metrics.checks import check_mask, check_mask_shape, check_mask_values
+from solstice.tree import describe
+
+# The names of inputs, targets, mask and weights in mappings; several inputs are a tuple of names.
+BatchKeys = tuple[str | tuple[str, ...], ...]
+
+
+class Batch(NamedTuple):
+    """A batch, taken apart."""
+
+    inputs: tuple[Any, ...]
+    targets: Any
+    mask: Any
+    weight: Any
+
+
+def check_keys(batch_keys: Any) -> BatchKeys:
+    """Return the names of a batch's parts.
+
+    Raises:
+        ValueError: They are not three or four names.
+
+    >>> check_keys([("tokens", "segments"), "label", "mask"])
+    (('tokens', 'segments'), 'label', 'mask')
+    """
+    listed = batch_keys if isinstance(batch_keys, tuple | list) else ()
+    keys = tuple(tuple(key) if isinstance(key, list) else key for key in listed)
+    inputs = keys[0] if keys and isinstance(keys[0], tuple) else keys[:1]
+    names = (*inputs, *keys[1:])
+    if len(keys) not in (3, 4) or not inputs or not all(isinstance(one, str) for one in names):
+        raise InvalidValueError(
+            f"batch_keys are expected to name inputs, targets and mask, and example weights if "
+            f"there are any, such as ('x', 'y', 'mask', 'weight'), where a tuple of names in the "
+            f"first place is several inputs; they are {batch_keys!r}."
+        )
+    return keys
+
+
+def unpack(batch: Any, keys: BatchKeys) -> Batch:
+    """Take a batch apart: `(x, y)`, `(x, y, mask)` or a mapping.
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: It is a mapping without inputs or targets.
+    """
+    mask = weight = None
+    if isinstance(batch, Mapping):
+        x, targets = (_entry(batch, name) for name in keys[:2])
+        mask, *rest = (batch.get(name) for name in keys[2:])
+        weight = rest[0] if rest else None
+    elif isinstance(batch, tuple | list) and len(batch) in (2, 3):
+        x, targets = batch[:2]
+        mask = batch[2] if len(batch) == 3 else None
+    else:
+        raise InvalidTypeError(
+            f"A batch is expected to be (x, y), (x, y, mask) or a mapping with "
+            f"{', '.join(map(repr, keys))}; it is {describe(batch)}."
+        )
+    inputs = x if type(x) is tuple else (x,)
+    weight = None if weight is None else jnp.asarray(weight)
+    return Batch(inputs, _as_array(targets), mask, weight)
+
+
+def batch_inputs(batch: Any, keys: BatchKeys, example: tuple[Any, ...] | None = None) -> Any:
+    """Return the inputs of a batch with or without targets.
+
+    A mapping without any of the keys, and a named tuple, are inputs themselves; so is any batch of
+    the structure of the network's example.
+    """
+
+    def are_inputs(inputs: Any) -> bool:
+        inputs = inputs if type(inputs) is tuple else (inputs,)
+        return example is not None and jax.tree.structure(inputs) == jax.tree.structure(example)
+
+    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if isinstance(batch, Mapping):
+        names = [one for key in keys for one in (key if isinstance(key, tuple) else (key,))]
+        named = _entry(batch, keys[0]) if any(one in batch for one in names) else batch
+    elif isinstance(batch, list) or (type(batch) is tuple and len(batch) <= 3):
+        named = first
+    else:  # a named tuple is (x, y) only where x is known to be an input
+        named = first if are_inputs(first) else batch
+    return batch if are_inputs(batch) and not are_inputs(named) else named
+
+
+def with_mask(batch: Any, real: Any, keys: BatchKeys) -> Any:
+    """Return a batch in which only the `real` examples count, of those that did."""
+    _, targets, mask, _ = unpack(batch, keys)
+    whole = np.asarray(check_mask(mask, targets))
+    mask = whole & np.asarray(real).reshape(-1, *[1] * (targets.ndim - 1))
+    if isinstance(batch, Mapping):
+        return {**batch, keys[2]: mask}
+    return (batch[0], batch[1], mask)
+
+
+def check_batched(batch: Batch, example: tuple[Any, ...] | None) -> None:
+    """Raise for what is a single example, or else of another rank than the network's example.
+
+    Raises:
+        ValueError: It is.
+    """
+    how = (
+        "Batch the examples: a list as [(x[i : i + 32], y[i : i + 32]) for i in range(0, len(x), "
+        "32)]; a dataset of tf.data, grain or Hugging Face by its own .batch(32); one of torch by "
+        "DataLoader(dataset, batch_size=32)."
+    )
+    if not np.ndim(batch.targets):
+        raise InvalidValueError(
+            f"A batch is expected to hold several examples, along the first axis of its arrays; "
+            f"its inputs are {describe(batch.inputs)} and its targets {describe(batch.targets)}, a "
+            f"single one. {how}"
+        )
+    if example is not None and len(example) != len(batch.inputs):
+        raise InvalidValueError(
+            f"A batch is expected to have as many inputs as the network's example, "
+            f"{describe(example)}; it has {describe(batch.inputs)}. Several inputs are a tuple, or "
+            f"a tuple of names in batch_keys; one that is a tuple itself goes into another: (x,)."
+        )
+    if example is None or jax.tree.structure(example) != jax.tree.structure(batch.inputs):
+        return  # what is built otherwise, the network tells better
+    for wanted, found in zip(*map(jax.tree.leaves, (example, batch.inputs)), strict=True):
+        if is_shaped(wanted) and np.ndim(found) != wanted.ndim:
+            single = np.ndim(found) == wanted.ndim - 1
+            raise InvalidValueError(
+                f"A batch's inputs are expected to have as many axes as the network's example, "
+                f"{describe(wanted)}, the first one for the examples; they are {describe(found)}"
+                + (f", which looks like a single example. {how}" if single else ".")
+                + " If these are batches, give one as the example: example_input=x."
+            )
+
+
+def check_mask_of(batch: Batch, keys: BatchKeys) -> np.ndarray:
+    """Return a first batch's mask as booleans of its targets' shape; all True for none.
+
+    Raises:
+        ValueError: It is no mask, but weights, perhaps.
+    """
+    if batch.mask is None:
+        return np.ones(np.shape(batch.targets), bool)
+    # On the host, where all of it is known: there is nothing to compile.
+    mask = np.asarray(batch.mask)
+    check_mask_shape(mask, batch.targets, "the targets")
+    try:
+        check_mask_values(mask)
+    except InvalidValueError as error:
+        x, y, _, weight = keys if len(keys) == 4 else (*keys, "weight")
+        named = "" if len(keys) == 4 else f", with batch_keys={(*keys, weight)!r}"
+        raise InvalidValueError(
+            f"{error} If these are weights of the examples, give them in a mapping: "
+            f"{{{x!r}: x, {y!r}: y, {weight!r}: weights}}{named} (batch_keys= names the parts; "
+            f"its fourth is the weight)."
+        ) from error
+    shape = mask.shape + (1,) * (batch.targets.ndim - mask.ndim)
+    return np.broadcast_to(mask.astype(bool).reshape(shape), batch.targets.shape)
+
+
+def _entry(batch: Mapping[str, Any], name: str | tuple[str, ...]) -> Any:
+    if isinstance(name, tuple):
+        return tuple(_entry(batch, one) for one in name)
+    if name not in batch:
+        raise InvalidValueError(
+            f"A batch that is a mapping is expected to have {name!r}; it has "
+            f"{', '.join(map(repr, batch)) or 'nothing'}. Name its parts with batch_keys=."
+        )
+    return batch[name]
+
+
+def _as_array(targets: Any) -> Any:
+    """Return targets as an array; numpy's stay where they are until a compiled step takes them."""
+    return targets if isinstance(targets, np.ndarray) else jnp.asarray(targets)
+
+
+def counted(real: Array | None, valid: Array | None) -> Array | None:
+    """Return where positions count that are real and can be learned from; None for everywhere."""
+    if real is None or valid is None:
+        return valid if real is None else real
+    return real & valid

@@ -1,0 +1,77 @@
+"""Number types: what a network computes in, and what must not be rounded to it.
+
+Sums of many small parts (losses, averages of parameters) are kept in float32 or more, whatever the
+parameters are.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from solstice.errors import MissingPackageError
+
+
+def widened(tree: PyTree) -> PyTree:
+    """Return floats of less than 32 bits as float32, and all else as it is.
+
+    >>> widened({"w": jnp.ones(2, jnp.bfloat16)})["w"].dtype
+    dtype('float32')
+    """
+
+    def wide(array: Array) -> Array:
+        narrow = jnp.issubdtype(array.dtype, jnp.floating) and jnp.finfo(array.dtype).bits < 32
+        return array.astype(jnp.float32) if narrow else array
+
+    return jax.tree.map(wide, tree)
+
+
+def like(tree: PyTree, other: PyTree) -> PyTree:
+    """Return arrays in the types of the other tree's."""
+    return jax.tree.map(lambda array, as_: array.astype(as_.dtype), tree, other)
+
+
+def moved(average: PyTree, params: PyTree, decay: float) -> PyTree:
+    """Return the moving average after one more step, in the average's own types.
+
+    >>> float(moved(jnp.float32(1.0), jnp.bfloat16(0.0), 0.999))
+    0.9990000128746033
+    """
+    return jax.tree.map(
+        lambda old, new: decay * old + (1 - decay) * new.astype(old.dtype), average, params
+    )
+
+
+def chosen(condition: Array, new: PyTree, old: PyTree) -> PyTree:
+    """Return the one tree where a scalar is True, and the other where it is not.
+
+    >>> chosen(jnp.array(False), {"w": 1 + jnp.zeros(2)}, {"w": jnp.zeros(2)})["w"].tolist()
+    [0.0, 0.0]
+    """
+    return jax.tree.map(
+        lambda one, other: one if one is other else jax.lax.select(condition, one, other), new, old
+    )
+
+
+def jmp() -> Any:
+    """Return the package that computes in other types.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        import jmp
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            "compute_dtype= needs the package jmp, which is not installed: "
+            "pip install 'solstice[precision]'"
+        ) from error
+    return jmp
+
+
+@functools.cache
+def policy(dtype: str) -> Any:
+    """Return what casts a network's arrays to `dtype`, and its outputs back to float32."""
+    return jmp().get_policy(f"params=float32,compute={dtype},output=float32")
