@@ -10,9 +10,10 @@ from solstice.callbacks.inspection import InspectionCallback
 from solstice.callbacks.logging import LoggingCallback
 from solstice.callbacks.profiling import ProfilingCallback
 from solstice.callbacks.replication import ReplicationCallback
-from solstice.callbacks.scheduled import ScheduledCallback, TriggeredCallback
+from solstice.callbacks.scheduled import ScheduledCallback
 from solstice.callbacks.stop_on_nan import StopOnNaN
 from solstice.callbacks.stopwatch import TimeReport
+from solstice.callbacks.triggered import TriggeredCallback
 
 __all__ = [
     "Callback",

@@ -8,6 +8,7 @@ import numpy as np
 
 from solstice.callbacks.base import Callback
 from solstice.callbacks.no_improvement import NoImprovement, check_watch
+from solstice.callbacks.passes import PassCount
 from solstice.errors import EarlyStoppingException, InvalidTypeError, InvalidValueError
 from solstice.experiment import Experiment
 from solstice.metrics.directions import Direction
@@ -66,9 +67,7 @@ class EarlyStoppingCallback(Callback):
 
     def _begin(self) -> None:
         self._trained = 0
-        # Steps of the watched mode in the run, and in the pass; how many the last whole pass had.
-        self._completed = self._seen = 0
-        self._length: int | None = None
+        self._pass = PassCount()
         self._outs: list[Any] = []
         # The leaves of those that a resumed run had; they are put together like the next outs.
         self._resumed: list[list[Any]] = []
@@ -117,17 +116,15 @@ class EarlyStoppingCallback(Callback):
         for leaves in self._resumed:
             self._outs.append(jax.tree.unflatten(jax.tree.structure(outs), leaves))
         self._resumed = []
-        # One call may take several steps.
-        first, self._seen = self._seen, self._seen + global_step + 1 - self._completed
-        self._completed = global_step + 1
-        if -(-first // self._every) * self._every < self._seen:
+        first = self._pass.add(global_step)
+        if -(-first // self._every) * self._every < self._pass.seen:
             self._outs.append(outs)
 
     def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
-        if mode != self._watch or not self._seen:
+        if mode != self._watch or not self._pass.seen:
             return
         met = self._ask()
-        self._length, self._seen = self._seen, 0
+        self._pass.end()
         self._outs, self._resumed, self._answer = [], [], None
         if met:
             which = "validation" if mode == "val" else "training pass"
@@ -138,27 +135,25 @@ class EarlyStoppingCallback(Callback):
 
     def get_state(self) -> dict[str, Any]:
         # A resumed run has no outs to ask of if nothing of the pass is left to do.
-        if self._seen and self._length in (None, self._seen):
+        if self._pass.may_be_over:
             self._ask()
         return {
             "trained": self._trained,
-            "completed": self._completed,
-            "seen": self._seen,
-            "length": self._length,
+            "pass": self._pass.get_state(),
             "outs": self._resumed + [jax.tree.leaves(one) for one in self._outs],
             "answer": None if self._answer is None else list(self._answer),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._begin()
-        self._trained, self._completed = int(state["trained"]), int(state["completed"])
-        self._seen, self._length = int(state["seen"]), state["length"]
+        self._trained = int(state["trained"])
+        self._pass.set_state(state["pass"])
         self._resumed, answer = state["outs"], state["answer"]
         self._answer = None if answer is None else (int(answer[0]), bool(answer[1]))
 
     def _ask(self) -> bool:
         """Return what the criterion says of the pass, asking it once of the same outs."""
-        if self._answer is not None and self._answer[0] == self._seen:
+        if self._answer is not None and self._answer[0] == self._pass.seen:
             return self._answer[1]
         if self._resumed:  # a pass that has become shorter: nobody knows
             return False
@@ -168,5 +163,5 @@ class EarlyStoppingCallback(Callback):
                 f"criterion_fn is expected to return whether to stop, one truth; it returned "
                 f"{describe(said)}. Make one of it: .any(), .all() or a mean."
             )
-        self._answer = self._seen, bool(said)
+        self._answer = self._pass.seen, bool(said)
         return self._answer[1]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from solstice.callbacks.scheduled import ScheduledCallback, TriggeredCallback
+from solstice.callbacks.triggered import TriggeredCallback
 from solstice.data import batches, check_dataset
 from solstice.errors import EarlyStoppingException, InvalidTypeError, UsageError
 from solstice.experiment import Experiment
@@ -107,7 +107,7 @@ class EvaluationCallback(TriggeredCallback):
             check_dataset(dataset, name, passes=None)
         self._eval_fn = eval_fn
         self._datasets = dict(datasets)
-        self._outlets = Outlets(logging_fn)
+        super().__init__(when, Outlets(logging_fn))
         self._key = as_key(key)
         self._prepare_batch = prepare_batch
         self._finalize = finalize
@@ -115,10 +115,8 @@ class EvaluationCallback(TriggeredCallback):
         self._on_host = on_host
         self._jit = jit
         self._step = Step(self._one)
-        self._schedule = ScheduledCallback(self._evaluate, when, name="evaluation")
         self.results: dict[str, dict[str, Any]] = {}
         self.evaluations = 0
-        self._epoch = 0
         # Of each dataset's metrics, which values are better.
         self._directions: dict[str, dict[str, Direction | None]] = {}
 
@@ -132,45 +130,20 @@ class EvaluationCallback(TriggeredCallback):
         said = self._directions.get(dataset, {})
         return said[name] if name in said else direction(name)
 
-    def attach(self, experiment: Callable[[], Any], steps_per_call: int = 1) -> None:
-        self._schedule.attach(experiment, steps_per_call)
-
     def on_run_start(self, exp: Experiment) -> None:
-        self._schedule.on_run_start(exp)
-        self.evaluations = self._epoch = 0
-
-    def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
-        self._epoch = epoch
-        self._outlets.open()
-
-    def on_step_end(
-        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
-    ) -> None:
-        self._schedule.on_step_end(outs, exp, global_step, mode, batch)
-
-    def after_epoch(self, exp: Experiment, epochs: int) -> None:
-        self._epoch = epochs - 1
-        self._schedule.after_epoch(exp, epochs)
-
-    def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
-        self._schedule.on_run_end(exp, error)
-        self._outlets.close()
+        super().on_run_start(exp)
+        self.evaluations = 0
 
     def get_state(self) -> dict[str, Any]:
-        return {
-            "schedule": self._schedule.get_state(),
-            "evaluations": self.evaluations,
-            "results": [[name, encoded(results)] for name, results in self.results.items()],
-            "sinks": self._outlets.get_state(),
-        }
+        results = [[name, encoded(results)] for name, results in self.results.items()]
+        return {**super().get_state(), "evaluations": self.evaluations, "results": results}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._schedule.set_state(state["schedule"])
+        super().set_state(state)
         self.evaluations = int(state["evaluations"])
         self.results = {name: decoded(results) for name, results in state["results"]}
-        self._outlets.set_state(state["sinks"])
 
-    def _evaluate(self, exp: Any, step: int) -> None:
+    def act(self, exp: Any, step: int) -> None:
         flat, stop = Flat.of(exp), None
         for name in self._datasets:
             if self._on_start is not None:

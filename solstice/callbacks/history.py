@@ -5,22 +5,20 @@ It logs as LoggingCallback does, and writes nothing.
 
 from typing import Any
 
-from solstice.callbacks.base import Callback
 from solstice.callbacks.logging import LoggingCallback
-from solstice.experiment import Experiment
 from solstice.loggers.values import decoded, encoded
 from solstice.triggers import Trigger
 
 
-class HistoryCallback(Callback):
-    """Keeps the metrics of every n steps, or of every epoch, in every mode.
+class HistoryCallback(LoggingCallback):
+    """Keeps the metrics of every n training steps, or of every epoch, and of each validation.
 
-    Windows and metrics are those of `LoggingCallback`: the metrics of a window are merged, and
-    what is left of one is recorded when the epoch ends. The records of several runs follow one
+    Windows and metrics are those of `LoggingCallback`. The records of several runs follow one
     another; those of an interrupted run come back when it is resumed.
 
     Args:
-        log_every_n_steps: The length of a window; None records once at each epoch's end.
+        log_every_n_steps: The length of a window of training steps; None records once an epoch.
+        when: A trigger that ends windows of training steps, instead.
 
     Attributes:
         records: Dicts with `mode`, `epoch`, `step` (training steps completed), `time` (seconds
@@ -43,37 +41,15 @@ class HistoryCallback(Callback):
     >>> figure = solstice.plots.learning_curves(history)
     """
 
-    needs_experiment = False
-
     def __init__(
         self, log_every_n_steps: int | None = None, *, when: Trigger | None = None
     ) -> None:
         self._list = _List()
-        self._logging = LoggingCallback(log_every_n_steps, self._list, when=when)
+        super().__init__(log_every_n_steps, self._list, when=when)
 
     @property
     def records(self) -> list[dict[str, Any]]:
         return self._list.records
-
-    def on_run_start(self, exp: Experiment) -> None:
-        self._logging.on_run_start(exp)
-
-    def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
-        self._logging.on_epoch_start(exp, epoch, mode)
-
-    def on_step_end(
-        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
-    ) -> None:
-        self._logging.on_step_end(outs, exp, global_step, mode, batch)
-
-    def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
-        self._logging.on_epoch_end(exp, epoch, mode)
-
-    def get_state(self) -> dict[str, Any]:
-        return self._logging.get_state()
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._logging.set_state(state)
 
 
 class _List:

@@ -3,12 +3,15 @@
 What to look at is a function's business; `solstice.compat` has some to start from.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from solstice.callbacks.scheduled import ScheduledCallback, TriggeredCallback
+from solstice.callbacks.passes import PassCount
+from solstice.callbacks.triggered import TriggeredCallback
 from solstice.errors import InvalidTypeError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
@@ -16,6 +19,8 @@ from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.values import to_host
 from solstice.tree import describe, leaves_by_path
 from solstice.triggers import Trigger
+
+_logger = logging.getLogger("solstice")
 
 
 class InspectionCallback(TriggeredCallback):
@@ -71,56 +76,83 @@ class InspectionCallback(TriggeredCallback):
                 f"values_fn is expected to be a function of (exp, batch); it is "
                 f"{describe(values_fn)}."
             )
-        self._outlets = Outlets(logging_fn)
+        super().__init__(when, Outlets(logging_fn))
         self._mode = mode
         self._values = _compiled(values_fn) if jit else values_fn
-        self._schedule = ScheduledCallback(self._look, when, name=mode)
         self.results: dict[str, Any] = {}
         self._steps_per_call = 1
-        self._epoch = 0
         self._batch: Any = None
+        self._pass = PassCount()
+        # Whether the training pass is over, so that no other batch comes before the epoch's end.
+        self._trained = False
 
     def attach(self, experiment: Callable[[], Any], steps_per_call: int = 1) -> None:
-        self._schedule.attach(experiment, steps_per_call)
+        super().attach(experiment, steps_per_call)
         self._steps_per_call = steps_per_call
 
     def on_run_start(self, exp: Experiment) -> None:
-        self._schedule.on_run_start(exp)
+        super().on_run_start(exp)
+        self._batch, self._trained, self._pass = None, False, PassCount()
 
     def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
-        self._epoch = epoch
-        self._outlets.open()
+        super().on_epoch_start(exp, epoch, mode)
+        self._trained = self._trained and mode != "train"
 
     def on_step_end(
         self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
     ) -> None:
         if mode == "train":
             self._batch = batch if self._steps_per_call == 1 else batch[-1]
-        self._schedule.on_step_end(outs, exp, global_step, mode, batch)
+            self._pass.add(global_step)
+        super().on_step_end(outs, exp, global_step, mode, batch)
 
-    def after_epoch(self, exp: Experiment, epochs: int) -> None:
-        self._epoch = epochs - 1
-        self._schedule.after_epoch(exp, epochs)
+    def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
+        if mode == "train":
+            self._trained = True
+            self._pass.end()
 
     def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
-        self._schedule.on_run_end(exp, error)
+        super().on_run_end(exp, error)
         self._batch = None
-        self._outlets.close()
 
     def get_state(self) -> dict[str, Any]:
-        return {"schedule": self._schedule.get_state(), "sinks": self._outlets.get_state()}
+        # Large as it may be, it is kept only where none may follow before the epoch's end.
+        last = self._trained or self._pass.may_be_over
+        kept = last and self._when.counts_epochs and _is_plain(self._batch)
+        return {
+            **super().get_state(),
+            "batch": self._batch if kept else None,
+            "trained": self._trained,
+            "pass": self._pass.get_state(),
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._schedule.set_state(state["schedule"])
-        self._outlets.set_state(state["sinks"])
+        super().set_state(state)
+        self._batch, self._trained = state["batch"], bool(state["trained"])
+        self._pass.set_state(state["pass"])
 
-    def _look(self, exp: Any, step: int) -> None:
-        if self._batch is None:  # resumed at the end of an epoch: no step has been taken since
+    def act(self, exp: Any, step: int) -> None:
+        if self._batch is None:
+            _logger.warning(
+                "InspectionCallback left out what it would have logged after %d training steps: "
+                "the run was resumed at the end of an epoch, and its last batch is not known.",
+                step + 1,
+            )
             return
         self.results = to_host(leaves_by_path(self._values(exp, self._batch)))
         self._outlets.write(
             self.results, index=step, mode=self._mode, epoch=self._epoch, step=step + 1
         )
+
+
+def _is_plain(tree: Any) -> bool:
+    """Say whether a checkpoint gives a tree back as it is: one of dicts, lists, tuples, arrays."""
+    if type(tree) in (tuple, list):
+        return all(map(_is_plain, tree))
+    if type(tree) is dict:
+        return all(map(_is_plain, tree.values()))
+    whole = getattr(tree, "is_fully_addressable", True)
+    return whole and isinstance(tree, np.ndarray | np.generic | jax.Array | int | float | str)
 
 
 def _compiled(values_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

@@ -6,7 +6,7 @@ It decides what is in a window, never where the numbers go.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from solstice.callbacks.base import Callback
+from solstice.callbacks.triggered import Never, TriggeredCallback
 from solstice.errors import InvalidValueError, UsageError
 from solstice.experiment import Experiment
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
@@ -14,28 +14,31 @@ from solstice.loggers.records import compute, on_host
 from solstice.loggers.values import decoded, encoded
 from solstice.metrics import Accumulator, is_metrics, named_values
 from solstice.tree import describe
-from solstice.triggers import Trigger, check_trigger
+from solstice.triggers import Every, Trigger
 
 
-class LoggingCallback(Callback):
-    """Logs the metrics of every n steps, or of every epoch, in every mode.
+class LoggingCallback(TriggeredCallback):
+    """Logs the metrics of every n training steps, or of every epoch, and those of each validation.
 
     The metrics of a window are merged, never averaged, so a log says what the metric says of all
-    its examples. A window ends after each step whose number (counting from 1, over the whole
-    run) is a multiple of `log_every_n_steps`, or after each training step at which `when` fires;
-    the rest is logged when the epoch ends.
+    its examples. A window of training steps ends after each step whose number (counting from 1,
+    over the whole run) is a multiple of `log_every_n_steps`, or when `when` fires; what is left of
+    it is logged when the epoch ends. A trigger that counts epochs may make it longer:
+    `when=Every(epochs=2)` merges two epochs; what is left of that is logged when the run ends. A
+    pass of validation, or of a test, is always one record.
 
     Args:
-        log_every_n_steps: The length of a window, in each mode; None logs at each epoch's end.
+        log_every_n_steps: The length of a window of training steps; None logs once an epoch.
         logging_fn: One of these, or a list of several. A function is called as
             `logging_fn(metrics, step, mode)` with a dict of floats (arrays where a metric is
-            one), the index of the window's last step (of the epoch, when logging once an epoch)
-            and the mode. A sink of `solstice.loggers` gets the whole record: mode, epoch, step
-            (training steps completed; in a `test`, those of the last `train` that this callback
-            saw), time and the metrics. None sends one line to the logger
-            "solstice", which Python shows after `logging.basicConfig(level="INFO")`.
-        when: A trigger that ends windows of training steps, instead of `log_every_n_steps`; other
-            modes log at the end of their pass.
+            one), the index of the training step just completed (of the epoch, where only the ends
+            of epochs end windows; of the last step in a `test`) and the mode. A sink of
+            `solstice.loggers` gets the whole record: mode, epoch, step (training steps completed;
+            in a `test`, those of the last `train` that this callback saw), time and the metrics.
+            None sends one line to the logger "solstice", which Python shows after
+            `logging.basicConfig(level="INFO")`.
+        when: A trigger that ends windows of training steps, instead of `log_every_n_steps`. One
+            that counts epochs fires after the epoch's validation.
 
     Raises:
         ValueError: `log_every_n_steps` is not positive, or `when` is given too.
@@ -49,7 +52,7 @@ class LoggingCallback(Callback):
     >>> callback = solstice.LoggingCallback(50, [loggers.Console(), loggers.JSONLines("log.jsonl")])
     """
 
-    needs_experiment = False
+    acts_on_experiment = False
 
     def __init__(
         self,
@@ -67,95 +70,91 @@ class LoggingCallback(Callback):
             raise InvalidValueError(
                 f"Windows end every {log_every_n_steps} steps or as `when` says; give one of them."
             )
-        if when is not None:
-            check_trigger(when, "when")
-        self._when = when
-        self._every = log_every_n_steps
-        self._outlets = Outlets(logging_fn)
+        if log_every_n_steps is not None:
+            when = Every(steps=log_every_n_steps)
+        super().__init__(Never() if when is None else when, Outlets(logging_fn))
+        # Whether a window goes on over the end of an epoch, and whether only these end windows.
+        self._goes_on = self._when.counts_epochs
+        self._by_epoch = when is None or all(part.counts_epochs for part in when.parts())
         self._trained = 0
-        self._begin()
+        self._begin_windows()
 
-    def _begin(self) -> None:
-        self._watch = None if self._when is None else self._when.start()
-        self._epoch = 0
-        self._steps: dict[str, int] = {}
+    def _begin_windows(self) -> None:
         # One for each mode: a validation may come within a window of training steps.
         self._windows: dict[str, Accumulator] = {}
+        # How many steps of each mode the run has had.
+        self._steps: dict[str, int] = {}
 
     def on_run_start(self, exp: Experiment) -> None:
-        self._begin()
-
-    def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
-        self._epoch = epoch
-        self._outlets.open()
+        super().on_run_start(exp)
+        self._begin_windows()
 
     def on_step_end(
         self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
     ) -> None:
         if not is_metrics(outs):
             raise UsageError(
-                f"LoggingCallback logs Metrics (an object with `merge` and `compute`), but the "
-                f"{mode} step returned {describe(outs)} as its outs. "
+                f"{type(self).__name__} logs Metrics (an object with `merge` and `compute`), but "
+                f"the {mode} step returned {describe(outs)} as its outs. "
                 f"Return a Metrics from the step, or log in a Callback of your own."
             )
         window = self._windows.get(mode)
         if window is None:
             window = self._windows[mode] = Accumulator()
         window.add(outs)
-        before, steps = self._steps.get(mode, 0), global_step + 1
-        self._steps[mode] = steps
+        self._steps[mode] = global_step + 1
         if mode == "train":
-            self._trained = steps
-        if self._ends_window(before, steps, mode):
-            self._log(global_step, mode)
+            self._trained = global_step + 1
+        super().on_step_end(outs, exp, global_step, mode, batch)
+
+    def act(self, exp: Any, step: int) -> None:
+        self._log("train")
 
     def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
-        once_an_epoch = self._every is None and self._when is None
-        self._log(epoch if once_an_epoch else self._steps.get(mode, 0) - 1, mode)
+        if mode != "train" or not self._goes_on:
+            self._log(mode)
 
     def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
-        self._outlets.close()
+        if error is None:
+            # After the run was saved: one that goes on from there goes on with this window.
+            self._log("train")
+        super().on_run_end(exp, error)
 
     def get_state(self) -> dict[str, Any]:
-        state = {
-            "epoch": self._epoch,
-            "trained": self._trained,
-            "steps": dict(self._steps),
-            "sinks": self._outlets.get_state(),
-            "windows": {},
-        }
-        if self._watch is not None:
-            state["when"] = self._watch.get_state()
+        windows = {}
         for mode, window in self._windows.items():
             held = window.get_state(lambda metrics: on_host(self._computed(metrics)))
             if held is not None:
                 said = encoded(held["computed"])
-                state["windows"][mode] = {"leaves": held["leaves"], "computed": said}
-        return state
+                windows[mode] = {"leaves": held["leaves"], "computed": said}
+        return {
+            **super().get_state(),
+            "trained": self._trained,
+            "steps": dict(self._steps),
+            "windows": windows,
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._begin()
-        self._epoch, self._trained = int(state["epoch"]), int(state["trained"])
+        super().set_state(state)
+        self._trained = int(state["trained"])
         self._steps = {mode: int(steps) for mode, steps in state["steps"].items()}
-        if self._watch is not None and "when" in state:
-            self._watch.set_state(state["when"])
         self._windows = {
             mode: Accumulator({"leaves": held["leaves"], "computed": decoded(held["computed"])})
             for mode, held in state["windows"].items()
         }
-        self._outlets.set_state(state["sinks"])
 
-    def _ends_window(self, before: int, steps: int, mode: str) -> bool:
-        if self._every is not None:
-            return steps // self._every > before // self._every
-        return self._watch is not None and mode == "train" and self._watch.after_step(steps)
-
-    def _log(self, index: int, mode: str) -> None:
+    def _log(self, mode: str) -> None:
         merged = self._windows.pop(mode, Accumulator()).pop()
         if merged is None:
             return
-        metrics = self._computed(merged)
-        self._outlets.write(metrics, index=index, mode=mode, epoch=self._epoch, step=self._trained)
+        steps = self._steps[mode] if mode == "test" else self._trained
+        self._outlets.write(
+            self._computed(merged),
+            index=self._epoch if self._by_epoch else steps - 1,
+            mode=mode,
+            epoch=self._epoch,
+            step=self._trained,
+        )
 
     def _computed(self, metrics: Any) -> Mapping[str, Any]:
         # Functions get what `compute()` itself returns, to the last bit.

@@ -9,6 +9,7 @@ import pytest
 import solstice
 from solstice import EarlyStoppingException, LoggingCallback
 from solstice.loggers.values import to_host
+from solstice.triggers import At, Every
 
 
 @pytest.fixture
@@ -20,11 +21,11 @@ def logs():
 def callback(logs):
     """Makes a LoggingCallback that notes (mode, step, mean, count) in `logs`."""
 
-    def make(every=None):
+    def make(every=None, when=None):
         def note(metrics, step, mode):
             logs.append((mode, step, metrics["mean"], metrics["count"]))
 
-        return LoggingCallback(every, note)
+        return LoggingCallback(every, note, when=when)
 
     return make
 
@@ -44,10 +45,10 @@ def test_it_logs_every_step(train, callback, logs):
     assert logs == [
         ("train", 0, 1.0, 1),
         ("train", 1, 2.0, 1),
-        ("val", 0, 5.0, 1),
+        ("val", 1, 5.0, 1),
         ("train", 2, 1.0, 1),
         ("train", 3, 2.0, 1),
-        ("val", 1, 5.0, 1),
+        ("val", 3, 5.0, 1),
     ]
 
 
@@ -67,18 +68,73 @@ def test_windows_end_at_multiples_over_the_run_and_the_rest_at_the_epochs_end(
     ]
 
 
-def test_windows_of_each_mode_are_its_own(train, callback, logs):
-    train(2, [1, 2, 3], [5, 7, 9], [callback(2)])
+@pytest.mark.parametrize("every", [1, 2, 5, 100])
+def test_a_validation_is_one_record_at_the_training_step_just_completed(
+    train, callback, logs, every
+):
+    train(2, [1, 2, 3], [5, 7, 9, 11], [callback(every)])
+    assert [log for log in logs if log[0] == "val"] == [("val", 2, 8.0, 4), ("val", 5, 8.0, 4)]
+    logs.clear()
+    train(1, [1, 2, 3, 4], [5, 7], [callback(every)], validate_every=Every(steps=2))
+    assert [log for log in logs if log[0] == "val"] == [("val", 1, 6.0, 2), ("val", 3, 6.0, 2)]
+
+
+def test_a_validation_in_a_window_leaves_it_whole(train, callback, logs):
+    train(1, [1, 2, 3, 4], [9], [callback(3)], validate_every=Every(steps=2))
+    assert logs == [("val", 1, 9, 1), ("train", 2, 2.0, 3), ("val", 3, 9, 1), ("train", 3, 4.0, 1)]
+
+
+def test_a_trigger_that_counts_epochs_merges_them(train, callback, logs):
+    train(4, [1, 3], lambda epoch: iter([epoch]), [callback(when=Every(epochs=2))])
     assert logs == [
-        ("train", 1, 1.5, 2),
-        ("train", 2, 3.0, 1),
-        ("val", 1, 6.0, 2),
-        ("val", 2, 9.0, 1),
-        ("train", 3, 1.0, 1),
-        ("train", 5, 2.5, 2),
-        ("val", 3, 5.0, 1),
-        ("val", 5, 8.0, 2),
+        ("val", 0, 0, 1),
+        ("val", 1, 1, 1),
+        ("train", 1, 2.0, 4),  # after the validation of the second epoch
+        ("val", 2, 2, 1),
+        ("val", 3, 3, 1),
+        ("train", 3, 2.0, 4),
     ]
+
+
+@pytest.mark.parametrize(
+    ("when", "records"),
+    [
+        (Every(steps=3), [(2, 3), (3, 1), (5, 2), (7, 2)]),
+        (Every(epochs=1), [(0, 4), (1, 4)]),
+        (Every(epochs=9), [(1, 8)]),  # the rest, at the run's end
+        (Every(steps=3) | Every(epochs=2), [(2, 3), (5, 3), (7, 2)]),
+        (Every(steps=3) | Every(epochs=1), [(2, 3), (3, 1), (5, 2), (7, 2)]),
+        (At([1, 6]), [(0, 1), (3, 3), (5, 2), (7, 2)]),
+        (At([1, 6]) | Every(epochs=2), [(0, 1), (5, 5), (7, 2)]),
+        (Every(seconds=1e9), [(3, 4), (7, 4)]),
+    ],
+)
+def test_windows_end_when_the_trigger_fires_and_with_the_epoch_unless_it_counts_those(
+    train, callback, logs, when, records
+):
+    train(2, [1, 2, 3, 4], [9], callbacks=[callback(when=when)])
+    assert [(step, count) for mode, step, _, count in logs if mode == "train"] == records
+    history = solstice.HistoryCallback(when=when)
+    train(2, [1, 2, 3, 4], [9], callbacks=[history])
+    assert [one["count"] for one in history.records if one["mode"] == "train"] == [
+        count for _, count in records
+    ]
+
+
+def test_what_is_left_of_several_epochs_is_logged_when_the_run_ends(
+    train, callback, logs, recorder
+):
+    train(3, [1, 2], callbacks=[callback(when=Every(epochs=2))])
+    assert logs == [("train", 1, 1.5, 4), ("train", 2, 1.5, 2)]
+    logs.clear()
+    stop = {("step_end", "train", 4): EarlyStoppingException("enough")}
+    train(9, [1, 2], callbacks=[recorder([], errors=stop), callback(when=Every(epochs=2))])
+    assert logs == [("train", 1, 1.5, 4), ("train", 2, 1.0, 1)]
+    logs.clear()
+    failing = recorder([], errors={("step_end", "train", 0): ValueError("broken")})
+    with pytest.raises(ValueError, match="broken"):
+        train(9, [1, 2], callbacks=[callback(when=Every(epochs=2)), failing])
+    assert logs == []
 
 
 def test_a_window_longer_than_an_epoch_is_that_epoch(train, callback, logs):
@@ -112,12 +168,12 @@ def test_an_early_stop_flushes_the_window(train, callback, recorder, logs, every
         assert logs == [
             ("train", 1, 1.5, 2),
             ("train", 2, 3.0, 1),
-            ("val", 0, 7.0, 1),
+            ("val", 2, 7.0, 1),
             ("train", 3, 1.0, 1),
             ("train", 4, 2.0, 1),
         ]
     else:
-        assert logs == [("train", 2, 2.0, 3), ("val", 0, 7.0, 1), ("train", 4, 1.5, 2)]
+        assert logs == [("train", 2, 2.0, 3), ("val", 2, 7.0, 1), ("train", 4, 1.5, 2)]
 
 
 def test_an_early_stop_before_any_step_logs_nothing(train, callback, recorder, logs):
@@ -136,8 +192,7 @@ def test_one_callback_serves_several_runs(train, adding, callback, recorder, log
     assert logs == [
         ("train", 1, 1.5, 2),
         ("train", 2, 3.0, 1),
-        ("test", 1, 6.0, 2),
-        ("test", 2, 9.0, 1),
+        ("test", 2, 7.0, 3),
     ]
 
 

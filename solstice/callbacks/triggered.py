@@ -1,0 +1,130 @@
+"""TriggeredCallback: what all callbacks have in common that act when a trigger fires.
+
+It decides when, and follows the run for that; what is done is a subclass's business.
+"""
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Any
+
+from solstice.callbacks.base import Callback
+from solstice.experiment import Experiment
+from solstice.loggers.outlets import Outlets
+from solstice.triggers import Moment, Trigger, check_trigger
+
+
+class TriggeredCallback(Callback, abc.ABC):
+    """Calls `act(exp, step)` whenever a trigger fires.
+
+    A trigger fires after a training step, or once an epoch is over, validation included. The
+    experiment is put together only then. A subclass defines `act`; a hook or a state that it adds
+    calls that of this class too.
+
+    Args:
+        when: The trigger.
+        outlets: Where it logs to; None for nowhere. They are opened, closed and saved here.
+
+    Attributes:
+        acts_on_experiment: Whether `act` looks at the experiment; otherwise it may get None.
+
+    Raises:
+        TypeError: `when` is no trigger.
+
+    >>> import jax.numpy as jnp, optax, solstice
+    >>> from jax.example_libraries import stax
+    >>> from solstice.triggers import Every
+    >>> class Norm(solstice.callbacks.TriggeredCallback):
+    ...     def act(self, exp, step):
+    ...         print(step, solstice.tree.norm(exp.model.params) > 0)
+    >>> x, y = jnp.eye(4), jnp.array([0, 1, 1, 0])
+    >>> exp = solstice.ClassificationExperiment(
+    ...     stax.serial(stax.Dense(2)), optax.adam(0.1), example_input=x, key=0
+    ... )
+    >>> exp = exp.train(2, [(x, y)] * 3, callbacks=[Norm(Every(epochs=1))], progress=False)
+    2 True
+    5 True
+    """
+
+    needs_experiment = False
+    acts_on_experiment = True
+
+    def __init__(self, when: Trigger, outlets: Outlets | None = None) -> None:
+        check_trigger(when, "when")
+        self._when = when
+        self._outlets = Outlets([]) if outlets is None else outlets
+        self._experiment: Callable[[], Any] | None = None
+        self._begin_run()
+
+    def _begin_run(self) -> None:
+        self._watch = self._when.start()
+        # Training steps completed, and the epoch's index.
+        self._completed = self._epoch = 0
+
+    @abc.abstractmethod
+    def act(self, exp: Any, step: int) -> None:
+        """Called when the trigger fires.
+
+        Args:
+            exp: The experiment; what is kept of it must be a `solstice.snapshot`.
+            step: The index of the training step just completed.
+        """
+
+    def attach(self, experiment: Callable[[], Any], steps_per_call: int = 1) -> None:
+        """Called before `on_run_start` with what returns the experiment as it is.
+
+        Where a call takes several steps, hooks get the list of its batches.
+        """
+        self._experiment = experiment
+
+    def on_run_start(self, exp: Experiment) -> None:
+        self._begin_run()
+
+    def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
+        self._epoch = epoch
+        self._outlets.open()
+
+    def on_step_end(
+        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
+    ) -> None:
+        if mode != "train":
+            return
+        self._completed = global_step + 1
+        if self._watch.after_step(self._completed):
+            if exp is None and self.acts_on_experiment and self._experiment is not None:
+                exp = self._experiment()
+            self.act(exp, global_step)
+
+    def after_epoch(self, exp: Experiment, epochs: int) -> None:
+        """Called when `epochs` epochs are completed, validation included."""
+        self._epoch = epochs - 1
+        if self._watch.after_epoch(epochs):
+            self.act(exp, self._completed - 1)
+
+    def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
+        self._experiment = None  # it would keep the whole run alive
+        self._outlets.close()
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "watch": self._watch.get_state(),
+            "completed": self._completed,
+            "epoch": self._epoch,
+            "sinks": self._outlets.get_state(),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._begin_run()
+        self._watch.set_state(state["watch"])
+        self._completed, self._epoch = int(state["completed"]), int(state["epoch"])
+        self._outlets.set_state(state["sinks"])
+
+
+class Never(Trigger):
+    """Does not fire: of a callback that may have a trigger and has none."""
+
+    def fires(self, before: Moment, after: Moment) -> bool:
+        return False
+
+    def next_step(self, steps: int) -> float:
+        return math.inf
