@@ -30,7 +30,11 @@ def widened(tree: PyTree) -> PyTree:
 
 def like(tree: PyTree, other: PyTree) -> PyTree:
     """Return arrays in the types of the other tree's."""
-    return jax.tree.map(lambda array, as_: array.astype(as_.dtype), tree, other)
+
+    def cast(array: Array, other: Array) -> Array:
+        return array if array.dtype == other.dtype else array.astype(other.dtype)
+
+    return jax.tree.map(cast, tree, other)
 
 
 def moved(average: PyTree, params: PyTree, decay: float) -> PyTree:
@@ -39,9 +43,15 @@ def moved(average: PyTree, params: PyTree, decay: float) -> PyTree:
     >>> float(moved(jnp.float32(1.0), jnp.bfloat16(0.0), 0.999))
     0.9990000128746033
     """
-    return jax.tree.map(
-        lambda old, new: decay * old + (1 - decay) * new.astype(old.dtype), average, params
-    )
+
+    def one(old: Array, new: Array) -> Array:
+        if new.dtype != old.dtype:
+            # XLA would leave out that the parameters were rounded, and average others than they are.
+            info = jnp.finfo(new.dtype)
+            new = jax.lax.reduce_precision(new.astype(old.dtype), info.nexp, info.nmant)
+        return decay * old + (1 - decay) * new
+
+    return jax.tree.map(one, average, params)
 
 
 def chosen(condition: Array, new: PyTree, old: PyTree) -> PyTree:
