@@ -89,9 +89,11 @@ def train(
             afterwards. It saves the copy that a run otherwise starts with.
         progress: Whether to show a progress bar with the loss and the accuracy (or the first two
             numbers that `compute()` gives); names of metrics show those. A bar in a terminal or a
-            notebook; elsewhere, as in a log file, one line an epoch. Beside a training bar are the
-            metrics of the newest calls, up to 32, merged, as far as the device has finished them;
-            at its end, a validation shows those of its whole pass.
+            notebook; elsewhere, as in a log file, one line an epoch. Epochs count from 0, as in
+            every record. The metrics are those of the pass so far, merged, as far as the device
+            has finished them; at its end, those of the whole pass, as `LoggingCallback` logs them
+            (of a pass that a resumed run goes on with, those of the steps since). What cannot be
+            shown ends no run: standard error may be closed, or a terminal gone.
 
     Raises:
         TypeError, ValueError: An argument or the first batch is not what it must be; raised
@@ -176,7 +178,9 @@ def train(
         where.validated = None
 
     def title() -> str:
-        return f"epoch {where.epoch + 1}" + (f"/{num_epochs}" if num_epochs else "")
+        # By its index, and that of the last one, as in every record.
+        last = 0 if num_epochs is None else num_epochs - 1
+        return f"epoch {where.epoch}" + (f"/{last}" if last else "")
 
     def epochs() -> None:
         while num_epochs is None or where.epoch < num_epochs:

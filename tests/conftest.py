@@ -44,6 +44,7 @@ collect_ignore = [
     "killed_run.py",
     "on_eight_devices.py",
     "sharded_runs.py",
+    "shown_run.py",
     "sharded_saves.py",
     "uneven_processes.py",
 ]

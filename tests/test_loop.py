@@ -482,8 +482,8 @@ def test_progress_is_shown_unless_told_otherwise(adding, capfd):
     out, err = run()
     assert out == ""
     for title in (
-        "epoch 1/2: 2 steps",
-        "epoch 2/2: 2 steps",
+        "epoch 0/1: 2 steps",
+        "epoch 1/1: 2 steps",
         ", val: ",
         "test: 1 steps",
         "predict: ",

@@ -104,10 +104,10 @@ def test_a_terminal_shows_each_pass_with_its_metrics(train):
     with Terminal() as terminal:
         train(2, [1, 2, 6], [4, 5], progress=True)
     assert terminal.shapes() == [
-        "epoch 1/2 || 3/3 [] mean=3.000 count=3",
-        "epoch 1/2 val || 2/2 [] mean=4.500 count=2",
-        "epoch 2/2 || 3/3 [] mean=3.000 count=3",
-        "epoch 2/2 val || 2/2 [] mean=4.500 count=2",
+        "epoch 0/1 || 3/3 [] mean=3.000 count=3",
+        "epoch 0/1 val || 2/2 [] mean=4.500 count=2",
+        "epoch 1/1 || 3/3 [] mean=3.000 count=3",
+        "epoch 1/1 val || 2/2 [] mean=4.500 count=2",
     ]
 
 
@@ -116,7 +116,7 @@ def test_the_bar_has_the_time_passed_and_left_and_the_rate(train):
         train(1, [1, 2], progress=True)
     (line,) = terminal.screens()[-1]
     assert re.fullmatch(
-        r"epoch 1/1 \|█+\| 2/2 \[00:0\d<00:00, [\d.]+ (steps/s|s/step)\] mean=1.500 count=2", line
+        r"epoch 0 \|█+\| 2/2 \[00:0\d<00:00, [\d.]+ (steps/s|s/step)\] mean=1.500 count=2", line
     )
 
 
@@ -142,6 +142,20 @@ def test_all_of_it_fits_into_80_columns(capsys):
     (line,) = terminal.screens()[-1]
     assert len(line) < 80 and line.endswith("] loss=0.2500 accuracy=0.6667")
     assert re.search(r"\|█+\| 250/250 \[\d\d:\d\d<00:00, ", line)
+
+
+@pytest.mark.parametrize("columns", [20, 36, 50, 60, 64, 72, 79])
+def test_a_narrow_terminal_gets_whole_numbers_or_none(train, columns):
+    options = {"progress": ("mean", "count")}
+    with Terminal(columns=columns) as terminal:
+        train(1, list(range(100)), [1.0] * 20, **options)
+        train(1, lambda: iter(range(30)), **options)
+    lines = [line for screen in terminal.screens() for line in screen]
+    assert max(map(len, lines)) <= columns
+    ends = {re.sub(r".*\]", "", line) for line in lines if "]" in line}
+    assert all(re.fullmatch(r"( mean=\d+\.\d+)?( count=\d+)?", end) for end in ends), ends
+    last = [line for line in terminal.screens()[-1] if "val" not in line]
+    assert columns < 50 or ("mean=49.50" in last[0] and "mean=14.50" in last[-1])
 
 
 def test_what_others_write_goes_above_the_bar(train):
@@ -184,13 +198,13 @@ def test_what_others_write_goes_above_the_bar(train):
         "mode   epoch     step       loss",
         "train      0        9        0.5",
         "unfinished",
-        "epoch 1/1 || 10/10 [] mean=4.500 count=10",
+        "epoch 0 || 10/10 [] mean=4.500 count=10",
         "after",
     ]
     assert terminal.shapes() == expected
-    bars = [line for screen in screens for line in screen if "epoch 1/1" in line]
-    assert bars and all(line.startswith("epoch 1/1 |") for line in bars)
-    others = [[line for line in screen if "epoch 1/1" not in line] for screen in screens]
+    bars = [line for screen in screens for line in screen if "epoch 0" in line]
+    assert bars and all(line.startswith("epoch 0 |") for line in bars)
+    others = [[line for line in screen if "epoch 0" not in line] for screen in screens]
     for before, after in itertools.pairwise(others):  # what was there stays there
         assert all(b.startswith(a) for a, b in zip(before, after, strict=False)), (before, after)
 
@@ -203,8 +217,8 @@ def test_the_streams_are_theirs_again_after_a_run(train):
         print("an error came")
         assert "write" not in vars(sys.stdout) and "write" not in vars(sys.stderr)
     first, second, third = terminal.shapes()
-    assert first == "epoch 1/1 || 2/2 [] mean=1.500 count=2"
-    assert second.startswith("epoch 1/1 || 1/2 []")
+    assert first == "epoch 0 || 2/2 [] mean=1.500 count=2"
+    assert second.startswith("epoch 0 || 1/2 []")
     assert third == "an error came"
 
 
@@ -219,8 +233,8 @@ def test_a_bar_of_the_users_own_and_a_run_within_a_run(train):
         train(1, [1, 2, 3], callbacks=[inner], progress=True)
     lines = terminal.shapes()
     assert lines[-2:] == [
-        "epoch 1/1 || 1/1 [] mean=7.000 count=1",
-        "epoch 1/1 || 3/3 [] mean=2.000 count=3",
+        "epoch 0 || 1/1 [] mean=7.000 count=1",
+        "epoch 0 || 3/3 [] mean=2.000 count=3",
     ]
 
 
@@ -229,16 +243,16 @@ def test_validations_within_an_epoch_and_datasets_without_a_length(train):
     with Terminal() as terminal:
         train(1, lambda: iter(range(6)), lambda: iter([7.0]), **options)
     assert terminal.shapes() == [
-        "epoch 1/1 val: 1 steps [] mean=7.000 count=1",
-        "epoch 1/1 val || 1/1 [] mean=7.000 count=1",
-        "epoch 1/1: 6 steps [] mean=2.500 count=6",
+        "epoch 0 val: 1 steps [] mean=7.000 count=1",
+        "epoch 0 val || 1/1 [] mean=7.000 count=1",
+        "epoch 0: 6 steps [] mean=2.500 count=6",
     ]
 
 
 def test_several_steps_a_call_count_as_several(train):
     with Terminal() as terminal:
         train(1, list(range(7)), steps_per_call=3, progress=True)
-    assert terminal.shapes() == ["epoch 1/1 || 7/7 [] mean=3.000 count=7"]
+    assert terminal.shapes() == ["epoch 0 || 7/7 [] mean=3.000 count=7"]
 
 
 @pytest.mark.parametrize("progress", [False, True])
@@ -249,10 +263,10 @@ def test_a_log_file_gets_one_line_an_epoch_and_silence_none(train, capsys, progr
     out, err = capsys.readouterr()
     assert out == ""
     lines = [
-        "epoch 1/2: 3 steps [] mean=3.000 count=3, val: mean=4.500 count=2",
-        "epoch 2/2: 3 steps [] mean=3.000 count=3, val: mean=4.500 count=2",
-        "epoch 1/1: 2 steps [] mean=1.500 count=2",
-        "epoch 1/1: 4 steps [] mean=2.500 count=4, val: mean=5.000 count=1",
+        "epoch 0/1: 3 steps [] mean=3.000 count=3, val: mean=4.500 count=2",
+        "epoch 1/1: 3 steps [] mean=3.000 count=3, val: mean=4.500 count=2",
+        "epoch 0: 2 steps [] mean=1.500 count=2",
+        "epoch 0: 4 steps [] mean=2.500 count=4, val: mean=5.000 count=1",
     ]
     assert list(map(shape_of, err.splitlines())) == (lines if progress else [])
 
@@ -274,8 +288,8 @@ def test_a_notebook_gets_a_line_of_its_own_a_pass(train, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     train(1, [1, 2, 6], [4, 5], progress=True)
     assert list(map(shape_of, shown)) == [
-        "epoch 1/1 || 3/3 [] mean=3.000 count=3",
-        "epoch 1/1 val || 2/2 [] mean=4.500 count=2",
+        "epoch 0 || 3/3 [] mean=3.000 count=3",
+        "epoch 0 val || 2/2 [] mean=4.500 count=2",
     ]
     assert capsys.readouterr() == ("", "")
 
@@ -291,15 +305,33 @@ def test_a_failed_run_says_how_far_it_came(train, capsys):
     with pytest.raises(ZeroDivisionError):
         train(2, [1, 2, 3], callbacks=[At(step4=lambda: 1 / 0)], progress=True)
     lines = list(map(shape_of, capsys.readouterr().err.splitlines()))
-    assert lines == ["epoch 1/2: 3 steps [] mean=2.000 count=3", "epoch 2/2: 2 steps []"]
+    assert lines == ["epoch 0/1: 3 steps [] mean=2.000 count=3", "epoch 1/1: 2 steps []"]
 
 
-def test_a_validation_tells_of_its_whole_pass_and_training_of_the_newest_calls(train, capsys):
-    train(1, list(range(100)), list(range(100)), progress=True)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert shape_of(line) == (
-        "epoch 1/1: 100 steps [] mean=83.50 count=32, val: mean=49.50 count=100"
-    )
+@pytest.mark.parametrize("steps", [1, 7, 65, 200])
+def test_a_pass_ends_with_what_a_callback_logs_of_it(train, capsys, steps):
+    history = solstice.HistoryCallback()
+    console = solstice.LoggingCallback(logging_fn=Console())
+    values = list(range(steps))
+    train(2, values, values[::2], [history, console], progress=True)
+    out, err = capsys.readouterr()
+    rows = [row.split() for row in out.splitlines()[1:]]
+    records = history.records
+    assert [row[:2] for row in rows] == [[one["mode"], str(one["epoch"])] for one in records]
+    assert [float(row[3]) for row in rows] == pytest.approx([one["mean"] for one in records], 1e-3)
+    lines = err.splitlines()
+    for epoch, line in enumerate(lines):
+        found = re.fullmatch(
+            r"epoch (\d+)/1: .* mean=(\S+) count=(\d+), val: mean=(\S+) count=(\d+)", line
+        )
+        number, mean, count, val_mean, val_count = map(float, found.groups())
+        trained, validated = history.records[2 * epoch : 2 * epoch + 2]
+        assert number == epoch == trained["epoch"]
+        assert (
+            (count, val_count) == (trained["count"], validated["count"]) == (steps, -(-steps // 2))
+        )
+        assert mean == pytest.approx(trained["mean"], rel=1e-3)
+        assert val_mean == pytest.approx(validated["mean"], rel=1e-3)
 
 
 def test_names_choose_the_metrics_and_a_wrong_one_is_told_once(train, capsys, caplog):
@@ -342,10 +374,10 @@ class Odd(solstice.Metrics):
     ids=lambda outs: type(outs).__name__,
 )
 def test_outs_that_it_cannot_show_are_left_out(outs):
-    running = Running(None, whole=True)
+    running = Running(None)
     for _ in range(3):
         running.add(outs)
-    assert running.look() == running.look() == running.end() == ""
+    assert running.look() == running.look() == running.end() == ()
 
 
 def test_nothing_is_waited_for_before_the_end_of_a_pass(mean):
@@ -355,24 +387,72 @@ def test_nothing_is_waited_for_before_the_end_of_a_pass(mean):
         return jax.lax.fori_loop(0, 300, lambda i, m: jnp.tanh(m @ m), start).mean() * 0 + x
 
     slow(1.0).block_until_ready()
-    running = Running(None, whole=False)
+    running = Running(None)
     running.add(mean([1.0]))
     running.look()
-    running._waiting["mean"].block_until_ready()
-    late = solstice.replace(mean([3.0]), total=slow(3.0))
-    running.add(late)
-    texts = [running.look(), running.look(), running.look()]
-    assert not late.total.is_ready()  # so none of these waited
-    assert texts == ["mean=1.000 count=1"] * 3
-    assert running.end() == "mean=2.000 count=2"
+    running._numbers["mean"].block_until_ready()
+    for value in (1.0, 5.0):
+        late = solstice.replace(mean([value]), total=slow(value))
+        running.add(late)
+        texts = [running.look(), running.look(), running.look()]
+        assert not late.total.is_ready()  # so none of these waited
+        assert texts[1:] == [("mean=1.000", "count=1")] * 2
+    assert running.end() == ("mean=2.333", "count=3")
 
 
-def test_only_the_newest_outs_are_kept_alive(mean):
-    running = Running(None, whole=False)
-    for value in range(100):
+def test_drawing_changes_nothing_of_what_a_pass_ends_with(mean):
+    """Nor does it compile anew: what is drawn is merged apart from what a pass ends with."""
+    looked_at, left = Running(None), Running(None)
+    for value in range(150):
+        for running in (looked_at, left):
+            running.add(mean([float(value)]))
+        if value % 5 == 0:
+            looked_at.look()
+        assert len(looked_at._outs) == len(left._outs)
+    jax.block_until_ready(list(looked_at._numbers.values()))
+    assert looked_at.look() == ("mean=72.50", "count=146")
+    assert looked_at.end() == left.end() == ("mean=74.50", "count=150")
+
+
+def test_few_outs_are_kept_alive_and_fewer_large_ones(mean):
+    running, large = Running(None), Running(None)
+    for value in range(200):
         running.add(mean([float(value)]))
-    assert running.end() == "mean=83.50 count=32"
-    large = Running(None, whole=False)
+        assert len(running._outs) <= 64
     for value in range(9):
         large.add(solstice.replace(mean([1.0]), total=jnp.full(10**6, float(value))))
-    assert len(large._recent) == 4  # 16 MiB
+        assert len(large._outs) <= 4  # 16 MiB
+
+
+class Growing(solstice.Metrics):
+    """Metrics that keep all they saw."""
+
+    values: jax.Array
+
+    def merge(self, other):
+        return Growing(jnp.concatenate([self.values, other.values]))
+
+    def compute(self):
+        return {"mean": self.values.mean()}
+
+
+class Unmergeable(Growing):
+    def merge(self, other):
+        raise ZeroDivisionError("at a merge")
+
+
+@pytest.mark.parametrize("kind", [Growing, Unmergeable])
+@pytest.mark.parametrize("steps", [2, 70])
+def test_metrics_that_grow_or_fail_to_merge_are_left_out_and_end_nothing(
+    train, caplog, kind, steps
+):
+    class Steps(solstice.Experiment):
+        def train_step(self, batch):
+            return self, kind(jnp.ones(2))
+
+        eval_step = train_step
+
+    with caplog.at_level(logging.INFO, logger="solstice"):
+        solstice.train(Steps(), 1, [0] * steps, [0] * steps)
+    told = {message.split(":")[0] for message in caplog.messages}
+    assert told == {"The progress bar is without metrics, which it cannot merge or compute"}

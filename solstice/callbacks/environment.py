@@ -4,7 +4,7 @@ import logging
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -64,7 +64,7 @@ class EnvironmentCallback(Callback):
         # Not at the run's start: then a resumed run's sinks are not yet where the checkpoint stood.
         if not self._logged:
             self._logged = True
-            facts = _environment() | _sizes(exp)
+            facts = _told(_environment) | _told(lambda: _sizes(exp))
             self._outlets.write(facts, index=0, mode="environment", epoch=0, step=0)
 
     def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
@@ -79,6 +79,18 @@ class EnvironmentCallback(Callback):
 
 def _log_line(facts: dict[str, Any], step: int, mode: str) -> None:
     _logger.info("%s", ", ".join(f"{name}={value}" for name, value in facts.items()))
+
+
+def _told(facts: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return facts()
+    except Exception as error:  # noqa: BLE001 - what only shows ends no run
+        _logger.warning(
+            "EnvironmentCallback leaves out what it cannot tell: %s: %s.",
+            type(error).__name__,
+            error,
+        )
+        return {}
 
 
 def _environment() -> dict[str, Any]:

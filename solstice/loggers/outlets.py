@@ -3,18 +3,16 @@
 It is for callbacks that log; a user passes functions and sinks.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from solstice.errors import InvalidTypeError
+from solstice.loggers.lines import log_line
 from solstice.loggers.records import make_record
 from solstice.loggers.values import to_host
 from solstice.sharding import is_first_process
 from solstice.tree import describe
-
-_logger = logging.getLogger("solstice")
 
 LoggingFn = Callable[[dict[str, Any], int, str], Any]
 
@@ -49,7 +47,7 @@ class Outlets:
     """
 
     def __init__(self, logging_fn: Any) -> None:
-        logging_fn = _log_line if logging_fn is None else logging_fn
+        logging_fn = log_line if logging_fn is None else logging_fn
         several = logging_fn if isinstance(logging_fn, list | tuple) else [logging_fn]
         self.sinks: list[Any] = []
         self._functions: list[LoggingFn] = []
@@ -125,11 +123,3 @@ class Outlets:
             named.append((f"{kind}{seen[kind]}", sink))
             seen[kind] += 1
         return named
-
-
-def _log_line(metrics: dict[str, Any], step: int, mode: str) -> None:
-    numbers = ", ".join(
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in metrics.items()
-    )
-    _logger.info("%s %d: %s", mode, step, numbers)

@@ -1,26 +1,32 @@
 """The bar of a pass over a dataset, and the line of an epoch where no bar can be drawn.
 
 A bar is drawn in terminals and notebooks at tqdm's pace. Elsewhere, as in a log file, each epoch is
-one line. Neither asks the device for anything in between.
+one line. Neither asks the device for anything in between, and neither ends a run: what it cannot
+show is lost, which is said once.
 """
 
 import contextlib
+import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from tqdm import tqdm
+from tqdm.utils import disp_len
 
 from solstice.errors import EarlyStoppingException, InvalidTypeError
 from solstice.progress.places import Cell, Terminal, is_notebook, is_terminal
 from solstice.progress.running import Running
 from solstice.tree import describe
 
+_logger = logging.getLogger("solstice")
+
 Shown = bool | str | Sequence[str]
 
 # A notebook says nothing of its width.
 _NOTEBOOK_WIDTH = 100
+_BAR = 10
 
 
 class Progress:
@@ -36,8 +42,12 @@ class Progress:
     def __init__(self, shown: Shown) -> None:
         shown = (shown,) if isinstance(shown, str) else shown
         self._names = None if isinstance(shown, bool) else tuple(shown)
+        self._failed = False
+        self._place: type[Terminal | Cell] | None = None
         self._shown = shown is not False
-        self._place = _place()
+        if self._shown:
+            with self.losing_what_fails():
+                self._place = _place()
         # Where epochs are lines: by mode, the line and the metrics of the epoch's last pass.
         self._passes: dict[str, tuple[str, str]] = {}
 
@@ -54,9 +64,11 @@ class Progress:
         """
         if not self._shown:
             return _Silent()
-        running = Running(self._names, whole=mode != "train")
+        running = Running(self._names)
         if self._place is not None:
-            return _Drawn(self._place, title, mode, running, total, done)
+            with self.losing_what_fails():
+                return _Drawn(self, self._place, title, mode, running, total, done)
+            return _Silent()
         if mode == "train":
             self.end_epoch()
         return _Counted(self, title, mode, running, done)
@@ -70,12 +82,27 @@ class Progress:
             said = [f"{line} {metrics}".rstrip() + (f", val: {validation}" if validation else "")]
         self._passes.clear()
         if said and sys.stderr is not None:
-            sys.stderr.write("\n".join([*said, ""]))
-            sys.stderr.flush()
+            with self.losing_what_fails():
+                sys.stderr.write("\n".join([*said, ""]))
+                sys.stderr.flush()
 
     def note(self, mode: str, line: str, metrics: str) -> None:
         """Keep what a pass says until its epoch ends."""
         self._passes[mode] = line, metrics
+
+    @contextlib.contextmanager
+    def losing_what_fails(self) -> Iterator[None]:
+        """Go on behind what fails to be shown."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - what only shows ends no run
+            if not self._failed:
+                self._failed = True
+                _logger.warning(
+                    "The progress cannot be shown: %s: %s. The run goes on; this is said once.",
+                    type(error).__name__,
+                    error,
+                )
 
 
 class _Silent:
@@ -94,6 +121,7 @@ class _Drawn:
 
     def __init__(
         self,
+        progress: Progress,
         kind: type[Terminal | Cell],
         title: str,
         mode: str,
@@ -101,22 +129,24 @@ class _Drawn:
         total: int | None,
         done: int,
     ) -> None:
-        self._open = contextlib.ExitStack()
-        self._place = self._open.enter_context(kind.shared())
+        self._progress = progress
         self._optional = mode == "val"
         self._running = running
         self._beside = _Beside(running)
-        known = "{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {postfix}"
-        self._bar = self._beside.bar = tqdm(
-            total=total,
-            initial=done,
-            desc=title,
-            file=self._place,
-            ncols=_NOTEBOOK_WIDTH if kind is Cell else None,
-            dynamic_ncols=kind is Terminal,
-            bar_format=known if total else "{desc}: {n_fmt} steps [{elapsed}, {postfix}",
-            postfix=self._beside,  # pyright: ignore[reportArgumentType]
-        )
+        known = "{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}"
+        with contextlib.ExitStack() as opened:
+            self._place = opened.enter_context(kind.shared())
+            self._bar = self._beside.bar = tqdm(
+                total=total,
+                initial=done,
+                desc=title,
+                file=self._place,
+                ncols=_NOTEBOOK_WIDTH if kind is Cell else None,
+                dynamic_ncols=kind is Terminal,
+                bar_format=known if total else "{desc}: {n_fmt} steps [{elapsed}{postfix}",
+                postfix=self._beside,  # pyright: ignore[reportArgumentType]
+            )
+            self._open = opened.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -124,10 +154,20 @@ class _Drawn:
     def update(self, steps: int, outs: Any = None) -> None:
         """Note that some steps were taken, and what they returned."""
         self._running.add(outs)
-        self._bar.update(steps)
+        try:
+            self._bar.update(steps)
+        except Exception as error:  # noqa: BLE001 - as in `losing_what_fails`
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        with self._progress.losing_what_fails():
+            try:
+                raise error
+            finally:
+                self._bar.close()
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        with self._open:
+        with self._progress.losing_what_fails(), self._open:
             if _is_end(error):
                 self._beside.final = self._running.end()
                 # The trace of a validation is its metrics.
@@ -145,21 +185,47 @@ class _Beside:
         self._of: Any = None
         self._text = ""
         self.bar: tqdm | None = None
-        self.final: str | None = None
+        self.final: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
-        of = None if self.bar is None else (self.bar.n, self.final)
-        if of is None or of != self._of:  # tqdm asks several times for one drawing
+        if self.bar is None:
+            return "]"
+        now = self.bar.format_dict
+        of = now["n"], now["ncols"], self.final
+        if of != self._of:  # tqdm asks several times for one drawing
             metrics = self._running.look() if self.final is None else self.final
-            self._of, self._text = of, f"{_rate(self._per_second())}] {metrics}".rstrip()
+            average = (now["n"] - now["initial"]) / now["elapsed"] if now["elapsed"] else None
+            text = _fitting(_rate(now["rate"] or average), metrics, _room(now))
+            self._of, self._text = of, text
         return self._text
 
-    def _per_second(self) -> float | None:
-        if self.bar is None:
-            return None
-        now = self.bar.format_dict
-        average = (now["n"] - now["initial"]) / now["elapsed"] if now["elapsed"] else None
-        return now["rate"] or average
+
+def _room(now: Mapping[str, Any]) -> float:
+    """Return how many columns a line leaves to what is beside its bar, of one column at least."""
+    if not now["ncols"]:
+        return float("inf")
+    line: dict[str, Any] = {**now, "postfix": None, "ncols": None}
+    without = tqdm.format_meter(**line)
+    bar = _BAR - 1 if now["total"] else 0  # tqdm's own choice for a width that it does not know
+    return now["ncols"] - (disp_len(without) - bar)
+
+
+def _fitting(rate: str, metrics: tuple[str, ...], room: float) -> str:
+    """Return what has room, the metrics before the rate: half a number would be another number.
+
+    >>> for room in (43, 30, 16, 4):
+    ...     print(_fitting("12.3 steps/s", ("loss=0.5000", "accuracy=0.7500"), room))
+    , 12.3 steps/s] loss=0.5000 accuracy=0.7500
+    ] loss=0.5000 accuracy=0.7500
+    ] loss=0.5000
+    ]
+    """
+    for count in range(len(metrics), -1, -1):
+        shown = " ".join(["]", *metrics[:count]])
+        for text in (f", {rate}{shown}", shown):
+            if disp_len(text) <= room:
+                return text
+    return "]"
 
 
 class _Counted:
@@ -183,7 +249,7 @@ class _Counted:
         self._steps += steps
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        metrics = self._running.end() if _is_end(error) else ""
+        metrics = " ".join(self._running.end()) if _is_end(error) else ""
         self._running.drop()
         elapsed = time.monotonic() - self._start
         rate = _rate((self._steps - self._done) / elapsed if elapsed else None)

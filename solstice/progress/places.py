@@ -1,19 +1,44 @@
 """Where a bar is drawn: at the foot of a terminal, or in a notebook's cell.
 
 A bar takes one line, which it writes again and again. In a terminal, what the user's code prints
-meanwhile would land behind it; so writes to a terminal go above the bar.
+meanwhile would land behind it; so writes to a terminal go above the bar. Either may be gone before
+the run ends: then nothing is drawn any more.
 """
 
 import contextlib
 import importlib
+import logging
 import sys
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from tqdm import tqdm
 
+_logger = logging.getLogger("solstice")
 
-class Terminal:
+
+class _Lasting:
+    """A place that may be gone: from then on, what is drawn there is lost."""
+
+    def __init__(self) -> None:
+        self._gone = False
+
+    @contextlib.contextmanager
+    def _while_there(self) -> Iterator[None]:
+        """Do something in a place that may be gone."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - a notebook's kernel raises what it likes
+            if not self._gone:
+                self._gone = True
+                _logger.warning(
+                    "The progress bar is gone, and the run goes on: %s: %s.",
+                    type(error).__name__,
+                    error,
+                )
+
+
+class Terminal(_Lasting):
     """A terminal with bars at its foot: what is written to standard output or error goes above.
 
     It stands in for `write` on the streams themselves, so that whoever holds one, a logging
@@ -23,6 +48,7 @@ class Terminal:
     _current: ClassVar["Terminal | None"] = None
 
     def __init__(self, stream: Any) -> None:
+        super().__init__()
         self._stream = stream
         self._write = stream.write
         self._unfinished = False
@@ -54,9 +80,10 @@ class Terminal:
                     return write(text)
                 # It takes the bars away and draws them anew, but beside an unfinished line.
                 with tqdm.external_write_mode(file=self, nolock=True):
-                    self._stream.flush()
+                    self.flush()
                     written = write(text)
-                    stream.flush()
+                    with self._while_there():
+                        stream.flush()
                     if text:
                         self._unfinished = not text.endswith("\n")
                 return written
@@ -72,16 +99,23 @@ class Terminal:
         """End a line of the user's that has no end."""
         if self._unfinished:
             self._unfinished = False
-            self._write("\n")
+            self._draw("\n")
 
     def write(self, text: str) -> None:
         """Write a bar's text."""
         if not self._unfinished:
             # A bar that was below may have left its line here.
-            self._write(text + "\x1b[K" if text.startswith("\r") else text)
+            self._draw(text + "\x1b[K" if text.startswith("\r") else text)
+
+    def _draw(self, text: str) -> None:
+        if not self._gone:
+            with self._while_there():
+                self._write(text)
 
     def flush(self) -> None:
-        self._stream.flush()
+        if not self._gone:
+            with self._while_there():
+                self._stream.flush()
 
     def fileno(self) -> int:
         return self._stream.fileno()
@@ -91,12 +125,13 @@ class Terminal:
         return self._stream.encoding
 
 
-class Cell:
+class Cell(_Lasting):
     """A line of a notebook's output that is written anew in its place; no widgets are needed."""
 
     encoding = "utf-8"
 
     def __init__(self) -> None:
+        super().__init__()
         self._handle: Any = None
 
     @classmethod
@@ -111,8 +146,12 @@ class Cell:
     def write(self, text: str) -> None:
         """Write a bar's text; what moves a cursor is nothing here."""
         line = text.replace("\x1b[A", "").strip("\r\n")
-        if not line or (not line.strip() and self._handle is None):
+        if self._gone or not line or (not line.strip() and self._handle is None):
             return
+        with self._while_there():
+            self._show(line)
+
+    def _show(self, line: str) -> None:
         shown = {"text/plain": line.rstrip()}
         if self._handle is None:
             display = importlib.import_module("IPython.display").display
@@ -125,10 +164,10 @@ class Cell:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Say whether a stream is one; it may be None, or closed."""
+    """Say whether a stream is one; it may be None, or closed, or anybody's object."""
     try:
-        return stream is not None and stream.isatty()
-    except ValueError:
+        return stream is not None and bool(stream.isatty())
+    except (AttributeError, OSError, ValueError):
         return False
 
 

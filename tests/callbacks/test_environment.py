@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +85,23 @@ def test_without_a_function_it_is_a_line_of_the_logger(train, caplog):
         train(1, [1], callbacks=[EnvironmentCallback()])
     (line,) = caplog.messages
     assert f"jax={jax.__version__}" in line and "devices=1 cpu (cpu)" in line
+
+
+def test_what_cannot_be_told_is_left_out_and_ends_no_run(caplog):
+    class Odd(solstice.Experiment):
+        tensor: Any
+
+        def train_step(self, batch):
+            return self, None
+
+        eval_step = train_step
+
+    told = []
+    odd = Odd(SimpleNamespace(shape=(2,), dtype="a dtype of another library"))
+    callback = EnvironmentCallback(lambda facts, *_: told.append(facts))
+    solstice.train(odd, 1, [1], callbacks=[callback], progress=False)
+    assert "jax" in told[0] and "parameters" not in told[0]
+    assert "EnvironmentCallback leaves out what it cannot tell: AttributeError" in caplog.text
 
 
 def test_an_experiment_without_arrays_has_none(train):

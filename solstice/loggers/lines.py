@@ -1,0 +1,54 @@
+"""The lines of the logger "solstice": what it cannot show ends no run.
+
+Python's logging survives a stream that fails, but not a standard error that is closed: then
+whatever logs a line raises.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+
+def forgiving(logger: logging.Logger) -> logging.Logger:
+    """Return the logger, whose line is lost to a handler with a closed stream, and to no other.
+
+    >>> import io
+    >>> closed, open_ = io.StringIO(), io.StringIO()
+    >>> lines = forgiving(logging.Logger("example"))
+    >>> lines.addHandler(logging.StreamHandler(closed))
+    >>> lines.addHandler(logging.StreamHandler(open_))
+    >>> closed.close()
+    >>> lines.warning("read by some")
+    >>> open_.getvalue().strip()
+    'read by some'
+    """
+
+    def handle(record: logging.LogRecord) -> None:
+        handlers = list(_handlers(logger)) or [logging.lastResort]
+        for handler in handlers:
+            if handler is not None and record.levelno >= handler.level:
+                # So says a stream that is broken, or closed.
+                with contextlib.suppress(OSError, ValueError):
+                    handler.handle(record)
+
+    logger.callHandlers = handle
+    return logger
+
+
+def _handlers(logger: logging.Logger | None) -> Iterator[logging.Handler]:
+    while logger is not None:
+        yield from logger.handlers
+        logger = logger.parent if logger.propagate else None
+
+
+LOGGER = forgiving(logging.getLogger("solstice"))
+
+
+def log_line(metrics: dict[str, Any], step: int, mode: str) -> None:
+    """Log metrics as one line, as a callback without a `logging_fn` does."""
+    numbers = ", ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in metrics.items()
+    )
+    LOGGER.info("%s %d: %s", mode, step, numbers)
