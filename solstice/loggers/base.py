@@ -248,6 +248,16 @@ Copy the files later.
     return found
 
 
+def name_below(name: str) -> str:
+    """Return a name, with a directory before each slash, as a path that leads nowhere else.
+
+    >>> [name_below(name) for name in ("val", "val/hard", "../val", "/val", "a//b", "")]
+    ['val', 'val/hard', '_/val', '_/val', 'a/_/b', '_']
+    """
+    parts = name.replace("\0", "_").split("/")
+    return "/".join("_" if part in ("", ".", "..") else part for part in parts)
+
+
 def check_hyperparameters(values: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return hyperparameters as a dict of names; None is empty."""
     return {} if values is None else arguments.mapping(values, "hyperparameters")

@@ -71,7 +71,7 @@ class CSV(FileSink):
 
     def on_get_state(self) -> dict[str, int]:
         # Not in bytes: a later column moves every row.
-        return {"rows": self._rows}
+        return {"rows": self._rows, "columns": len(self._columns)}
 
     def on_set_state(self, state: dict[str, Any]) -> None:
         _cut_torn_row(self._path)
@@ -79,7 +79,8 @@ class CSV(FileSink):
         wanted, found = int(state["rows"]), max(len(rows) - 1, 0)
         if found < wanted:
             say_lost(self._path, wanted, found, "rows")
-        _replace(self._path, rows[: wanted + 1])
+        columns = int(state["columns"])
+        _replace(self._path, [row[:columns] for row in rows[: wanted + 1] if columns])
         self._append = True
 
     def _widen(self, columns: list[str]) -> None:

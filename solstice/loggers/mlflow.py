@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from solstice import arguments
-from solstice.loggers.base import Sink, check_hyperparameters, require
+from solstice.loggers.base import Sink, check_hyperparameters, name_below, require
 from solstice.loggers.values import Image, as_text, is_number
 
 # How much MLflow takes at once.
@@ -149,4 +149,4 @@ def _absolute(uri: str | None) -> str:
 
 
 def _name(name: str) -> str:
-    return re.sub(r"[^\w.\- /]", "_", name)
+    return name_below(re.sub(r"[^\w.\- /]", "_", name))

@@ -18,7 +18,8 @@ from solstice.flat import Flat
 from solstice.loggers.values import to_host
 from solstice.metrics import named_values
 
-_RESERVED = ("mode", "epoch", "step", "time")
+# The fields of a record that are its own.
+RESERVED = ("mode", "epoch", "step", "time")
 
 
 class Record(Mapping[str, Any]):
@@ -148,10 +149,10 @@ def make_record(metrics: Mapping[str, Any], **about: Any) -> Record:
     >>> list(make_record({"loss": 0.5}, mode="val", epoch=0, step=100))
     ['mode', 'epoch', 'step', 'time', 'loss']
     """
-    taken = sorted(set(metrics).intersection(_RESERVED))
+    taken = sorted(set(metrics).intersection(RESERVED))
     if taken:
         raise InvalidValueError(
-            f"A record's fields {', '.join(_RESERVED)} are its own; compute() returned a metric "
+            f"A record's fields {', '.join(RESERVED)} are its own; compute() returned a metric "
             f"named {taken[0]!r}. Rename it."
         )
     return Record({**about, "time": time.time()}, metrics)

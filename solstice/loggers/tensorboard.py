@@ -18,7 +18,7 @@ import numpy as np
 
 from solstice import arguments
 from solstice.errors import ExistingFileError
-from solstice.loggers.base import Sink, check_hyperparameters, local_path, require
+from solstice.loggers.base import Sink, check_hyperparameters, local_path, name_below, require
 from solstice.loggers.files import EntryFile, cut_back
 from solstice.loggers.values import Image, as_text, finite, is_number
 
@@ -76,8 +76,9 @@ class TensorBoard(Sink):
         self._tbx = _TensorBoardX()
         if self._run:
             return
-        found = [*self._directory.glob("*tfevents*"), *self._directory.glob("*/*tfevents*")]
-        if found and not self._append:
+        # At any depth: a mode such as "val/hard" has a directory in a directory.
+        found = [] if self._append else [*self._directory.rglob("*tfevents*")]
+        if found:
             raise ExistingFileError(
                 f"{str(self._directory)!r} holds the event files of another run, such as "
                 f"{str(found[0])!r}. Log to a new directory, delete this one, or write beside "
@@ -96,7 +97,7 @@ class TensorBoard(Sink):
             if name not in ("mode", "step", "time"):
                 self._tbx.add(summary, name, value)
         step = int(record["step"])
-        self._add(str(record["mode"]), summary, step, record["time"])
+        self._add(name_below(str(record["mode"])), summary, step, record["time"])
         self._last_step = max(self._last_step, step)
 
     def on_flush(self) -> None:
@@ -169,14 +170,19 @@ class _TensorBoardX:
         if is_number(value):
             summary.value.add(tag=name, simple_value=value)
         elif (text := as_text(value)) is not None:
-            summary.MergeFrom(self.summary.text(name, text))
+            self._add_as(summary, f"{name}/text_summary", self.summary.text(name, text))
         elif isinstance(value, Image):
             height, width, channels = value.pixels().shape
             image = summary.value.add(tag=name).image
             image.height, image.width, image.colorspace = height, width, channels
             image.encoded_image_string = value.png()
         elif isinstance(value, np.ndarray) and (values := finite(value)).size:
-            summary.MergeFrom(self.summary.histogram(name, values, bins=64))
+            self._add_as(summary, name, self.summary.histogram(name, values, bins=64))
+
+    def _add_as(self, summary: Any, tag: str, made: Any) -> None:
+        # tensorboardX puts _ for much in a name, which TensorBoard shows as it is.
+        made.value[0].tag = tag
+        summary.MergeFrom(made)
 
     def entry(self, **fields: Any) -> bytes:
         """Return an event as it stands in a file: its length, its bytes, a checksum of each."""

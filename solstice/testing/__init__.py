@@ -7,6 +7,7 @@ from solstice.testing.law import Law, Outcome, Report
 from solstice.testing.metrics import METRICS_LAWS, MetricsSubject, check_metrics
 from solstice.testing.model import MODEL_LAWS, ModelSubject, check_model
 from solstice.testing.optimizer import OPTIMIZER_LAWS, OptimizerSubject, check_optimizer
+from solstice.testing.sink import SINK_LAWS, SinkSubject, check_sink
 from solstice.testing.trigger import TRIGGER_LAWS, TriggerSubject, check_trigger
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "METRICS_LAWS",
     "MODEL_LAWS",
     "OPTIMIZER_LAWS",
+    "SINK_LAWS",
     "TRIGGER_LAWS",
     "ExperimentSubject",
     "Law",
@@ -23,11 +25,13 @@ __all__ = [
     "OptimizerSubject",
     "Outcome",
     "Report",
+    "SinkSubject",
     "TriggerSubject",
     "check_experiment",
     "check_metrics",
     "check_model",
     "check_optimizer",
+    "check_sink",
     "check_trigger",
     "strategies",
 ]

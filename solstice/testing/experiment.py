@@ -105,7 +105,7 @@ def check_experiment(
     Args:
         make_experiment: Makes the experiment from a key.
         batch: A batch for both steps.
-        exclude: Names of laws to leave out.
+        exclude: Names of laws to leave out, or a mapping from them to reasons.
         examples: How many inputs Hypothesis draws for each law.
         on_failure: "raise" or "report", as in `check_model`.
         progress: Whether to show a progress bar.

@@ -6,7 +6,7 @@ Nothing here knows what the laws are about.
 import dataclasses
 import traceback
 import unittest
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from solstice import arguments
@@ -203,8 +203,8 @@ def run(
     from tqdm import tqdm
 
     laws = list(laws)
-    exclude = {exclude} if isinstance(exclude, str) else set(arguments.texts(exclude, "exclude"))
-    if unknown := exclude - {law.name for law in laws}:
+    excluded = _with_reasons(exclude)
+    if unknown := set(excluded) - {law.name for law in laws}:
         raise InvalidValueError(
             f"exclude names no law: {', '.join(map(repr, sorted(unknown)))}. The laws are: "
             f"{', '.join(law.name for law in laws)}."
@@ -214,8 +214,8 @@ def run(
     progress = arguments.flag(progress, "progress")
     outcomes = []
     for law in tqdm(laws, desc=f"laws of {subject}", disable=not progress, leave=False):
-        if law.name in exclude:
-            outcomes.append(Outcome(law, skipped="excluded"))
+        if law.name in excluded:
+            outcomes.append(Outcome(law, skipped=f"excluded{excluded[law.name]}"))
             continue
         if law.says_nothing(subject):
             outcomes.append(Outcome(law, skipped=law.lack()))
@@ -230,6 +230,14 @@ def run(
     if report.failures and on_failure == "raise":
         raise LawError(str(report)) from report.failures[0]
     return report
+
+
+def _with_reasons(exclude: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
+    """Return the names of excluded laws, each with what a report says of it."""
+    if isinstance(exclude, Mapping):
+        return {name: f": {why}" for name, why in arguments.mapping(exclude, "exclude").items()}
+    names = [exclude] if isinstance(exclude, str) else arguments.texts(exclude, "exclude")
+    return dict.fromkeys(names, "")
 
 
 def check_returned(value: Any, function: str, kind: type, example: str) -> None:

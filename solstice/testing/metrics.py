@@ -118,7 +118,7 @@ def check_metrics(
     Args:
         make_metrics: Makes the metric of a batch; if it has a parameter `mask`, of its real part.
         batch: Examples along the first axis of every array, two or more.
-        exclude: Names of laws to leave out.
+        exclude: Names of laws to leave out, or a mapping from them to reasons.
         examples: How many inputs Hypothesis draws for each law.
         on_failure: "raise" or "report", as in `check_model`.
         progress: Whether to show a progress bar.

@@ -506,7 +506,7 @@ def check_model(
     Args:
         make_model: Makes the model from a key; the network it adapts is made once, outside.
         batch: A batch's inputs (no labels), of two examples or more; a tuple is several inputs.
-        exclude: Names of laws to leave out.
+        exclude: Names of laws to leave out, or a mapping from them to reasons.
         native: The library's own call, `native(model.unwrap(), *inputs, key=..., train=...)`,
             returning outputs; without it, the law that compares with it is left out.
         examples: How many inputs Hypothesis draws for each law.

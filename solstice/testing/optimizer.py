@@ -227,7 +227,7 @@ def check_optimizer(
     Args:
         make_optimizer: Makes the optimizer, not initialised yet.
         params: Parameters to initialise it with: a pytree of float arrays.
-        exclude: Names of laws to leave out.
+        exclude: Names of laws to leave out, or a mapping from them to reasons.
         native: The library's own loop, `native(params, value_fn, steps)`, returning the
             parameters after so many jitted steps on `value_fn`; without it, the law that
             compares with it is left out.

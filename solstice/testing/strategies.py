@@ -17,8 +17,26 @@ from solstice.compat import FunctionModel, Model
 from solstice.errors import InvalidValueError
 from solstice.metrics import ClassificationMetrics
 from solstice.testing.law import import_hypothesis
+from solstice.testing.record_strategies import logged_values, records, texts
 from solstice.testing.runs import Run
 from solstice.triggers import At, Every, First
+
+__all__ = [
+    "batches",
+    "cuts",
+    "logged_values",
+    "masks",
+    "metrics",
+    "networks",
+    "permutations",
+    "records",
+    "runs",
+    "seeds",
+    "splits",
+    "texts",
+    "trees",
+    "triggers",
+]
 
 # More would take no time to be drawn and all of it to be used.
 _MANY = 2**20
@@ -169,7 +187,7 @@ def runs() -> Any:
         epochs=st.lists(st.integers(1, 12), **several),
         calls=st.lists(st.integers(1, 7), **several),
         # In quarters, so that sums are exact, whatever is added first.
-        waits=st.lists(st.integers(0, 200).map(lambda quarters: quarters / 4), **several),
+        waits=st.lists(st.integers(0, 40).map(lambda quarters: quarters / 4), **several),
     )
 
 

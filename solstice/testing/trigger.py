@@ -115,6 +115,16 @@ def next_step_is_never_late(subject: TriggerSubject, run: Run) -> None:
     )
 
 
+@_book.law("run")
+def it_tells_whether_it_counts_epochs(subject: TriggerSubject, run: Run) -> None:
+    """Without `counts_epochs`, no epoch's end makes it fire where no time passes."""
+    asked = run._replace(waits=[0.0]).questions()
+    fires = [q for q, said in zip(asked, subject.answers(asked), strict=True) if said]
+    first = next((str(q) for q in fires if q.ends_epoch), "")
+    told = subject.make_trigger().counts_epochs
+    assert told or not first, f"its `counts_epochs` is false, and it fires {first}"
+
+
 @_book.law("run", "other")
 def joined_fires_when_either_does(subject: TriggerSubject, run: Run, other: Trigger) -> None:
     """Joined with another by `|`, from either side, it fires when one of them does."""
@@ -169,6 +179,9 @@ class _AlwaysAsked(Trigger):
     def fires(self, before: Moment, after: Moment) -> bool:
         return self._trigger.fires(before, after)
 
+    def parts(self) -> tuple[Trigger, ...]:
+        return self._trigger.parts()
+
 
 def _assert_same(
     asked: Sequence[Question], left: Sequence[bool], right: Sequence[bool], what: str
@@ -192,7 +205,7 @@ def check_trigger(
 
     Args:
         make_trigger: Makes the trigger.
-        exclude: Names of laws to leave out.
+        exclude: Names of laws to leave out, or a mapping from them to reasons.
         examples: How many inputs Hypothesis draws for each law: runs, cut into calls and resumed.
         on_failure: "raise" or "report", as in `check_model`.
         progress: Whether to show a progress bar.

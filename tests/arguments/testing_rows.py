@@ -9,6 +9,7 @@ from kinds import anything, choice, count, counts, flag, function, only, optiona
 import solstice
 from solstice import testing
 from solstice.compat import FunctionModel, OptaxOptimizer
+from solstice.loggers import JSONLines
 from solstice.triggers import Every
 
 X = np.linspace(-1, 1, 7 * 2, dtype=np.float32).reshape(7, 2)
@@ -37,7 +38,7 @@ def make_metrics(batch, mask=None):
 def checked(laws):
     """Return what every check takes, with all laws left out: nothing is run."""
     names = [law.name for law in laws]
-    none = "empty list", "empty tuple", "array without elements"
+    none = "empty list", "empty tuple", "empty dict", "array without elements"
     return {
         "exclude": only(names, *none).not_trying(*none).telling("exclude names no law"),
         "examples": count(1),
@@ -81,6 +82,15 @@ for name, (make, batch, native) in SUBJECTS.items():
     inputs = {"inputs": batch["batch"]} if name == "Model" else batch
     row(f"testing.{name}Subject", **make, **inputs, **native)
 
+SINK = {
+    "make_sink": function(lambda directory: JSONLines(directory / "log")).telling(MADE),
+    "read": function(lambda directory: []),
+    "shows": optional(function(lambda records: records)),
+    "records": optional(only(testing.strategies.records())),
+}
+row("testing.check_sink", **SINK, **checked(testing.SINK_LAWS))
+row("testing.SinkSubject", **SINK)
+
 row(
     "testing.Law.check",
     on=lambda: testing.TRIGGER_LAWS[-1],
@@ -99,4 +109,13 @@ row(
 row("testing.strategies.trees", leaf=optional(function(lambda seed: seed)))
 row("testing.strategies.networks", inputs=count(3, most=2**20), outputs=count(3, most=2**20))
 row("testing.strategies.metrics", num_classes=count(3, most=2**20))
+STRATEGY = optional(only(testing.strategies.texts()))
+row("testing.strategies.texts", min_size=count(0, least=0, most=8))
+row(
+    "testing.strategies.records",
+    values=STRATEGY,
+    names=STRATEGY,
+    modes=STRATEGY,
+    max_size=count(3),
+)
 row("testing.strategies.cuts", largest=count(3, least=0))

@@ -1,9 +1,9 @@
-"""Which laws are checked on which network and optimizer, and the table that the pages make of it.
+"""Which laws are checked on what, and the tables that the pages make of it.
 
-    python tests/compat/law_table.py       # writes the table into README.md and docs/index.md
+    PYTHONPATH=.:tests/loggers python tests/compat/law_table.py    # into README.md, docs/index.md
 
 A cell says yes where no law of its column is excluded. That the others hold is what `test_laws.py`
-asserts, network by network, so the table needs nothing to be run.
+asserts, network by network, and `test_sink_laws.py`, so the tables need nothing to be run.
 """
 
 import re
@@ -12,8 +12,9 @@ from pathlib import Path
 from networks import LIBRARIES
 from networks.common import COMMON
 from optimizer_table import PER_EXAMPLE, TABLES
+from sink_table import SINKS
 
-from solstice.testing import MODEL_LAWS, OPTIMIZER_LAWS
+from solstice.testing import MODEL_LAWS, OPTIMIZER_LAWS, SINK_LAWS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "index.md"]
@@ -73,6 +74,15 @@ OPTIMIZER_COLUMNS = {
     "steps in one call": "scan_equals_loop",
     "any tree of parameters": "names_do_not_matter",
 }
+SINK_COLUMNS = {
+    "what is written is read back": (
+        "what_is_written_is_read_back, a_closed_sink_goes_on, sinks_are_independent"
+    ),
+    "as soon as `flush` returns": "a_flush_is_enough",
+    "training neither waits nor fails": "a_write_waits_for_nothing, a_failing_write_is_told_once",
+    "a resumed run logs as a whole one": "a_resumed_run_logs_what_a_whole_one_does",
+    "a resume drops what came later": "a_resume_drops_what_came_later, it_may_be_set_back",
+}
 # What the libraries are called, and what one passes.
 NETWORKS = {
     "linen": ("Flax Linen", "a module"),
@@ -131,6 +141,16 @@ def table():
             for law in OPTIMIZER_COLUMNS.values()
         ]
         lines.append(row(title, which, *cells))
+    lines += ["", header("sinks", *SINK_COLUMNS)]
+    for name, sink in SINKS.items():
+        broken_laws = [
+            [sink.excluded.get(law) for law in split(laws)] for laws in SINK_COLUMNS.values()
+        ]
+        cells = [
+            f"no {cell(dict.fromkeys(why))}" if (why := [*filter(None, one)]) else "yes"
+            for one in broken_laws
+        ]
+        lines.append(row(f"`{name}`", *cells))
     lines += ["", *(f"[{i}] {note}\n" for i, note in enumerate(notes, 1))]
     return "\n".join(lines).strip()
 
@@ -161,6 +181,9 @@ def check_columns():
         assert all(set(split(kinds)) <= set(subjects) for subjects in LIBRARIES.values())
     assert set(OPTIMIZER_COLUMNS.values()) <= {law.name for law in OPTIMIZER_LAWS}
     assert all(set(split(names)) <= set(TABLES[library]) for library, names in OPTIMIZERS.items())
+    laws = {law.name for law in SINK_LAWS}
+    assert all(set(split(names)) <= laws for names in SINK_COLUMNS.values())
+    assert all(set(sink.excluded) <= laws for sink in SINKS.values())
     assert set(NETWORKS) == set(LIBRARIES)
     assert set(FAMILIES) == set(TABLES)
 

@@ -78,7 +78,7 @@ def test_the_table_has_only_what_is_checked():
 
 @pytest.mark.parametrize("page", law_table.PAGES, ids=lambda page: page.name)
 def test_the_pages_say_what_the_laws_say(page):
-    assert page.read_text() == law_table.written(page), "run `python tests/compat/law_table.py`"
+    assert page.read_text() == law_table.written(page), "run tests/compat/law_table.py"
 
 
 def native_loop(library, row):

@@ -75,33 +75,6 @@ def test_an_empty_file_is_no_other_run(path):
     assert steps_of(path) == [1]
 
 
-def test_a_later_run_with_the_same_sink_goes_on_behind(path, train):
-    sink = make(path)
-    for _ in range(2):
-        train(1, [1, 2], callbacks=[LoggingCallback(1, sink)])
-    assert steps_of(path) == [1, 2, 1, 2]
-
-
-@pytest.mark.parametrize("again", [True, False], ids=["same sink", "new sink"])
-@pytest.mark.parametrize("at", range(6))
-def test_a_resume_goes_on_where_the_state_stood(path, at, again):
-    whole, sink = make(path.with_stem("whole")), make(path)
-    write(whole, range(6))
-    whole.close()
-    write(sink, range(at))
-    sink.open()
-    state = json.loads(json.dumps(sink.get_state()))
-    write(sink, range(at, 6))  # after the checkpoint, before the crash
-    sink.close()
-    sink = sink if again else make(path)
-    sink.set_state(state)
-    write(sink, range(at, 6))
-    sink.close()
-    if path.suffix == ".jsonl":
-        assert path.read_bytes() == path.with_stem("whole").read_bytes()
-    assert rows_of(path) == rows_of(path.with_stem("whole"))
-
-
 @given(keep=st.integers(1, 200), more=st.integers(0, 3))
 def test_a_resume_drops_what_a_killed_process_left(tmp_path_factory, keep, more):
     for suffix in FORMATS:

@@ -1,14 +1,12 @@
 """MLflow's and Weights & Biases' own, on disk and offline."""
 
 import json
-import struct
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import wandb
-from wandb.proto import wandb_internal_pb2
+from sink_table import offline_runs
 
 from solstice import LoggingCallback
 from solstice.loggers import Image, MLflow, Text, WandB
@@ -68,29 +66,6 @@ def test_mlflow_gets_metrics_artifacts_and_params(store, tmp_path):
         assert content == (b"the cat" if path.endswith("txt") else VALUES["picture"].png())
 
 
-@pytest.mark.parametrize("at", [0, 1, 3])
-def test_mlflow_resumes_its_run_with_nothing_twice(store, at):
-    uri, client = store
-    sink = MLflow("digits", tracking_uri=uri)
-
-    def write(sink, steps):
-        for step in steps:
-            sink.write(record(step, loss=step))
-            sink.write(record(step, "val", loss=-step))
-
-    write(sink, range(at))
-    state = json.loads(json.dumps(sink.get_state()))
-    write(sink, range(at, 4))
-    sink.close()
-    sink = MLflow("digits", tracking_uri=uri)
-    sink.set_state(state)
-    write(sink, range(at, 6))
-    sink.close()
-    run = mlflow_run(client)
-    assert history(client, run, "train/loss") == [(step, step) for step in range(6)]
-    assert history(client, run, "val/loss") == [(step, -step) for step in range(6)]
-
-
 def test_mlflow_goes_on_in_a_later_run_of_the_same_sink(store, train):
     uri, client = store
     sink = MLflow(tracking_uri=uri)
@@ -101,48 +76,11 @@ def test_mlflow_goes_on_in_a_later_run_of_the_same_sink(store, train):
     assert run.info.status == "FINISHED"
 
 
-def wandb_records(directory):
-    """The records of an offline run, by W&B's format: LevelDB's log with a header of 7 bytes."""
-    (path,) = directory.glob("run-*.wandb")
-    content = path.read_bytes()
-    assert content[:4] == b":W&B"
-    whole, at = b"", 7
-    while at + 7 <= len(content):
-        if (left := 32768 - at % 32768) < 7:
-            at += left
-            continue
-        _, size, kind = struct.unpack("<IHB", content[at : at + 7])
-        whole += content[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # whole, or its last part
-            yield wandb_internal_pb2.Record.FromString(whole)
-            whole = b""
-
-
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     return tmp_path
-
-
-def offline_runs(directory):
-    """Of each offline run: its id, its config and what was logged."""
-    wandb.teardown()  # until then, W&B's own process may not have written all
-    runs = []
-    for one in sorted((directory / "wandb").glob("offline-run-*")):
-        run, logged = {}, []
-        for found in wandb_records(one):
-            if found.WhichOneof("record_type") == "run":
-                run = {"id": found.run.run_id, "project": found.run.project}
-                config = {item.key: item.value_json for item in found.run.config.update}
-                run["config"] = {name: json.loads(value) for name, value in config.items()}
-            elif found.WhichOneof("record_type") == "history":
-                items = found.history.item
-                row = {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in items}
-                logged.append({k: v for k, v in row.items() if not k.startswith("_")})
-        runs.append((run, logged))
-    return runs
 
 
 def test_wandb_gets_curves_histograms_pictures_and_texts(offline):

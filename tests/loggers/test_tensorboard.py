@@ -107,9 +107,8 @@ def test_a_new_run_refuses_event_files(tmp_path):
     assert scalars(tmp_path / "train", "loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
-@pytest.mark.parametrize("at", range(5))
-@pytest.mark.parametrize("torn", [0, 5])
-def test_a_resume_loses_nothing_and_shows_nothing_twice(tmp_path, at, torn, caplog):
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_resume_leaves_others_files_and_drops_torn_ones(tmp_path, at, caplog):
     def write(sink, steps):
         for step in steps:  # validation, at the step of the checkpoint too
             sink.write(record(step, loss=step))
@@ -124,9 +123,8 @@ def test_a_resume_loses_nothing_and_shows_nothing_twice(tmp_path, at, torn, capl
     state = sink.get_state()
     write(sink, range(at - 1, 5))
     sink.close()
-    if torn:
-        path = max((tmp_path / "train").glob("*tfevents*"))
-        path.write_bytes(path.read_bytes()[:-torn])
+    path = max((tmp_path / "train").glob("*tfevents*"))
+    path.write_bytes(path.read_bytes()[:-5])
     sink = TensorBoard(tmp_path)
     sink.set_state(state)
     write(sink, range(at - 1, 5))

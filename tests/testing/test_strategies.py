@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from solstice.compat import Model
+from solstice.loggers import Image
 from solstice.testing import check_model, strategies
 
 
@@ -57,6 +58,37 @@ def test_networks_are_models(make_model):
     assert isinstance(model, Model)
     outputs, _ = model(jnp.ones((5, 3)), key=jax.random.key(1), train=True)
     assert outputs.shape == (5, 2)
+
+
+@pytest.mark.parametrize(
+    "has",
+    [
+        lambda value: isinstance(value, float) and np.isnan(value),
+        lambda value: isinstance(value, str) and "\r" in value,
+        lambda value: isinstance(value, np.ndarray) and value.ndim == 2,
+        lambda value: isinstance(value, jax.Array) and value.dtype == jnp.bfloat16,
+        lambda value: isinstance(value, Image | bool),
+    ],
+)
+def test_logged_values_are_of_every_kind(has):
+    hypothesis.find(
+        strategies.logged_values(), has, settings=hypothesis.settings(max_examples=1000)
+    )
+
+
+@hypothesis.given(strategies.records(names=hypothesis.strategies.just("loss"), max_size=2))
+def test_records_are_whole_and_in_order(records):
+    assert 1 <= len(records) <= 2
+    assert records == sorted(records, key=lambda one: (one["epoch"], one["step"]))
+    assert all({*one} - {"loss"} == {"mode", "epoch", "step", "time"} for one in records)
+
+
+@hypothesis.given(strategies.runs(), strategies.cuts(3))
+def test_runs_ask_after_each_call_and_each_epoch(run, cuts):
+    asked = run.questions()
+    assert [q.epochs for q in asked if q.ends_epoch] == [*range(1, len(run.epochs) + 1)]
+    assert asked[-1].steps == sum(run.epochs) and asked == sorted(asked)
+    assert cuts == sorted(set(cuts)) and all(0 <= cut <= 3 for cut in cuts)
 
 
 @pytest.mark.slow

@@ -63,6 +63,11 @@ class NextIsLate(Thirds):
         return steps + 3
 
 
+class CountsEpochsUntold(Thirds):
+    def fires(self, before, after):
+        return super().fires(before, after) or after.epochs > before.epochs
+
+
 class JoinsAsBoth(Thirds):
     """Takes `|` for `&`."""
 
@@ -104,6 +109,7 @@ FAULTS = {
     "taking_the_state_changes_nothing": (SpoiledState, "without and with its state taken: it"),
     "it_fires_once_a_question": (FiresWhileItLasts, "it fires after 3 steps.*just asked"),
     "next_step_is_never_late": (NextIsLate, "always asked, and by `next_step`: it says True and"),
+    "it_tells_whether_it_counts_epochs": (CountsEpochsUntold, "is false, and it fires after"),
     "joined_fires_when_either_does": (JoinsAsBoth, r"either alone, and JoinsAsBoth\._Both\("),
     "watches_are_independent": (RemembersItself, "alone, and beside another: it says"),
     "it_is_a_value": (EqualToNone, "made alike, are not equal"),

@@ -1,0 +1,173 @@
+"""Where a law has a sink write: an empty place, what was written there, and what is read back."""
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from solstice.loggers import Image
+from solstice.loggers.outlets import SinkLike
+from solstice.loggers.records import RESERVED, Record
+from solstice.tree import describe, from_json, to_json
+
+
+class Store:
+    """An empty directory, and the sinks that a law makes in it; all are closed at its end.
+
+    Args:
+        make_sink: Makes a sink that writes into a directory.
+        read: Returns what is in a directory.
+        shows: Returns what is read back of records.
+
+    Attributes:
+        directory: The directory.
+        warnings: What was said on the logger "solstice", which is silent meanwhile.
+    """
+
+    def __init__(
+        self,
+        make_sink: Callable[..., Any],
+        read: Callable[[Path], Any],
+        shows: Callable[[list[dict[str, Any]]], Any],
+    ) -> None:
+        self._make_sink, self._read, self._shows = make_sink, read, shows
+        self._sinks: list[SinkLike] = []
+        self.warnings: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._temporary = tempfile.TemporaryDirectory()
+        self.directory = Path(self._temporary.name).resolve()
+        self._logger = logging.getLogger("solstice")
+        self._heard = _Heard(self.warnings)
+        self._propagate, self._logger.propagate = self._logger.propagate, False
+        self._logger.addHandler(self._heard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            for sink in self._sinks:
+                sink.close()
+        finally:
+            self._logger.removeHandler(self._heard)
+            self._logger.propagate = self._propagate
+            self._temporary.cleanup()
+
+    def made(self, **options: Any) -> Any:
+        """What makes a sink returns."""
+        return self._make_sink(self.directory, **options)
+
+    def sink(self, **options: Any) -> Any:
+        """Make a sink, as each process of a run does."""
+        self._sinks.append(self.made(**options))
+        return self._sinks[-1]
+
+    def assert_holds(self, records: Sequence[Mapping[str, Any]], when: str) -> None:
+        """Raise where what is read back is not what a sink shows of these records, and no more."""
+        expected = self._shows([on_host(record) for record in records])
+        found = difference(expected, self._read(self.directory))
+        said = f"; it said: {'; '.join(self.warnings)}" if self.warnings else ""
+        assert found is None, f"{when}, {found}{said}"
+
+
+class _Heard(logging.Handler):
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._messages.append(record.getMessage())
+
+
+def write(sink: SinkLike, records: Sequence[Mapping[str, Any]]) -> None:
+    """Hand records to a sink as a callback does."""
+    for record in records:
+        sink.write(as_record(record))
+
+
+def as_record(record: Mapping[str, Any]) -> Record:
+    """Return what a callback hands to a sink, of a drawn record."""
+    about = {name: record[name] for name in RESERVED}
+    return Record(about, {name: record[name] for name in record if name not in RESERVED})
+
+
+def on_host(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with numbers as Python's and arrays as numpy's.
+
+    >>> import jax.numpy as jnp
+    >>> on_host({"loss": jnp.ones(()), "name": "a"})
+    {'loss': 1.0, 'name': 'a'}
+    """
+    return {name: _on_host(value) for name, value in record.items()}
+
+
+def _on_host(value: Any) -> Any:
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        return value
+    array = np.asarray(value)
+    return array if array.ndim else array.item()
+
+
+def without_images(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return records as most sinks show them."""
+    return [
+        {name: value for name, value in record.items() if not isinstance(value, Image)}
+        for record in records
+    ]
+
+
+def saved(state: Any) -> Any:
+    """Return a state as a checkpoint gives it back."""
+    return from_json(to_json(state))
+
+
+def later(records: Sequence[Mapping[str, Any]], than: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Return records moved to where a run is after others."""
+    step, epoch = (max((one[name] for one in than), default=0) for name in ("step", "epoch"))
+    return [{**one, "step": one["step"] + step, "epoch": one["epoch"] + epoch} for one in records]
+
+
+def difference(expected: Any, found: Any, where: str = "what was read back") -> str | None:
+    """Say where two values of the same kinds differ: in kind, in length, in a number's last bit.
+
+    Lists, arrays and tuples are one kind, and NaN is equal to NaN.
+
+    >>> difference([{"loss": 0.5}], [{"loss": 0.25}])
+    "what was read back[0]['loss'] is expected to be the float 0.5; it is the float 0.25"
+    >>> difference(float("nan"), float("nan"))
+    """
+    expected, found = _plain(expected), _plain(found)
+    if isinstance(expected, dict) and isinstance(found, dict):
+        if set(expected) != set(found):
+            return f"{where} has {_names(expected, found)}"
+        pairs = [(f"{where}[{name!r}]", expected[name], found[name]) for name in expected]
+    elif isinstance(expected, list) and isinstance(found, list):
+        if len(expected) != len(found):
+            return f"{where} has {len(found)} items, where {len(expected)} are expected: {found!r}"
+        pairs = [
+            (f"{where}[{i}]", a, b) for i, (a, b) in enumerate(zip(expected, found, strict=True))
+        ]
+    elif type(expected) is type(found) and repr(expected) == repr(found):
+        return None
+    else:
+        return f"{where} is expected to be {describe(expected)}; it is {describe(found)}"
+    return next((one for place, a, b in pairs if (one := difference(a, b, place))), None)
+
+
+def _names(expected: dict[str, Any], found: dict[str, Any]) -> str:
+    missing, more = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    parts = [f"no {', '.join(map(repr, missing))}"] * bool(missing)
+    return " and ".join(parts + [f"{', '.join(map(repr, more))} besides"] * bool(more))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Image):
+        return _plain(value.pixels())
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, str):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
