@@ -141,7 +141,15 @@ class EarlyStoppingException(SolsticeError):
     ...     def on_step_end(self, outs, exp, global_step, mode, batch):
     ...         if mode == "train" and global_step == 99:
     ...             raise solstice.EarlyStoppingException("100 steps are enough")
+
+    The log says why: "The run stopped early: 100 steps are enough." The reason may be left out.
+
+    >>> print(solstice.EarlyStoppingException())
+    a callback asked for it
     """
+
+    def __str__(self) -> str:
+        return super().__str__() or "a callback asked for it"
 
 
 class RecompileError(SolsticeError):

@@ -120,7 +120,7 @@ class Run:
                 passes()
                 self._save_end("finished")
             except EarlyStoppingException as stop:
-                _logger.info("The run stopped early: %s.", stop)
+                _logger.info("The run stopped early: %s.", str(stop).removesuffix("."))
                 error = self._caught(lambda: self._save_end("stopped"))
             except Interrupted as signal:
                 error = self._caught(self._save_now) or signal.ending

@@ -168,6 +168,22 @@ def test_several_may_stop_at_once(train, recorder, caplog):
     assert caplog.messages == ["The run stopped early: a said so."]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "a callback asked for it."),
+        (("",), "a callback asked for it."),
+        (("it is enough",), "it is enough."),
+        (("It is enough.",), "It is enough."),
+    ],
+)
+def test_the_log_says_why_a_run_stopped_early(train, recorder, caplog, arguments, said):
+    stop = {("epoch_end", "train", 0): EarlyStoppingException(*arguments)}
+    with caplog.at_level(logging.INFO, logger="solstice"):
+        train(1, [1], callbacks=[recorder([], errors=stop)])
+    assert caplog.messages == [f"The run stopped early: {said}"]
+
+
 @pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt(), SystemExit(1)])
 @pytest.mark.parametrize("at", STOPS, ids=lambda event: "-".join(map(str, event)))
 def test_an_error_from_any_hook_ends_the_run_at_once(train, recorder, at, error):

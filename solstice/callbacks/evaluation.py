@@ -4,6 +4,7 @@ It only reads the experiment: training goes on to the same bits as without it.
 """
 
 import contextlib
+import logging
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from solstice.callbacks.triggered import TriggeredCallback
-from solstice.data import batches, check_dataset
+from solstice.data import batches, check_dataset, length
 from solstice.errors import EarlyStoppingException, InvalidTypeError, UsageError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
@@ -27,6 +28,10 @@ from solstice.step import Step
 from solstice.tree import as_key, describe
 from solstice.triggers import Trigger
 
+_logger = logging.getLogger("solstice")
+
+_EMPTY = "The dataset %r of an EvaluationCallback is empty: it is left out."
+
 
 class EvaluationCallback(TriggeredCallback):
     """Evaluates the experiment on some datasets whenever a trigger fires in training.
@@ -38,7 +43,8 @@ class EvaluationCallback(TriggeredCallback):
         eval_fn: Takes the experiment, a batch and a key; returns `Metrics`, or `(experiment,
             Metrics)`. That experiment goes to the dataset's next batch and is dropped at its end:
             an evaluation may adapt, or fill a memory, without a trace in training.
-        datasets: The datasets by name, each as `train`'s; read with the index of the epoch.
+        datasets: The datasets by name, each as `train`'s; read with the index of the epoch. One of
+            length 0 is left out, with a warning.
         when: The trigger; one that counts epochs fires after the epoch's validation.
         logging_fn: One of these, or a list of several: a function called as `logging_fn(results,
             step, name)` with the index of the training step just completed, or a sink of
@@ -104,7 +110,10 @@ class EvaluationCallback(TriggeredCallback):
                 f"{{'test': test_ds}}; they are {describe(datasets)}."
             )
         for name, dataset in datasets.items():
-            check_dataset(dataset, name, passes=None)
+            if length(dataset) == 0:
+                _logger.warning(_EMPTY, name)
+            else:
+                check_dataset(dataset, name, passes=None)
         self._eval_fn = eval_fn
         self._datasets = dict(datasets)
         super().__init__(when, Outlets(logging_fn))
@@ -117,6 +126,8 @@ class EvaluationCallback(TriggeredCallback):
         self._step = Step(self._one)
         self.results: dict[str, dict[str, Any]] = {}
         self.evaluations = 0
+        # Those datasets of which the run was told that they are empty.
+        self._empty: set[str] = set()
         # Of each dataset's metrics, which values are better.
         self._directions: dict[str, dict[str, Direction | None]] = {}
 
@@ -133,6 +144,7 @@ class EvaluationCallback(TriggeredCallback):
     def on_run_start(self, exp: Experiment) -> None:
         super().on_run_start(exp)
         self.evaluations = 0
+        self._empty.clear()
 
     def get_state(self) -> dict[str, Any]:
         results = [[name, encoded(results)] for name, results in self.results.items()]
@@ -145,7 +157,12 @@ class EvaluationCallback(TriggeredCallback):
 
     def act(self, exp: Any, step: int) -> None:
         flat, stop = Flat.of(exp), None
-        for name in self._datasets:
+        for name, dataset in self._datasets.items():
+            if length(dataset) == 0:
+                if name not in self._empty:
+                    _logger.warning(_EMPTY, name)
+                self._empty.add(name)
+                continue
             if self._on_start is not None:
                 self._on_start(exp, step, name)
             results = self._results(flat, name)

@@ -415,6 +415,27 @@ def test_errors_say_where(adding, mean):
         run(lambda exp, batch, key: mean(batch), {"hard": lambda: iter([])})
 
 
+def test_an_empty_dataset_is_a_warning_and_left_out(adding, mean, caplog, tmp_path):
+    seen, message = [], "The dataset 'none' of an EvaluationCallback is empty: it is left out."
+    evaluation = EvaluationCallback(
+        lambda exp, batch, key: mean(batch),
+        {"none": [], "some": [4.0]},
+        when=Every(steps=1),
+        logging_fn=lambda metrics, step, mode: seen.append((mode, step)),
+        on_start=lambda exp, step, name: seen.append(name),
+    )
+    assert caplog.messages == [message]
+    saving = solstice.CheckpointingCallback(tmp_path, best=("mean", "max", "none"))
+    for _ in range(2):  # once a run
+        caplog.clear()
+        solstice.train(adding, 1, [1, 2], callbacks=[evaluation], progress=False)
+        assert caplog.messages == [message]
+    assert seen == ["some", ("some", 0), "some", ("some", 1)] * 2
+    assert list(evaluation.results) == ["some"] and evaluation.evaluations == 2
+    solstice.train(adding, 1, [1], callbacks=[evaluation, saving], progress=False)
+    assert Checkpoints(tmp_path).best() is None
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
@@ -422,7 +443,6 @@ def test_errors_say_where(adding, mean):
         ({"eval_fn": 3}, TypeError, r"eval_fn is expected to be a function of \(exp, batch, key"),
         ({"datasets": []}, TypeError, "a mapping of names to datasets"),
         ({"datasets": {}}, TypeError, "a mapping of names to datasets"),
-        ({"datasets": {"a": []}}, ValueError, "a is empty"),
         ({"datasets": {"a": 3}}, TypeError, "a is expected to be a re-iterable of batches"),
         ({"when": 3}, TypeError, "when is expected to be a trigger"),
         ({"logging_fn": 3}, TypeError, "logging_fn is expected to be a function"),
