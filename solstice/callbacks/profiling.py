@@ -1,4 +1,4 @@
-"""Profiling: records what the devices did during some training steps, for TensorBoard or xprof."""
+"""Profiling: records what the devices did during some steps, for TensorBoard or xprof."""
 
 import logging
 import operator
@@ -18,15 +18,18 @@ _logger = logging.getLogger("solstice")
 
 
 class ProfilingCallback(Callback):
-    """Writes a trace of jax's own profiler for some training steps, and tells where the time went.
+    """Writes traces of jax's own profiler for some steps, and tells where the time went.
 
-    Each run of consecutive steps is one trace, which covers these steps to their last device
-    computation, and is closed however the run ends. The first step of a run compiles: step 10 to
-    12, say, show training. Where one call takes several steps, calls with any of them are traced.
+    Steps are those of each mode: of training, of validation, and of a `test`. Each run of
+    consecutive steps is one trace, which covers these steps to their last device computation, and
+    is closed however the run ends. The first step of a run compiles: step 10 to 12, say, show
+    training. Where one call takes several steps, calls with any of them are traced.
 
     Args:
         log_dir: Where the traces go; read them with TensorBoard's profile plugin or with xprof.
-        steps_to_profile: Indices of training steps; None records the whole run.
+            That of steps is in a directory named after the first, such as `log_dir/train_10`.
+        steps_to_profile: Indices of steps, counted over the run in each mode; None records the
+            whole run.
 
     Attributes:
         report: A `TimeReport` of the traced steps of the last run: how much of their time the host
@@ -50,7 +53,7 @@ class ProfilingCallback(Callback):
                 self._steps = frozenset(map(operator.index, steps_to_profile))
             except TypeError as error:
                 raise InvalidTypeError(
-                    f"steps_to_profile is expected to hold the indices of training steps, such as "
+                    f"steps_to_profile is expected to hold the indices of steps, such as "
                     f"range(10, 13); it is {describe(steps_to_profile)}."
                 ) from error
             if not self._steps or min(self._steps) < 0:
@@ -58,9 +61,11 @@ class ProfilingCallback(Callback):
                     f"steps_to_profile is expected to name at least one step, from 0 on; it is "
                     f"{sorted(self._steps)}."
                 )
+        # The mode whose steps are being recorded; of a whole run, None.
         self._recording = False
+        self._mode: str | None = None
         self._recorded = False
-        self._completed = 0
+        self._completed: dict[str, int] = {}
         self.stopwatch = Stopwatch()
 
     @property
@@ -69,28 +74,37 @@ class ProfilingCallback(Callback):
 
     def on_run_start(self, exp: Experiment) -> None:
         self._recorded = False
-        self._completed = 0
+        self._completed = {}
         self.stopwatch.reset()
         if self._steps is None:
-            self._start()
+            self._start(None, self._log_dir)
+
+    def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
+        if self._mode not in (None, mode):
+            self._stop(exp)
 
     def on_step_start(self, exp: Experiment, global_step: int, mode: str, batch: Any) -> None:
-        if mode != "train" or self._recording or self._steps is None:
+        if self._recording or self._steps is None:
             return
-        if not self._steps.isdisjoint(range(self._completed, global_step + 1)):
+        first = self._completed.get(mode, 0)
+        if not self._steps.isdisjoint(range(first, global_step + 1)):
             # What was dispatched before must not fall into the trace.
             jax.block_until_ready(jax.tree.leaves(exp))
-            self._start()
+            # jax names a trace after the second: two in one would be one.
+            self._start(mode, os.path.join(self._log_dir, f"{mode}_{first}"))
 
     def on_step_end(
         self, outs: Any, exp: Experiment, global_step: int, mode: str, batch: Any
     ) -> None:
-        if mode != "train":
-            return
-        before, self._completed = self._completed, global_step + 1
-        if self._recording:
-            self.stopwatch.steps += self._completed - before
-        if self._steps is not None and self._completed not in self._steps:
+        before, completed = self._completed.get(mode, 0), global_step + 1
+        self._completed[mode] = completed
+        if self._recording and mode != "val":
+            self.stopwatch.steps += completed - before
+        if self._steps is not None and completed not in self._steps:
+            self._stop(exp)
+
+    def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
+        if mode == self._mode != "train":  # training steps may go on in the next epoch
             self._stop(exp)
 
     def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
@@ -99,25 +113,26 @@ class ProfilingCallback(Callback):
             _logger.info("ProfilingCallback: %s.", self.report)
         elif error is None:
             _logger.warning(
-                "ProfilingCallback recorded nothing: the run ended before training step %d.",
+                "ProfilingCallback recorded nothing: the run ended before %s %d.",
+                "training step" if "train" in self._completed else "step",
                 min(self._steps or {0}),
             )
 
     def get_state(self) -> dict[str, int]:
-        return {"completed": self._completed}
+        return dict(self._completed)
 
     def set_state(self, state: dict[str, int]) -> None:
-        self._completed = int(state["completed"])
+        self._completed = {mode: int(steps) for mode, steps in state.items()}
 
-    def _start(self) -> None:
-        jax.profiler.start_trace(self._log_dir)
-        self._recording = self._recorded = True
+    def _start(self, mode: str | None, directory: str) -> None:
+        jax.profiler.start_trace(directory)
+        self._mode, self._recording, self._recorded = mode, True, True
         self.stopwatch.start()
 
     def _stop(self, exp: Experiment | None) -> None:
         if not self._recording:
             return
-        self._recording = False
+        self._recording, self._mode = False, None
         try:
             self.stopwatch.stop(lambda: jax.block_until_ready(jax.tree.leaves(exp)))
         finally:

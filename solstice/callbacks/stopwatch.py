@@ -16,7 +16,7 @@ class TimeReport(NamedTuple):
     """Where the time of some steps went, in seconds of the host.
 
     Attributes:
-        steps: How many training steps; in a `test`, 0.
+        steps: How many training steps; in a `test`, how many of its steps.
         total: How long they took, all that lies between them included.
         input: Waiting for batches.
         step: Taking steps of any mode, and waiting for the device after the last.

@@ -12,6 +12,7 @@ import solstice
 from solstice import EarlyStoppingException, ProfilingCallback
 from solstice.callbacks import TimeReport
 from solstice.callbacks.stopwatch import Stopwatch
+from solstice.triggers import Every
 
 
 def traces(directory):
@@ -72,17 +73,41 @@ def test_chosen_steps_are_traced(train, tmp_path, recorded):
 def test_steps_apart_are_traces_apart(train, tmp_path, recorded):
     callback = ProfilingCallback(tmp_path, (step for step in (0, 3)))
     train(2, [1, 2], [5], callbacks=[callback, Steps(recorded)])
+    traced = ["start_trace", ("train", 0), "stop_trace", ("train", 1)]
+    traced += ["start_trace", ("val", 0), "stop_trace", ("train", 2)]
+    traced += ["start_trace", ("train", 3), "stop_trace", ("val", 1)]
+    assert recorded == traced
+    assert traces(tmp_path) == 3  # within one second, after which jax names them
+    assert sorted(os.listdir(tmp_path)) == ["train_0", "train_3", "val_0"]
+
+
+def test_steps_of_each_mode_are_traced(train, adding, tmp_path, recorded):
+    callback = ProfilingCallback(tmp_path / "train", [0, 1])
+    train(2, [1, 2, 3], [4], callbacks=[callback, Steps(recorded)])
+    traced = ["start_trace", ("train", 0), ("train", 1), "stop_trace", ("train", 2)]
+    # Step 1 of validation is after the training of another epoch.
+    traced += ["start_trace", ("val", 0), "stop_trace", ("train", 3), ("train", 4), ("train", 5)]
+    traced += ["start_trace", ("val", 1), "stop_trace"]
+    assert recorded == traced and callback.report.steps == 2
+    recorded.clear()
+    callback = ProfilingCallback(tmp_path / "test", [0, 1])
+    for _ in range(2):
+        solstice.test(adding, [1, 2, 3], [callback, Steps(recorded)], progress=False)
+        assert callback.report.steps == 2
+    traced = ["start_trace", ("test", 0), ("test", 1), "stop_trace", ("test", 2)]
+    assert recorded == traced * 2
+    assert os.listdir(tmp_path / "test") == ["test_0"]
+
+
+def test_a_validation_within_an_epoch_ends_the_trace_of_training(train, tmp_path, recorded):
+    callback = ProfilingCallback(tmp_path, [1, 2])
+    train(
+        1, [1, 2, 3, 4], [5], callbacks=[callback, Steps(recorded)], validate_every=Every(steps=2)
+    )
     assert recorded == [
-        "start_trace",
-        ("train", 0),
-        "stop_trace",
-        ("train", 1),
-        ("val", 0),
-        ("train", 2),
-        "start_trace",
-        ("train", 3),
-        "stop_trace",
-        ("val", 1),
+        *[("train", 0), "start_trace", ("train", 1), "stop_trace", ("val", 0)],
+        *["start_trace", ("train", 2), "stop_trace", ("train", 3)],
+        *["start_trace", ("val", 1), "stop_trace"],
     ]
 
 
@@ -252,6 +277,10 @@ def test_a_run_that_never_gets_to_the_steps_is_warned_about(train, adding, tmp_p
         train(1, [1, 2], callbacks=[callback])
     message = "ProfilingCallback recorded nothing: the run ended before training step 10."
     assert caplog.messages == [message]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="solstice"):
+        solstice.test(adding, [1], [callback], progress=False)
+    assert caplog.messages == ["ProfilingCallback recorded nothing: the run ended before step 10."]
     assert traces(tmp_path) == 0
 
 
