@@ -7,7 +7,8 @@ from solstice.testing.law import Law, Outcome, Report
 from solstice.testing.metrics import METRICS_LAWS, MetricsSubject, check_metrics
 from solstice.testing.model import MODEL_LAWS, ModelSubject, check_model
 from solstice.testing.optimizer import OPTIMIZER_LAWS, OptimizerSubject, check_optimizer
-from solstice.testing.sink import SINK_LAWS, SinkSubject, check_sink
+from solstice.testing.sink import SINK_LAWS, check_sink
+from solstice.testing.stores import SinkSubject
 from solstice.testing.trigger import TRIGGER_LAWS, TriggerSubject, check_trigger
 
 __all__ = [

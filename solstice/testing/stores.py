@@ -1,7 +1,9 @@
-"""Where a law has a sink write: an empty place, what was written there, and what is read back."""
+"""What the laws of a sink are about: how it is made, where it writes, what is read back."""
 
+import inspect
 import logging
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -9,10 +11,65 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from solstice import arguments
+from solstice.errors import InvalidValueError
 from solstice.loggers import Image
 from solstice.loggers.outlets import SinkLike
 from solstice.loggers.records import RESERVED, Record
+from solstice.testing.law import check_returned
+from solstice.testing.record_strategies import records as any_records
+from solstice.testing.record_strategies import strategy_or
 from solstice.tree import describe, from_json, to_json
+
+Records = list[dict[str, Any]]
+# How long a value that is not computed yet keeps another thread that waits for it.
+LATE = 2.0
+
+
+class SinkSubject:
+    """A sink under the laws, for `law.check(subject)`; its arguments are `check_sink`'s.
+
+    Args:
+        make_sink: Makes a sink that writes into a directory.
+        read: Returns what is in a directory.
+        shows: Returns what `read` gives of records.
+        records: A Hypothesis strategy of lists of records, or None.
+
+    >>> import solstice
+    >>> subject = SinkSubject(
+    ...     lambda directory: solstice.loggers.JSONLines(directory / "log"),
+    ...     lambda directory: solstice.loggers.read_json_lines(directory / "log"),
+    ... )
+    >>> for law in solstice.testing.SINK_LAWS:
+    ...     if not law.says_nothing(subject):
+    ...         law.check(subject, examples=1)
+    """
+
+    def __init__(
+        self,
+        make_sink: Callable[..., Any],
+        read: Callable[[Path], Any],
+        shows: Callable[[Records], Any] | None = None,
+        records: Any = None,
+    ) -> None:
+        self.make_sink = arguments.function(make_sink, "make_sink", "directory")
+        self.read = arguments.function(read, "read", "directory")
+        shows = without_images if shows is None else shows
+        self.shows = arguments.function(shows, "shows", "records")
+        self.records = strategy_or(any_records(), records, "records")
+        self.append = inspect.signature(make_sink).parameters.get("append")
+        with self.store() as store:
+            sink = make_sink(store.directory)
+            check_returned(sink, "make_sink", SinkLike, "a sink")
+            sink.close()
+        self._name = type(sink).__name__
+
+    def __str__(self) -> str:
+        return self._name
+
+    def store(self) -> "Store":
+        """An empty directory, and the sinks that are made there."""
+        return Store(self.make_sink, self.read, self.shows)
 
 
 class Store:
@@ -32,7 +89,7 @@ class Store:
         self,
         make_sink: Callable[..., Any],
         read: Callable[[Path], Any],
-        shows: Callable[[list[dict[str, Any]]], Any],
+        shows: Callable[[Records], Any],
     ) -> None:
         self._make_sink, self._read, self._shows = make_sink, read, shows
         self._sinks: list[SinkLike] = []
@@ -56,13 +113,9 @@ class Store:
             self._logger.propagate = self._propagate
             self._temporary.cleanup()
 
-    def made(self, **options: Any) -> Any:
-        """What makes a sink returns."""
-        return self._make_sink(self.directory, **options)
-
     def sink(self, **options: Any) -> Any:
         """Make a sink, as each process of a run does."""
-        self._sinks.append(self.made(**options))
+        self._sinks.append(self._make_sink(self.directory, **options))
         return self._sinks[-1]
 
     def assert_holds(self, records: Sequence[Mapping[str, Any]], when: str) -> None:
@@ -80,6 +133,27 @@ class _Heard(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._messages.append(record.getMessage())
+
+
+class Late:
+    """A value that is not computed yet, as most are when a callback logs them."""
+
+    def __init__(self) -> None:
+        self.computed = threading.Event()
+        self.waited_for = self.in_run = False
+        self._run = threading.current_thread()
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        self.in_run = threading.current_thread() is self._run
+        self.waited_for = self.in_run or not self.computed.wait(LATE)
+        return np.array(0.5)
+
+
+class Broken:
+    """A value that cannot be had, such as an array that was donated."""
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        raise InvalidValueError("this value cannot be read")
 
 
 def write(sink: SinkLike, records: Sequence[Mapping[str, Any]]) -> None:
@@ -111,7 +185,7 @@ def _on_host(value: Any) -> Any:
     return array if array.ndim else array.item()
 
 
-def without_images(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_images(records: Records) -> Records:
     """Return records as most sinks show them."""
     return [
         {name: value for name, value in record.items() if not isinstance(value, Image)}

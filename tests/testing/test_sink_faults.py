@@ -120,6 +120,15 @@ class TakesAnyFile(Lines):
         super().__init__(directory, append=True)
 
 
+class Plain:
+    """No `Sink`, but all that a callback asks of one; it takes any file."""
+
+    def __init__(self, directory, append=False):
+        self.lines = Lines(directory, append=True)
+        for name in ("write", "flush", "close", "get_state", "set_state"):
+            setattr(self, name, getattr(self.lines, name))
+
+
 class AppendsOver(Lines):
     def on_open(self):
         if self.append:
@@ -182,6 +191,7 @@ FAULTS = [
     ("the_state_survives_a_checkpoint", StateOfObjects, "'path' is an object that JSON does not"),
     ("taking_the_state_changes_nothing", NotesEachCheckpoint, "before each record, what was read"),
     ("a_new_run_refuses_anothers_log", TakesAnyFile, "a new run did not refuse the log of anot"),
+    ("a_new_run_refuses_anothers_log", Plain, "a new run did not refuse the log of another"),
     ("appending_goes_on_behind", AppendsOver, "appended, what was read back has 1 items, where 2"),
     ("a_write_waits_for_nothing", WantsValuesAtOnce, "it waited for a value that was not comput"),
     ("a_failing_write_is_told_once", WritesInTheRun, "ValueError: this value cannot be read"),
