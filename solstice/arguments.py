@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from solstice.errors import (
@@ -250,7 +251,9 @@ def existing_file(value: Any, name: str) -> Path:
     return found
 
 
-def function(value: Any, name: str, takes: str | None = None) -> Callable[..., Any]:
+def function(
+    value: Any, name: str, takes: str | None = None, *, more: bool = False
+) -> Callable[..., Any]:
     """Return a function, or anything else that can be called.
 
     Args:
@@ -258,6 +261,7 @@ def function(value: Any, name: str, takes: str | None = None) -> Callable[..., A
         name: What it is called.
         takes: The names of what it is called with, such as "exp, batch, key"; it is refused when
             its signature is known and does not take as many.
+        more: Whether it is called with further arguments.
 
     >>> function(print, "action", "exp, step") is print
     True
@@ -267,7 +271,7 @@ def function(value: Any, name: str, takes: str | None = None) -> Callable[..., A
     solstice.errors.InvalidTypeError: action is expected to be a function of (exp, step); it is \
 <lambda>(exp).
     """
-    wanted = "a function" if takes is None else f"a function of ({takes})"
+    wanted = "a function" if takes is None else f"a function of ({takes}{', ...' * more})"
     if takes == "":
         wanted = "a function without arguments"
     if not callable(value):
@@ -279,7 +283,8 @@ def function(value: Any, name: str, takes: str | None = None) -> Callable[..., A
     except (TypeError, ValueError):  # as of some builtins
         return value
     try:
-        signature.bind(*filter(None, takes.split(",")))
+        bind = signature.bind_partial if more else signature.bind
+        bind(*filter(None, takes.split(",")))
     except TypeError as error:
         called = getattr(value, "__name__", type(value).__name__)
         raise InvalidTypeError(
@@ -319,6 +324,25 @@ def mapping(value: Any, name: str) -> dict[str, Any]:
             f"{name} is expected to be a mapping of names to values; it is {describe(value)}."
         )
     return dict(value)
+
+
+def check_leaves(tree: Any, name: str) -> None:
+    """Raise where a leaf of a tree is nothing that jax computes with, such as a text.
+
+    >>> check_leaves({"w": np.ones(2), "scale": 1.0}, "params")
+    >>> check_leaves({"w": np.ones(2), "name": "dense"}, "params")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidTypeError: params is expected to hold arrays and numbers; it holds the \
+str 'dense'.
+    """
+    for leaf in jax.tree.leaves(tree):
+        try:
+            jax.typeof(leaf)
+        except (TypeError, OverflowError) as error:
+            raise InvalidTypeError(
+                f"{name} is expected to hold arrays and numbers; it holds {describe(leaf)}."
+            ) from error
 
 
 def array(values: Any, name: str) -> np.ndarray:

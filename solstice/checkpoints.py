@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from solstice import arguments
 from solstice.errors import DamagedFileError, InvalidValueError, NoCheckpointError
 from solstice.parts import Piece, damaged, pieces, read_parts, table, write_part
 from solstice.tree import digest, from_json, leaves_by_path, to_json
@@ -45,7 +46,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory).absolute()
+        self.directory = arguments.path(directory, "directory")
         # The newest that is known to outlive a power cut.
         self._synced: str | None = None
 
@@ -140,7 +141,7 @@ class Checkpoints:
         wanted = leaves_by_path(like)
         entries = {entry["path"]: entry for entry in found["leaves"]}
         kinds = {leaf_path: entry["kind"] for leaf_path, entry in entries.items()}
-        check_kinds(f"the checkpoint {path}", kinds, wanted)
+        check_kinds(f"the checkpoint {path}", kinds, wanted, "exp")
         arrays = read_parts(path, found["parts"], found["leaves"])
         numbers = {entry["path"]: i for i, entry in enumerate(found["leaves"])}
         leaves = []
@@ -243,23 +244,27 @@ def restore(directory: str | os.PathLike[str], exp: _T, which: str = "newest") -
     True
     """
     store = Checkpoints(directory)
+    arguments.text(which, "which")
     if which == "newest":
         found = newest(store, exp)
         if found is None:
-            raise NoCheckpointError(f"There is no checkpoint in {store.directory}.")
+            raise NoCheckpointError(
+                f"The directory {os.fspath(directory)!r} is expected to hold a checkpoint; there "
+                f"is none in {store.directory}."
+            )
         return found[1]
     if which == "best":
         best = store.best()
         if best is None:
             raise NoCheckpointError(
-                f"No checkpoint in {store.directory} is known as the best. Train with "
-                f"CheckpointingCallback(..., best='accuracy')."
+                f"No checkpoint in the directory {store.directory} is known as the best. Train "
+                f"with CheckpointingCallback(..., best='accuracy')."
             )
         which = best["checkpoint"]
     if which not in store.names():
         raise NoCheckpointError(
-            f"There is no checkpoint {which!r} in {store.directory}; there are: "
-            f"{', '.join(store.names()) or 'none'}."
+            f"which is expected to be 'newest', 'best' or a checkpoint of {store.directory}, "
+            f"{', '.join(store.names()) or 'which has none'}; it is {which!r}."
         )
     return store.read(which, exp)[0]
 

@@ -52,7 +52,7 @@ def check_dataset(
     >>> check_dataset([], "train_ds")
     Traceback (most recent call last):
         ...
-    solstice.errors.InvalidValueError: train_ds is empty: it has no batch at all.
+    solstice.errors.InvalidValueError: train_ds is empty: it has no batch at all; it is [].
     """
     if isinstance(dataset, Live):
         if dataset.length is None and not endless:
@@ -79,7 +79,9 @@ def check_dataset(
             f"the experiment; it requires {number} arguments. Bind others with functools.partial."
         )
     if _length(dataset) == 0:
-        raise InvalidValueError(f"{name} is empty: it has no batch at all.")
+        raise InvalidValueError(
+            f"{name} is empty: it has no batch at all; it is {describe(dataset)}."
+        )
     if hasattr(dataset, "_fields"):
         raise InvalidTypeError(
             f"{name} is expected to hold batches; it is the named tuple "
@@ -160,7 +162,7 @@ def batches(
         given = (epoch,) if number == 1 else (epoch, snapshot(experiment()))
 
     def make() -> Iterator[Any]:
-        return iter(dataset(*given) if made_anew else dataset)
+        return iterator_of(dataset(*given), name) if made_anew else iter(dataset)
 
     # No code runs between the batches of a list.
     take = as_arrays if type(dataset) in (list, tuple) else own_arrays
@@ -180,6 +182,20 @@ def batches(
         else:
             cause = "The dataset is empty."
         raise InvalidValueError(f"{name} gave no batch in epoch {epoch}. {cause}")
+
+
+def iterator_of(made: Any, name: str) -> Iterator[Any]:
+    """Return the iterator over what a dataset's function returned.
+
+    Raises:
+        TypeError: It returned something else.
+    """
+    if not isinstance(made, Iterable) and not hasattr(made, "__getitem__"):
+        raise InvalidTypeError(
+            f"{name} is a function, which is expected to return an iterator over batches; it "
+            f"returned {describe(made)}."
+        )
+    return iter(made)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from solstice.arguments import describe
+from solstice.errors import InvalidTypeError
 from solstice.static import Static
 from solstice.tree import path_name
 
@@ -40,6 +42,11 @@ def copied(arrays: list[Any]) -> list[Any]:
     if all(getattr(array, "is_fully_addressable", True) for array in arrays):
         # Unlike jnp.copy, it compiles nothing. Of numpy's arrays jax may keep the memory anyway.
         own = [one if isinstance(one, jax.Array) else np.array(one) for one in arrays]
+        for one in own:
+            if isinstance(one, np.ndarray) and one.dtype.kind in "OSUMm":
+                raise InvalidTypeError(
+                    f"A leaf is expected to be an array of numbers; one is {describe(one)}."
+                )
         return jax.device_put(own, may_alias=False)
     return [jax.jit(jnp.copy, out_shardings=array.sharding)(array) for array in arrays]
 

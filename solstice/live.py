@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 from solstice.flat import snapshot
 from solstice.memory import own_arrays
@@ -52,8 +53,8 @@ def live(make: Callable[..., Any], length: int | None = None) -> "Live":
     number = required(make, "make")
     if number not in (1, 2):
         raise InvalidTypeError(
-            f"make is expected to be a function of (exp) or of (exp, step); it requires {number} "
-            f"arguments."
+            f"make is expected to be a function of (exp) or of (exp, step); it is "
+            f"{describe(make)}, which requires {number} arguments."
         )
     if length is not None:
         length = arguments.count(length, "length")

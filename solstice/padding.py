@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from solstice.data import check_dataset, makes_iterators
+from solstice import arguments
+from solstice.data import check_dataset, iterator_of, makes_iterators
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.live import Live
 from solstice.memory import as_arrays
@@ -50,12 +51,8 @@ def pad_last(ds: Any, batch_size: int, *, mask_key: str = "mask") -> Any:
     [3. 4. 4.] [3 4 4] [ True  True False]
     """
     check_dataset(ds, "ds", endless=True)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
-        raise InvalidTypeError(
-            f"batch_size is expected to be an int; it is {describe(batch_size)}."
-        )
-    if batch_size < 1:
-        raise InvalidValueError(f"batch_size is expected to be at least 1; it is {batch_size}.")
+    batch_size = arguments.count(batch_size, "batch_size", most=2**31 - 1)
+    mask_key = arguments.text(mask_key, "mask_key")
     if isinstance(ds, Live):
 
         def make(exp: Any, step: int) -> Any:
@@ -102,7 +99,7 @@ class _PaddedMaker(_PaddedDataset):
             self.__signature__ = inspect.signature(ds)  # so that it is called with what `ds` takes
 
     def __call__(self, *arguments: Any) -> Iterator[Any]:
-        return _padded(self._ds(*arguments), *self._arguments)
+        return _padded(iterator_of(self._ds(*arguments), "ds"), *self._arguments)
 
 
 def _padded(batches: Any, batch_size: int, mask_key: str) -> Iterator[Any]:
@@ -120,8 +117,8 @@ def _pad(batch: Any, batch_size: int, mask_key: str) -> Any:
         x, y = (_repeat_last(part, batch_size) for part in batch[:2])
         return x, y, _extended(batch[2] if len(batch) == 3 else None, size, batch_size)
     raise InvalidTypeError(
-        f"A batch is expected to be (x, y), (x, y, mask) or a mapping; it is {describe(batch)}. "
-        f"pad_last adds a mask, which needs a place to be."
+        f"A batch of ds is expected to be (x, y), (x, y, mask) or a mapping; it is "
+        f"{describe(batch)}. pad_last adds a mask, which needs a place to be."
     )
 
 
@@ -131,14 +128,15 @@ def _size(batch: Any, batch_size: int) -> int:
     for name, leaf in leaves_by_path(batch).items():
         if not getattr(leaf, "shape", ()):
             raise InvalidTypeError(
-                f"A batch is expected to hold arrays with examples along their first axis; "
-                f"{name!r} is {describe(leaf)}. Leave it out of the batch."
+                f"A batch of ds is expected to hold arrays with examples along their first axis; "
+                f"it is {describe(batch)}, where {name!r} is {describe(leaf)}. Leave it out of the "
+                f"batch."
             )
         sizes[name] = leaf.shape[0]
     if len(set(sizes.values())) != 1:
         raise InvalidValueError(
-            f"A batch's arrays are expected to have the same examples along their first axis; "
-            f"it has {sizes or 'no array'}."
+            f"The arrays of a batch of ds are expected to have the same examples along their first "
+            f"axis; it has {sizes or 'no array'}."
         )
     size = next(iter(sizes.values()))
     if not 1 <= size <= batch_size:

@@ -58,8 +58,8 @@ def jit(step: Callable[..., Any]) -> Any:
     """
     if not inspect.isfunction(step) or len(inspect.signature(step).parameters) != 2:
         raise InvalidTypeError(
-            f"solstice.jit is expected to decorate a step, a method of (self, batch); it got "
-            f"{describe(step)}. For any other function, use jax.jit or equinox.filter_jit."
+            f"The step that solstice.jit decorates is expected to be a method of (self, batch); it "
+            f"is {describe(step)}. For any other function, use jax.jit or equinox.filter_jit."
         )
     return Step(step)
 

@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
+from solstice import arguments
 from solstice.errors import InvalidTypeError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
@@ -65,8 +66,9 @@ def summary(experiment_or_model: PyTree, batch: Any = None) -> "Summary":
     rows = tuple(_rows(experiment_or_model))
     if not rows and not isinstance(experiment_or_model, Experiment):
         raise InvalidTypeError(
-            f"summary() is of an experiment, a model or another pytree of arrays; there is no "
-            f"array in {describe(experiment_or_model)}. Adapt a network with compat.as_model first."
+            f"experiment_or_model of summary() is expected to be an experiment, a model or another "
+            f"pytree of arrays; it is {describe(experiment_or_model)}. Adapt a network with "
+            f"compat.as_model first."
         )
     cost = None if batch is None else _cost(experiment_or_model, as_arrays(batch))
     return Summary(type(experiment_or_model).__name__, rows, cost)
@@ -248,6 +250,7 @@ def _is_sized(leaf: Any) -> bool:
 
 
 def _cost(tree: PyTree, batch: Any) -> Cost:
+    arguments.check_leaves(batch, "batch")
     donated: tuple[int, ...] = ()
     if isinstance(tree, Experiment):
         call: Callable[..., Any] = lambda exp, batch: exp.train_step(batch)  # noqa: E731

@@ -295,7 +295,7 @@ def test_a_state_of_another_dataset_is_refused(tmp_path):
 def test_an_experiment_of_another_form_is_refused(tmp_path):
     run(tmp_path)
     other = solstice.replace(experiment(), key=jnp.zeros(3))
-    with pytest.raises(ValueError, match=r"'key' is key<fry>\[\] there and float32\[3\] in `like`"):
+    with pytest.raises(ValueError, match=r"'key' is key<fry>\[\] there and float32\[3\] in `exp`"):
         run(tmp_path, exp=other)
 
 

@@ -8,11 +8,13 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
+from solstice import arguments
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values, parameters
 from solstice.compat.model import (
     Keys,
     Model,
     bind_call,
+    check_call,
     join_params,
     missing_key,
     single_key,
@@ -73,6 +75,11 @@ class EquinoxModel(Model):
             call: Called as `call(module, *inputs, ...)` instead of the mapped module, with whole
                 batches, a `key` if it has such an argument, and the state.
         """
+        arguments.instance(module, "module", eqx.Module, "an equinox.Module")
+        if state is not None:
+            what = "what eqx.nn.make_with_state returns beside the module, or None"
+            arguments.instance(state, "state", eqx.nn.State, what)
+        check_call(call)
         if state is None and _has_initial_state(module):
             state = eqx.nn.State(module)
             module = eqx.nn.delete_init_state(module)

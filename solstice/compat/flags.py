@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from solstice.errors import InvalidTypeError
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree import describe
 
 POSITIVE = ("train", "training", "is_training", "is_train")
@@ -64,7 +64,14 @@ def find_flags(
         if not isinstance(given, Mapping) or not all(isinstance(v, bool) for v in given.values()):
             raise InvalidTypeError(
                 f"flags are expected to map a keyword of the network's call to its value in "
-                f"training, such as {{'deterministic': False}}; it got {describe(given)}."
+                f"training, such as {{'deterministic': False}}; they are {describe(given)}."
+            )
+        unknown = [name for name in given if not accepts(function, name)]
+        if unknown:
+            raise InvalidValueError(
+                f"flags are expected to be keywords of the network's call, which takes "
+                f"{', '.join(map(repr, parameters(function))) or 'none'}; they are "
+                f"{describe(given)}."
             )
         return tuple(given.items())
     names = parameters(function)

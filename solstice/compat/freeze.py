@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
+from solstice import arguments
 from solstice.compat.model import Model, boxed_weights, divide
 from solstice.errors import InvalidValueError
 from solstice.tree import path_name, replace
@@ -39,6 +40,8 @@ def freeze(model: _M, predicate: Callable[[str, Array], Any]) -> _M:
     >>> [leaf.shape for leaf in jax.tree.leaves(tuned.params)]
     [(2,), (8, 2)]
     """
+    arguments.instance(model, "model", Model, "a compat.Model")
+    arguments.function(predicate, "predicate", "path, leaf")
     leaves = jax.tree_util.tree_leaves_with_path(trained(model.params))
     chosen = {path for path, leaf in leaves if predicate(path_name(path), leaf)}
     if not chosen:
@@ -64,6 +67,7 @@ def unfreeze(model: _M) -> _M:
     >>> len(jax.tree.leaves(frozen.params)), len(jax.tree.leaves(compat.unfreeze(frozen).params))
     (0, 2)
     """
+    arguments.instance(model, "model", Model, "a compat.Model")
     weights = boxed_weights(model)
     params, frozen = divide(weights, jax.tree.map(eqx.is_inexact_array, weights))
     return replace(model, params=params, frozen=frozen)

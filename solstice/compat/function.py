@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
+from solstice import arguments
 from solstice.compat.flags import Flags, accepts, check_train, find_flags, flag_values, parameters
 from solstice.compat.model import (
     Example,
@@ -14,6 +15,7 @@ from solstice.compat.model import (
     Model,
     as_inputs,
     bind_call,
+    check_call,
     join_params,
     single_key,
     split_params,
@@ -76,12 +78,16 @@ class FunctionModel(Model):
                 finds them among the parameters of `apply`.
             call: Called as `call(apply, params, *inputs, **keywords)` instead of `apply`.
         """
+        check_call(call)
+        inputs = as_inputs(example)
+        names = ", ".join(f"input {i}" for i in range(len(inputs)))
+        arguments.function(init, "init", f"key, {names}")
+        arguments.function(apply, "apply", f"params, {names}" if call is None else None, more=True)
         function = call or apply
         self._functions = Static((apply, call))
         self._flags = find_flags(function, flags)
         self._has_state = "state" in parameters(function)
         self._key_name = next((name for name in ("key", "rng") if accepts(function, name)), None)
-        inputs = as_inputs(example)
         self._example = Example(inputs)
         initial = init(as_key(key), *inputs)
         if self._has_state and not (type(initial) is tuple and len(initial) == 2):

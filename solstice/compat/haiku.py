@@ -15,15 +15,16 @@ from solstice.compat.model import (
     Model,
     as_inputs,
     bind_call,
+    check_call,
     join_params,
     missing_key,
     random_evaluation,
     single_key,
     split_params,
 )
-from solstice.errors import InvalidValueError
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
-from solstice.tree import as_key, depends_on, owned, replace
+from solstice.tree import as_key, depends_on, describe, owned, replace
 
 _NAME = "HaikuModel"
 
@@ -92,6 +93,18 @@ class HaikuModel(Model):
         Raises:
             ValueError: A multi-transformed network comes without `call`.
         """
+        kinds = (
+            hk.Transformed,
+            hk.TransformedWithState,
+            hk.MultiTransformed,
+            hk.MultiTransformedWithState,
+        )
+        if not isinstance(transformed, kinds):
+            raise InvalidTypeError(
+                f"transformed is expected to be what hk.transform or one of its relatives returns; "
+                f"it is {describe(transformed)}."
+            )
+        check_call(call)
         inputs = as_inputs(example)
         self._example = Example(inputs)
         several = isinstance(transformed, hk.MultiTransformed | hk.MultiTransformedWithState)

@@ -56,8 +56,8 @@ def intermediates(
     look = getattr(model, "intermediates", None)
     if not callable(look):
         raise InvalidTypeError(
-            f"intermediates() reads what Flax and Haiku networks note in a forward pass; "
-            f"{describe(model)} notes nothing. Return the values beside the network's outputs."
+            f"model is expected to be of Flax or Haiku, whose networks note values in a forward "
+            f"pass; it is {describe(model)}. Return the values beside the network's outputs."
         )
     noted: Any = look(*inputs, key=key, train=train, name=name, **kwargs)
     # What is sown once is a tuple of one.
@@ -89,6 +89,10 @@ def gradients(exp: Any, batch: Any) -> PyTree:
     >>> jax.tree.map(jnp.shape, solstice.compat.gradients(exp, (x, y)))
     [((4, 2), (2,))]
     """
+    if isinstance(exp, type) or not callable(getattr(exp, "train_step", None)):
+        raise InvalidTypeError(
+            f"exp is expected to be an instance of solstice.Experiment; it is {describe(exp)}."
+        )
     keeping = jax.tree.map(
         lambda node: _Keeping(node) if isinstance(node, Optimizer) else node,
         exp,

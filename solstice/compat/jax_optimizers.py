@@ -12,7 +12,14 @@ import jax.numpy as jnp
 from jax.example_libraries import optimizers
 from jaxtyping import Array, PyTree
 
-from solstice.compat.optimizer import Optimizer, Signature, check_trees, keep_types, signature
+from solstice.compat.optimizer import (
+    Optimizer,
+    Signature,
+    check_params,
+    check_trees,
+    keep_types,
+    signature,
+)
 from solstice.errors import InvalidTypeError
 from solstice.static import Static
 from solstice.tree import describe, owned, replace
@@ -73,6 +80,7 @@ class JaxOptimizer(Optimizer):
         self._signature = None
 
     def init(self, params: PyTree) -> Self:
+        check_params(params)
         whole, params = params, trained(params)
         own = jax.tree.map(jnp.asarray, self._optimizer.value.init_fn(params))
         leaves, structure = jax.tree.flatten(own)

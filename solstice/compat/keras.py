@@ -11,9 +11,18 @@ import jax.numpy as jnp
 import keras
 from jaxtyping import Array
 
+from solstice import arguments
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values
 from solstice.compat.keras_clone import clone, is_functional
-from solstice.compat.model import Keys, Model, bind_call, divide, join_params, single_key
+from solstice.compat.model import (
+    Keys,
+    Model,
+    bind_call,
+    check_call,
+    divide,
+    join_params,
+    single_key,
+)
 from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree import owned, replace
@@ -70,6 +79,8 @@ class KerasModel(Model):
                 f"{_NAME}: Keras runs on the backend {keras.backend.backend()!r} here, and JAX is "
                 f"needed: set the environment variable KERAS_BACKEND=jax before importing keras."
             )
+        arguments.instance(network, "network", keras.Layer, "a Keras network or layer")
+        check_call(call)
         if not network.built:
             raise InvalidValueError(
                 f"{_NAME}: the network {network.name!r} is not built, so it has no variables yet. "

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import keras
 from jaxtyping import Array, PyTree
 
-from solstice.compat.optimizer import Optimizer, Signature, check_trees, keep_types, signature
+from solstice.compat.optimizer import (
+    Optimizer,
+    Signature,
+    check_params,
+    check_trees,
+    keep_types,
+    signature,
+)
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree import describe, leaves_by_path, owned, replace
@@ -76,6 +83,7 @@ class KerasOptimizer(Optimizer):
         self._signature = None
 
     def init(self, params: PyTree) -> Self:
+        check_params(params)
         variables = self._build(trained(params)).variables
         width = max(2, len(str(len(variables))))  # so that they sort by position
         state = {f"{i:0{width}}_{v.name}": v.value for i, v in enumerate(variables)}

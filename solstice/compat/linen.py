@@ -14,12 +14,14 @@ import jax
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from jaxtyping import Array, PyTree
 
+from solstice import arguments
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values
 from solstice.compat.model import (
     Example,
     Keys,
     Model,
     as_inputs,
+    check_call,
     check_key,
     join_params,
     missing_key,
@@ -28,7 +30,7 @@ from solstice.compat.model import (
 )
 from solstice.errors import InvalidValueError
 from solstice.static import Static
-from solstice.tree import as_key, owned, replace
+from solstice.tree import as_key, describe, owned, replace
 from solstice.tree.overwritten import Overwritten
 
 _NAME = "FlaxModel"
@@ -86,20 +88,36 @@ class FlaxModel(Model):
             call: A method's name, or a function of (module, *inputs), to call instead of
                 `module.__call__`; `model(*inputs, method=...)` calls another one.
         """
+        arguments.instance(module, "module", nn.Module, "a flax.linen.Module")
         if variables is None and key is None:
-            raise InvalidValueError(f"{_NAME}: pass key= to initialise the network, or variables=.")
+            raise InvalidValueError(
+                f"{_NAME}: key is None: pass a seed or a key to initialise the network, or "
+                f"variables=."
+            )
+        if isinstance(call, str):
+            arguments.choice(call, "call", _methods(module))
+        else:
+            check_call(call)
         inputs = as_inputs(example)
         self._example = Example(inputs)
         self._module = Static(module)
         self._method = Static(call)
         function = self._function(call)
         self._flags = find_flags(function, flags)
-        self._streams = tuple(streams)
+        self._streams = tuple(arguments.texts(streams, "streams"))
         if variables is None:
             off = flag_values(self._flags, train=False)
             rngs = self._rngs(key) if isinstance(key, Mapping) else as_key(key)
             given, off = _by_position(function, inputs, off)
-            variables = module.init(rngs, *given, method=call, **off)
+            try:
+                variables = module.init(rngs, *given, method=call, **off)
+            except flax.errors.InvalidRngError as error:
+                raise InvalidValueError(
+                    f"{_NAME}: key is expected to be one key, or a mapping of one for each stream "
+                    f"of the initialisation, 'params' among them; it is {describe(key)}."
+                ) from error
+        else:
+            self._check_variables(variables, inputs)
         collections = dict(flax.core.unfreeze(variables))  # pyright: ignore[reportArgumentType]
         weights = collections.pop("params", {})
         if OVERWRITE_WITH_GRADIENT in collections:
@@ -194,6 +212,31 @@ class FlaxModel(Model):
         names = (*self._streams, "params")
         return {name: jax.random.fold_in(key, i) if i else key for i, name in enumerate(names)}  # pyright: ignore[reportReturnType,reportArgumentType]
 
+    def _check_variables(self, variables: Any, inputs: tuple[Any, ...]) -> None:
+        """Raise where given variables are not the network's."""
+        arguments.check_leaves(arguments.mapping(variables, "variables"), "variables")
+        function, off = self._function(self._method.value), flag_values(self._flags, train=False)
+        given, off = _by_position(function, inputs, off)
+        options: dict[str, Any] = {
+            "rngs": self._rngs(jax.random.key(0)),
+            "method": self._method.value,
+            "mutable": flax.core.DenyList("params"),
+        }
+        try:
+            jax.eval_shape(
+                lambda tree: self._module.value.apply(tree, *given, **options, **off), variables
+            )
+        except (
+            flax.errors.ScopeCollectionNotFound,
+            flax.errors.ScopeParamNotFoundError,
+            flax.errors.ScopeParamShapeError,
+            flax.errors.ScopeVariableNotFoundError,
+        ) as error:
+            raise InvalidValueError(
+                f"{_NAME}: variables are expected to be those of the network; they are "
+                f"{describe(variables)}: {error}"
+            ) from error
+
     def _persistent(
         self, collections: dict[str, PyTree], inputs: tuple[Any, ...]
     ) -> dict[str, PyTree]:
@@ -243,6 +286,11 @@ class FlaxModel(Model):
                 f"Make it with decode=False to train it; to decode, use the module itself, on "
                 f"model.unwrap()."
             ) from error
+
+
+def _methods(module: nn.Module) -> list[str]:
+    own = [name for name in dir(type(module)) if not hasattr(nn.Module, name)]
+    return ["__call__", *(name for name in own if callable(getattr(type(module), name)))]
 
 
 def _refuse_special(collections: dict[str, PyTree]) -> None:

@@ -54,13 +54,18 @@ def as_metrics(metric: Any) -> Any:
     if "flax.nnx" in sys.modules and isinstance(metric, sys.modules["flax.nnx"].Metric):
         adapter = compat.NNXMetrics
         return adapter(metric) if adapter.knows(metric) else UpdatedMetrics(metric)
-    if callable(getattr(metric, "update", None)) and callable(getattr(metric, "compute", None)):
+    if _is_updated(metric):
         return UpdatedMetrics(metric)
     raise InvalidTypeError(
         f"A metric is expected, an object with `merge` and `compute`, or with `update` and "
         f"`compute`; it is {describe(metric)}. For a function of all examples, as scikit-learn's: "
         f"solstice.metrics.Collect((targets, scores), functions={{'name': function}})."
     )
+
+
+def _is_updated(metric: Any) -> bool:
+    methods = (getattr(metric, name, None) for name in ("update", "compute"))
+    return not isinstance(metric, type) and all(map(callable, methods))
 
 
 class UpdatedMetrics(Metrics):
@@ -95,6 +100,11 @@ class UpdatedMetrics(Metrics):
             metric: An object with `update` and `compute`; its `compute` returns a dict, or a value
                 that is named after its class.
         """
+        if not _is_updated(metric):
+            raise InvalidTypeError(
+                f"metric is expected to be an object with `update` and `compute`; it is "
+                f"{describe(metric)}."
+            )
         self.inputs = None
         self._metric = Static(copy.deepcopy(metric))
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from solstice import arguments
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree import describe, is_key, owned, tree_difference
@@ -126,6 +127,7 @@ def split_params(weights: PyTree) -> tuple[PyTree, PyTree]:
     >>> split_params({"w": np.ones(1)})[1] is None
     True
     """
+    arguments.check_leaves(weights, "weights")
     weights = owned(
         jax.tree.map(lambda leaf: leaf if eqx.is_array(leaf) else jnp.asarray(leaf), weights)
     )
@@ -150,6 +152,9 @@ def join_params(model: Model, like: Static[Any] | None = None) -> PyTree:
         ValueError: It has another structure than `like`, that of the weights the model was made
             with.
     """
+    arguments.instance(model, "model", Model, "a compat.Model")
+    if like is not None:
+        arguments.instance(like, "like", Static, "a compat.Static of a tree's structure, or None")
     weights = boxed_weights(model)
     if like is not None and (found := jax.tree.structure(weights)) != like.value:
         raise InvalidValueError(
@@ -165,13 +170,22 @@ def boxed_weights(model: Model) -> PyTree:
     return model.params if model.frozen is None else eqx.combine(model.params, model.frozen)
 
 
-def as_inputs(example: Any) -> tuple[Any, ...]:
+def as_inputs(example: Any, name: str = "example") -> tuple[Any, ...]:
     """Return an example as the tuple of a call's inputs; a tuple holds several, all else is one.
 
     A `jax.ShapeDtypeStruct` stands for zeros. Arrays become jax's, of a type that it has, as they
     do under jit: float64 from numpy must not make a library ask for float64 parameters.
+
+    Raises:
+        TypeError: A leaf is neither an array nor a number, or none has an axis for examples.
     """
+    arguments.check_leaves(example, name)
     inputs = example if type(example) is tuple else (example,)
+    if not any(getattr(leaf, "ndim", 0) for leaf in jax.tree.leaves(inputs)):
+        raise InvalidTypeError(
+            f"{name} is expected to be a batch's inputs, arrays with examples along their first "
+            f"axis, or as many jax.ShapeDtypeStruct; it is {describe(example)}."
+        )
     return jax.tree.map(_as_input, inputs)
 
 
@@ -179,14 +193,14 @@ def _as_input(leaf: Any) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jnp.zeros(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
     # Not jnp.asarray, which compiles a program for each shape of numpy's arrays.
-    if not eqx.is_array(leaf) or isinstance(leaf, jax.Array):
-        return leaf
-    if leaf.dtype.kind in "OSUMm":
-        raise InvalidTypeError(
-            f"The inputs of an example are expected to be arrays of numbers, as a batch's are; one "
-            f"is {describe(leaf)}."
-        )
-    return jax.device_put(leaf, may_alias=False)
+    numpys = eqx.is_array(leaf) and not isinstance(leaf, jax.Array)
+    return jax.device_put(leaf, may_alias=False) if numpys else leaf
+
+
+def check_call(call: Any) -> None:
+    """Raise where a user's `call` is no function of what it calls and of inputs."""
+    if call is not None:
+        arguments.function(call, "call", "network", more=True)
 
 
 def bind_call(function: Callable[..., Any], call: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -208,7 +222,7 @@ def single_key(key: Keys, adapter: str) -> Array | None:
         if len(key) != 1:
             raise InvalidTypeError(
                 f"{adapter}: this library has one stream of random numbers, so one key is "
-                f"expected; it got the streams {', '.join(map(repr, key)) or 'none'}."
+                f"expected; it got the streams {', '.join(map(repr, key)) or describe(key)}."
             )
         (key,) = key.values()
     return check_key(key, adapter)

@@ -9,8 +9,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import PyTree
 
+from solstice import arguments
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values
-from solstice.compat.model import Keys, Model, bind_call, join_params, single_key, split_params
+from solstice.compat.model import (
+    Keys,
+    Model,
+    bind_call,
+    check_call,
+    join_params,
+    single_key,
+    split_params,
+)
 from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree import owned, replace
@@ -65,6 +74,8 @@ class NNXModel(Model):
                 `module.eval()` set needs none.
             call: Called as `call(module, *inputs, ...)` instead of the module.
         """
+        arguments.instance(module, "module", nnx.Module, "a flax.nnx.Module")
+        check_call(call)
         copy = nnx.clone(module)
         nnx.pop(copy, nnx.Intermediate)  # an earlier call may have sown
         copy.eval()

@@ -21,10 +21,12 @@ import optax.transforms
 import optax.tree_utils
 from jaxtyping import Array, PyTree
 
+from solstice import arguments
 from solstice.compat.optimizer import (
     Optimizer,
     Signature,
     check_extras,
+    check_params,
     check_trees,
     keep_types,
     signature,
@@ -119,12 +121,13 @@ class OptaxOptimizer(Optimizer):
             )
         self.state = None
         self.slow = None
-        self._takes = None if wants is None else tuple(wants)
+        self._takes = None if wants is None else tuple(arguments.texts(wants, "wants"))
         self.wants = _solstice_names(self._takes or ())
         self._transformation = Static(transformation)
         self._signature = None
 
     def init(self, params: PyTree) -> Self:
+        check_params(params)
         transformation, whole = self._transformation.value, params
         params = trained(params)
         with _no_lookahead_warning():

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from solstice.errors import InvalidValueError
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree import describe, leaf_names, tree_difference
 
@@ -67,6 +67,20 @@ class Signature(NamedTuple):
 
     structure: Any
     leaves: tuple[jax.ShapeDtypeStruct, ...]
+
+
+def check_params(params: PyTree) -> None:
+    """Raise where a leaf of parameters is no array of floats or complex numbers.
+
+    Raises:
+        TypeError: It is a Python number, say, or whole.
+    """
+    for leaf in jax.tree.leaves(params):
+        if not eqx.is_inexact_array(leaf):
+            raise InvalidTypeError(
+                f"params are expected to be a tree of arrays of floats, which have gradients; one "
+                f"is {describe(leaf)}. Hold what is not trained elsewhere, or as None."
+            )
 
 
 def signature(params: PyTree) -> Static[Signature]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Any, Literal, NamedTuple
 
-from solstice import compat
+from solstice import arguments, compat
 from solstice.compat.model import Model
 from solstice.compat.optimizer import Optimizer
 from solstice.errors import InvalidTypeError, InvalidValueError
@@ -39,7 +39,7 @@ def _initialised(name: str) -> Callable[..., Model]:
 
     def adapt(network: Any, example: Any, key: Any) -> Model:
         needed = {
-            "example_input, a batch's inputs or their shapes": example,
+            "example (example_input of an experiment), a batch's inputs or their shapes": example,
             "key, a seed or PRNG key": key,
         }
         missing = [text for text, value in needed.items() if value is None]
@@ -131,7 +131,7 @@ def register(
         TypeError: `cls` is no class or path, or `adapt` cannot be called.
 
     >>> import jax, jax.numpy as jnp
-    >>> from solstice import compat
+    >>> from solstice import arguments, compat
     >>> class Affine:
     ...     def init(self, key, x):
     ...         return {"w": jax.random.normal(key, (x.shape[-1], 2))}
@@ -144,15 +144,13 @@ def register(
     >>> compat.as_model(Affine(), jnp.ones((1, 3)), key=0)(jnp.ones((5, 3)))[0].shape
     (5, 2)
     """
-    if what not in _REGISTERED:
-        raise InvalidValueError(f"what is expected to be 'model' or 'optimizer'; it is {what!r}.")
+    arguments.choice(what, "what", tuple(_REGISTERED))
     if not isinstance(cls, type) and not (isinstance(cls, str) and "." in cls):
         raise InvalidTypeError(
-            f"register() is expected to get a class or its dotted path, such as 'mylib.Network'; "
-            f"it got {describe(cls)}."
+            f"cls is expected to be a class or its dotted path, such as 'mylib.Network'; it is "
+            f"{describe(cls)}."
         )
-    if not callable(adapt):
-        raise InvalidTypeError(f"adapt is expected to be a function; it is {describe(adapt)}.")
+    arguments.function(adapt, "adapt", "network, example, key" if what == "model" else "optimizer")
     title = cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
     others = [kind for kind in _REGISTERED[what] if kind.cls != cls]
     _REGISTERED[what][:] = [Kind(cls, adapt, f"{title} (registered)"), *others]

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
+from solstice import arguments
 from solstice.compat.flags import Flags, accepts, check_train, find_flags, flag_values
 from solstice.compat.model import (
     Example,
@@ -14,14 +15,16 @@ from solstice.compat.model import (
     Model,
     as_inputs,
     bind_call,
+    check_call,
     join_params,
     missing_key,
     random_evaluation,
     single_key,
     split_params,
 )
+from solstice.errors import InvalidTypeError
 from solstice.static import Static
-from solstice.tree import as_key, depends_on
+from solstice.tree import as_key, depends_on, describe
 
 _NAME = "StaxModel"
 
@@ -75,7 +78,14 @@ class StaxModel(Model):
                 finds them among the apply function's parameters.
             call: Called as `call(apply, params, inputs, rng=..., **keywords)` instead of `apply`.
         """
+        if not (isinstance(network, tuple) and list(map(callable, network)) == [True, True]):
+            raise InvalidTypeError(
+                f"network is expected to be a Stax (init, apply) pair; it is {describe(network)}."
+            )
         init, apply = network
+        if eval_apply is not None:
+            arguments.function(eval_apply, "eval_apply", "params, inputs", more=True)
+        check_call(call)
         inputs = as_inputs(example)
         self._example = Example(inputs)
         shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), inputs)

@@ -86,6 +86,8 @@ class FileSink(Sink):
         self._path = local_path(path)
         super().__init__(f"{type(self).__name__}({os.fspath(path)!r})")
         self._append = arguments.flag(append, "append")
+        if cut is not None:
+            arguments.function(cut, "cut", "path")
         self._cut = cut_torn_line if cut is None else cut
         self._file: EntryFile | None = None
 

@@ -28,6 +28,10 @@ def named_values(metrics: Any) -> dict[str, Any]:
     >>> named_values(Steps(3))
     {'steps': 3}
     """
+    if isinstance(metrics, type) or not callable(getattr(metrics, "compute", None)):
+        raise InvalidTypeError(
+            f"metrics are expected to have a method `compute`; they are {describe(metrics)}."
+        )
     computed = metrics.compute()
     if isinstance(computed, Mapping):
         return dict(computed)

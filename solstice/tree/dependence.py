@@ -8,7 +8,6 @@ from jax.interpreters import partial_eval
 from jaxtyping import PyTree
 
 from solstice import arguments
-from solstice.errors import InvalidTypeError
 
 
 def depends_on(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree) -> bool:
@@ -45,11 +44,4 @@ def _check(function: Any, argument: PyTree, rest: tuple[PyTree, ...]) -> None:
     arguments.function(function, "function", takes)
     named = {"argument": argument, **{f"rest[{i}]": one for i, one in enumerate(rest)}}
     for name, tree in named.items():
-        for leaf in jax.tree.leaves(tree):
-            try:
-                jax.typeof(leaf)
-            except (TypeError, OverflowError) as error:
-                raise InvalidTypeError(
-                    f"{name} is expected to hold arrays and numbers; it holds "
-                    f"{arguments.describe(leaf)}."
-                ) from error
+        arguments.check_leaves(tree, name)

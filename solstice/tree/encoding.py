@@ -111,7 +111,9 @@ def key_impl(leaf: Any) -> str | None:
     return str(jax.random.key_impl(leaf)) if is_typed_key(leaf) else None
 
 
-def check_kinds(where: str, found: Mapping[str, str], like: Mapping[str, Any]) -> None:
+def check_kinds(
+    where: str, found: Mapping[str, str], like: Mapping[str, Any], name: str = "like"
+) -> None:
     """Raise where the kinds of some leaves, by path, are not those of the leaves of `like`.
 
     Raises:
@@ -119,7 +121,7 @@ def check_kinds(where: str, found: Mapping[str, str], like: Mapping[str, Any]) -
     """
     difference = names_difference(like, found) or next(
         (
-            f"{path!r} is {found[path]} there and {kind(leaf)} in `like`"
+            f"{path!r} is {found[path]} there and {kind(leaf)} in `{name}`"
             for path, leaf in like.items()
             if found[path] != kind(leaf)
         ),
@@ -127,8 +129,8 @@ def check_kinds(where: str, found: Mapping[str, str], like: Mapping[str, Any]) -
     )
     if difference:
         raise InvalidValueError(
-            f"The leaves in {where} are expected to be like those of `like`; {difference}. Give "
-            f"`like` the structure, shapes and dtypes of the tree that was saved."
+            f"The leaves in {where} are expected to be like those of `{name}`; {difference}. Give "
+            f"`{name}` the structure, shapes and dtypes of the tree that was saved."
         )
 
 

@@ -149,3 +149,21 @@ def tree(value):
 def mapping(value):
     """A mapping of names to any values."""
     return Argument(value, _known({"empty dict", "dict of text"}))
+
+
+def mask():
+    """What says where an example is real, of seven: booleans, or numbers that are 0 or 1."""
+    return only(None, "None", "seven bools")
+
+
+def traced(value):
+    """A tree of what jax can trace."""
+    return numbers(value).also(
+        "complex",
+        "array of complex",
+        "None",
+        "empty dict",
+        "dict of ints",
+        "list of None",
+        "ragged list",
+    )

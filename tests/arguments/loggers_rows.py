@@ -4,7 +4,20 @@ import pathlib
 
 import numpy as np
 from arguments_table import row
-from kinds import Made, anything, flag, mapping, number, only, optional, path, text, texts
+from kinds import (
+    Made,
+    anything,
+    flag,
+    function,
+    given,
+    mapping,
+    number,
+    only,
+    optional,
+    path,
+    text,
+    texts,
+)
 
 import solstice
 
@@ -46,6 +59,7 @@ row(
     # What wandb.init makes of it is its own.
     options=anything({"mode": "offline"}),
 )
+row("loggers.JSONLines", path=given("log"), cut=optional(function(lambda path: 0)))
 row("loggers.Image", array=only(np.zeros((2, 3))))
 row("loggers.read_json_lines", path=only(Made(log)))
 RECORD = {"mode": "train", "epoch": 0, "step": 1, "time": 1.0, "loss": 0.5}

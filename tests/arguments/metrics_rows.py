@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 from arguments_table import row
-from kinds import anything, choice, count, flag, numbers, only, optional
+from kinds import anything, choice, count, flag, mask, numbers, only, optional
 
 from solstice import metrics
 
@@ -13,11 +13,6 @@ CLASSES = np.array([0, 1, 2, 0, 1, 2, 2])
 SCORES = np.eye(3, dtype=np.float32)[CLASSES]
 _SEVEN = ("seven floats", "seven with a NaN", "seven with a negative", "seven ints", "seven bools")
 _ONE = ("zero", "one", "minus one", "numpy int", "array of one int", "jax int")
-
-
-def mask():
-    """What says where an example is real, of seven: booleans, or numbers that are 0 or 1."""
-    return only(None, "None", "seven bools")
 
 
 def loss(value=0.5):
@@ -112,3 +107,5 @@ for made in MADE:
     name = f"metrics.{type(made).__name__}.merge"
     row(name, on=lambda made=made: made, other=only(made).called("merges"))
 row("metrics.EnsembleMetrics.member", on=lambda: MADE[-1], i=only(0, *_ONE))
+row("metrics.direction", name=anything("loss"))
+row("metrics.named_values", metrics=only(MADE[0]))

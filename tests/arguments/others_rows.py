@@ -1,7 +1,7 @@
 """Calls of `solstice.triggers`, `sharding`, `tree` and of the top of `solstice`."""
 
-import dataclasses
 import functools
+import pathlib
 from unittest import mock
 
 import equinox as eqx
@@ -17,31 +17,21 @@ from kinds import (
     function,
     given,
     number,
-    numbers,
     only,
     optional,
     path,
     text,
+    traced,
     tree,
 )
 
 import solstice
+from solstice.checkpoints import Checkpoints
 from solstice.triggers import At, Every
 
 STEPS = Every(steps=3)
 TREE = {"w": jnp.ones(2)}
 STRUCTURE = jax.tree.structure(TREE)
-# What jax can trace.
-TRACED = numbers(1.0).also(
-    "complex",
-    "array of complex",
-    "None",
-    "empty dict",
-    "dict of ints",
-    "list of None",
-    "ragged list",
-)
-
 row("triggers.Every", steps=count(3).telling("it got none"))
 row("triggers.Every", epochs=count(3).telling("it got none"))
 row("triggers.Every", seconds=number(3).telling("it got none"))
@@ -73,9 +63,9 @@ row("tree.as_key", key=count(0, least=-1, most=2**63))
 row("tree.describe", value=anything(1))
 row("tree.is_key", value=anything(1))
 row("tree.is_typed_key", value=anything(1))
-REST = dataclasses.replace(TRACED, value=(1.0,))
-row("tree.depends_on", function=function(lambda x, y: x), argument=TRACED, rest=REST)
-row("tree.used_leaves", function=function(lambda x, y: x), argument=TRACED, rest=REST)
+REST = traced((1.0,))
+row("tree.depends_on", function=function(lambda x, y: x), argument=traced(1.0), rest=REST)
+row("tree.used_leaves", function=function(lambda x, y: x), argument=traced(1.0), rest=REST)
 row("tree.digest", tree=tree(TREE).but("function", "class", "object", "set", "iterator"))
 row("tree.digests", tree=tree(TREE))
 row("tree.flatten_with_paths", tree=anything(TREE), is_leaf=optional(function(lambda node: False)))
@@ -135,3 +125,57 @@ row(
     # What jax makes of it is its own.
     options=anything({"cluster_detection_method": "deactivate"}),
 )
+
+
+# The top, and `data`
+
+
+class Nothing(solstice.Experiment):
+    """An experiment that does nothing."""
+
+    @solstice.jit
+    def train_step(self, batch):
+        return self, None
+
+    def eval_step(self, batch):
+        return self, None
+
+
+def step(self, batch):
+    """A step of nothing."""
+    return self, None
+
+
+def read(dataset):
+    """Read a dataset, as a run does."""
+    list(dataset() if callable(dataset) else dataset)
+
+
+row("jit", step=only(step))
+row("snapshot", exp=tree(TREE))
+ARRAYS = ("seven floats", "seven with a NaN", "seven with a negative", "seven bools", "matrix")
+ARRAYS += ("array without elements", "array of complex", "array of one int", "jax int")
+ARRAYS += ("numpy True", "numpy int", "numpy float", "numpy NaN", "array of text")
+row("summary", experiment_or_model=only(TREE, *ARRAYS, "array of objects"))
+row("summary", experiment_or_model=given(Nothing()), batch=traced(None))
+row(
+    "pad_last",
+    ds=only([(jnp.ones(1), jnp.ones(1))]).telling("; it"),
+    batch_size=count(2, most=2**31),
+    mask_key=text("mask"),
+    finish=read,
+)
+row("data.live", make=function(lambda exp, step: None), length=optional(count(3)))
+
+
+def checkpoint():
+    """A directory with one checkpoint of `TREE`."""
+    if not pathlib.Path("saved").exists():
+        Checkpoints("saved").write(TREE, {})
+    return "saved"
+
+
+row("restore", directory=only(Made(checkpoint)), exp=LIKE, which=only("newest"))
+
+for name in ("leaves_by_path", "paths"):
+    row(f"tree.{name}", tree=given(TREE), is_leaf=optional(function(lambda node: False)))

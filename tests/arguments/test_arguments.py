@@ -1,6 +1,7 @@
 """Each odd value for each argument of everything public is right, or a clear error of ours."""
 
 import contextlib
+import fnmatch
 import importlib
 import inspect
 import os
@@ -9,7 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
-from arguments_table import ROWS
+from arguments_table import EXEMPT, ROWS
 from kinds import Made
 from odd_values import odd_values
 
@@ -17,29 +18,66 @@ import solstice
 from solstice.tree import describe
 
 # Each module adds its rows to the table.
-for room in ("loggers", "metrics", "others", "plots", "testing"):
+for room in ("compat", "loggers", "metrics", "others", "plots", "testing"):
     importlib.import_module(f"{room}_rows")
 
 
+def modules():
+    """Every public module, with its name's prefix in `solstice`."""
+    named = [(name, getattr(solstice, name)) for name in solstice.__all__]
+    public = [("", solstice)]
+    public += [(f"{name}.", one) for name, one in named if inspect.ismodule(one)]
+    return [*public, ("testing.strategies.", solstice.testing.strategies)]
+
+
+def names_of(module):
+    """The public names of a module; of one without a list, those of what it defines."""
+    listed = getattr(module, "__all__", None)
+    if listed is not None:
+        return list(listed)
+    found = [name for name in vars(module) if not name.startswith("_")]
+    return [n for n in found if getattr(vars(module)[n], "__module__", "") == module.__name__]
+
+
 def public_callables():
-    """Every public function and class, and their public methods, by their names in `solstice`."""
+    """Every public function, class and method by its name: one that has several, by the longest."""
     found = {}
-    modules = [solstice] + [
-        getattr(solstice, name)
-        for name in solstice.__all__
-        if inspect.ismodule(getattr(solstice, name))
-    ]
-    modules += [solstice.testing.strategies]
-    for module in modules:
-        prefix = module.__name__.removeprefix("solstice").lstrip(".")
-        for name in getattr(module, "__all__", None) or vars(module):
+    for prefix, module in modules():
+        for name in names_of(module):
             one = getattr(module, name)
-            if name.startswith("_") or not callable(one) or one in found.values():
+            if not callable(one) or (isinstance(one, type) and issubclass(one, BaseException)):
                 continue
-            if not getattr(one, "__module__", "").startswith("solstice"):
-                continue
-            found[f"{prefix}.{name}".lstrip(".")] = one
-    return found
+            found[id(one)] = f"{prefix}{name}", one
+    for name, one in list(found.values()):
+        if isinstance(one, type):
+            for method, function in vars(one).items():
+                if not method.startswith("_") and callable(getattr(one, method)):
+                    found[id(function)] = f"{name}.{method}", getattr(one, method)
+    return dict(found.values())
+
+
+def parameters_of(function):
+    """The names of what a caller passes."""
+    try:
+        names = list(inspect.signature(function).parameters)
+    except ValueError:  # as of a text, which has the signature of str
+        return []
+    return [name for name in names if name != "self" and not name.startswith("_")]
+
+
+def test_the_table_has_every_argument_of_everything_public():
+    tried = {}
+    for row in ROWS:
+        for name in row.arguments:
+            tried.setdefault(row.name, set()).add(name)
+    missing = [
+        f"{name}({argument})"
+        for name, function in public_callables().items()
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in EXEMPT)
+        for argument in parameters_of(function)
+        if argument not in tried.get(name, ())
+    ]
+    assert not missing, missing
 
 
 @pytest.fixture(autouse=True)

@@ -74,7 +74,7 @@ def test_a_class_is_refused_with_the_remedy():
 
 
 def test_what_initialisation_needs_is_asked_for():
-    with pytest.raises(ValueError, match=r"FlaxModel .* takes example_input.* and key"):
+    with pytest.raises(ValueError, match=r"FlaxModel .* takes example.* and key"):
         as_model(nn.Dense(2))
     with pytest.raises(ValueError, match=r"StaxModel .* takes key, a seed or PRNG key; pass it"):
         as_model(stax.Dense(2), X)
@@ -203,7 +203,7 @@ def test_a_third_partys_optimizer_is_registered(registry):
 
 
 def test_registering_nonsense_is_refused(registry):
-    with pytest.raises(TypeError, match=r"a class or its dotted path.*it got the str 'Network'"):
+    with pytest.raises(TypeError, match=r"a class or its dotted path.*it is the str 'Network'"):
         compat.register("Network", adapt_affine)
     with pytest.raises(TypeError, match="adapt is expected to be a function"):
         compat.register(Affine, "adapt")

@@ -219,7 +219,7 @@ def test_construction_works_under_jit_vmap_and_eval_shape():
 
 
 def test_a_missing_key_example_or_number_of_classes_is_asked_for():
-    with pytest.raises(ValueError, match=r"takes example_input.*and key"):
+    with pytest.raises(ValueError, match=r"takes example.*and key"):
         solstice.ClassificationExperiment(MLP(), TX)
     with pytest.raises(ValueError, match=r"takes key, a seed or PRNG key"):
         solstice.ClassificationExperiment(MLP(), TX, example_input=X)
