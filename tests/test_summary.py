@@ -177,7 +177,7 @@ def test_no_two_rows_read_alike(name):
 
 @pytest.mark.parametrize("thing", [[], {"f": len}, len, 3])
 def test_what_has_no_array_is_refused(thing):
-    with pytest.raises(TypeError, match="experiment_or_model of summary.* is expected to be"):
+    with pytest.raises(TypeError, match=r"experiment_or_model of summary.* is expected to be"):
         solstice.summary(thing)
 
 

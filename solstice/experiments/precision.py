@@ -46,7 +46,7 @@ def moved(average: PyTree, params: PyTree, decay: float) -> PyTree:
 
     def one(old: Array, new: Array) -> Array:
         if new.dtype != old.dtype:
-            # XLA would leave out that the parameters were rounded, and average others than they are.
+            # XLA would leave out that parameters were rounded, and average others than they are.
             info = jnp.finfo(new.dtype)
             new = jax.lax.reduce_precision(new.astype(old.dtype), info.nexp, info.nmant)
         return decay * old + (1 - decay) * new
