@@ -4,8 +4,8 @@ Each process writes its part of the arrays; a digest of each piece notices what 
 no library does, a flipped bit say. It knows neither the loop nor when to save.
 
 A checkpoint is a directory: `checkpoint.json` (a digest, then what each leaf is, the digests of the
-parts' indices, where the run stood), and each process's `part-N` and `arrays-N`, as
-`solstice.parts` writes them.
+parts' indices, where the run stood), each process's `part-N` and `arrays-N`, as `solstice.parts`
+writes them, and the `records-N` of what grows, as `solstice.journal` does.
 """
 
 import json
@@ -20,6 +20,7 @@ import jax
 
 from solstice import arguments
 from solstice.errors import DamagedFileError, InvalidValueError, NoCheckpointError
+from solstice.journal import Journal, restored
 from solstice.parts import Piece, damaged, pieces, read_parts, table, write_part
 from solstice.tree import digest, from_json, leaves_by_path, to_json
 from solstice.tree.encoding import OBJECT, check_kinds, from_host, is_array
@@ -49,6 +50,7 @@ class Checkpoints:
         self.directory = arguments.path(directory, "directory")
         # The newest that is known to outlive a power cut.
         self._synced: str | None = None
+        self._journal = Journal()
 
     def names(self) -> list[str]:
         """Return the names of all checkpoints, damaged ones too, oldest first."""
@@ -62,7 +64,8 @@ class Checkpoints:
 
         Args:
             tree: A pytree, whose arrays are written in parts, other data beside them.
-            rest: A tree of plain containers: where the run stands.
+            rest: A tree of plain containers: where the run stands. Of a `Growing` in it, only what
+                came since the last checkpoint is written.
         """
         leaves = leaves_by_path(tree)
         name = self.begin()
@@ -106,15 +109,17 @@ class Checkpoints:
             sync: Whether it outlives a power cut, and not only the end of this process.
         """
         unfinished = self._unfinished(name)
+        rest, records = self._journal.write(unfinished, rest)
         text = (
             f'{{"format": {_FORMAT}, "leaves": {leaves}, "parts": {json.dumps(indices)}, '
-            f'"rest": {json.dumps(to_json(rest))}}}'
+            f'"records": {json.dumps(records)}, "rest": {json.dumps(to_json(rest))}}}'
         )
         with open(f"{unfinished}/{_REST}", "wb") as file:
             file.write(f"{digest(text)}\n{text}".encode())
         if sync:
             _sync(unfinished)
         os.rename(unfinished, f"{self.directory}/{name}")
+        self._journal.written(f"{self.directory}/{name}")
         if sync:
             sync_directory(self.directory)
             self._synced = name
@@ -153,7 +158,7 @@ class Checkpoints:
                 leaves.append(from_host(arrays[numbers[leaf_path]], leaf, entry["impl"]))
             else:
                 leaves.append(from_json(entry["value"]))
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), from_json(found["rest"])
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), _rest_of(path, found)
 
     def read_rest(self, name: str) -> Any:
         """Return only where the run stood.
@@ -161,7 +166,8 @@ class Checkpoints:
         Raises:
             DamagedFileError: Something is missing or is not what was written.
         """
-        return from_json(self._read_rest(self.directory / name)["rest"])
+        path = self.directory / name
+        return _rest_of(path, self._read_rest(path))
 
     def prune(self, keep: int | None) -> None:
         """Delete the oldest but `keep` checkpoints, and unfinished ones.
@@ -293,6 +299,10 @@ def newest(store: Checkpoints, like: _T) -> tuple[str, _T, Any] | None:
         f"started over in silence. Restore the directory from a copy, or give another one to "
         f"start anew."
     ) from last
+
+
+def _rest_of(path: Path, found: dict[str, Any]) -> Any:
+    return restored(path, from_json(found["rest"]), found.get("records", []))
 
 
 def _checkpoints(names: list[str]) -> list[str]:

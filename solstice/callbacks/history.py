@@ -3,10 +3,12 @@
 It logs as LoggingCallback does, and writes nothing.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from solstice.callbacks.logging import LoggingCallback
 from solstice.loggers.values import decoded, encoded
+from solstice.tree.growing import Growing
 from solstice.triggers import Trigger
 
 
@@ -14,7 +16,8 @@ class HistoryCallback(LoggingCallback):
     """Keeps the metrics of every n training steps, or of every epoch, and of each validation.
 
     Windows and metrics are those of `LoggingCallback`. The records of several runs follow one
-    another; those of an interrupted run come back when it is resumed.
+    another; those of an interrupted run come back when it is resumed. A checkpoint costs no more
+    than the records that came since the last one.
 
     Args:
         log_every_n_steps: The length of a window of training steps; None records once an epoch.
@@ -67,8 +70,8 @@ class _List:
     def close(self) -> None:
         return
 
-    def get_state(self) -> list[dict[str, Any]]:
-        return [encoded(record) for record in self.records]
+    def get_state(self) -> Growing:
+        return Growing(self.records, encoded)
 
-    def set_state(self, state: list[dict[str, Any]]) -> None:
+    def set_state(self, state: Sequence[dict[str, Any]]) -> None:
         self.records = [decoded(record) for record in state]

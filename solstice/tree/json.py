@@ -39,6 +39,7 @@ from solstice.tree.encoding import (
     kind,
     to_host,
 )
+from solstice.tree.growing import Growing
 from solstice.tree.naming import leaves_by_path, path_name
 
 
@@ -115,7 +116,7 @@ def _encode(node: Any) -> Any:
         return None
     if type(node) in VALUES:
         return encode_leaf(node)
-    if type(node) is list:
+    if type(node) in (list, Growing):
         return [_encode(child) for child in node]
     if type(node) is tuple:
         return {"$tuple": [_encode(child) for child in node]}

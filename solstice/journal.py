@@ -1,0 +1,150 @@
+"""What grows from checkpoint to checkpoint, such as a history, written once.
+
+Each checkpoint has all of it, in files of its own directory, `records-0` and so on: one entry a
+line, as JSON. A file of the next checkpoint is the same one under a second name (a hard link), with
+new lines at its end; each checkpoint says how much of it is its own, and its digest.
+Where there are no hard links, it is copied.
+"""
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from solstice.parts import damaged
+from solstice.tree import from_json, to_json
+from solstice.tree.growing import Growing
+
+# In place of what grows: which of the files holds it.
+_MARK = "$records"
+
+
+@dataclasses.dataclass
+class _File:
+    """A file so far: of which entries it is, the last one it holds, its bytes and their digest."""
+
+    path: str
+    entries: list[Any]
+    count: int = 0
+    last: Any = None
+    size: int = 0
+    digest: Any = dataclasses.field(default_factory=hashlib.sha256)
+
+    def goes_on(self, growing: Growing) -> bool:
+        """Say whether what it holds are the first of some entries."""
+        if self.entries is not growing.entries or self.count > len(growing):
+            return False
+        return not self.count or self.entries[self.count - 1] is self.last
+
+    def about(self) -> dict[str, Any]:
+        return {"count": self.count, "size": self.size, "digest": self.digest.hexdigest()}
+
+
+class Journal:
+    """Writes what grows into one checkpoint after another, and reads it back.
+
+    >>> import tempfile
+    >>> first, second = tempfile.mkdtemp(), tempfile.mkdtemp()
+    >>> log, journal = [1.5, 2.5], Journal()
+    >>> rest, files = journal.write(first, {"log": Growing(log, float)})
+    >>> journal.written(first)
+    >>> log.append(3.5)
+    >>> again, more = journal.write(second, {"log": Growing(log, float)})
+    >>> restored(Path(first), rest, files), restored(Path(second), again, more)
+    ({'log': [1.5, 2.5]}, {'log': [1.5, 2.5, 3.5]})
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[int, _File] = {}
+        self._pending: dict[int, _File] = {}
+
+    def write(self, directory: str, rest: Any) -> tuple[Any, list[dict[str, Any]]]:
+        """Write what grows in a tree of plain containers into the directory of a checkpoint.
+
+        Returns:
+            The tree with marks in place of what grows, and what is to be known of the files.
+        """
+        found: list[Growing] = []
+
+        def marked(node: Any) -> Any:
+            if isinstance(node, Growing):
+                found.append(node)
+                return {_MARK: len(found) - 1}
+            if type(node) is dict:
+                return {name: marked(child) for name, child in node.items()}
+            return type(node)(map(marked, node)) if type(node) in (list, tuple) else node
+
+        rest = marked(rest)
+        self._pending = {
+            i: self._extended(i, growing, _path(directory, i)) for i, growing in enumerate(found)
+        }
+        return rest, [file.about() for file in self._pending.values()]
+
+    def written(self, directory: str) -> None:
+        """Note that the checkpoint is whole, and which directory it has now."""
+        self._files = {
+            i: dataclasses.replace(file, path=_path(directory, i))
+            for i, file in self._pending.items()
+        }
+
+    def _extended(self, i: int, growing: Growing, path: str) -> _File:
+        file = self._files.get(i)
+        if file is not None and file.goes_on(growing) and _linked(file.path, path):
+            file = dataclasses.replace(file, path=path, digest=file.digest.copy())
+        else:
+            file = _File(path, growing.entries)
+        count = len(growing)
+        lines = "".join(f"{to_json(entry)}\n" for entry in growing[file.count :]).encode()
+        with open(path, "r+b" if file.size else "wb") as opened:
+            opened.seek(file.size)  # not the end: a save that failed may have left more
+            opened.write(lines)
+        file.digest.update(lines)
+        file.size, file.count = file.size + len(lines), count
+        file.last = growing.entries[count - 1] if count else None
+        return file
+
+
+def restored(directory: Path, rest: Any, files: list[dict[str, Any]]) -> Any:
+    """Return the tree that `Journal.write` got, what grows as lists.
+
+    Raises:
+        DamagedFileError: A file is missing, or is not what was written.
+    """
+    read = [_read(Path(_path(str(directory), i)), about) for i, about in enumerate(files)]
+
+    def unmarked(node: Any) -> Any:
+        if type(node) is dict:
+            if read and list(node) == [_MARK]:
+                return read[node[_MARK]]
+            return {name: unmarked(child) for name, child in node.items()}
+        return type(node)(map(unmarked, node)) if type(node) in (list, tuple) else node
+
+    return unmarked(rest)
+
+
+def _read(path: Path, about: dict[str, Any]) -> list[Any]:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(about["size"])
+    except OSError as error:
+        raise damaged(path, f"{type(error).__name__}: {error}") from error
+    if len(data) != about["size"] or hashlib.sha256(data).hexdigest() != about["digest"]:
+        raise damaged(path, "its digest is another one")
+    return [from_json(line) for line in data.decode().split("\n")[:-1]]
+
+
+def _path(directory: str, i: int) -> str:
+    return f"{directory}/records-{i}"
+
+
+def _linked(old: str, new: str) -> bool:
+    """Give a file a second name, or copy it; say whether it was there."""
+    try:
+        os.link(old, new)
+    except FileNotFoundError:
+        return False
+    except OSError:  # a file system without hard links
+        shutil.copyfile(old, new)
+    return True

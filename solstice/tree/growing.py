@@ -1,0 +1,43 @@
+"""Growing: what a list that only grows has at one moment, so that it need not be copied."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, overload
+
+
+class Growing(Sequence[Any]):
+    """The entries that a list has now, whatever is appended to it later.
+
+    As a part of a callback's state, it costs a checkpoint no more than what came since the last
+    one, which holds the rest already. In `tree.to_json` it is a list.
+
+    Args:
+        entries: The list, to which entries are appended and which is changed in no other way.
+        encode: Makes of an entry a tree of plain containers, arrays, numbers and strings.
+
+    >>> log = ["a", "b"]
+    >>> now = Growing(log, str.upper)
+    >>> log.append("c")
+    >>> list(now), len(now), now[-1]
+    (['A', 'B'], 2, 'B')
+    """
+
+    def __init__(self, entries: list[Any], encode: Callable[[Any], Any]) -> None:
+        self.entries = entries
+        self._encode = encode
+        self._length = len(entries)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        places = range(self._length)[index]
+        if isinstance(places, range):
+            return [self._encode(self.entries[place]) for place in places]
+        return self._encode(self.entries[places])
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[place] for place in range(self._length))
