@@ -44,10 +44,10 @@ class Best:
         several = (
             isinstance(by, tuple | list)
             and len(by) in (2, 3)
-            and isinstance(by[0], str)
-            and by[1] in ("min", "max", None)
+            and all(isinstance(name, str) and name for name in (by[0], *by[2:]))
+            and (by[1] is None or (isinstance(by[1], str) and by[1] in ("min", "max")))
         )
-        if not (by is None or by is True or isinstance(by, str) or several):
+        if not (by is None or by is True or (isinstance(by, str) and by) or several):
             raise InvalidValueError(
                 f"best is expected to be a metric and 'min' or 'max', such as ('score', 'max'), "
                 f"and the name of an evaluation's dataset if it is not the validation's; or a "

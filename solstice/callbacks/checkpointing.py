@@ -16,11 +16,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from solstice import arguments
 from solstice.background import stand_back
 from solstice.callbacks.base import Callback
 from solstice.callbacks.best import Best, By
 from solstice.checkpoints import Checkpoints
-from solstice.errors import ExistingFileError, InvalidValueError
+from solstice.errors import ExistingFileError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
 from solstice.parts import Piece, check_orbax, copied, pieces, table
@@ -98,16 +99,11 @@ class CheckpointingCallback(Callback):
         on_error: Literal["raise", "warn"] = "warn",
     ) -> None:
         check_trigger(every, "every")
-        if keep is not None and keep < 1:
-            raise InvalidValueError(
-                f"keep is expected to be at least 1, or None for all; it is {keep}."
-            )
-        if on_error not in ("raise", "warn"):
-            raise InvalidValueError(
-                f"on_error is expected to be 'raise' or 'warn'; it is {on_error!r}."
-            )
-        self.directory = Path(directory).absolute()
+        if keep is not None:
+            keep = arguments.count(keep, "keep")
+        arguments.choice(on_error, "on_error", ("raise", "warn"))
         self._store = Checkpoints(directory)
+        self.directory = self._store.directory
         self._every = every
         self._keep = keep
         self._best = Best(best)

@@ -6,10 +6,11 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from solstice import arguments
 from solstice.callbacks.base import Callback
 from solstice.callbacks.no_improvement import NoImprovement, check_watch
 from solstice.callbacks.passes import PassCount
-from solstice.errors import EarlyStoppingException, InvalidTypeError, InvalidValueError
+from solstice.errors import EarlyStoppingException, InvalidValueError
 from solstice.experiment import Experiment
 from solstice.metrics.directions import Direction
 from solstice.tree import describe
@@ -48,19 +49,9 @@ class EarlyStoppingCallback(Callback):
         *,
         watch: Literal["val", "train"] = "val",
     ) -> None:
-        if not callable(criterion_fn):
-            raise InvalidTypeError(
-                f"criterion_fn is expected to be a function of a list of outs; it is "
-                f"{describe(criterion_fn)}."
-            )
-        if accumulate_every_n_steps < 1:
-            raise InvalidValueError(
-                f"accumulate_every_n_steps is expected to be at least 1; it is "
-                f"{accumulate_every_n_steps}."
-            )
+        self._criterion_fn = arguments.function(criterion_fn, "criterion_fn", "outs")
+        self._every = arguments.count(accumulate_every_n_steps, "accumulate_every_n_steps")
         check_watch(watch)
-        self._criterion_fn = criterion_fn
-        self._every = accumulate_every_n_steps
         self._watch = watch
         self.needs_validation = watch == "val"
         self._begin()

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from solstice import arguments
 from solstice.callbacks.triggered import TriggeredCallback
 from solstice.data import batches, check_dataset, length
 from solstice.errors import EarlyStoppingException, InvalidTypeError, UsageError
@@ -99,21 +100,26 @@ class EvaluationCallback(TriggeredCallback):
         on_host: bool | None = None,
         jit: bool = True,
     ) -> None:
-        if not callable(eval_fn):
-            raise InvalidTypeError(
-                f"eval_fn is expected to be a function of (exp, batch, key); it is "
-                f"{describe(eval_fn)}."
-            )
+        arguments.function(eval_fn, "eval_fn", "exp, batch, key")
+        hooks: dict[str, tuple[Any, str]] = {
+            "prepare_batch": (prepare_batch, "batch"),
+            "finalize": (finalize, "metrics"),
+            "on_start": (on_start, "exp, step, name"),
+            "on_end": (on_end, "results, exp, step, name"),
+        }
+        for name, (hook, takes) in hooks.items():
+            if hook is not None:
+                arguments.function(hook, name, takes)
         if not isinstance(datasets, Mapping) or not datasets:
             raise InvalidTypeError(
                 f"datasets are expected to be a mapping of names to datasets, such as "
                 f"{{'test': test_ds}}; they are {describe(datasets)}."
             )
-        for name, dataset in datasets.items():
+        for name, dataset in arguments.mapping(datasets, "datasets").items():
             if length(dataset) == 0:
                 _logger.warning(_EMPTY, name)
             else:
-                check_dataset(dataset, name, passes=None)
+                check_dataset(dataset, f"datasets[{name!r}]", passes=None)
         self._eval_fn = eval_fn
         self._datasets = dict(datasets)
         super().__init__(when, Outlets(logging_fn))
@@ -121,8 +127,8 @@ class EvaluationCallback(TriggeredCallback):
         self._prepare_batch = prepare_batch
         self._finalize = finalize
         self._on_start, self._on_end = on_start, on_end
-        self._on_host = on_host
-        self._jit = jit
+        self._on_host = None if on_host is None else arguments.flag(on_host, "on_host")
+        self._jit = arguments.flag(jit, "jit")
         self._step = Step(self._one)
         self.results: dict[str, dict[str, Any]] = {}
         self.evaluations = 0

@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from solstice import arguments
 from solstice.callbacks.passes import PassCount
 from solstice.callbacks.triggered import TriggeredCallback
-from solstice.errors import InvalidTypeError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.values import to_host
-from solstice.tree import describe, leaves_by_path
+from solstice.tree import leaves_by_path
 from solstice.triggers import Trigger
 
 _logger = logging.getLogger("solstice")
@@ -71,14 +71,10 @@ class InspectionCallback(TriggeredCallback):
         mode: str = "inside",
         jit: bool = True,
     ) -> None:
-        if not callable(values_fn):
-            raise InvalidTypeError(
-                f"values_fn is expected to be a function of (exp, batch); it is "
-                f"{describe(values_fn)}."
-            )
+        arguments.function(values_fn, "values_fn", "exp, batch")
         super().__init__(when, Outlets(logging_fn))
-        self._mode = mode
-        self._values = _compiled(values_fn) if jit else values_fn
+        self._mode = arguments.text(mode, "mode")
+        self._values = _compiled(values_fn) if arguments.flag(jit, "jit") else values_fn
         self.results: dict[str, Any] = {}
         self._steps_per_call = 1
         self._batch: Any = None

@@ -6,6 +6,7 @@ It decides what is in a window, never where the numbers go.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from solstice import arguments
 from solstice.callbacks.triggered import Never, TriggeredCallback
 from solstice.errors import InvalidValueError, UsageError
 from solstice.experiment import Experiment
@@ -61,14 +62,12 @@ class LoggingCallback(TriggeredCallback):
         *,
         when: Trigger | None = None,
     ) -> None:
-        if log_every_n_steps is not None and log_every_n_steps < 1:
-            raise InvalidValueError(
-                f"log_every_n_steps is expected to be at least 1, or None to log at each epoch's "
-                f"end; it is {log_every_n_steps}."
-            )
+        if log_every_n_steps is not None:
+            log_every_n_steps = arguments.count(log_every_n_steps, "log_every_n_steps")
         if log_every_n_steps is not None and when is not None:
             raise InvalidValueError(
-                f"Windows end every {log_every_n_steps} steps or as `when` says; give one of them."
+                f"Windows end every log_every_n_steps={log_every_n_steps} steps or as `when` says, "
+                f"which is {arguments.describe(when)}; give one of them."
             )
         if log_every_n_steps is not None:
             when = Every(steps=log_every_n_steps)

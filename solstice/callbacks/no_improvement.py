@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from solstice import arguments
 from solstice.callbacks.base import Callback
-from solstice.errors import EarlyStoppingException, InvalidValueError, UsageError
+from solstice.errors import EarlyStoppingException, UsageError
 from solstice.experiment import Experiment
 from solstice.loggers.values import is_number, to_host
 from solstice.metrics import Accumulator, is_metrics, named_values
@@ -31,16 +32,10 @@ class NoImprovement(Callback):
     ) -> None:
         check_mode(mode)
         check_watch(watch)
-        if patience < 1:
-            raise InvalidValueError(
-                f"patience is expected to be at least 1 pass; it is {patience}."
-            )
-        if min_delta < 0:
-            raise InvalidValueError(f"min_delta is expected to be at least 0; it is {min_delta}.")
-        self._metric = metric
+        self._metric = arguments.text(metric, "metric")
         self._given = mode
-        self._patience = patience
-        self._min_delta = min_delta
+        self._patience = arguments.count(patience, "patience")
+        self._min_delta = arguments.number(min_delta, "min_delta", least=0)
         self._watch = watch
         self.needs_validation = watch == "val"
         self._begin()
@@ -122,5 +117,4 @@ class NoImprovement(Callback):
 
 def check_watch(watch: Any) -> None:
     """Raise if that is no mode whose passes can be watched."""
-    if watch not in ("train", "val"):
-        raise InvalidValueError(f"watch is expected to be 'train' or 'val'; it is {watch!r}.")
+    arguments.choice(watch, "watch", ("train", "val"))

@@ -1,16 +1,16 @@
 """Profiling: records what the devices did during some steps, for TensorBoard or xprof."""
 
 import logging
-import operator
 import os
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 
+from solstice import arguments
 from solstice.callbacks.base import Callback
 from solstice.callbacks.stopwatch import Stopwatch, TimeReport
-from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.errors import InvalidValueError
 from solstice.experiment import Experiment
 from solstice.tree import describe
 
@@ -46,20 +46,16 @@ class ProfilingCallback(Callback):
     def __init__(
         self, log_dir: str | os.PathLike[str], steps_to_profile: Iterable[int] | None = None
     ) -> None:
-        self._log_dir = os.path.abspath(log_dir)
+        self._log_dir = str(arguments.path(log_dir, "log_dir"))
         self._steps: frozenset[int] | None = None
         if steps_to_profile is not None:
-            try:
-                self._steps = frozenset(map(operator.index, steps_to_profile))
-            except TypeError as error:
-                raise InvalidTypeError(
-                    f"steps_to_profile is expected to hold the indices of steps, such as "
-                    f"range(10, 13); it is {describe(steps_to_profile)}."
-                ) from error
-            if not self._steps or min(self._steps) < 0:
+            what = "the indices of steps, such as range(10, 13)"
+            several = arguments.several(steps_to_profile, "steps_to_profile", what)
+            self._steps = frozenset(arguments.counts(several, "steps_to_profile", least=0))
+            if not self._steps:
                 raise InvalidValueError(
                     f"steps_to_profile is expected to name at least one step, from 0 on; it is "
-                    f"{sorted(self._steps)}."
+                    f"{describe(steps_to_profile)}."
                 )
         # The mode whose steps are being recorded; of a whole run, None.
         self._recording = False

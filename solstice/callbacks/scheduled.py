@@ -6,9 +6,8 @@ It decides neither what is done nor when; it keeps what came of it.
 from collections.abc import Callable
 from typing import Any
 
+from solstice import arguments
 from solstice.callbacks.triggered import TriggeredCallback
-from solstice.errors import InvalidTypeError
-from solstice.tree import describe
 from solstice.triggers import Trigger
 
 
@@ -47,10 +46,9 @@ class ScheduledCallback(TriggeredCallback):
     def __init__(
         self, action: Callable[[Any, int], Any], when: Trigger, name: str | None = None
     ) -> None:
-        if not callable(action):
-            raise InvalidTypeError(
-                f"action is expected to be a function of (exp, step); it is {describe(action)}."
-            )
+        arguments.function(action, "action", "exp, step")
+        if name is not None:
+            arguments.text(name, "name")
         super().__init__(when)
         self._action = action
         self._name = getattr(action, "__name__", type(action).__name__) if name is None else name

@@ -9,8 +9,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from solstice import arguments
 from solstice.callbacks.base import Callback
-from solstice.errors import InvalidValueError, NotFiniteError
+from solstice.errors import NotFiniteError
 from solstice.experiment import Experiment
 from solstice.tree import path_name
 
@@ -34,11 +35,7 @@ class StopOnNaN(Callback):
     """
 
     def __init__(self, every_n_steps: int = 1) -> None:
-        if every_n_steps < 1:
-            raise InvalidValueError(
-                f"every_n_steps is expected to be at least 1; it is {every_n_steps}."
-            )
-        self._every = every_n_steps
+        self._every = arguments.count(every_n_steps, "every_n_steps")
         self._begin()
 
     def _begin(self) -> None:

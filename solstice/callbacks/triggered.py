@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from solstice import arguments
 from solstice.callbacks.base import Callback
 from solstice.experiment import Experiment
 from solstice.loggers.outlets import Outlets
@@ -52,7 +53,8 @@ class TriggeredCallback(Callback, abc.ABC):
     def __init__(self, when: Trigger, outlets: Outlets | None = None) -> None:
         check_trigger(when, "when")
         self._when = when
-        self._outlets = Outlets([]) if outlets is None else outlets
+        outlets = Outlets([]) if outlets is None else outlets
+        self._outlets = arguments.instance(outlets, "outlets", Outlets, "Outlets(logging_fn)")
         self._experiment: Callable[[], Any] | None = None
         self._begin_run()
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from solstice import arguments
 from solstice.errors import InvalidTypeError
 from solstice.loggers.lines import log_line
 from solstice.loggers.records import make_record
@@ -55,7 +56,8 @@ class Outlets:
             if isinstance(one, SinkLike):
                 self.sinks.append(one)
             elif callable(one):
-                self._functions.append(one)
+                takes = "metrics, step, mode"
+                self._functions.append(arguments.function(one, "logging_fn", takes))
             else:
                 raise InvalidTypeError(
                     f"logging_fn is expected to be a function of (metrics, step, mode), a sink "

@@ -122,7 +122,7 @@ def known(said: Direction | None, name: str, remedy: str) -> Direction:
 
 def check_mode(mode: Any) -> None:
     """Raise if a direction that a user gave is none; None leaves it to the metric."""
-    if mode not in ("min", "max", None):
+    if not (mode is None or (isinstance(mode, str) and mode in ("min", "max"))):
         raise InvalidValueError(
             f"mode is expected to be 'min' or 'max'; it is {mode!r}. None leaves it to the metric."
         )

@@ -18,7 +18,7 @@ import solstice
 from solstice.tree import describe
 
 # Each module adds its rows to the table.
-for room in ("compat", "loggers", "metrics", "others", "plots", "testing"):
+for room in ("callbacks", "compat", "loggers", "metrics", "others", "plots", "testing"):
     importlib.import_module(f"{room}_rows")
 
 

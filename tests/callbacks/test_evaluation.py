@@ -443,7 +443,7 @@ def test_an_empty_dataset_is_a_warning_and_left_out(adding, mean, caplog, tmp_pa
         ({"eval_fn": 3}, TypeError, r"eval_fn is expected to be a function of \(exp, batch, key"),
         ({"datasets": []}, TypeError, "a mapping of names to datasets"),
         ({"datasets": {}}, TypeError, "a mapping of names to datasets"),
-        ({"datasets": {"a": 3}}, TypeError, "a is expected to be a re-iterable of batches"),
+        ({"datasets": {"a": 3}}, TypeError, r"datasets\[.a.\] is expected to be a re-iterable"),
         ({"when": 3}, TypeError, "when is expected to be a trigger"),
         ({"logging_fn": 3}, TypeError, "logging_fn is expected to be a function"),
         ({"key": "a"}, TypeError, "key is expected to be an int seed"),

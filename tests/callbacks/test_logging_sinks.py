@@ -120,7 +120,7 @@ def test_when_ends_windows_of_training_and_other_modes_log_once_a_pass(train, tm
 
 @pytest.mark.usefixtures("unchecked")
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="Windows end every 5 steps or as `when` says"):
+    with pytest.raises(ValueError, match="Windows end every log_every_n_steps=5 steps or as"):
         LoggingCallback(5, when=Every(steps=5))
     with pytest.raises(TypeError, match="when is expected to be a trigger"):
         LoggingCallback(when=5)
