@@ -69,6 +69,12 @@ class Bookmark:
         """Whether there is something to go on from, or to keep."""
         return self._keeps or self._anew
 
+    @property
+    def keeps_place(self) -> bool:
+        """Whether the iterator of the pass can tell where it stands."""
+        tells = callable(getattr(self._iterator, "get_state", None))
+        return tells or _is_tf(self._iterator)
+
     def begin(self, consumed: int) -> int:
         """Return after how many batches `reading` will begin: not 0 only after a resume.
 

@@ -32,7 +32,7 @@ _logger = logging.getLogger("solstice")
 
 _FORMAT = 4
 _NAME = re.compile(r"checkpoint-(\d{6,})")
-_REST, _BEST = "checkpoint.json", "best.json"
+_REST, _BEST, _START = "checkpoint.json", "best.json", "start.json"
 
 
 class Checkpoints:
@@ -120,9 +120,26 @@ class Checkpoints:
             _sync(unfinished)
         os.rename(unfinished, f"{self.directory}/{name}")
         self._journal.written(f"{self.directory}/{name}")
+        (self.directory / _START).unlink(missing_ok=True)
         if sync:
             sync_directory(self.directory)
             self._synced = name
+
+    def note_start(self, about: Any) -> None:
+        """Note about a run that begins, until its first checkpoint is there, in one go."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        unfinished = self.directory / f".{_START}.tmp"
+        unfinished.write_text(json.dumps(to_json(about)))
+        unfinished.rename(self.directory / _START)
+
+    def start(self) -> Any:
+        """Return what was noted about a run that began here and never saved; None for none."""
+        try:
+            return from_json(json.loads((self.directory / _START).read_text()))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise damaged(self.directory / _START, "it is no JSON") from error
 
     def sync(self) -> None:
         """Have the newest checkpoint outlive a power cut."""
@@ -275,16 +292,23 @@ def restore(directory: str | os.PathLike[str], exp: _T, which: str = "newest") -
     return store.read(which, exp)[0]
 
 
-def newest(store: Checkpoints, like: _T) -> tuple[str, _T, Any] | None:
+def newest(
+    store: Checkpoints, like: _T, *, before: str | None = None
+) -> tuple[str, _T, Any] | None:
     """Return the name, the tree and the rest of the newest complete checkpoint; None for none.
 
     Damaged ones are skipped with a warning that names them.
+
+    Args:
+        store: Where they are.
+        like: A tree of the same structure.
+        before: The name of one; only those before it are looked at.
 
     Raises:
         DamagedFileError: All are damaged.
         ValueError: It is a checkpoint of another tree than `like`.
     """
-    names = store.names()
+    names = [name for name in store.names() if before is None or _number(name) < _number(before)]
     last = None
     for name in reversed(names):
         try:

@@ -93,14 +93,18 @@ def check_dataset(
             f"{name} is expected to hold batches; it holds whole arrays, ({arrays}). Cut "
             f"them: [(x[i : i + 32], y[i : i + 32]) for i in range(0, len(x), 32)]."
         )
-    one_shot = isinstance(dataset, GeneratorType) or (
-        isinstance(dataset, Iterator) and type(dataset).__module__ in _ONE_SHOT_HOMES
-    )
-    if one_shot and passes is not None and passes > 1:
+    if is_one_shot(dataset) and passes is not None and passes > 1:
         raise InvalidValueError(
             f"{name} is a {type(dataset).__name__}, which can be read only once, but {passes} "
             f"epochs are wanted. Pass a list, or a function that returns a new iterator each epoch."
         )
+
+
+def is_one_shot(dataset: Any) -> bool:
+    """Say whether a dataset is known to be one that can be read only once."""
+    return isinstance(dataset, GeneratorType) or (
+        isinstance(dataset, Iterator) and type(dataset).__module__ in _ONE_SHOT_HOMES
+    )
 
 
 def _is_whole(dataset: Any) -> bool:
@@ -206,22 +210,21 @@ def prefetched(
 
     `place` puts each where it belongs; None means the default device. A thread reads up to `size`
     batches ahead and ends with the context. What it raises is raised here in the batch's turn, with
-    its own traceback. 0 reads nothing ahead; None means 2 on accelerators and 0 on a CPU.
+    its own traceback. 0 reads nothing ahead; None means what `ahead` says.
 
     >>> import numpy as np
     >>> with prefetched(iter([np.ones(2), np.zeros(2)]), size=2) as ready:
     ...     [float(batch.sum()) for batch in ready]
     [2.0, 0.0]
     """
-    if size is None:
-        size = 0 if jax.default_backend() == "cpu" else 2
+    size = ahead(size)
     if size == 0:
         try:
             yield ready if place is None else map(place, ready)
         finally:
-            _close(ready)
+            close(ready)
         return
-    place = place or _on_device
+    place = place or on_device
     line: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     free = threading.Semaphore(size)
     ended = threading.Event()
@@ -235,7 +238,7 @@ def prefetched(
         except BaseException as error:  # noqa: BLE001 - raised where the batch is asked for
             line.put(("error", error))
         finally:
-            _close(ready)
+            close(ready)
 
     def take() -> Iterator[Any]:
         while (item := line.get())[0] == "batch":
@@ -260,13 +263,21 @@ def prefetched(
             )
 
 
-def _close(iterator: Iterator[Any]) -> None:
+def ahead(prefetch: int | None) -> int:
+    """Return how many batches are read ahead where `prefetch` is asked for."""
+    if prefetch is None:
+        return 0 if jax.default_backend() == "cpu" else 2
+    return prefetch
+
+
+def close(iterator: Iterator[Any]) -> None:
     """End a generator where it stands; it runs what it has to do then."""
     if isinstance(iterator, GeneratorType):
         iterator.close()
 
 
-def _on_device(batch: Any) -> Any:
+def on_device(batch: Any) -> Any:
+    """Return a batch whose arrays are on the default device."""
     return jax.tree.map(lambda leaf: jax.device_put(leaf) if eqx.is_array(leaf) else leaf, batch)
 
 

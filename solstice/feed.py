@@ -9,14 +9,22 @@ import contextlib
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from solstice.bookmark import Bookmark
-from solstice.data import batches, prefetched, uses_experiment
+from solstice.data import (
+    ahead,
+    batches,
+    close,
+    on_device,
+    prefetched,
+    uses_epoch,
+    uses_experiment,
+)
 from solstice.errors import InvalidValueError
 from solstice.live import Live
 from solstice.position import Position, batch_digest
@@ -26,6 +34,8 @@ from solstice.sharding.processes import in_step
 from solstice.signals import Signals
 
 _logger = logging.getLogger("solstice")
+
+_NO_BATCH = object()
 
 
 class Feed:
@@ -43,6 +53,8 @@ class Feed:
         check: Called with the first batch and the mode.
         bookmark: What keeps where the dataset's iterator stands.
         tracked: Whether checkpoints will ask where the pass stands.
+        reshuffles: Called at the start of a pass that does not begin as the first did, where the
+            dataset is told no epoch and its iterator has no state.
         signals: What processes in step agree on before each batch.
         experiment: Returns the experiment as it is, for a dataset that makes batches from it; of a
             live one nothing is read ahead, and a call takes one batch.
@@ -50,6 +62,8 @@ class Feed:
     Attributes:
         last_batch: The batch consumed last, as the dataset gave it, where that is tracked.
         skipped: How many batches a resumed run had consumed of the pass.
+        over: Whether the pass has no batch left, once its groups are read.
+        partial: Whether `last_step` made the group read last smaller than others.
         in_step: Whether processes wait for each other before each batch.
 
     Raises:
@@ -75,13 +89,19 @@ class Feed:
         check: Callable[[Any, str], None] | None = None,
         bookmark: Bookmark | None = None,
         tracked: bool = False,
+        reshuffles: Callable[[], None] = lambda: None,
         signals: Signals | None = None,
         experiment: Callable[[], Any] = lambda: None,
     ) -> None:
         self._mode, self._where = mode, where
         live = isinstance(dataset, Live)
-        self._steps_per_call, self._prefetch = (1, 0) if live else (steps_per_call, prefetch)
+        self._steps_per_call = 1 if live else steps_per_call
+        self._prefetch = 0 if live else ahead(prefetch)
         self._check = check
+        self.over = self.partial = False
+        self._dataset = dataset
+        self._left_alone = not (live or uses_epoch(dataset))
+        self._reshuffles = reshuffles
         training = mode == "train"
         self.skipped = (where.trained if training else where.validated) or 0
         self.last_batch: Any = None
@@ -102,10 +122,10 @@ class Feed:
             step=where.steps[mode],
             made=self.skipped,
         )
-        self._place: Callable[[Any], Any] | None = None
         self.in_step = sharding is not None and not alone
+        self._place: Callable[..., Any] | None = on_device if self._prefetch else None
         if sharding is not None:
-            self._place = functools.partial(self._placed, sharding, with_mask, alone)
+            self._place = functools.partial(_on_mesh, sharding, with_mask)
         if self.in_step:
             self._source = in_step(self._source, signals=signals)
         if self.skipped > begin and not live:
@@ -117,8 +137,24 @@ class Feed:
 
         Those of a call are of one form, and none goes past `last_step`.
         """
-        with prefetched(self._source, self._prefetch, self._place) as ready:
+        place = None if self._place is None else self._placed
+        with prefetched(self._source, self._prefetch, place) as ready:
             yield self._grouped(ready, last_step)
+
+    def first(self) -> Any:
+        """Return the pass's first batch, checked and placed; the pass still begins with it.
+
+        It is None where another process has none.
+        """
+        first = next(self._source, None)
+        if first is None:
+            return None
+        self._source = _again(first, self._source)
+        return self._placed(first)
+
+    def close(self) -> None:
+        """End a pass that was not begun."""
+        close(self._source)
 
     def consumed(self, group: list[Any]) -> None:
         """Note that the steps of these batches are taken."""
@@ -135,44 +171,63 @@ class Feed:
             group = [self._raw.popleft() for _ in group]
         if where.trained == count:
             where.first = batch_digest(group[0])
+            self._compare_with_the_first_pass()
         if self._bookmark is not None:
             self._bookmark.consumed(where.trained)
         self.last_batch = group[-1]
+
+    def _compare_with_the_first_pass(self) -> None:
+        where = self._where
+        if not self._left_alone or (self._bookmark is not None and self._bookmark.keeps_place):
+            return
+        where.opening = where.opening or where.first
+        where.reshuffled = where.reshuffled or where.first != where.opening
+        if where.reshuffled:
+            self._reshuffles()
 
     def _grouped(self, ready: Iterator[Any], last_step: int | None) -> Iterator[list[Any]]:
         if self._check is not None and self._place is None:
             for first in itertools.islice(ready, 1):
                 self._check(first, self._mode)
                 ready = itertools.chain([first], ready)
-        if self._steps_per_call == 1:
-            for batch in ready:
+        steps, mode, group = self._where.steps, self._mode, []
+        limit = None if last_step is None else max(last_step - steps[mode], 0)
+        for batch in itertools.islice(ready, limit):
+            if self._steps_per_call == 1:
                 yield [batch]
-            return
-        steps, group = self._where.steps, []
-        for batch in ready:
+                continue
             if group and _form(batch) != _form(group[0]):
                 yield group
                 group = []
             group.append(batch)
-            full = len(group) == self._steps_per_call
-            if full or steps[self._mode] + len(group) == last_step:
+            if len(group) == self._steps_per_call:
                 yield group
                 group = []
+        cut = last_step is not None and steps[mode] + len(group) >= last_step
+        self.over = not cut or self._ends(ready)
         if group:
+            self.partial = not self.over
             yield group
 
-    def _placed(
-        self, sharding: Sharding, with_mask: WithMask | None, alone: bool, batch: Any
-    ) -> Any:
-        """Check a batch as the dataset gave it, and put it on the mesh."""
-        sizes: list[int | None] = []
-        if not alone:
-            batch, sizes = batch
+    def _ends(self, ready: Iterator[Any]) -> bool:
+        """Say whether a pass has no more batches: one that is read for it is not used."""
+        if isinstance(self._dataset, Live):
+            return self._where.trained == self._dataset.length
+        if isinstance(self._dataset, Iterator):  # which would miss the batch
+            return False
+        try:
+            return next(ready, _NO_BATCH) is _NO_BATCH
+        except Exception:  # noqa: BLE001 - the run does not need this batch
+            return False
+
+    def _placed(self, batch: Any) -> Any:
+        """Check a batch as the dataset gave it, and put it where it goes."""
+        batch, *sizes = batch if self.in_step else (batch,)
         if self._check is not None:
             self._check(batch, self._mode)
         if self._tracked:
             self._raw.append(batch)
-        return place_batch(sharding, batch, with_mask, sizes)
+        return batch if self._place is None else self._place(batch, *sizes)
 
     def _skip(self, begin: int, count: int, *, anew: bool) -> None:
         """Read what was consumed before a resume, and make sure that it is the same."""
@@ -201,6 +256,17 @@ class Feed:
                     f"grain's can. Otherwise save at the end of epochs only, with "
                     f"every=Every(epochs=1)."
                 )
+
+
+def _on_mesh(
+    sharding: Sharding, with_mask: WithMask | None, batch: Any, sizes: Sequence[int | None] = ()
+) -> Any:
+    return place_batch(sharding, batch, with_mask, sizes)
+
+
+def _again(first: Any, source: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from source
 
 
 def _form(batch: Any) -> Any:

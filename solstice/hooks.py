@@ -9,6 +9,7 @@ from typing import Any
 
 from solstice.callbacks import Callback, TriggeredCallback
 from solstice.errors import EarlyStoppingException, InvalidTypeError
+from solstice.loggers.outlets import sinks_of
 from solstice.tree import describe
 
 _logger = logging.getLogger("solstice")
@@ -103,6 +104,11 @@ class Hooks:
         for failure in failures:
             _logger.error("A callback failed at the end of a failed run.", exc_info=failure)
         return None
+
+    def sinks(self) -> list[str]:
+        """Return where all sinks write, to tell whether they are the same."""
+        sinks = [sink for callback in self.callbacks for sink in sinks_of(callback)]
+        return [getattr(sink, "place", type(sink).__name__) for sink in sinks]
 
     def get_states(self) -> list[list[Any]]:
         """Return the name and the state of every callback that has one."""

@@ -6,9 +6,6 @@ It is data only; the run keeps it, checkpoints hold it.
 import dataclasses
 from typing import Any, Self
 
-import jax
-import numpy as np
-
 from solstice.tree import digest
 
 
@@ -21,12 +18,17 @@ class Position:
         trained: How many batches of the epoch's training pass are consumed.
         validated: How many batches of a validation pass are consumed; None outside of one.
         pass_done: Whether the training pass is over, so that the epoch's validation is next.
+        val_done: Whether that is over too.
         steps: How many steps each mode has completed in the run.
         first: The digest of the training pass's first batch.
+        opening: That of the first pass's, of a dataset that nobody tells the epoch.
+        reshuffled: Whether such a dataset began a later pass with another batch.
         last: That of its last consumed batch.
         iterator: A state of its iterator, None if it has none; see `solstice.bookmark`.
         read: After how many batches that is; None after the end of the pass before.
         ended: How the run ended: "finished" or "stopped"; None while it goes on.
+        cut: Whether that was within a pass. Hooks were then told of the pass's end, so a run that
+            is asked for more goes on from the checkpoint before.
         num_epochs: What the run was asked for, to tell whether more is asked now.
         num_steps: The same, in training steps.
 
@@ -38,14 +40,18 @@ class Position:
     trained: int = 0
     validated: int | None = None
     pass_done: bool = False
+    val_done: bool = False
     steps: dict[str, int] = dataclasses.field(
         default_factory=lambda: {"train": 0, "val": 0, "test": 0}
     )
     first: str | None = None
+    opening: str | None = None
+    reshuffled: bool = False
     last: str | None = None
     iterator: Any = None
     read: int | None = 0
     ended: str | None = None
+    cut: bool = False
     num_epochs: int | None = None
     num_steps: int | None = None
 
@@ -58,10 +64,18 @@ class Position:
         """Return what `to_state` was called on."""
         return cls(**state)
 
+    def end_pass(self, mode: str) -> None:
+        """Go to what comes after a pass."""
+        if mode == "train":
+            self.pass_done = True
+        elif mode == "val":
+            self.validated, self.val_done = None, self.pass_done
+
     def next_epoch(self) -> None:
         """Go to the start of the next epoch."""
         self.epoch += 1
-        self.trained, self.validated, self.pass_done = 0, None, False
+        self.trained, self.validated = 0, None
+        self.pass_done = self.val_done = False
         self.first = self.last = None
 
     def is_over(self, num_epochs: int | None, num_steps: int | None) -> bool:
@@ -74,11 +88,6 @@ class Position:
         if self.ended is None:
             return False
         return not (_more(num_epochs, self.num_epochs) or _more(num_steps, self.num_steps))
-
-
-def batch_copy(batch: Any) -> Any:
-    """Return a batch that keeps its values where the dataset fills the same arrays again."""
-    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, batch)
 
 
 def batch_digest(batch: Any) -> str | None:

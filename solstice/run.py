@@ -6,6 +6,7 @@ It takes the passes that the trainer asks for; it does not decide which.
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Literal
 
 from solstice.bookmark import Bookmark
@@ -14,7 +15,7 @@ from solstice.callbacks import (
     CheckpointingCallback,
     ProfilingCallback,
 )
-from solstice.data import length
+from solstice.data import length, uses_epoch, uses_experiment
 from solstice.errors import EarlyStoppingException
 from solstice.experiment import Experiment
 from solstice.feed import Feed
@@ -22,7 +23,7 @@ from solstice.hooks import Hooks
 from solstice.memory import as_arrays
 from solstice.metrics import Metrics
 from solstice.metrics.left_out import LeftOut, told_elsewhere
-from solstice.position import Position, batch_copy, batch_digest
+from solstice.position import Position, batch_digest
 from solstice.progress import Progress, Shown
 from solstice.sharding import Sharding, is_first_process
 from solstice.sharding.processes import check_same
@@ -73,6 +74,9 @@ class Run:
         self._progress = Progress(progress if is_first_process() else False)
         self._hooks = Hooks(callbacks or ())
         self._checked: set[str] = set()
+        # The passes that are open for a look at their first batch, with their epochs.
+        self._opened: dict[str, tuple[int, Feed]] = {}
+        self._looked = self._same_data = False
         # How many steps the last whole pass had, for the bar of a dataset that does not say.
         self._lengths: dict[str, int] = {}
         self._checkpointing = [
@@ -88,6 +92,9 @@ class Run:
                 self._hooks.fire = timed("callbacks", self._hooks.fire)
         self._bookmark = Bookmark("train_ds", keeps=bool(self._checkpointing))
         self._resumed: dict[str, Any] | None = None
+        self._never_saved: dict[str, Any] | None = None
+        # Whether other processes made passes before, until it was said that this matters.
+        self._passes_missing = False
         self._resumed_from: Path | None = None
         self._signals = Signals()
         self._validation: tuple[Watch, Callable[[], None]] | None = None
@@ -103,6 +110,15 @@ class Run:
         where, keeps = self.position, bool(self._checkpointing)
         self._bookmark = Bookmark("train_ds", where.iterator, where.read, keeps=keeps, resumed=True)
         self._resumed, self._resumed_from = state, directory
+        self._passes_missing = where.epoch > 0
+
+    def replace_run(self, noted: dict[str, Any] | None) -> None:
+        """Begin anew in the place of a run that never saved, whose log is replaced.
+
+        Args:
+            noted: What that run noted when it began; None for none.
+        """
+        self._never_saved = noted
 
     def validate_when(self, trigger: Trigger, validate: Callable[[], None]) -> None:
         """Call `validate` after a training step or an epoch at which the trigger fires."""
@@ -138,6 +154,8 @@ class Run:
                 error = Interrupted(self._signals.received).ending
             self._progress.end_epoch()
             self._training = None  # nothing of the run lives on
+            while self._opened:
+                self._opened.popitem()[1][1].close()
             failure = self._hooks.end(self.exp, error)
         error = error or failure
         # Asked once none is noted any more: one that came while the run ended counts too.
@@ -154,6 +172,13 @@ class Run:
         self._hooks.fire("attach", lambda: self.exp, self._steps_per_call)
         self._hooks.fire("on_run_start", self.exp)
         self.give_states()
+        if self._resumed is None and self._checkpointing:
+            sinks = self._hooks.sinks()
+            if self._never_saved is not None and self._never_saved["sinks"] == sinks:
+                self._hooks.set_states(self._never_saved["callbacks"])
+            about = {"sinks": sinks, "callbacks": self._hooks.get_states()}
+            for callback in self._checkpointing:
+                callback.note_start(about)
 
     def give_states(self) -> None:
         """Give the callbacks of a resumed run the states that were saved."""
@@ -167,7 +192,7 @@ class Run:
         """Return what gives the state of now, at leisure."""
         position = self.position.to_state()
         position["iterator"], position["read"] = self._bookmark.state(self.position.trained)
-        batch = None if self._training is None else batch_copy(self._training.last_batch)
+        batch = None if self._training is None else self._training.last_batch
         state = {
             "epoch": self.position.epoch,
             "steps": self.position.steps["train"],
@@ -184,10 +209,18 @@ class Run:
         return complete
 
     def _save_end(self, how: str) -> None:
-        if how == "stopped":
-            self.position.next_epoch()
         self.position.ended = how
         self._save_now()
+
+    def _save_before_the_end(self, how: str | None = None) -> None:
+        """Save where a run that is asked for more goes on, as if this one had not ended here.
+
+        That is before the hooks are told of the end of a pass which is not at its end.
+        """
+        if not self.position.cut:
+            self.position.ended = how
+            self._save_now()
+            self.position.cut = True
 
     def _save_now(self) -> None:
         for callback in self._checkpointing:
@@ -195,18 +228,19 @@ class Run:
 
     def end_epoch(self, *, last: bool) -> None:
         """Go to the next epoch, once this one's passes are over."""
-        self.position.next_epoch()
-        epochs = self.position.epoch
-        self.position.epoch -= 1  # an early stop ends the epoch that it finds
-        if self._validation is not None and self._validation[0].after_epoch(epochs):
-            self._validation[1]()
+        where = self.position
+        epochs = where.epoch + 1
+        if self._validation is not None and not where.val_done:
+            watch, validate = self._validation
+            if where.validated is not None or watch.after_epoch(epochs):
+                validate()
         self._progress.end_epoch()
+        where.next_epoch()
         if self._hooks.any("after_epoch"):
             self._hooks.fire("after_epoch", self.exp, epochs)
-        self.position.epoch += 1
         for callback in self._checkpointing:
             # The end of the run is saved anyway.
-            if callback.due_after_epoch(self.position.epoch) and not last:
+            if callback.due_after_epoch(epochs) and not last:
                 callback.save(self._stepper.flat, self._state)
 
     @staticmethod
@@ -233,16 +267,20 @@ class Run:
         the metrics left out, the log is told at the end.
         """
         stop: EarlyStoppingException | None = None
-        left_out = LeftOut()
+        over, left_out = False, LeftOut()
         try:
             self._hooks.fire("on_epoch_start", self.exp, epoch, mode)
-            self._steps(mode, epoch, dataset, title, last_step, outs, left_out)
+            over = self._steps(mode, epoch, dataset, title, last_step, outs, left_out)
         except EarlyStoppingException as raised:
             stop = raised
+        if not over:
+            self._save_before_the_end(None if stop is None else "stopped")
         try:
             self._hooks.fire("on_epoch_end", self.exp, epoch, mode)
         except EarlyStoppingException as raised:
             stop = stop or raised
+        if over:
+            self.position.end_pass(mode)
         if is_first_process():
             left_out.tell(f"{title}: ")
         if stop is not None:
@@ -253,6 +291,33 @@ class Run:
         if isinstance(dataset, list | tuple):
             self._check_batch(as_arrays(dataset[0]), mode)
 
+    def look_at_validation(self, dataset: Any, train_ds: Any) -> None:
+        """Look at the first batch of the next validation, once, before a step of training.
+
+        The validation then begins with that batch: it is not read again.
+        """
+        if self._looked or uses_experiment(dataset):  # its batches come of what training makes
+            return
+        self._looked = True
+        # One object may have one place to read at; its batches in training show as much.
+        if dataset is train_ds and not isinstance(dataset, list | tuple | FunctionType):
+            self._same_data = True
+            return
+        feed = self._feed("val", self.position.epoch, dataset)
+        self._opened["val"] = self.position.epoch, feed
+        batch = feed.first()
+        if batch is not None:
+            self._trace_evaluation(batch)
+
+    def _trace_evaluation(self, batch: Any) -> None:
+        try:
+            self._stepper.trace_evaluation(batch)
+        except Exception as error:
+            error.add_note(
+                "This came of the first batch of val_ds, before the first step of training."
+            )
+            raise
+
     def _steps(
         self,
         mode: str,
@@ -262,23 +327,10 @@ class Run:
         last_step: int | None,
         outs: list[Any] | None,
         left_out: LeftOut,
-    ) -> None:
+    ) -> bool:
+        """Take the steps of a pass, and return whether it has no more."""
         where = self.position
-        tracked = bool(self._checkpointing)
-        check = None if mode in self._checked else self._check_batch
-        stepper = self._stepper
-        feed = Feed(
-            dataset,
-            mode,
-            epoch,
-            where,
-            check=check,
-            bookmark=self._bookmark if mode == "train" else None,
-            tracked=tracked,
-            signals=self._signals,
-            experiment=lambda: stepper.exp,
-            **self._feeding,
-        )
+        feed = self._feed(mode, epoch, dataset)
         start = where.steps[mode] - feed.skipped
         total = length(dataset) or self._lengths.get(mode)
         if last_step is not None and total is not None:
@@ -289,6 +341,8 @@ class Run:
             between = bool(self._validation or self._checkpointing)
             if where.validated is not None and self._validation is not None:
                 self._validation[1]()  # it was saved in the middle of one
+            if between and feed.skipped:
+                self._between_steps()  # what a stop had left out; nothing is due twice
         starts, ends = self._hooks.any("on_step_start"), self._hooks.any("on_step_end")
         fire, shown = self._hooks.fire, self._shown
         with (
@@ -296,6 +350,8 @@ class Run:
             feed.groups(last_step) as ready,
         ):
             for group in self._groups(ready):
+                if feed.partial:
+                    self._save_before_the_end()
                 batch = group[0] if self._steps_per_call == 1 else group
                 first = where.steps[mode]
                 last = first + len(group) - 1
@@ -316,9 +372,42 @@ class Run:
                     self._between_steps()
                 if not feed.in_step:  # processes in step agree on a signal over the next batch
                     self._signals.check()
-                if last_step is not None and last + 1 >= last_step:
-                    return
-        self._lengths[mode] = where.steps[mode] - start
+        if feed.over:
+            self._lengths[mode] = where.steps[mode] - start
+        return feed.over
+
+    def _say_reshuffled(self) -> None:
+        if self._passes_missing:
+            self._passes_missing = False
+            _logger.warning(
+                "This run was resumed in epoch %d, and train_ds gives other batches in each pass, "
+                "though nobody tells it the epoch and its iterator has no state. So the passes "
+                "are not those of an uninterrupted run. Make its order a function of the epoch, "
+                "with a method set_epoch(epoch) or as a function of the epoch.",
+                self._resumed["epoch"] if self._resumed else 0,
+            )
+
+    def _feed(self, mode: str, epoch: int, dataset: Any) -> Feed:
+        """Return a pass's batches, where some were looked at before those."""
+        opened_for, feed = self._opened.pop(mode, (epoch, None))
+        if feed is not None:
+            if opened_for == epoch or not uses_epoch(dataset):
+                return feed
+            feed.close()
+        stepper = self._stepper
+        return Feed(
+            dataset,
+            mode,
+            epoch,
+            self.position,
+            check=None if mode in self._checked else self._check_batch,
+            bookmark=self._bookmark if mode == "train" else None,
+            tracked=bool(self._checkpointing or self._resumed),
+            reshuffles=self._say_reshuffled,
+            signals=self._signals,
+            experiment=lambda: stepper.exp,
+            **self._feeding,
+        )
 
     def _groups(self, ready: Iterator[list[Any]]) -> Iterator[list[Any]]:
         return ready  # which a profile times
@@ -329,9 +418,12 @@ class Run:
             watch, validate = self._validation
             if watch.after_step(self.position.steps["train"]):
                 validate()
+        self._save_if_due()
+
+    def _save_if_due(self) -> None:
         steps = self.position.steps["train"]
         for callback in self._checkpointing:
-            if callback.due_after_step(steps):
+            if callback.due_after_step(steps) and not self.position.cut:
                 callback.save(self._stepper.flat, self._state)
 
     def _shown(self, hook: str) -> Any:
@@ -341,6 +433,8 @@ class Run:
         if mode in self._checked:
             return
         self._checked.add(mode)
+        if mode == "train" and self._same_data:
+            self._trace_evaluation(batch)
         if check := getattr(self.exp, "check_batch", None):
             try:
                 check(batch)

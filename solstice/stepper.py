@@ -6,6 +6,7 @@ It knows no dataset and no callback.
 from collections.abc import Callable
 from typing import Any, Literal
 
+import equinox as eqx
 import jax
 
 from solstice.experiment import Experiment, check_result
@@ -21,6 +22,9 @@ from solstice.tree import digest
 # thread that makes them wakes up in the middle of every step, to cold caches. In bursts it takes
 # half the time, and the step has the rest: 4 to 6% of one that takes a millisecond.
 _BURST = 12
+
+# What jax and Equinox make of a step, other than solstice.jit.
+_COMPILED: Any = (type(jax.jit(abs)), type(eqx.filter_jit(abs)))
 
 
 class Stepper:
@@ -104,6 +108,14 @@ class Stepper:
         if self._in_bursts and self._calls % _BURST == 0:
             self._wait(outs)
         return outs if self._alone else local_tree(outs)
+
+    def trace_evaluation(self, batch: Any) -> None:
+        """Trace an evaluation step that is compiled, which its first call then need not."""
+        step = self._type.eval_step
+        if isinstance(step, Step):
+            step.trace(self.flat, batch)
+        elif isinstance(step, _COMPILED):
+            check_result(self.exp, "eval_step", eqx.filter_eval_shape(step, self.exp, batch))
 
     def _wait(self, outs: Any) -> None:
         """Wait for the calls before this burst, whose last returned what is awaited."""

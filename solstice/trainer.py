@@ -13,10 +13,11 @@ from jaxtyping import PyTree
 
 from solstice.callbacks import Callback, CheckpointingCallback
 from solstice.checkpoints import Checkpoints, newest
-from solstice.data import batches, check_dataset, length
+from solstice.data import batches, check_dataset, is_one_shot, length
 from solstice.errors import InvalidTypeError, InvalidValueError, UsageError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
+from solstice.position import Position
 from solstice.progress import Progress, Shown, check_progress
 from solstice.run import Run
 from solstice.sharding import Sharding, is_first_process
@@ -59,7 +60,8 @@ def train(
             with the epoch and the experiment if it requires two), or `data.live(make)`. A method
             `set_epoch(epoch)` is called before each pass. It may fill the same buffers again for
             each batch: but for a list's, numpy's arrays are copied.
-        val_ds: The same, for validation.
+        val_ds: The same, for validation. Its first batch is read before the first training step,
+            to see that an evaluation works, and the first validation begins with it.
         callbacks: What watches the run. One that raises `EarlyStoppingException` ends it: the
             epoch's other hooks are still called, its validation is not run any more.
         num_steps: Ends the run after so many training steps; the epoch it cuts short is
@@ -80,7 +82,8 @@ def train(
             placed.
         resume_from: A `CheckpointingCallback` or its directory: go on after its newest complete
             checkpoint, with the experiment, the callbacks and the data where they were, to the
-            same bits; start anew if it holds none. A run that had ended is returned at once, unless
+            same bits; start anew if it holds none, with the log of a run that was killed before it
+            had saved anything. A run that had ended is returned at once, unless
             it is asked for more epochs or steps than it was. `on_epoch_start` is called again for
             the pass in which a run goes on, and after `on_run_start` each callback's `set_state`.
         recompile: When a step compiled by `solstice.jit` is traced again, the log says what
@@ -130,6 +133,11 @@ def train(
     check_dataset(train_ds, "train_ds", passes, endless=num_steps is not None)
     if val_ds is not None:
         check_dataset(val_ds, "val_ds", passes)
+        if val_ds is train_ds and is_one_shot(train_ds):
+            raise InvalidValueError(
+                "With one iterator for both, val_ds gave no batch in epoch 0. An iterator that can "
+                "be read only once is used up by the training: pass two, or lists, or functions."
+            )
     if validate_every is not None:
         check_trigger(validate_every, "validate_every")
         if val_ds is None:
@@ -149,6 +157,9 @@ def train(
         )
         found = newest(store, exp)
         if found is not None:
+            there = Position.from_state(found[2]["position"])
+            if there.cut and not there.is_over(num_epochs, num_steps):
+                found = newest(store, exp, before=found[0]) or found
             exp = found[1]
     run = Run(
         exp,
@@ -161,6 +172,8 @@ def train(
         saved=True,
         sharding=sharding,
     )
+    if found is None and store is not None:
+        run.replace_run(store.start())
     if found is not None and store is not None:
         run.resume(found[2], store.directory)
         if run.position.is_over(num_epochs, num_steps):
@@ -170,12 +183,12 @@ def train(
         run.check_sequence(train_ds, "train")
         run.check_sequence(val_ds, "val")
     where = run.position
-    where.ended, where.num_epochs, where.num_steps = None, num_epochs, num_steps
+    where.ended, where.cut = None, False
+    where.num_epochs, where.num_steps = num_epochs, num_steps
 
     def validate() -> None:
         where.validated = where.validated or 0
         run.one_pass("val", where.epoch, val_ds, title=f"{title()} val")
-        where.validated = None
 
     def title() -> str:
         # By its index, and that of the last one, as in every record.
@@ -185,14 +198,16 @@ def train(
     def epochs() -> None:
         while num_epochs is None or where.epoch < num_epochs:
             if not where.pass_done:
+                if val_ds is not None and where.validated is None:
+                    run.look_at_validation(val_ds, train_ds)
                 run.one_pass("train", where.epoch, train_ds, title=title(), last_step=num_steps)
-            cut = num_steps is not None and where.steps["train"] >= num_steps
-            where.pass_done = not cut
-            if val_ds is not None and validate_every is None:
+            if val_ds is not None and validate_every is None and not where.val_done:
                 validate()
-            if cut:  # with more steps, the run would go on from here
+            ends = num_steps is not None and where.steps["train"] >= num_steps
+            if where.pass_done:
+                run.end_epoch(last=ends or where.epoch + 1 == num_epochs)
+            if ends:
                 return
-            run.end_epoch(last=where.epoch + 1 == num_epochs)
 
     if validate_every is not None:
         run.validate_when(validate_every, validate)

@@ -217,7 +217,7 @@ def test_what_cannot_make_batches_is_refused(recorder):
     for wrong, message in (
         ([1, 2], "make is expected to be a function; it is"),
         (lambda: 1, r"make is expected to be a function of \(exp\).*requires 0 arguments"),
-        (lambda exp, step, key: 1, "it requires 3 arguments"),
+        (lambda exp, step, key: 1, "requires 3 arguments"),
         (lambda exp, *, key: 1, "requires the argument 'key' by name"),
     ):
         with pytest.raises(TypeError, match=message):

@@ -360,3 +360,66 @@ def test_a_look_for_what_is_not_finite_does_not_wait_for_it():
     assert not pending.is_ready()
     stop.on_epoch_end(exp, 0, "train")
     assert pending.is_ready()
+
+
+class Shuffling:
+    """Shuffles itself in each pass, as a DataLoader does."""
+
+    def __init__(self, seed=None, one_batch=False):
+        self.rng, self.whole = np.random.default_rng(seed), one_batch
+
+    def __iter__(self):
+        order = self.rng.permutation(len(X))
+        parts = [order] if self.whole else np.split(order, range(6, len(X), 6))
+        return iter([(X[part], Y[part]) for part in parts])
+
+
+class Told(Shuffling):
+    def set_epoch(self, epoch):
+        self.rng = np.random.default_rng(epoch)
+
+
+def resumed_in_each_epoch(directory, make, caplog):
+    """Run three epochs, each in a process of its own, and return what was said of shuffling."""
+    for epochs in (1, 2, 3):
+        caplog.clear()
+        run(directory, num_epochs=epochs, train_ds=make(), every=Every(epochs=1))
+    return [one for one in caplog.messages if "gives other batches in each pass" in one]
+
+
+def test_a_dataset_that_shuffles_itself_is_told_of_where_a_run_goes_on_at_an_epochs_start(
+    tmp_path, caplog
+):
+    (said,) = resumed_in_each_epoch(tmp_path / "unseeded", Shuffling, caplog)
+    assert "resumed in epoch 2" in said and "method set_epoch(epoch)" in said
+    assert resumed_in_each_epoch(tmp_path / "whole", lambda: Shuffling(None, True), caplog)
+
+
+def test_a_seed_that_begins_anew_in_each_process_is_told_of_too(tmp_path, caplog):
+    # One pass of each process tells nothing; two passes of one do.
+    run(tmp_path, num_epochs=1, train_ds=Shuffling(0))
+    run(tmp_path, num_epochs=3, train_ds=Shuffling(0))
+    (said,) = caplog.messages
+    assert "resumed in epoch 1" in said
+    caplog.clear()
+    run(tmp_path / "other", num_epochs=2, train_ds=Shuffling(0))
+    assert not caplog.messages  # where all passes are of one process, all is well
+    run(tmp_path / "other", num_epochs=3, train_ds=Shuffling(0))
+    (said,) = caplog.messages
+    assert "resumed in epoch 2" in said
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: [(X[:6], Y[:6]), (X[6:], Y[6:])],
+        lambda: shuffled,
+        Told,
+        lambda: (
+            grain.MapDataset.range(4).shuffle(seed=7).map(lambda i: (X[:6] * i, Y[:6])).repeat(1)
+        ),
+    ],
+    ids=["list", "function of the epoch", "set_epoch", "grain"],
+)
+def test_of_others_nothing_is_said(tmp_path, make, caplog):
+    assert not resumed_in_each_epoch(tmp_path, make, caplog)

@@ -105,7 +105,7 @@ class CheckpointingCallback(Callback):
         self._store = Checkpoints(directory)
         self.directory = self._store.directory
         self._every = every
-        self._keep = keep
+        self._keep = self._kept = keep
         self._best = Best(best)
         self.needs_validation = self._best.needs_validation
         self._on_error = on_error
@@ -152,6 +152,19 @@ class CheckpointingCallback(Callback):
     def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
         if mode == "val":
             self._best.end_validation()
+
+    def note_start(self, about: Any) -> None:
+        """Note what a run has to know that begins anew where this one ended before its first save.
+
+        Args:
+            about: A tree of plain containers.
+        """
+        if not is_first_process() or self._store.names():
+            return
+        try:
+            self._store.note_start(about)
+        except OSError as error:
+            self._lost(error)
 
     def due_after_step(self, steps: int) -> bool:
         """Say whether to save, now that `steps` training steps are completed."""
@@ -224,7 +237,10 @@ class CheckpointingCallback(Callback):
                 return
             if job.best is not None:
                 self._store.set_best(checkpoint=name, **job.best, **_where(state))
-            self._store.prune(self._keep)
+            # Beside a run that ended within a pass stays what a longer one goes on from.
+            if self._keep is not None:
+                self._kept = self._keep + bool(state["position"]["cut"])
+            self._store.prune(self._kept)
         except Exception as error:  # noqa: BLE001 - a lost save need not end the run
             self._lost(error)
 
@@ -259,7 +275,7 @@ class CheckpointingCallback(Callback):
             if self._unsynced:
                 self._unsynced = False
                 self._store.sync()
-                self._store.prune(self._keep)
+                self._store.prune(self._kept)
         except Exception as error:  # noqa: BLE001 - as above
             self._lost(error)
 

@@ -167,6 +167,11 @@ class Sink(abc.ABC):
             self._worker.stop()
             self._state, self._begun = state, True
 
+    @property
+    def place(self) -> str:
+        """Where it writes, whatever the working directory is."""
+        return self._name
+
     def __repr__(self) -> str:
         return self._name
 

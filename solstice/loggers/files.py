@@ -91,6 +91,10 @@ class FileSink(Sink):
         self._cut = cut_torn_line if cut is None else cut
         self._file: EntryFile | None = None
 
+    @property
+    def place(self) -> str:
+        return f"{type(self).__name__}({str(self._path)!r})"
+
     def on_open(self) -> None:
         size = self._path.stat().st_size if self._path.exists() else 0
         if size and not self._append:

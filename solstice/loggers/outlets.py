@@ -125,3 +125,19 @@ class Outlets:
             named.append((f"{kind}{seen[kind]}", sink))
             seen[kind] += 1
         return named
+
+
+def sinks_of(owner: Any) -> list[Any]:
+    """Return the sinks among the attributes of an object, those in its outlets included.
+
+    >>> from solstice import LoggingCallback, loggers
+    >>> sinks_of(LoggingCallback(logging_fn=[print, loggers.Console()]))
+    [Console()]
+    """
+    found = []
+    for one in vars(owner).values():
+        if isinstance(one, Outlets):
+            found += one.sinks
+        elif isinstance(one, SinkLike):
+            found.append(one)
+    return found

@@ -71,6 +71,10 @@ class TensorBoard(Sink):
         # From which step on an open TensorBoard has to forget what it has read.
         self._purge_step: int | None = None
 
+    @property
+    def place(self) -> str:
+        return f"TensorBoard({str(self._directory)!r})"
+
     def on_open(self) -> None:
         # Here and not at each record: even a second import takes its time.
         self._tbx = _TensorBoardX()
