@@ -41,7 +41,8 @@ def softmax_cross_entropy(
     Array([1.3862944, 1.3862944], dtype=float32)
     """
     # Picked by comparison: a gather's gradient is a scatter, a kernel of its own on every device.
-    chosen = labels[..., None] == jnp.arange(logits.shape[-1])
+    classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    chosen = labels.astype(jnp.int32)[..., None] == classes
     return jax.nn.logsumexp(logits, axis=-1) - jnp.where(chosen, logits, 0).sum(-1)
 
 

@@ -81,7 +81,7 @@ class Standing(eqx.Module):
 
     def judged(self) -> Self:
         """Return it with the pass in hand judged, if there is one."""
-        value = self.total / jnp.maximum(self.batches, 1)
+        value = self.total / jnp.maximum(self.batches, 1).astype(self.total.dtype)
         # The first value improves on an infinite one by an infinity, whatever min_delta is.
         better = value - self.best > self.rule.min_delta
         due = (self.batches > 0) & self.active

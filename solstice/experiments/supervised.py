@@ -199,7 +199,8 @@ class SupervisedExperiment(Runnable):
             grads = overwrite(loss_scale.unscale(grads), grads)
             loss = loss_scale.unscale(loss)
             finite = precision.jmp().all_finite(grads)
-            loss_scale = loss_scale.adjust(finite)
+            with jax.numpy_dtype_promotion("standard"):  # which jmp takes for granted
+                loss_scale = loss_scale.adjust(finite)
         new_params, optimizer = self.optimizer(
             grads, params, value=loss, grad=grads, value_fn=lambda params: loss_fn(params)[0]
         )

@@ -120,15 +120,15 @@ class BinaryMetrics(Metrics):
         if odd is not None:
             real |= odd.ravel()
         valid = known & (scores >= 0) & (scores <= 1)
-        cell = _bin(scores, bins) + bins * (labels == 1)
+        cell = _bin(scores, bins) + jnp.where(labels == 1, bins, 0)
         # An index past the end is dropped.
         cell = jnp.where(valid, cell, 2 * bins)
         self._numbers = jnp.stack([count(real), count(known & ~valid), count(real & ~known)])
         counts = jnp.zeros(2 * bins, self._numbers.dtype).at[cell].add(1, mode="drop")
         self.histogram = counts.reshape(2, bins)
         gap = jnp.where(valid, scores - labels, 0)
-        near = _bin(scores, calibration_bins) == jnp.arange(calibration_bins)[:, None]
-        self._gaps = sums.exact(jnp.where(near, gap, 0).sum(-1))
+        near = _bin(scores, calibration_bins)[None] == jnp.arange(calibration_bins)[:, None]
+        self._gaps = sums.exact(jnp.where(near, gap[None], 0).sum(-1))
         self._squares = sums.exact((gap**2).sum())
         self._loss = None
         if loss is not None:
@@ -208,7 +208,7 @@ class BinaryMetrics(Metrics):
         highest = (above_positives + positives) / (above_positives + positives + above_negatives)
         lowest = (above_positives + 1) / (above_positives + 1 + above_negatives + negatives)
         return {
-            "roc_auc": (share * negatives / negatives.sum()).sum() / 2,
+            "roc_auc": (share * (negatives / negatives.sum())).sum() / 2,
             "pr_auc": jnp.where(positives > 0, share * (highest - lowest), 0).sum(),
         }
 
@@ -216,20 +216,23 @@ class BinaryMetrics(Metrics):
 @jax.jit
 def _report(metrics: BinaryMetrics) -> dict[str, Array]:
     negatives, positives, above_negatives, above_positives = _from_above(metrics.histogram)
-    valid = metrics.count - metrics.invalid
+    dtype, valid = metrics._squares.dtype, metrics.count - metrics.invalid
+    counted = valid.astype(dtype)
     # Each negative is beaten by the positives above it, and by half of those in its own bin.
-    beaten_by = (above_positives + positives / 2) / positives.sum()
+    halves = above_positives.astype(dtype) + positives / 2
+    beaten_by = halves / positives.sum().astype(dtype)
     found = above_positives + positives
     precision = found / jnp.maximum(found + above_negatives + negatives, 1)
     average_precision = (positives / jnp.maximum(positives.sum(), 1) * precision).sum()
     computed = {
         "roc_auc": (negatives / negatives.sum() * beaten_by).sum(),
         "pr_auc": jnp.where(valid > 0, average_precision, jnp.nan),
-        "brier_score": sums.value(metrics._squares) / valid,
-        "ece": jnp.abs(sums.value(metrics._gaps)).sum() / valid,
+        "brier_score": sums.value(metrics._squares) / counted,
+        "ece": jnp.abs(sums.value(metrics._gaps)).sum() / counted,
     }
     if metrics._loss is not None:
-        computed["average_loss"] = sums.value(metrics._loss) / (valid + metrics._numbers[..., 1])
+        number = valid + metrics._numbers[..., 1]
+        computed["average_loss"] = sums.value(metrics._loss) / number.astype(metrics._loss.dtype)
     return computed
 
 

@@ -3,6 +3,7 @@
 Shapes and types are known under jit, so that these raise there too; values are not.
 """
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -81,7 +82,7 @@ def as_classes(labels: Array, num_classes: int) -> tuple[Array, Array]:
     """
     real = jnp.isdtype(labels.dtype, "real floating")
     # A narrow type (uint8 labels, bfloat16 predictions) must hold num_classes to compare with it.
-    wide = labels.astype(jnp.promote_types(labels.dtype, jnp.float32 if real else jnp.int32))
+    wide = labels.astype(promoted(labels.dtype, jnp.float32 if real else jnp.int32))
     valid = (wide >= 0) & (wide < num_classes)
     if real:
         valid &= wide == jnp.floor(wide)
@@ -99,7 +100,18 @@ def check_real(values: ArrayLike, name: str) -> Array:
         raise InvalidTypeError(
             f"{name} are expected to be real numbers; they are {describe(array)}."
         )
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(promoted(array.dtype, jnp.float32))
+
+
+def promoted(*dtypes: Any) -> np.dtype:
+    """Return the type that holds all of some, also where a user forbids implicit promotion.
+
+    >>> with jax.numpy_dtype_promotion("strict"):
+    ...     promoted(jnp.int8, jnp.float32)
+    dtype('float32')
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.dtype(functools.reduce(jnp.promote_types, dtypes))
 
 
 def check_loss(loss: ArrayLike) -> Array:

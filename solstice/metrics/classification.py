@@ -328,9 +328,12 @@ def _rank(scores: Array, target: Array) -> Array:
 
     Nothing is sorted. A NaN goes before every number, and a target with one after all classes.
     """
-    classes = jnp.arange(scores.shape[-1])
-    own = jnp.take_along_axis(scores, target[..., None], axis=-1, mode="clip")
-    before = ~(scores <= own) | ((scores == own) & (classes > target[..., None]))
+    classes, place = (
+        jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1),
+        target[..., None],
+    )
+    own = jnp.take_along_axis(scores, place, axis=-1, mode="clip")
+    before = ~(scores <= own) | ((scores == own) & (classes > place))
     return before.sum(-1)
 
 

@@ -35,8 +35,9 @@ class Comoments(eqx.Module):
         real: Bool[Array, "examples outputs"],
     ) -> None:
         self.count = count(real, axis=0)
-        size = jnp.maximum(self.count, 1)
+        size = jnp.maximum(self.count, 1).astype(values.dtype)
         # About a rough mean the values are small, and exact; their own mean is what it left out.
+        real, size = real[None], size[None]
         rough = jnp.where(real, values, 0).sum(1) / size
         centred = jnp.where(real, values - rough[:, None], 0)
         rest = centred.sum(1) / size
@@ -47,10 +48,10 @@ class Comoments(eqx.Module):
 
     def merge(self, other: Self) -> Self:
         """Return the moments of both sets of examples; leading axes are sets of their own."""
-        total = self.count + other.count
-        share = (other.count / jnp.maximum(total, 1)).astype(self.mean.dtype)[..., None, :]
+        total, dtype = self.count + other.count, self.mean.dtype
+        share = (other.count / jnp.maximum(total, 1)).astype(dtype)[..., None, :]
         step = sums.add(other.mean, -self.mean)
-        weight = (self.count[..., None, :] * share)[..., None, :]
+        weight = (self.count[..., None, :].astype(dtype) * share)[..., None, :]
         shift = sums.value(step)
         between = weight * shift[..., :, None, :] * shift[..., None, :, :]
         return replace(

@@ -47,7 +47,7 @@ class Mean(Metrics):
         return replace(self, total=total, count=self.count + other.count)
 
     def compute(self) -> dict[str, Any]:
-        return {"mean": sums.value(self.total) / self.count}
+        return {"mean": sums.value(self.total) / self.count.astype(self.total.dtype)}
 
 
 class Sum(Metrics):
@@ -165,7 +165,8 @@ class Std(Metrics):
         return replace(self, moments=self.moments.merge(other.moments))
 
     def compute(self) -> dict[str, Any]:
-        return {"std": jnp.sqrt(self.moments.spread()[0, 0] / self.moments.count[0])}
+        spread = self.moments.spread()[0, 0]
+        return {"std": jnp.sqrt(spread / self.moments.count[0].astype(spread.dtype))}
 
 
 class Last(Metrics):

@@ -15,7 +15,14 @@ from solstice import arguments
 from solstice.errors import InvalidValueError
 from solstice.metrics import sums
 from solstice.metrics.base import Metrics
-from solstice.metrics.checks import check_kind, check_loss, check_mask, check_real, is_traced
+from solstice.metrics.checks import (
+    check_kind,
+    check_loss,
+    check_mask,
+    check_real,
+    is_traced,
+    promoted,
+)
 from solstice.metrics.moments import Comoments
 from solstice.tree import describe, replace
 
@@ -91,14 +98,15 @@ class RegressionMetrics(Metrics):
         self.num_outputs = num_outputs
         columns = (-1, num_outputs or 1)
         real = check_mask(mask, targets).reshape(columns)
-        both = jnp.stack([preds, targets]).reshape(2, *columns)
+        dtype = promoted(preds.dtype, targets.dtype)
+        both = jnp.stack([preds.astype(dtype), targets.astype(dtype)]).reshape(2, *columns)
         self.moments = Comoments(both, real)
         error = jnp.where(real, both[0] - both[1], 0)
         self._errors = sums.exact(jnp.stack([(error**2).sum(0), jnp.abs(error).sum(0)]))
         self._loss = None
         if loss is not None:
             loss, number = check_loss(loss), self.moments.count.sum()
-            self._loss = sums.exact(jnp.where(number > 0, loss * number, 0).astype(loss.dtype))
+            self._loss = sums.exact(jnp.where(number > 0, loss * number.astype(loss.dtype), 0))
 
     def merge(self, other: Any) -> Self:
         """Return the metrics of both sets of examples.
@@ -131,8 +139,8 @@ class RegressionMetrics(Metrics):
 @jax.jit
 def _report(metrics: RegressionMetrics) -> tuple[dict[str, Array], dict[str, Array]]:
     moments = metrics.moments
-    number = moments.count
     squared, absolute = sums.value(metrics._errors)
+    number = moments.count.astype(squared.dtype)
     of_preds, of_targets = moments.spread()
     both = jnp.sqrt(of_preds) * jnp.sqrt(of_targets)
     pearson = jnp.clip(sums.value(moments.products[0, 1]) / both, -1, 1)
@@ -147,5 +155,6 @@ def _report(metrics: RegressionMetrics) -> tuple[dict[str, Array], dict[str, Arr
     }
     averages = {name: values.mean() for name, values in per_output.items()}
     if metrics._loss is not None:
-        averages["average_loss"] = sums.value(metrics._loss) / number.sum()
+        loss = sums.value(metrics._loss)
+        averages["average_loss"] = loss / moments.count.sum().astype(loss.dtype)
     return averages, per_output

@@ -40,7 +40,7 @@ def mean_loss(batch, mask):
     losses = jnp.asarray(batch["loss"], jnp.promote_types(batch["loss"].dtype, jnp.float32))
     fits = mask is not None and mask.shape == losses.shape
     real = mask if fits else np.ones(losses.shape, bool)
-    return jnp.where(real, losses, 0).sum() / jnp.maximum(real.sum(), 1)
+    return jnp.where(real, losses, 0).sum() / jnp.maximum(real.sum(), 1).astype(losses.dtype)
 
 
 RNG = np.random.default_rng(0)
