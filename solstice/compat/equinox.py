@@ -9,14 +9,21 @@ import jax
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
-from solstice.compat.flags import Flags, check_train, find_flags, flag_values, parameters
+from solstice.compat.flags import (
+    Flags,
+    check_train,
+    find_flags,
+    flag_values,
+    has_default,
+    parameters,
+)
 from solstice.compat.model import (
     Keys,
     Model,
     bind_call,
     check_call,
     join_params,
-    missing_key,
+    run_with_key,
     single_key,
     split_params,
 )
@@ -53,6 +60,8 @@ class EquinoxModel(Model):
     _call: Static[Callable[..., Any] | None] = eqx.field(static=True)
     _flags: Flags = eqx.field(static=True)
     _takes_key: bool = eqx.field(static=True)
+    # Whether its `key` has a default, which it keeps when it is given none.
+    _has_own_key: bool = eqx.field(static=True)
     _state_by_name: bool = eqx.field(static=True)
     _axis_name: str = eqx.field(static=True)
 
@@ -68,7 +77,8 @@ class EquinoxModel(Model):
 
         Args:
             module: The network, with the key (where it takes one) as its argument `key` and the
-                state as its argument `state`, or the first one after the inputs.
+                state as its argument `state`, or the first one after the inputs. A default of
+                `key` is kept where no key is given.
             state: What `eqx.nn.make_with_state` returned beside it.
             flags: Keywords of the call that say whether it trains, with their values in training.
                 None finds them among the call's parameters.
@@ -95,6 +105,7 @@ class EquinoxModel(Model):
             state = None  # make_with_state around a network that keeps none
         self._call = Static(call)
         self._takes_key = "key" in names
+        self._has_own_key = has_default(function, "key")
         self._state_by_name = "state" in names
         # A flag that is None by default is one that inference_mode() sets in the tree.
         self._flags = find_flags(function, flags, skip_none=True)
@@ -118,19 +129,20 @@ class EquinoxModel(Model):
         key = single_key(key, _NAME) if train else None
         kwargs = flag_values(self._flags, train) | kwargs
         module = self._module(train)
-        # A State can be used once only, and this model's must live on.
-        state = jax.tree.map(lambda leaf: leaf, self.state)
-        try:
+
+        def run(key: Array | None) -> tuple[Any, Any]:
+            # A State can be used once only, and this model's must live on.
+            state = jax.tree.map(lambda leaf: leaf, self.state)
             if self._call.value is None:
-                outputs, state = self._mapped(module, inputs, state, key, kwargs)
-            else:
-                call = bind_call(module, self._call.value)
-                outputs, state = self._one(call, inputs, state, key, kwargs)
-        except RuntimeError as error:
-            if train and key is None and "requires a key" in str(error):
-                raise missing_key(_NAME) from error
-            raise
-        return outputs, replace(self, state=state) if train else self
+                return self._mapped(module, inputs, state, key, kwargs)
+            return self._one(bind_call(module, self._call.value), inputs, state, key, kwargs)
+
+        if train:
+            outputs, state = run_with_key(run, key, train=True, adapter=_NAME, remedy="")
+            return outputs, replace(self, state=state)
+        evaluate = lambda key: run(key)[0]  # noqa: E731
+        remedy = "Heed `inference`, or give flags= that say how it evaluates."
+        return run_with_key(evaluate, None, train=False, adapter=_NAME, remedy=remedy), self
 
     def unwrap(self) -> Any:
         """Return the module, or `(module, state)` of a network with state, in training mode."""
@@ -168,7 +180,7 @@ class EquinoxModel(Model):
     def _one(
         self, call: Any, inputs: tuple[Any, ...], state: Any, key: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
-        if self._takes_key:
+        if self._takes_key and not (key is None and self._has_own_key):
             kwargs = {"key": key} | kwargs
         if state is None:
             return call(*inputs, **kwargs), None

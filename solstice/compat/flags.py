@@ -49,6 +49,18 @@ def accepts(function: Callable[..., Any], name: str) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in found)
 
 
+def has_default(function: Callable[..., Any], name: str) -> bool:
+    """Say whether a call's parameter `name` has a default, other than None.
+
+    >>> has_default(lambda x, key=0: x, "key"), has_default(lambda x, key=None: x, "key")
+    (True, False)
+    """
+    parameter = parameters(function).get(name)
+    return parameter is not None and not (
+        parameter.default is parameter.empty or parameter.default is None
+    )
+
+
 def find_flags(
     function: Callable[..., Any], given: Mapping[str, bool] | None, *, skip_none: bool = False
 ) -> Flags:

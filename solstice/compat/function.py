@@ -8,7 +8,15 @@ import jax
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
-from solstice.compat.flags import Flags, accepts, check_train, find_flags, flag_values, parameters
+from solstice.compat.flags import (
+    Flags,
+    accepts,
+    check_train,
+    find_flags,
+    flag_values,
+    has_default,
+    parameters,
+)
 from solstice.compat.model import (
     Example,
     Keys,
@@ -17,6 +25,7 @@ from solstice.compat.model import (
     bind_call,
     check_call,
     join_params,
+    run_with_key,
     single_key,
     split_params,
 )
@@ -32,7 +41,7 @@ class FunctionModel(Model):
 
     If `apply` has a parameter `state`, `init` returns `(params, state)` and `apply` returns
     `(outputs, state)`. If it has a parameter `key` or `rng`, it gets the key of a training step
-    there, and None in evaluation.
+    there, and None in evaluation (its default, if it has one other than None).
 
     >>> import jax, jax.numpy as jnp
     >>> from solstice.compat import FunctionModel
@@ -56,6 +65,8 @@ class FunctionModel(Model):
     _example: Example = eqx.field(static=True)
     _has_state: bool = eqx.field(static=True)
     _key_name: str | None = eqx.field(static=True)
+    # Whether that parameter has a default, which it keeps when it is given no key.
+    _has_own_key: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -88,6 +99,8 @@ class FunctionModel(Model):
         self._flags = find_flags(function, flags)
         self._has_state = "state" in parameters(function)
         self._key_name = next((name for name in ("key", "rng") if accepts(function, name)), None)
+        name = self._key_name
+        self._has_own_key = name is not None and has_default(function, name)
         self._example = Example(inputs)
         initial = init(as_key(key), *inputs)
         if self._has_state and not (type(initial) is tuple and len(initial) == 2):
@@ -105,13 +118,23 @@ class FunctionModel(Model):
         train = check_train(train, _NAME)
         key = single_key(key, _NAME) if train else None
         kwargs = flag_values(self._flags, train) | kwargs
-        if self._key_name is not None:
-            kwargs = {self._key_name: key} | kwargs
         if self._has_state:
             kwargs = {"state": self.state} | kwargs
-        result = bind_call(*self._functions.value)(join_params(self, self._tree), *inputs, **kwargs)
-        outputs, state = result if self._has_state else (result, None)
-        return outputs, replace(self, state=state) if train else self
+
+        def run(key: Array | None) -> tuple[Any, Any]:
+            given = {}
+            if self._key_name is not None and not (key is None and self._has_own_key):
+                given = {self._key_name: key}
+            apply = bind_call(*self._functions.value)
+            result = apply(join_params(self, self._tree), *inputs, **(given | kwargs))
+            return result if self._has_state else (result, None)
+
+        if train:
+            outputs, state = run_with_key(run, key, train=True, adapter=_NAME, remedy="")
+            return outputs, replace(self, state=state)
+        evaluate = lambda key: run(key)[0]  # noqa: E731
+        remedy = "Give apply a flag such as `train`, and heed it."
+        return run_with_key(evaluate, None, train=False, adapter=_NAME, remedy=remedy), self
 
     @property
     def example(self) -> tuple[Any, ...]:

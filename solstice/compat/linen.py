@@ -25,7 +25,7 @@ from solstice.compat.model import (
     check_key,
     join_params,
     missing_key,
-    random_evaluation,
+    run_with_any_key,
     split_params,
 )
 from solstice.errors import InvalidValueError
@@ -170,11 +170,15 @@ class FlaxModel(Model):
             flags = find_flags(self._function(method), None)
         kwargs = flag_values(flags, train) | kwargs
         inputs, kwargs = _by_position(self._function(method), inputs, kwargs)
-        rngs = self._rngs(key) if train else {}
-        try:
+
+        def run(key: Keys) -> Any:
+            variables, rngs = self.unwrap(), self._rngs(key)
             return self._module.value.apply(
-                self.unwrap(), *inputs, rngs=rngs, method=method, mutable=mutable, **kwargs
+                variables, *inputs, rngs=rngs, method=method, mutable=mutable, **kwargs
             )
+
+        try:
+            return run(key if train else None)
         except flax.errors.ModifyScopeVariableError as error:
             raise InvalidValueError(
                 f"{_NAME}: a call is expected to change only state, in training; with "
@@ -185,10 +189,10 @@ class FlaxModel(Model):
             if train:
                 wanted = re.search(r'PRNG for "(.+?)"', str(error))
                 raise missing_key(_NAME, wanted[1] if wanted else self._streams[0]) from error
-            raise random_evaluation(
-                _NAME,
-                "If it has a train flag that was not recognised, name it: flags={'my_flag': True}.",
-            ) from error
+            remedy = (
+                "If it has a train flag that was not recognised, name it: flags={'my_flag': True}."
+            )
+            return run_with_any_key(run, error, _NAME, remedy)
 
     def _variables(self, state: dict[str, PyTree]) -> dict[str, PyTree]:
         weights = join_params(self, self._tree)

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from solstice import arguments
-from solstice.compat.flags import Flags, check_train, find_flags, flag_values
+from solstice.compat.flags import Flags, check_train, find_flags, flag_values, parameters
 from solstice.compat.model import (
     Keys,
     Model,
@@ -38,7 +38,8 @@ class NNXModel(Model):
     bridged fp8 layers), each in a `compat.Overwritten`. `state` holds all other variables:
     `"vars"` batch statistics and the like, `"rngs"` the streams of random numbers. Without a key, a
     training step draws from these streams and advances them, as the network itself does; with a
-    key, it draws from streams made of that key and leaves the stored ones alone.
+    key, it draws from streams made of that key and leaves the stored ones alone; a call with a
+    parameter `rngs` gets `nnx.Rngs(key)` there.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -57,6 +58,7 @@ class NNXModel(Model):
     _call: Static[Callable[..., Any] | None] = eqx.field(static=True)
     _flags: Flags = eqx.field(static=True)
     _has_cache: bool = eqx.field(static=True)
+    _takes_rngs: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -86,6 +88,7 @@ class NNXModel(Model):
         self._graphs = Static((training, evaluating))
         self._has_cache = bool(jax.tree.leaves(nnx.state(copy, nnx.Cache)))
         self._call = Static(call)
+        self._takes_rngs = "rngs" in parameters(call or type(module).__call__)
         # A flag that is None by default is one that train() and eval() set.
         self._flags = find_flags(call or type(module).__call__, flags, skip_none=True)
         if jax.tree.leaves(scales):
@@ -143,11 +146,14 @@ class NNXModel(Model):
         self, key: Keys, train: bool, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any], bool]:
         """Return the module and the keywords to call it with, and whether it draws from `key`."""
-        rngs = self.state["rngs"]
+        rngs, flags = self.state["rngs"], dict[str, Any](flag_values(self._flags, train))
         drawn = train and key is not None
         if drawn:
-            rngs = _streams_from(single_key(key, _NAME), rngs)
-        return self._module(train, rngs), flag_values(self._flags, train) | kwargs, drawn
+            one = _typed(single_key(key, _NAME))
+            rngs = _streams_from(one, rngs)
+            if self._takes_rngs:
+                flags["rngs"] = nnx.Rngs(one)
+        return self._module(train, rngs), flags | kwargs, drawn
 
     def _module(self, train: bool, rngs: PyTree) -> nnx.Module:
         training, evaluating = self._graphs.value
@@ -168,10 +174,13 @@ def _refuse_decoding(before: list[Any], after: list[Any]) -> None:
         )
 
 
+def _typed(key: Any) -> Any:
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return key if is_typed else jax.random.wrap_key_data(key)
+
+
 def _streams_from(key: Any, rngs: PyTree) -> PyTree:
     """Return the streams with keys made of the one `key`, and counts of 0."""
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
     leaves, structure = jax.tree.flatten(rngs)
     fresh = []
     for i, leaf in enumerate(leaves):

@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
-from solstice.compat.flags import Flags, accepts, check_train, find_flags, flag_values
+from solstice.compat.flags import Flags, accepts, check_train, find_flags, flag_values, has_default
 from solstice.compat.model import (
     Example,
     Keys,
@@ -17,8 +17,8 @@ from solstice.compat.model import (
     bind_call,
     check_call,
     join_params,
-    missing_key,
     random_evaluation,
+    run_with_key,
     single_key,
     split_params,
 )
@@ -110,12 +110,11 @@ class StaxModel(Model):
             # Dropout demands a key in evaluation too, and then drops nothing.
             return self._evaluate(jax.random.key(0), inputs, kwargs), self
         key = single_key(key, _NAME)
-        try:
-            return self._forward(key, inputs, kwargs, train=True), self
-        except ValueError as error:
-            if key is None and "PRNG key" in str(error):
-                raise missing_key(_NAME) from error
-            raise
+
+        def run(key: Array | None) -> Any:
+            return self._forward(key, inputs, kwargs, train=True)
+
+        return run_with_key(run, key, train=True, adapter=_NAME, remedy=""), self
 
     @property
     def example(self) -> tuple[Any, ...]:
@@ -133,7 +132,8 @@ class StaxModel(Model):
     ) -> Any:
         train_apply, eval_apply = self._functions.value
         apply = train_apply if train else eval_apply
-        rng = {"rng": key} if accepts(apply, "rng") else {}
+        kept = key is None and has_default(apply, "rng")
+        rng = {"rng": key} if accepts(apply, "rng") and not kept else {}
         joined = inputs[0] if len(inputs) == 1 else inputs
         kwargs = rng | flag_values(self._flags, train) | kwargs
         return bind_call(apply, self._call.value)(join_params(self, self._tree), joined, **kwargs)

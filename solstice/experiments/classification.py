@@ -58,7 +58,7 @@ class ClassificationExperiment(SupervisedExperiment):
     Attributes:
         model: The network, adapted.
         optimizer: The optimizer, adapted and initialised.
-        key: What random numbers in training come from; None where the network draws none.
+        key: What random numbers in training come from; None where the network asks for none.
         ema: The moving average of the parameters, which evaluation uses; None without one.
         num_classes: The size of the outputs' last axis; None where neither `num_classes` nor an
             example told it, and each step reads it from the outputs.

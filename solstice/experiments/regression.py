@@ -38,7 +38,7 @@ class RegressionExperiment(SupervisedExperiment):
     Attributes:
         model: The network, adapted.
         optimizer: The optimizer, adapted and initialised.
-        key: What random numbers in training come from; None where the network draws none.
+        key: What random numbers in training come from; None where the network asks for none.
         ema: The moving average of the parameters, which evaluation uses; None without one.
 
     >>> import jax.numpy as jnp, optax, solstice

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from solstice.compat import Model, Optimizer, as_model, as_optimizer, overwrite
+from solstice.compat.drawing import needs_key
 from solstice.compat.model import as_inputs, is_shaped
 from solstice.errors import InvalidValueError
 from solstice.experiments import batches, precision
@@ -42,7 +43,7 @@ class SupervisedExperiment(Runnable):
     Attributes:
         model: The network, adapted.
         optimizer: The optimizer, adapted and initialised.
-        key: What random numbers in training come from; None where the network draws none.
+        key: What random numbers in training come from; None where the network asks for none.
         ema: The moving average of the parameters, which evaluation uses; None without one. It is
             kept in float32 where they are narrower, and evaluated in their type.
         loss_scale: For float16, what losses are multiplied by; it adapts itself. Otherwise None.
@@ -69,8 +70,8 @@ class SupervisedExperiment(Runnable):
     _ema_decay: float | None = eqx.field(static=True)
     _compute_dtype: str | None = eqx.field(static=True)
     _accumulate_steps: int = eqx.field(static=True)
-    # Whether the network draws random numbers in training; None when no example can tell.
-    _draws: bool | None = eqx.field(static=True)
+    # Whether the network needs a key in training; None when no example can tell.
+    _needs_key: bool | None = eqx.field(static=True)
     # What is known of an example; None where there was none. Only the first batches are compared
     # with it, so experiments that differ in it alone share their compiled steps.
     _seen: Aside[Seen | None] = eqx.field(static=True)
@@ -137,14 +138,14 @@ class SupervisedExperiment(Runnable):
             jmp = precision.jmp()
             if self._compute_dtype == "float16":
                 self.loss_scale = owned(jmp.DynamicLossScale(jnp.float32(2**15)))
-        self._draws, self._seen = None if key is not None else False, Aside(None)
+        self._needs_key, self._seen = None if key is not None else False, Aside(None)
         example = self.model.example if example_input is None else as_inputs(example_input)
         if any(map(is_shaped, jax.tree.leaves(example))):
             assert example is not None
             seen = self._look(example, given=example_input)
             task, self._seen = task.for_outputs(seen.outputs), Aside(seen)
-            self._draws = self.key is not None and self._draws_for(example, self.key)
-            self.key = self.key if self._draws else None
+            self._needs_key = self.key is not None and needs_key(self.model, example, self.key)
+            self.key = self.key if self._needs_key else None
         self._task = Static(task)
 
     def _look(self, example: tuple[Any, ...], given: Any) -> Seen:
@@ -380,20 +381,14 @@ class SupervisedExperiment(Runnable):
             )
 
     def _next_key(self, inputs: tuple) -> tuple[Array | None, Array | None]:
-        # Carrying a key costs a small step dearly, so only a network that draws has one.
+        # Carrying a key costs a small step dearly, so only a network that asks for one has it.
         if self.key is None:
             return None, None
         key, step_key = jax.random.split(self.key)
-        draws = self._draws_for(inputs, step_key) if self._draws is None else self._draws
-        return (key, step_key) if draws else (self.key, step_key)
-
-    def _draws_for(self, inputs: tuple, key: Array) -> bool:
-        arrays, rest = eqx.partition(inputs, is_shaped)
-
-        def step(key: Array, arrays: tuple) -> Any:
-            return self.model(*eqx.combine(arrays, rest), key=key, train=True)
-
-        return depends_on(step, key, arrays)
+        needed = self._needs_key
+        if needed is None:
+            needed = needs_key(self.model, inputs, step_key)
+        return (key, step_key) if needed else (self.key, step_key)
 
 
 @jax.jit

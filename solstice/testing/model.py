@@ -172,20 +172,38 @@ def calls_change_nothing(subject: ModelSubject, seed: int) -> None:
 
 @_book.law("seed")
 def keys_decide_randomness(subject: ModelSubject, seed: int) -> None:
-    """A network that draws random numbers in training draws others with another key."""
+    """A network that draws random numbers in training draws others with another key.
+
+    It may draw them in the backward pass alone, as the stochastic rounding of gradients does.
+    """
     model, key = subject.model, jax.random.key(seed)
     outputs, _ = subject.train(model, key, *subject.repeated())
     rows_differ = any(bool((row[:1] != row).any()) for row in jax.tree.leaves(outputs))
-    used = depends_on(lambda key: model(*subject.inputs, key=key, train=True)[0], key)
-    if not (rows_differ or used):
+
+    def step(key: Array) -> PyTree:
+        gradients = subject.gradients(model.params, model, key, *subject.inputs)
+        return subject.train(model, key, *subject.inputs)[0], gradients
+
+    if not (rows_differ or depends_on(step, key)):
         return  # it draws none
-    one, _ = subject.train(model, key, *subject.inputs)
-    two, _ = subject.train(model, jax.random.key(seed + 1), *subject.inputs)
-    same = [bool((a == b).all()) for a, b in zip(*map(jax.tree.leaves, (one, two)), strict=True)]
+    steps = step(key), step(jax.random.key(seed + 1))
+    same = [bool((a == b).all()) for a, b in zip(*map(jax.tree.leaves, steps), strict=True)]
     assert not all(same), (
-        "equal examples get different outputs in training, but two keys give the same: the key is "
-        "not what the random numbers come from (a constant mask, a seed that was dropped)"
+        "training draws random numbers, but two keys give the same outputs and gradients: the key "
+        "is not what they come from (a constant mask, a seed that was dropped)"
     )
+
+
+@_book.law()
+def a_missing_key_is_told(subject: ModelSubject) -> None:
+    """Without a key, training raises a ValueError that says so, or needs none."""
+    try:
+        jax.eval_shape(lambda: subject.model(*subject.inputs, train=True)[0])
+    except Exception as error:
+        if not isinstance(error, ValueError) or "key" not in str(error):
+            raise AssertionError(
+                f"it raises {type(error).__name__}: {error}; raise compat.missing_key(...)"
+            ) from error
 
 
 @_book.law("seed")

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.interpreters import partial_eval
 from jaxtyping import PyTree
 
 from solstice import arguments
+from solstice.tree.programs import program
 
 
 def depends_on(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree) -> bool:
@@ -26,16 +26,14 @@ def depends_on(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree)
 def used_leaves(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree) -> list[bool]:
     """Say of each leaf of `argument` whether an output of `function(argument, *rest)` needs it.
 
-    It looks into scans and jitted functions; what a loop of unknown length, or a function with a
-    derivative of its own, takes counts as needed.
+    It looks into scans and jitted functions; all that a loop of unknown length takes counts as
+    needed. What a function takes only for a derivative of its own does not.
 
     >>> used_leaves(lambda pair: 2 * pair["b"], {"a": 1.0, "b": 2.0})
     [False, True]
     """
     _check(function, argument, rest)
-    # A function of its own: jax hashes what it traces, which a half-built module cannot do.
-    jaxpr = jax.make_jaxpr(lambda *given: function(*given))(argument, *rest).jaxpr  # noqa: PLW0108
-    _, used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    used, _ = program(function, argument, *rest)
     return used[: len(jax.tree.leaves(argument))]
 
 

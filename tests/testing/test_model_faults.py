@@ -160,6 +160,35 @@ class ConstantMask(Sound):
         return super().dropped(y, jax.random.key(0), train)
 
 
+class ConstantRounding(Sound):
+    """Rounds gradients at random, by a seed that it has lost on the way."""
+
+    def dropped(self, y, key, train):
+        if not train:
+            return y
+        if key is None:
+            raise ValueError("pass key=")
+        data = key if key.dtype == jnp.uint32 else jax.random.key_data(key)
+        lost = jax.random.wrap_key_data(0 * data)
+
+        @jax.custom_vjp
+        def rounded(y):
+            return y
+
+        rounded.defvjp(
+            lambda y: (y, None),
+            lambda _, grad: (jnp.floor(grad + jax.random.uniform(lost, grad.shape)),),
+        )
+        return rounded(y)
+
+
+class AsksInItsOwnWords(Sound):
+    def dropped(self, y, key, train):
+        if not train:
+            return y
+        return jnp.where(jax.random.bernoulli(key, 0.7, y.shape), y / 0.7, 0)
+
+
 class SeedFromTypedKeysOnly(Sound):
     """Takes a raw key for a seed."""
 
@@ -389,7 +418,11 @@ FAULTS = {
         (WritesIntoItself, "before and after calls: 0/state/mean differs"),
         (PopsFromInputs, "before and after calls: the leaves are"),
     ],
-    "keys_decide_randomness": [(ConstantMask, "a constant mask, a seed that was dropped")],
+    "keys_decide_randomness": [
+        (ConstantMask, "a constant mask, a seed that was dropped"),
+        (ConstantRounding, "but two keys give the same outputs"),
+    ],
+    "a_missing_key_is_told": [(AsksInItsOwnWords, r"TypeError: .*raise compat\.missing_key")],
     "raw_and_typed_keys_agree": [(SeedFromTypedKeysOnly, "a typed and a raw key")],
     "training_updates_state": [(DroppedStatistics, "batch statistics are dropped")],
     "forward_keeps_weights": [(ForwardTrains, "params after a forward pass: b differs|w differs")],

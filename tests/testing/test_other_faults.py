@@ -45,9 +45,12 @@ class Momentum(compat.Optimizer):
     def moved(self, params, trace):
         return jax.tree.map(lambda p, t: p - self.rate() * t, params, trace)
 
+    def overwritten(self, params, grads):
+        return compat.overwrite(params, grads)
+
     def __call__(self, grads, params, **extras):
         trace = jax.tree.map(lambda g, t: 0.9 * t + g, grads, self.trace)
-        return self.moved(params, trace), replace(
+        return self.overwritten(self.moved(params, trace), grads), replace(
             self, trace=trace, count=jnp.asarray(self.count + 1, jnp.int32)
         )
 
@@ -133,6 +136,11 @@ class FillsHoles(Momentum):
         return super().__call__(fill(grads), fill(params))
 
 
+class StepsAlongEveryGradient(Momentum):
+    def overwritten(self, params, grads):
+        return params
+
+
 class AnotherRate(Momentum):
     def rate(self):
         return 0.1000001
@@ -147,6 +155,10 @@ OPTIMIZER_FAULTS = {
     "scan_equals_loop": (CountsOutside, "after a loop and a scan: "),
     "names_do_not_matter": (KnowsNames, "in two trees: "),
     "none_leaves_pass": (FillsHoles, "a hole was filled"),
+    "overwritten_leaves_take_their_gradient": (
+        StepsAlongEveryGradient,
+        r"its gradient was 7, and it became \[2\.29",
+    ),
     "equals_the_native_loop": (AnotherRate, "through the adapter and by the library: "),
 }
 

@@ -29,6 +29,8 @@ COMMON = {
     "embedding": (jnp.arange(20).reshape(4, 5) % 7,),
     "parameterless": (_normal(6, 4, 4),),
     "shared": (_normal(7, 4, 4),),
+    # It asks for a key in training and evaluation, and uses it in the backward pass alone.
+    "rounding": (_normal(9, 4, 4),),
 }
 INPUTS = COMMON | {
     # Of the libraries that have it: scales that the gradient overwrites.
@@ -46,6 +48,20 @@ def other_inputs(kind: str, seed: int) -> tuple[jax.Array, ...]:
 
 def loss_of(outputs: Any) -> jax.Array:
     return sum(jnp.mean((leaf - 1) ** 2) for leaf in jax.tree.leaves(outputs))
+
+
+def rounded(x: jax.Array, key: jax.Array) -> jax.Array:
+    """Return `x`, with a gradient that is rounded at random, as low-precision training has it."""
+
+    @jax.custom_vjp
+    def identity(x: jax.Array) -> jax.Array:
+        return x
+
+    def backward(_: None, grad: jax.Array) -> tuple[jax.Array]:
+        return (jnp.floor(64 * grad + jax.random.uniform(key, grad.shape)) / 64,)
+
+    identity.defvjp(lambda x: (x, None), backward)
+    return identity(x)
 
 
 class Subject(NamedTuple):

@@ -103,9 +103,34 @@ class Shared(eqx.Module):
         return self.dense(jax.nn.relu(self.dense(x)))
 
 
+class Rounding(eqx.Module):
+    first: eqx.nn.Linear
+    second: eqx.nn.Linear
+
+    def __init__(self, key):
+        first, second = jax.random.split(key)
+        self.first = eqx.nn.Linear(4, 5, key=first)
+        self.second = eqx.nn.Linear(5, CLASSES, key=second)
+
+    def __call__(self, x, *, key):
+        # A key of one example, that is, one that is mapped, may not be closed over.
+        return self.second(rounded_each(self.first(x), jax.random.split(key)[0]))
+
+
+@jax.custom_vjp
+def rounded_each(x, key):
+    return x
+
+
+rounded_each.defvjp(
+    lambda x, key: (x, key),
+    lambda key, grad: (jnp.floor(64 * grad + jax.random.uniform(key, grad.shape)) / 64, None),
+)
+
+
 def _subject(kind: str, network, *, flag: str | None = None) -> Subject:
     inputs = INPUTS[kind]
-    takes_key = kind in ("cnn", "attention")
+    takes_key = kind in ("cnn", "attention", "rounding")
     _, empty = eqx.nn.make_with_state(network)(jax.random.key(0))
     has_state = bool(jax.tree.leaves(empty))
 
@@ -118,6 +143,8 @@ def _subject(kind: str, network, *, flag: str | None = None) -> Subject:
                 return module(*inputs, state, **options)
             return module(*inputs, **options), state
 
+        if not train and kind == "rounding":  # which asks in evaluation too
+            key, train = jax.random.key(0), True
         keys = jax.random.split(key, len(inputs[0])) if train and takes_key else None
         mapped = jax.vmap(one, (0, None, 0), (0, None), axis_name="batch")
         return mapped(inputs, state, keys)
@@ -173,4 +200,5 @@ SUBJECTS = {
     "embedding": _subject("embedding", Embedding),
     "parameterless": _subject("parameterless", Parameterless),
     "shared": _subject("shared", Shared),
+    "rounding": _subject("rounding", Rounding),
 }

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from networks.common import CLASSES, INPUTS, Subject, functional
+from networks.common import CLASSES, INPUTS, Subject, functional, rounded
 from solstice.compat import FunctionModel
 
 
@@ -99,11 +99,17 @@ def shared(params, x):
     return dense(params, jax.nn.relu(dense(params, x)))
 
 
+def rounding(params, x, *, key):
+    return dense(params[1], rounded(dense(params[0], x), key))
+
+
 def _subject(kind: str, init, apply, key_name: str | None = None, flag: str = "", state=False):
     inputs = INPUTS[kind]
 
     def native(params, stats, inputs, key, train):
-        options = {} if key_name is None else {key_name: key, flag: train}
+        options = {} if key_name is None else {key_name: key} | ({flag: train} if flag else {})
+        if kind == "rounding" and not train:
+            options[key_name] = jax.random.key(0)
         if state:
             return apply(params, *inputs, state=stats, **options)
         return apply(params, *inputs, **options), None
@@ -131,4 +137,5 @@ SUBJECTS: dict[str, Subject] = {
         "parameterless", lambda key, x: {}, lambda params, x: jax.nn.softmax(x)
     ),
     "shared": _subject("shared", shared_init, shared),
+    "rounding": _subject("rounding", mlp_init, rounding, "key"),
 }

@@ -3,7 +3,7 @@
 import haiku as hk
 import jax
 
-from networks.common import CLASSES, INPUTS, Subject, functional
+from networks.common import CLASSES, INPUTS, Subject, functional, rounded
 from solstice.compat import HaikuModel
 
 
@@ -45,6 +45,14 @@ def shared(x):
     return dense(jax.nn.relu(dense(x)))
 
 
+def rounding(x):
+    return hk.Linear(CLASSES)(rounded(hk.Linear(5)(x), hk.next_rng_key()))
+
+
+# What a network that asks for a key gets in evaluation.
+_ASKED = {"rounding": jax.random.key(0)}
+
+
 def _subject(kind: str, function, flag: str | None = None) -> Subject:
     inputs = INPUTS[kind]
     network = hk.transform_with_state(function)
@@ -53,7 +61,8 @@ def _subject(kind: str, function, flag: str | None = None) -> Subject:
         return {} if flag is None else {flag: train}
 
     def apply(params, state, inputs, key, train):
-        return network.apply(params, state, key if train else None, *inputs, **mode(train))
+        key = key if train else _ASKED.get(kind)
+        return network.apply(params, state, key, *inputs, **mode(train))
 
     return functional(
         inputs,
@@ -73,4 +82,5 @@ SUBJECTS = {
     "embedding": _subject("embedding", embedding),
     "parameterless": _subject("parameterless", jax.nn.softmax),
     "shared": _subject("shared", shared),
+    "rounding": _subject("rounding", rounding),
 }

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import keras
 import optax
 
-from networks.common import CLASSES, INPUTS, TX, Subject, loss_of
+from networks.common import CLASSES, INPUTS, TX, Subject, loss_of, rounded
 from solstice.compat import KerasModel, Model, overwrite, trained
 from solstice.tree import replace
 
@@ -68,6 +68,19 @@ def shared():
     nested = keras.Model(x, layers.ReLU()(dense(x)))
     x = layers.Input((4,))
     return keras.Model(x, dense(nested(x)))
+
+
+class Rounded(layers.Layer):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.seed_generator = keras.random.SeedGenerator(0)
+
+    def call(self, x):
+        return rounded(x, jax.random.wrap_key_data(self.seed_generator.next()))
+
+
+def rounding():
+    return keras.Sequential([layers.Input((4,)), layers.Dense(5), Rounded(), layers.Dense(CLASSES)])
 
 
 def fp8():
@@ -174,5 +187,6 @@ SUBJECTS = {
     "embedding": _subject("embedding", embedding),
     "parameterless": _subject("parameterless", parameterless),
     "shared": _subject("shared", shared),
+    "rounding": _subject("rounding", rounding),
     "fp8": _subject("fp8", fp8),
 }

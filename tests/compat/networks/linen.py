@@ -4,7 +4,16 @@ import flax.linen as nn
 import jax
 from flax.training.train_state import TrainState
 
-from networks.common import CLASSES, INPUTS, TX, Subject, arrays, functional, loss_of
+from networks.common import (
+    CLASSES,
+    INPUTS,
+    TX,
+    Subject,
+    arrays,
+    functional,
+    loss_of,
+    rounded,
+)
 from solstice.compat import FlaxModel
 
 
@@ -61,6 +70,12 @@ class Shared(nn.Module):
         return self.dense(nn.relu(self.dense(x)))
 
 
+class Rounding(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(CLASSES)(rounded(nn.Dense(5)(x), self.make_rng("dropout")))
+
+
 STREAMS = ("dropout", "noise")
 
 
@@ -77,7 +92,8 @@ def _subject(kind: str, module: nn.Module, *flags: tuple[str, bool]) -> Subject:
     def apply(params, state, inputs, key, train):
         variables = {"params": params, **state}
         if not train:
-            return module.apply(variables, *inputs, **mode(False)), state
+            rngs = {"dropout": jax.random.key(0)} if kind == "rounding" else {}
+            return module.apply(variables, *inputs, **mode(False), rngs=rngs), state
         rngs = {name: jax.random.fold_in(key, i) if i else key for i, name in enumerate(STREAMS)}
         return module.apply(variables, *inputs, **mode(True), rngs=rngs, mutable=list(state))
 
@@ -131,5 +147,6 @@ SUBJECTS = {
     "embedding": _subject("embedding", Embedding()),
     "parameterless": _subject("parameterless", Parameterless()),
     "shared": _subject("shared", Shared()),
+    "rounding": _subject("rounding", Rounding()),
     "fp8": _fp8(),
 }

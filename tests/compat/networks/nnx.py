@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from networks.common import CLASSES, INPUTS, TX, Subject, loss_of
+from networks.common import CLASSES, INPUTS, TX, Subject, loss_of, rounded
 from solstice.compat import NNXModel
 
 
@@ -77,6 +77,15 @@ class Shared(nnx.Module):
 
     def __call__(self, x):
         return self.second(nnx.relu(self.first(x)))
+
+
+class Rounding(nnx.Module):
+    def __init__(self, rngs):
+        self.first, self.second = nnx.Linear(4, 5, rngs=rngs), nnx.Linear(5, CLASSES, rngs=rngs)
+        self.rngs = rngs
+
+    def __call__(self, x):
+        return self.second(rounded(self.first(x), self.rngs.noise()))
 
 
 def _reseed(module: nnx.Module, key: jax.Array) -> None:
@@ -200,5 +209,6 @@ SUBJECTS = {
     "embedding": _subject("embedding", Embedding),
     "parameterless": _subject("parameterless", Parameterless),
     "shared": _subject("shared", Shared),
+    "rounding": _subject("rounding", Rounding),
     "fp8": _fp8(),
 }

@@ -4,7 +4,7 @@ import jax
 from jax.example_libraries import stax
 
 from networks import function
-from networks.common import CLASSES, INPUTS, Subject, functional
+from networks.common import CLASSES, INPUTS, Subject, functional, rounded
 from solstice.compat import StaxModel
 
 
@@ -67,6 +67,11 @@ def shared(mode):
     return init, lambda params, x, **_: dense(params, jax.nn.relu(dense(params, x)))
 
 
+def rounding(mode):
+    noisy = (lambda rng, shape: (shape, ())), lambda params, x, rng, **_: rounded(x, rng)
+    return stax.serial(stax.Dense(5), noisy, stax.Dense(CLASSES))
+
+
 def _subject(kind: str, network, *, modal: bool = False) -> Subject:
     inputs = INPUTS[kind]
     joined = inputs[0] if len(inputs) == 1 else inputs
@@ -100,4 +105,5 @@ SUBJECTS = {
     "embedding": _subject("embedding", embedding),
     "parameterless": _subject("parameterless", parameterless),
     "shared": _subject("shared", shared),
+    "rounding": _subject("rounding", rounding),
 }

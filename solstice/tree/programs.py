@@ -1,0 +1,97 @@
+"""What a function computes and what of; traced, never run."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.extend.core import Literal
+from jax.interpreters import partial_eval
+from jaxtyping import PyTree
+
+# Where jax's own functions are, such as relu.
+_JAX = f"{Path(jax.__file__).parent}{os.sep}"
+
+# Equations that only call another program.
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
+
+
+def program(function: Callable[..., PyTree], *arguments: PyTree) -> tuple[list[bool], list[Any]]:
+    """Return which leaves of its arguments a function needs, and what it computes of them.
+
+    Two functions that compute the same, and differ in what they do not need, have equal steps.
+
+    >>> program(lambda x, y: x + 1, 1.0, 2.0)
+    ([True, False], [('add', ['1.0'], ['~float32[]'])])
+    """
+    jaxpr = _traced(function, *arguments)
+    if any(map(_has_own_derivative, _equations(jaxpr.jaxpr))):
+        # What only its derivative takes is not needed: it counts as what it computes.
+        jaxpr = jax.make_jaxpr(lambda *leaves: _evaluate(jaxpr.jaxpr, jaxpr.consts, leaves))(
+            *jax.tree.leaves(arguments)
+        )
+    needed, used = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.out_avals))
+    return used, [
+        (
+            eqn.primitive.name,
+            [str(one.val) for one in eqn.invars if isinstance(one, Literal)],
+            [str(one.aval) for one in eqn.outvars],
+        )
+        for eqn in _equations(needed)
+    ]
+
+
+def has_own_derivatives(function: Callable[..., PyTree], *arguments: PyTree) -> bool:
+    """Say whether a function calls one whose derivative is given by hand, and not by jax.
+
+    >>> has_own_derivatives(jax.nn.relu, 1.0)
+    False
+    """
+    return any(map(_has_own_derivative, _equations(_traced(function, *arguments).jaxpr)))
+
+
+def _traced(function: Callable[..., PyTree], *arguments: PyTree) -> Any:
+    # A function of its own: jax hashes what it traces, which a half-built module cannot do.
+    return jax.make_jaxpr(lambda *given: function(*given))(*arguments)  # noqa: PLW0108
+
+
+def _has_own_derivative(eqn: Any) -> bool:
+    if not eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call")):
+        return False
+    return _JAX not in str(eqn.params["call_jaxpr"].jaxpr.debug_info.func_src_info)
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """Yield a program's equations, and those of the programs that it calls."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns"):
+                    yield from _equations(inner)
+
+
+def _evaluate(jaxpr: Any, consts: Any, arguments: Any) -> list[Any]:
+    """Evaluate a program, with functions that have a derivative of their own as any others."""
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, Literal) else values[variable]
+
+    for eqn in jaxpr.eqns:
+        given = list(map(read, eqn.invars))
+        if _has_own_derivative(eqn):
+            inner = eqn.params["call_jaxpr"]
+            outs = _evaluate(inner.jaxpr, inner.consts, given)
+        elif eqn.primitive.name in _CALLS:
+            inner = eqn.params["jaxpr"]
+            outs = _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), given)
+        else:
+            params = eqn.primitive.get_bind_params(eqn.params)
+            functions, params = params if isinstance(params, tuple) else ((), params)  # before 0.10
+            outs = eqn.primitive.bind(*functions, *given, **params)
+            outs = outs if eqn.primitive.multiple_results else [outs]
+        values.update(zip(eqn.outvars, outs, strict=True))
+    return list(map(read, jaxpr.outvars))
