@@ -19,6 +19,7 @@ import jax
 from solstice import arguments
 from solstice.errors import InvalidValueError, MissingPackageError, SlowWriteError
 from solstice.loggers.records import Record, make_record
+from solstice.loggers.values import whole
 from solstice.loggers.worker import Worker
 
 _logger = logging.getLogger("solstice")
@@ -259,7 +260,7 @@ def name_below(name: str) -> str:
     >>> [name_below(name) for name in ("val", "val/hard", "../val", "/val", "a//b", "")]
     ['val', 'val/hard', '_/val', '_/val', 'a/_/b', '_']
     """
-    parts = name.replace("\0", "_").split("/")
+    parts = whole(name).replace("\0", "_").split("/")
     return "/".join("_" if part in ("", ".", "..") else part for part in parts)
 
 

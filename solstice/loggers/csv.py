@@ -16,7 +16,7 @@ import numpy as np
 
 from solstice.loggers.files import EntryFile, FileSink, cut_torn, say_lost
 from solstice.loggers.json_text import as_json
-from solstice.loggers.values import Image
+from solstice.loggers.values import Image, whole
 
 # What a cell has quotes for. The return alone is one: readers take it for the end of a row.
 _SPECIAL = re.compile('[,"\r\n\0]')
@@ -62,7 +62,8 @@ class CSV(FileSink):
         self._columns, self._rows = (rows[0] if rows else []), max(len(rows) - 1, 0)
 
     def on_write(self, record: dict[str, Any]) -> None:
-        cells = {name: _cell(value) for name, value in record.items() if type(value) is not Image}
+        shown = {name: value for name, value in record.items() if type(value) is not Image}
+        cells = {whole(name): _cell(value) for name, value in shown.items()}
         columns = self._columns + [name for name in cells if name not in self._columns]
         if columns != self._columns:
             self._widen(columns)

@@ -20,7 +20,7 @@ from solstice import arguments
 from solstice.errors import ExistingFileError
 from solstice.loggers.base import Sink, check_hyperparameters, local_path, name_below, require
 from solstice.loggers.files import EntryFile, cut_back
-from solstice.loggers.values import Image, as_text, finite, is_number
+from solstice.loggers.values import Image, as_text, finite, is_number, whole
 
 
 class TensorBoard(Sink):
@@ -99,7 +99,7 @@ class TensorBoard(Sink):
         summary = self._tbx.Summary()
         for name, value in record.items():
             if name not in ("mode", "step", "time"):
-                self._tbx.add(summary, name, value)
+                self._tbx.add(summary, whole(name), value)
         step = int(record["step"])
         self._add(name_below(str(record["mode"])), summary, step, record["time"])
         self._last_step = max(self._last_step, step)

@@ -118,6 +118,15 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float))
 
 
+def whole(text: str) -> str:
+    r"""Return a text that UTF-8 holds: half a character, as in odd file names, is its escape.
+
+    >>> print(whole("caf\udce9"))
+    caf\udce9
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
 def as_text(value: Any) -> str | None:
     """Return a text, or several ones as one with empty lines between; None for anything else.
 
@@ -125,9 +134,9 @@ def as_text(value: Any) -> str | None:
     ('the cat', 'a dog', None, None)
     """
     if isinstance(value, str):
-        return value
+        return whole(value)
     if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
-        return "\n\n".join(value)
+        return whole("\n\n".join(value))
     return None
 
 

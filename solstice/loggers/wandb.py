@@ -13,7 +13,7 @@ import numpy as np
 
 from solstice import arguments
 from solstice.loggers.base import Sink, check_hyperparameters, require
-from solstice.loggers.values import Image, as_text, finite
+from solstice.loggers.values import Image, as_text, finite, whole
 
 # When this process last opened each run, by its id.
 _STARTED: dict[Any, float] = {}
@@ -78,7 +78,7 @@ class WandB(Sink):
     def on_write(self, record: dict[str, Any]) -> None:
         about = {name: record[name] for name in ("epoch", "step", "time") if name in record}
         metrics = {
-            f"{record['mode']}/{name}": _shown(value)
+            whole(f"{record['mode']}/{name}"): _shown(value)
             for name, value in record.items()
             if name not in ("mode", *about)
         }

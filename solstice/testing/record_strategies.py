@@ -25,11 +25,11 @@ def strategy_or(default: Any, value: Any, name: str) -> Any:
 
 
 def texts(min_size: int = 0) -> Any:
-    """Short texts of any characters that UTF-8 has: line ends, quotes, zeros and all."""
+    """Short texts of any characters: line ends, quotes, zeros, and half a one, as in file names."""
     st = import_hypothesis().strategies
     min_size = arguments.count(min_size, "min_size", least=0, most=8)
     odd = st.sampled_from(
-        ["\r", "\n", "\r\n", '"', ",", " ", "\0", "/", "..", "NaN", "é", "\u2028", "😀"]
+        ["\r", "\n", "\r\n", '"', ",", " ", "\0", "/", "..", "NaN", "é", "\u2028", "😀", "\udce9"]
     )
     parts = st.lists(st.one_of(odd, st.text(max_size=3)), max_size=4).map("".join)
     return parts.filter(lambda text: len(text) >= min_size)
@@ -99,15 +99,18 @@ def records(values: Any = None, *, names: Any = None, modes: Any = None, max_siz
     any_mode = st.one_of(st.sampled_from(["train", "val", "test"]), texts(1))
     modes = strategy_or(any_mode, modes, "modes")
     max_size = arguments.count(max_size, "max_size")
-    metrics = st.dictionaries(names.filter(lambda name: name not in RESERVED), values, max_size=3)
-    about = st.fixed_dictionaries(
-        {
-            "mode": modes,
+    names = names.filter(lambda name: name not in RESERVED)
+
+    def of(names: list[str], modes: list[str]) -> Any:
+        about = {
+            "mode": st.sampled_from(modes),
             "epoch": st.integers(0, 1),
             "step": st.integers(0, 9),
             "time": st.floats(1e9, 2e9),
         }
-    )
+        metrics = st.dictionaries(st.sampled_from(names), values, max_size=3)
+        one = st.tuples(st.fixed_dictionaries(about), metrics)
+        return st.lists(one, min_size=1, max_size=max_size).map(rising)
 
     def rising(parts: list[Any]) -> list[dict[str, Any]]:
         rows, epoch, step = [], 0, 0
@@ -116,4 +119,8 @@ def records(values: Any = None, *, names: Any = None, modes: Any = None, max_siz
             rows.append({**one, "epoch": epoch, "step": step, **computed})
         return rows
 
-    return st.lists(st.tuples(about, metrics), min_size=1, max_size=max_size).map(rising)
+    # A few for all records, which have the same metrics most often.
+    several = {"min_size": 1, "max_size": 3, "unique": True}
+    return st.tuples(st.lists(names, **several), st.lists(modes, **several)).flatmap(
+        lambda drawn: of(*drawn)
+    )

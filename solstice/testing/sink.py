@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from solstice.testing import strategies
 from solstice.testing.law import (
     EXAMPLES,
@@ -224,8 +226,9 @@ def a_record_is_left_as_it_was(subject: SinkSubject, records: Records) -> None:
     """Neither a record nor an array in it is changed: other sinks get them too."""
     with subject.store() as store:
         sink = store.sink()
-        given = [as_record(record) for record in records]
-        before = copy.deepcopy([on_host(record) for record in records])
+        wholes = [{**record, "array": np.arange(1.0, 4.0)} for record in records]
+        given = [as_record(record) for record in wholes]
+        before = copy.deepcopy([on_host(record) for record in wholes])
         for record in given:
             sink.write(record)
         sink.close()

@@ -20,6 +20,7 @@ from solstice.testing.law import check_returned
 from solstice.testing.record_strategies import records as any_records
 from solstice.testing.record_strategies import strategy_or
 from solstice.tree import describe, from_json, to_json
+from solstice.tree.growing import Growing
 
 Records = list[dict[str, Any]]
 # How long a value that is not computed yet keeps another thread that waits for it.
@@ -244,4 +245,4 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, str):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    return list(value) if isinstance(value, tuple | Growing) else value

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 from solstice import HistoryCallback
@@ -29,7 +30,7 @@ from solstice.loggers import (
     read_json_lines,
 )
 from solstice.loggers.json_text import as_json
-from solstice.loggers.values import as_text, is_number
+from solstice.loggers.values import as_text, is_number, whole
 from solstice.testing.strategies import logged_values, records, texts
 
 ABOUT = ("mode", "epoch", "step", "time")
@@ -52,7 +53,11 @@ def json_lines(directory, append=False):
 
 def read_lines(directory):
     path = directory / "log.jsonl"
-    return read_json_lines(path) if path.exists() else []
+    if not path.exists():
+        return []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        json.loads(line, parse_constant=pytest.fail)  # as every reader's JSON, without NaN
+    return read_json_lines(path)
 
 
 def read_csv(directory):
@@ -70,10 +75,12 @@ def cells(records):
 
     def cell(value):
         if isinstance(value, list | np.ndarray):
-            return as_json(value)
-        return str(value)
+            return whole(as_json(value))
+        return whole(str(value))
 
-    kept = [{n: cell(v) for n, v in one.items() if not isinstance(v, Image)} for one in records]
+    kept = [
+        {whole(n): cell(v) for n, v in one.items() if not isinstance(v, Image)} for one in records
+    ]
     columns = dict.fromkeys(name for one in kept for name in one)
     return [{name: one.get(name, "") for name in columns} for one in kept]
 
@@ -110,7 +117,7 @@ def read_events(directory):
 
 def directory_of(name):
     odd = dict.fromkeys(("", ".", ".."), "_")
-    return "/".join(odd.get(part, part) for part in name.replace("\0", "_").split("/"))
+    return "/".join(odd.get(part, part) for part in whole(name).replace("\0", "_").split("/"))
 
 
 def events(records):
@@ -125,6 +132,7 @@ def events(records):
         for name, value in one.items():
             if name in ("mode", "step", "time"):
                 continue
+            name = whole(name)
             if is_number(value):
                 with np.errstate(over="ignore"):
                     add(mode, "numbers", name, step, float(np.float32(value)))
