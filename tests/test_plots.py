@@ -63,6 +63,11 @@ def test_chosen_metrics_may_be_those_of_a_class():
     assert lines(figure.axes[0]) == [("train", [10], [0.1])]
 
 
+def test_an_average_is_found_by_the_name_of_what_is_averaged():
+    records = [{"mode": "val", "epoch": 0, "step": i, "average_loss": 1.0} for i in (1, 2)]
+    assert plots.learning_curves(records, ["loss"]).axes[0].get_ylabel() == "average_loss"
+
+
 def test_curves_of_a_json_lines_file_are_those_of_its_records(tmp_path):
     file = tmp_path / "log.jsonl"
     text = "".join(json.dumps(one) + "\n" for one in RECORDS)

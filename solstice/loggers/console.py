@@ -12,6 +12,7 @@ from tqdm import tqdm
 from solstice import arguments
 from solstice.loggers.base import Sink
 from solstice.loggers.values import is_number
+from solstice.metrics.named import reported_name
 
 _ABOUT = ("mode", "epoch", "step", "time")
 _WIDTH = 10
@@ -26,8 +27,8 @@ class Console(Sink):
     `EnvironmentCallback` tells is a list.
 
     Args:
-        metrics: The names of the metrics to show, in this order; None shows as many of those
-            that come as fit into the terminal's width.
+        metrics: The names of the metrics to show, in this order, `loss` for `average_loss` too;
+            None shows as many of those that come as fit into the terminal's width.
 
     >>> import solstice
     >>> sink = solstice.loggers.Console()
@@ -60,7 +61,10 @@ class Console(Sink):
         if columns != self._columns or self._rows % _HEADER_EVERY == 0:
             self._columns, self._rows = columns, 0
             lines.append(_row("mode", ("epoch", "step"), columns, columns))
-        cells = [_short(numbers.get(name)) for name in columns]
+        found: list[Any] = columns
+        if self._chosen is not None:
+            found = [reported_name(name, numbers) for name in columns]
+        cells = [_short(numbers.get(name)) for name in found]
         about = (record.get("epoch", ""), record["step"])
         lines.append(_row(str(record["mode"]), about, cells, columns))
         self._rows += 1

@@ -10,6 +10,7 @@ import numpy as np
 from solstice import arguments
 from solstice.errors import InvalidValueError
 from solstice.loggers import read_json_lines
+from solstice.metrics.named import reported_name
 from solstice.plots.style import COLOURS, grid_shape, new_figure, plain_axes, shortened
 from solstice.tree import describe
 
@@ -37,7 +38,8 @@ def learning_curves(history: Any, metrics: Sequence[str] | None = None) -> "Figu
         history: A `HistoryCallback`, or records as it keeps (mappings with `mode`, `step` and
             metrics), or the path of a JSON lines file of them. A last line that was cut short, as
             in a run that goes on, is left out.
-        metrics: Which ones; None takes all that are numbers, but for those of single classes.
+        metrics: Which ones, `loss` for `average_loss` too; None takes all that are numbers, but for
+            those of single classes.
 
     Raises:
         ValueError: There is no record with such a metric, or a line is no record.
@@ -65,7 +67,8 @@ def learning_curves(history: Any, metrics: Sequence[str] | None = None) -> "Figu
     found = list(dict.fromkeys(name for record in records for name in _metrics(record)))
     names = [name for name in found if not _of_one_class(name)]
     if metrics is not None:
-        names = arguments.texts(metrics, "metrics")
+        chosen = arguments.texts(metrics, "metrics")
+        names = [reported_name(name, found) or name for name in chosen]
     missing = [name for name in names if name not in found]
     if missing or not names:
         raise InvalidValueError(

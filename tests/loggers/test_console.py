@@ -46,6 +46,14 @@ def test_it_shows_what_fits_or_what_is_chosen(capsys, monkeypatch):
     assert (header.split()[3:], row.split()[3:]) == (["metric_30", "no"], ["30"])
 
 
+def test_an_average_is_found_by_the_name_of_what_is_averaged(capsys):
+    metrics = {"average_loss": 0.5, "loss_scale": 2.0}
+    header, row = shown(capsys, [("train", 1, metrics)], metrics=["loss"])
+    assert (header.split()[3:], row.split()[3:]) == (["loss"], ["0.5"])
+    rows = shown(capsys, [("train", 1, {"loss": 1.0}), ("val", 1, {"average_loss": 0.5})])
+    assert rows[-1].split() == ["val", "1", "1", "0.5"]  # in a column of its own
+
+
 def test_it_shows_numbers_only(capsys):
     metrics = {"a": np.ones(3), "b": Image(np.ones((2, 2))), "c": Text("text"), "d": True}
     header, row = shown(capsys, [("train", 1, metrics)])
