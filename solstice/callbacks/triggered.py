@@ -99,7 +99,6 @@ class TriggeredCallback(Callback, abc.ABC):
 
     def after_epoch(self, exp: Experiment, epochs: int) -> None:
         """Called when `epochs` epochs are completed, validation included."""
-        self._epoch = epochs - 1
         if self._watch.after_epoch(epochs):
             self.act(exp, self._completed - 1)
 
