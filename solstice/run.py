@@ -433,6 +433,7 @@ class Run:
         if mode in self._checked:
             return
         self._checked.add(mode)
+        self._stepper.check_columns(mode, batch)
         if mode == "train" and self._same_data:
             self._trace_evaluation(batch)
         if check := getattr(self.exp, "check_batch", None):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 
+from solstice.columns import check_columns
 from solstice.experiment import Experiment, check_result
 from solstice.flat import Flat
 from solstice.recompile import RecompileGuard
@@ -108,6 +109,18 @@ class Stepper:
         if self._in_bursts and self._calls % _BURST == 0:
             self._wait(outs)
         return outs if self._alone else local_tree(outs)
+
+    def check_columns(self, mode: str, batch: Any) -> None:
+        """Raise for what the mode's step, if it is compiled, cannot take of a batch.
+
+        Raises:
+            TypeError: The column is named.
+        """
+        step = getattr(self._type, "train_step" if mode == "train" else "eval_step")
+        if isinstance(step, Step | _COMPILED[0]):
+            check_columns(batch, f"{mode}_ds")
+        elif isinstance(step, _COMPILED[1]):
+            check_columns(batch, f"{mode}_ds", static=True)
 
     def trace_evaluation(self, batch: Any) -> None:
         """Trace an evaluation step that is compiled, which its first call then need not."""

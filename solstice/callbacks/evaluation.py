@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from solstice import arguments
 from solstice.callbacks.triggered import TriggeredCallback
+from solstice.columns import check_columns
 from solstice.data import batches, check_dataset, length
 from solstice.errors import EarlyStoppingException, InvalidTypeError, UsageError
 from solstice.experiment import Experiment
@@ -196,6 +197,8 @@ class EvaluationCallback(TriggeredCallback):
             try:
                 prepare = self._prepare_batch
                 prepared = batch if prepare is None else own_arrays(prepare(batch))
+                if i == 0 and self._jit:
+                    check_columns(prepared, name)
                 flat, metrics = self._take(flat, (prepared, key, i))
                 if seen is None:
                     if self.evaluations == 0 and callable(check := getattr(metrics, "check", None)):

@@ -5,6 +5,7 @@ It is about form alone: which part is what, and whether it is a batch at all. Wh
 """
 
 from collections.abc import Mapping
+from numbers import Number
 from typing import Any, NamedTuple
 
 import jax
@@ -107,6 +108,28 @@ def with_mask(batch: Any, real: Any, keys: BatchKeys) -> Any:
     if isinstance(batch, Mapping):
         return {**batch, keys[2]: mask}
     return (batch[0], batch[1], mask)
+
+
+def check_arrays(inputs: tuple[Any, ...], name: str | tuple[str, ...]) -> None:
+    """Raise for inputs that are Python's lists of numbers, whose every number would be an array.
+
+    Raises:
+        TypeError: They are.
+
+    >>> check_arrays(([[0.5, 1.5], [2.5, 3.5]],), "image")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidTypeError: A batch's inputs are expected to be arrays; 'image' holds \
+Python's lists of numbers. A Hugging Face dataset gives arrays as ds.with_format('numpy'), and \
+batches of them by .batch(32); make arrays of other lists with np.asarray.
+    """
+    for node in jax.tree.leaves(inputs, is_leaf=lambda node: type(node) is list):
+        if type(node) is list and all(isinstance(leaf, Number) for leaf in jax.tree.leaves(node)):
+            raise InvalidTypeError(
+                f"A batch's inputs are expected to be arrays; {name!r} holds Python's lists of "
+                f"numbers. A Hugging Face dataset gives arrays as ds.with_format('numpy'), and "
+                f"batches of them by .batch(32); make arrays of other lists with np.asarray."
+            )
 
 
 def check_batched(batch: Batch, example: tuple[Any, ...] | None) -> None:

@@ -235,6 +235,7 @@ class SupervisedExperiment(Runnable):
                 or a mask is no mask.
         """
         parts = batches.unpack(batch, self._batch_keys)
+        batches.check_arrays(parts.inputs, self._batch_keys[0])
         task, seen = self.task, self._seen.value
         batches.check_batched(parts, None if seen is None else seen.inputs)
         real = batches.check_mask_of(parts, self._batch_keys)

@@ -1,0 +1,75 @@
+"""Columns: what of a batch no compiled step can take, named with what to do about it.
+
+jax's own errors say neither which part of a batch it is nor how to get rid of it.
+"""
+
+import numbers
+from typing import Any
+
+import jax
+import numpy as np
+
+from solstice.errors import InvalidTypeError
+from solstice.tree import describe, path_name
+
+# By the kind of numpy's dtype.
+_KINDS = {"U": "text", "S": "text", "O": "Python objects", "M": "dates", "m": "spans of time"}
+_REMEDIES = {
+    "text": "Encode it as numbers",
+    "Python objects": "Make it one array, np.stack(list(column)), where it holds arrays of one shape",
+    "dates": "Make it numbers, column.astype('int64')",
+    "spans of time": "Make it numbers, column.astype('int64')",
+    "records": "Give their fields as arrays of their own",
+}
+
+
+def check_columns(batch: Any, name: str, *, static: bool = False) -> None:
+    """Raise for an array or an object in a batch that a compiled step cannot take.
+
+    Args:
+        batch: A batch.
+        name: The dataset's, for the message.
+        static: Whether objects that are no arrays are right, as under `equinox.filter_jit`.
+
+    Raises:
+        TypeError: The column is named.
+
+    >>> check_columns({"image": np.zeros((2, 3)), "id": np.array(["a", "b"])}, "train_ds")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidTypeError: train_ds is expected to give arrays of numbers; its column \
+'id' is text, <U1[2]. Encode it as numbers, or leave the column out of the batches.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        is_numpys = isinstance(leaf, np.ndarray | np.generic)
+        if is_numpys and not leaf.dtype.isnative:
+            raise InvalidTypeError(
+                f"{name} is expected to give arrays in this machine's byte order; "
+                f"{_column(path)} is {describe(leaf)}. Convert it once, where it was read: "
+                f"x.astype(x.dtype.newbyteorder('='))."
+            )
+        what = _what(leaf) if is_numpys or not static else None
+        if what is not None:
+            remedy = _REMEDIES.get(what, "Give its numbers as an array")
+            raise InvalidTypeError(
+                f"{name} is expected to give arrays of numbers; its {_column(path)} is {what}, "
+                f"{describe(leaf)}. {remedy}, or leave the column out of the batches."
+            )
+
+
+def _what(leaf: Any) -> str | None:
+    """Say what a leaf is that is no number, key or array of these."""
+    if isinstance(leaf, np.ndarray | np.generic):
+        if leaf.dtype.kind == "O" and leaf.size and isinstance(leaf.flat[0], str | bytes):
+            return "text"
+        return "records" if leaf.dtype.type is np.void else _KINDS.get(leaf.dtype.kind)
+    if isinstance(leaf, jax.Array | numbers.Number) or hasattr(leaf, "__jax_array__"):
+        return None
+    return "text" if isinstance(leaf, str | bytes) else "no array"
+
+
+def _column(path: tuple[Any, ...]) -> str:
+    # An element of a list is not a column, the list is.
+    while len(path) > 1 and isinstance(path[-1], jax.tree_util.SequenceKey):
+        path = path[:-1]
+    return f"column {path_name(path)!r}" if path else "batch itself"
