@@ -16,7 +16,7 @@ from solstice.tree import describe, path_name
 _KINDS = {"U": "text", "S": "text", "O": "Python objects", "M": "dates", "m": "spans of time"}
 _REMEDIES = {
     "text": "Encode it as numbers",
-    "Python objects": "Make it one array, np.stack(list(column)), where it holds arrays of one shape",
+    "Python objects": "Make it one array, np.stack(list(column)), where it is of equal arrays",
     "dates": "Make it numbers, column.astype('int64')",
     "spans of time": "Make it numbers, column.astype('int64')",
     "records": "Give their fields as arrays of their own",

@@ -1,10 +1,15 @@
-"""What functions of a user ask to be called with."""
+"""What a user's functions ask to be called with, and what ours answer to a wrong name."""
 
+import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, ParamSpec, TypeVar
 
 from solstice.errors import InvalidTypeError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -38,3 +43,38 @@ def required(function: Callable[..., Any], name: str, optional: str | None = Non
     takes = [one for one in parameters if one.kind in _POSITIONAL]
     needs = sum(one.default is one.empty for one in takes)
     return max(needs, int(any(one.name == optional for one in takes)))
+
+
+def explained(**others: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Return a decorator under which a wrong name of an argument is answered with the right one.
+
+    Args:
+        **others: What other libraries call an argument, and what it is called here.
+
+    >>> @explained(epochs="num_epochs")
+    ... def run(num_epochs, verbose=True): ...
+    >>> run(epochs=3)
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidTypeError: run() has no argument 'epochs'; did you mean 'num_epochs'? \
+It takes num_epochs, verbose.
+    """
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        known = inspect.signature(function).parameters
+
+        @functools.wraps(function)
+        def call(*arguments: _P.args, **options: _P.kwargs) -> _R:
+            for name in options:
+                if name not in known:
+                    meant = others.get(name) or next(iter(get_close_matches(name, known)), None)
+                    hint = "" if meant is None else f"; did you mean {meant!r}?"
+                    raise InvalidTypeError(
+                        f"{function.__name__}() has no argument {name!r}{hint or '.'} It takes "
+                        f"{', '.join(known)}."
+                    )
+            return function(*arguments, **options)
+
+        return call
+
+    return decorate

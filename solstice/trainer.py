@@ -24,12 +24,45 @@ from solstice.sharding import Sharding, is_first_process
 from solstice.sharding.batches import predict_placed
 from solstice.sharding.placements import check_sharding
 from solstice.sharding.processes import in_step
+from solstice.signatures import explained
 from solstice.tree import describe
 from solstice.triggers import Trigger, check_trigger
 
 _E = TypeVar("_E", bound=Experiment)
 
 
+# What Keras, Lightning, Transformers and scikit-learn call them.
+_OTHERS = {
+    "epochs": "num_epochs",
+    "max_epochs": "num_epochs",
+    "n_epochs": "num_epochs",
+    "num_train_epochs": "num_epochs",
+    "steps": "num_steps",
+    "max_steps": "num_steps",
+    "x": "train_ds",
+    "data": "train_ds",
+    "dataset": "train_ds",
+    "train_dataset": "train_ds",
+    "train_dataloader": "train_ds",
+    "train_dataloaders": "train_ds",
+    "eval_ds": "val_ds",
+    "eval_dataset": "val_ds",
+    "valid_ds": "val_ds",
+    "validation_ds": "val_ds",
+    "validation_data": "val_ds",
+    "val_dataset": "val_ds",
+    "val_dataloaders": "val_ds",
+    "callback": "callbacks",
+    "resume": "resume_from",
+    "ckpt_path": "resume_from",
+    "resume_from_checkpoint": "resume_from",
+    "steps_per_execution": "steps_per_call",
+    "verbose": "progress",
+    "enable_progress_bar": "progress",
+}
+
+
+@explained(**_OTHERS)
 def train(
     exp: _E,
     num_epochs: int | None,
@@ -263,6 +296,7 @@ def test(
 ) -> list[Any] | None: ...
 
 
+@explained(dataset="test_ds", data="test_ds", ds="test_ds", verbose="progress")
 def test(
     exp: Experiment,
     test_ds: Any,
@@ -319,6 +353,7 @@ def test(
 test.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
 
 
+@explained(dataset="ds", data="ds", test_ds="ds", x="ds", verbose="progress")
 def predict(
     exp: Experiment, ds: Any, *, sharding: Sharding | None = None, progress: bool = True
 ) -> PyTree[np.ndarray]:

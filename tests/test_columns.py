@@ -1,4 +1,4 @@
-"""What a compiled step cannot take of a batch: the column and the remedy are named, before a step."""
+"""What a compiled step cannot take of a batch: column and remedy are named, before the first."""
 
 import datetime
 
@@ -26,7 +26,10 @@ def experiment():
 
 
 COLUMNS = {
-    "text": (np.array(["a"] * 6), r"its column 'id' is text, <U1\[6\]\. Encode it as numbers, or l"),
+    "text": (
+        np.array(["a"] * 6),
+        r"its column 'id' is text, <U1\[6\]\. Encode it as numbers, or l",
+    ),
     "bytes": (np.array([b"a"] * 6), r"its column 'id' is text, \|S1\[6\]"),
     "objects of text": (np.array([b"a"] * 6, object), r"its column 'id' is text, object\[6\]"),
     "a list of texts": (["a"] * 6, "its column 'id' is text, the str 'a'"),
@@ -70,7 +73,7 @@ def test_an_evaluation_names_its_dataset_and_the_column():
         {"hard": [{"image": X, "label": Y, "id": np.array(["a"] * 6)}]},
         when=Every(epochs=1),
     )
-    with pytest.raises(TypeError, match="hard is expected to give arrays .*'id' is text"):
+    with pytest.raises(TypeError, match=r"hard is expected to give arrays .*'id' is text"):
         experiment().train(1, [(X, Y)], callbacks=[evaluation], progress=False)
 
 
@@ -157,7 +160,9 @@ LISTS = r"'image' holds Python's lists of numbers\. .*with_format\('numpy'\).*\.
 def test_lists_of_numbers_are_no_inputs(batch):
     for exp in (
         experiment(),
-        solstice.ClassificationExperiment(solstice.compat.as_model(nn.Dense(3), X, key=0), optax.sgd(0.1)),
+        solstice.ClassificationExperiment(
+            solstice.compat.as_model(nn.Dense(3), X, key=0), optax.sgd(0.1)
+        ),
     ):
         with pytest.raises(TypeError, match=LISTS):
             exp.train(1, [batch], progress=False)

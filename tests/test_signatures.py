@@ -1,0 +1,69 @@
+"""A wrong name of an argument is answered with the right one, however a run is started."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+import solstice
+from solstice.experiments import Runnable
+from solstice.trainer import _OTHERS
+
+
+class Still(Runnable):
+    def train_step(self, batch):
+        return self, None
+
+    def eval_step(self, batch):
+        return self, solstice.metrics.Mean(batch)
+
+    def predict(self, inputs):
+        return inputs
+
+
+DS = [np.ones(2)]
+
+
+@pytest.mark.parametrize("start", [lambda **o: solstice.train(Still(), **o), Still().train])
+@pytest.mark.parametrize(
+    ("wrong", "right"), [*_OTHERS.items(), ("num_epoch", "num_epochs"), ("prefetched", "prefetch")]
+)
+def test_train_knows_what_was_meant(start, wrong, right):
+    message = rf"train\(\) has no argument '{wrong}'; did you mean '{right}'\? It takes exp, num_ep"
+    with pytest.raises(TypeError, match=message) as raised:
+        start(**{"train_ds": DS, wrong: 3})
+    assert isinstance(raised.value, solstice.SolsticeError)
+
+
+@pytest.mark.parametrize(
+    ("start", "options", "message"),
+    [
+        (Still().test, {"test_ds": DS, "verbose": 0}, r"test\(\) has no .* you mean 'progress'\?"),
+        (
+            solstice.test,
+            {"exp": Still(), "dataset": DS},
+            r"test\(\) has .* did you mean 'test_ds'\?",
+        ),
+        (solstice.test, {"exp": Still(), "test_ds": DS, "return_out": True}, "mean 'return_outs'"),
+        (
+            solstice.predict,
+            {"exp": Still(), "dataset": DS},
+            r"predict\(\) has no .* you mean 'ds'\?",
+        ),
+        (
+            solstice.predict,
+            {"exp": Still(), "ds": DS, "batch_size": 2},
+            "'batch_size'. It takes exp,",
+        ),
+    ],
+)
+def test_so_do_test_and_predict(start, options, message):
+    with pytest.raises(TypeError, match=message):
+        start(**options)
+
+
+def test_every_argument_is_meant_by_its_name():
+    known = inspect.signature(solstice.train).parameters
+    assert set(_OTHERS.values()) <= set(known) and not set(_OTHERS) & set(known)
+    assert list(known)[:4] == ["exp", "num_epochs", "train_ds", "val_ds"]
+    solstice.train(exp=Still(), num_epochs=1, train_ds=DS, progress=False)
