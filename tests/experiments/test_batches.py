@@ -169,7 +169,7 @@ def test_odd_values_of_a_later_mask_count_nowhere_and_are_told(caplog):
     only_ones = classify().train(1, [(X, y, ones), (X, y, WEIGHTS == 1)], progress=False)
     for a, b in zip(*map(jax.tree.leaves, (exp.model, only_ones.model)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
-    assert [text[:22] for text in caplog.messages] == ["epoch 1/1: 2 examples "]
+    assert [text[:23] for text in caplog.messages] == ["epoch 0: 2 examples had"]
     assert "or a mask that is neither 0 nor 1" in caplog.text
 
 

@@ -125,7 +125,7 @@ def test_they_are_told_once_a_pass_whatever_is_logged(run, caplog):
     options = options | {"callbacks": options.get("callbacks", list)()}
     with caplog.at_level(logging.WARNING, logger="solstice"):
         classify().train(2, [GOOD, GOOD, BAD], [GOOD, GOOD, BAD], **options)
-    passes = ("epoch 1/2", "epoch 1/2 val", "epoch 2/2", "epoch 2/2 val")
+    passes = ("epoch 0/1", "epoch 0/1 val", "epoch 1/1", "epoch 1/1 val")
     assert caplog.messages == [f"{title}: {TOLD}" for title in passes]
 
 
@@ -152,7 +152,7 @@ def test_all_of_a_long_pass_is_told(caplog):
 def test_an_ensemble_tells_of_its_batches_once(caplog):
     ensemble = solstice.Ensemble.init(lambda key: classify(), [0, 1, 2])
     ensemble.train(1, [GOOD, BAD], progress=False)
-    assert caplog.messages == [f"epoch 1/1: {TOLD}"]
+    assert caplog.messages == [f"epoch 0: {TOLD}"]
     caplog.clear()
     metrics = ensemble.eval_step(BAD)[1]
     assert isinstance(metrics, EnsembleMetrics)
