@@ -15,6 +15,7 @@ from solstice.errors import InvalidValueError, UsageError
 from solstice.loggers.values import is_number, to_host
 from solstice.metrics import Accumulator, is_metrics, named_values
 from solstice.metrics.accumulator import Told, rebuilt
+from solstice.metrics.base import joining
 from solstice.metrics.directions import Direction, better, direction, known
 from solstice.metrics.named import reported_name
 from solstice.tree import describe
@@ -95,7 +96,7 @@ class Best:
         if not is_metrics(outs):
             raise UsageError(
                 f"CheckpointingCallback(best=) reads the Metrics of the validation; its step "
-                f"returned {describe(outs)}."
+                f"returned {describe(outs)}.{joining(outs)}"
             )
         self._window.add(outs)
 

@@ -24,6 +24,7 @@ from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.values import decoded, encoded, to_host
 from solstice.memory import own_arrays
 from solstice.metrics import Accumulator, is_metrics, named_values, reduce
+from solstice.metrics.base import joining
 from solstice.metrics.directions import Direction, better, direction
 from solstice.metrics.left_out import LeftOut
 from solstice.step import Step
@@ -233,7 +234,7 @@ class EvaluationCallback(TriggeredCallback):
         if not is_metrics(metrics):
             raise UsageError(
                 f"eval_fn is expected to return Metrics (an object with `merge` and `compute`), or "
-                f"(experiment, Metrics); it returned {describe(given)}."
+                f"(experiment, Metrics); it returned {describe(given)}.{joining(metrics)}"
             )
         return exp, metrics
 

@@ -14,6 +14,7 @@ from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.records import compute, on_host
 from solstice.loggers.values import decoded, encoded
 from solstice.metrics import Accumulator, is_metrics, named_values
+from solstice.metrics.base import joining
 from solstice.tree import describe
 from solstice.triggers import Every, Trigger
 
@@ -95,7 +96,7 @@ class LoggingCallback(TriggeredCallback):
             raise UsageError(
                 f"{type(self).__name__} logs Metrics (an object with `merge` and `compute`), but "
                 f"the {mode} step returned {describe(outs)} as its outs. "
-                f"Return a Metrics from the step, or log in a Callback of your own."
+                f"Return a Metrics from the step, or log in a Callback of your own.{joining(outs)}"
             )
         window = self._windows.get(mode)
         if window is None:

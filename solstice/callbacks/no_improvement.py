@@ -8,6 +8,7 @@ from solstice.errors import EarlyStoppingException, UsageError
 from solstice.experiment import Experiment
 from solstice.loggers.values import is_number, to_host
 from solstice.metrics import Accumulator, is_metrics, named_values
+from solstice.metrics.base import joining
 from solstice.metrics.directions import Direction, better, check_mode, known
 from solstice.metrics.named import reported_name
 from solstice.tree import describe
@@ -57,7 +58,7 @@ class NoImprovement(Callback):
         if not is_metrics(outs):
             raise UsageError(
                 f"Early stopping on {self._metric!r} needs Metrics as the {mode} step's outs; "
-                f"it got {describe(outs)}."
+                f"it got {describe(outs)}.{joining(outs)}"
             )
         self._pass.add(outs)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from solstice.errors import InvalidIndexError, InvalidTypeError, InvalidValueError
+from solstice.errors import InvalidIndexError, InvalidTypeError, InvalidValueError, SolsticeError
 from solstice.experiment import Experiment
 from solstice.experiments.caught import caught_tracer
 from solstice.experiments.member_stopping import MemberStopping, Standing, where_active
@@ -84,12 +84,12 @@ class Ensemble(Runnable):
 
         Raises:
             TypeError: `make_experiment` keeps a member's value in a static field or in a function
-                kept there; the field is named.
+                kept there, or builds the members of it, as of a width; the value is named.
             ValueError: There is no key, or not a value for each member.
         """
         keys = _stack_of_keys(keys)
         count = keys.shape[0]
-        values = {name: jnp.asarray(each) for name, each in stacked_hyperparameters.items()}
+        values = {name: _numbers(name, each) for name, each in stacked_hyperparameters.items()}
         for name, each in values.items():
             if each.shape[:1] != (count,):
                 raise InvalidValueError(
@@ -109,7 +109,14 @@ class Ensemble(Runnable):
                 raise _caught(f"{type(exp).__name__}: {where} holds one")
             return Flat.of(exp)
 
-        members = jax.vmap(make)(keys, values).whole()
+        try:
+            members = jax.vmap(make)(keys, values).whole()
+        except SolsticeError:
+            raise
+        except Exception as error:
+            if built := _built_with(make, keys, values):
+                raise _differently_built(built) from error
+            raise
         standing = None if stopping is None else Standing.start(stopping, count)
         return cls(members, count, own_batches, standing)
 
@@ -318,6 +325,50 @@ def _stack_of_keys(keys: Any) -> Array:
             f"{describe(keys)}."
         )
     return keys
+
+
+def _numbers(name: str, each: Any) -> Array:
+    try:
+        return jnp.asarray(each)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidTypeError(
+            f"{name} is expected to be an array or a list of numbers, one for each member; it is "
+            f"{describe(each)}. What is no number (a name, a function) is the same for all: make "
+            f"an ensemble for each, and give it to make_experiment with functools.partial."
+        ) from error
+
+
+def _built_with(make: Callable[..., Any], keys: Array, values: dict[str, Array]) -> list[str]:
+    """Return the hyperparameters that members cannot be made of unless they are Python's numbers.
+
+    Each is traced while the others are the first member's, which takes more calls of
+    `make_experiment`; none is to blame if they fail for the first member's alone.
+    """
+    first = {name: np.asarray(each)[0] for name, each in values.items()}
+    first = {name: one if one.ndim else one.item() for name, one in first.items()}
+
+    def fails(traced: dict[str, Array]) -> bool:
+        try:
+            jax.eval_shape(lambda key, some: make(key, first | some), keys[0], traced)
+        except Exception:  # noqa: BLE001 - whatever it is, the first error is raised
+            return True
+        return False
+
+    if fails({}):
+        return []
+    return [name for name, each in values.items() if fails({name: each[0]})]
+
+
+def _differently_built(names: list[str]) -> TypeError:
+    listed = " and ".join(map(repr, names))
+    return InvalidTypeError(
+        f"A hyperparameter of an ensemble is expected to be a number that the members' arrays hold "
+        f"(a rate, a scale): all members are one program. make_experiment builds them with "
+        f"{listed}, on which shapes or the program depend. Make an ensemble for each value, and "
+        f"give it to make_experiment as a Python number: "
+        f"[Ensemble.init(functools.partial(make_experiment, {names[0]}=value), keys) for value in "
+        f"values]."
+    )
 
 
 def _caught(where: str) -> TypeError:

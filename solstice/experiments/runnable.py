@@ -9,6 +9,7 @@ from solstice.errors import UsageError
 from solstice.experiment import Experiment
 from solstice.loggers.values import is_number, to_host
 from solstice.metrics import Accumulator, is_metrics, named_values
+from solstice.metrics.base import joining
 from solstice.metrics.left_out import told_elsewhere
 from solstice.tree import describe
 
@@ -85,6 +86,6 @@ class _Total(Callback):
             raise UsageError(
                 f"test() computes the Metrics (objects with `merge` and `compute`) that eval_step "
                 f"returns; it returned {describe(outs)} as its outs. Return a Metrics, or call "
-                f"solstice.test(exp, ds, return_outs=True) for the outs."
+                f"solstice.test(exp, ds, return_outs=True) for the outs.{joining(outs)}"
             )
         self.metrics.add(outs)

@@ -6,7 +6,7 @@ were batched, padded or ordered.
 
 import abc
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Self, TypeVar
 
 import equinox as eqx
@@ -112,8 +112,29 @@ def check_metrics(metrics: Any) -> None:
     if not is_metrics(metrics):
         raise UsageError(
             f"metrics are expected to be Metrics (objects with `merge` and `compute`), which "
-            f"merge; one is {describe(metrics)}. Return a Metrics from the step."
+            f"merge; one is {describe(metrics)}. Return a Metrics from the step.{joining(metrics)}"
         )
+
+
+def joining(outs: Any) -> str:
+    """Return a sentence on how to make one metric of several; nothing for anything else.
+
+    >>> import solstice
+    >>> joining({"loss": solstice.metrics.Mean(1.0), "peak": solstice.metrics.Max(1.0)})
+    ' To join several, return solstice.metrics.MetricsDict(loss=..., peak=...).'
+    """
+    values = list(outs.values() if isinstance(outs, Mapping) else outs if _is_listed(outs) else ())
+    if not values or not all(is_metrics(one) or joining(one) for one in values):
+        return ""
+    given = "*metrics"
+    if isinstance(outs, Mapping):
+        named = all(isinstance(name, str) and name.isidentifier() for name in outs)
+        given = ", ".join(f"{name}=..." for name in outs) if named else "**metrics"
+    return f" To join several, return solstice.metrics.MetricsDict({given})."
+
+
+def _is_listed(outs: Any) -> bool:
+    return isinstance(outs, tuple | list)
 
 
 def reduce(metrics: Iterable[_T]) -> _T:

@@ -6,7 +6,7 @@ import equinox as eqx
 from jaxtyping import Array
 
 from solstice.errors import InvalidTypeError, UnknownKeyError, UsageError
-from solstice.metrics.base import Metrics, is_metrics
+from solstice.metrics.base import Metrics, is_metrics, joining
 from solstice.metrics.checks import check_kind
 from solstice.metrics.directions import Direction, better, direction
 from solstice.metrics.named import named_values
@@ -50,7 +50,8 @@ class MetricsDict(Metrics):
             if not is_metrics(one):
                 raise InvalidTypeError(
                     f"MetricsDict is expected to get metrics (objects with `merge` and "
-                    f"`compute`); it got {describe(one)}. Wrap a number: Mean(number)."
+                    f"`compute`); it got {describe(one)}."
+                    + (joining(one) or " Wrap a number: Mean(number).")
                 )
 
     def __getitem__(self, name: str) -> Any:

@@ -1,6 +1,7 @@
 """Ensemble: each member goes the way it would go alone, in one compiled step for all."""
 
 import equinox as eqx
+import flax.linen
 import flax.nnx
 import haiku as hk
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.example_libraries import stax
 from networks import keras, nnx
 from networks.equinox import CNN as EquinoxCNN
 from networks.function import cnn, cnn_init
@@ -464,3 +466,50 @@ def test_several_steps_in_one_call_are_the_same():
     one = ensemble.train(5, DS, progress=False)
     many = ensemble.train(5, DS, steps_per_call=4, progress=False)
     assert_close(one, many)
+
+
+def with_depth(depth, key):
+    layers = [eqx.nn.Linear(16, 16, key=key) for _ in range(depth)]
+    return eqx.nn.Sequential([eqx.nn.Lambda(jnp.ravel), *layers, eqx.nn.Linear(16, 3, key=key)])
+
+
+# Networks that differ in shape or in their program, by what makes them.
+BUILT = {
+    "linen": lambda width, key: flax.linen.Dense(features=width),
+    "nnx": lambda width, key: flax.nnx.Linear(16, width, rngs=flax.nnx.Rngs(key)),
+    "haiku": lambda width, key: hk.transform(lambda x: hk.Linear(width)(x)),
+    "equinox": lambda width, key: eqx.nn.MLP(16, 3, width, 1, key=key),
+    "stax": lambda width, key: stax.serial(stax.Dense(width), stax.Dense(3)),
+    "loop": with_depth,
+    "condition": lambda width, key: eqx.nn.Linear(16, 3, use_bias=bool(width > 4), key=key),
+    "array": lambda width, key: eqx.nn.Linear(16, len(np.zeros(int(width))), key=key),
+}
+
+
+@pytest.mark.parametrize("library", BUILT)
+def test_an_ensemble_of_networks_built_otherwise_is_refused_by_name(library):
+    def make(key, rate, width):
+        return solstice.ClassificationExperiment(
+            BUILT[library](width, key), sgd(rate), example_input=X.reshape(32, 16), key=0
+        )
+
+    with pytest.raises(TypeError, match=r"builds them with 'width', on which shapes") as raised:
+        solstice.Ensemble.init(make, KEYS, rate=RATES, width=[3, 5, 8])
+    assert raised.value.__cause__ is not None
+    assert "functools.partial(make_experiment, width=value)" in str(raised.value)
+
+
+@pytest.mark.parametrize("rates", [["relu", "tanh", "relu"], [jnp.tanh] * 3, [[1], [1, 2], [3]]])
+def test_hyperparameters_that_are_no_numbers_are_refused(rates):
+    with pytest.raises(TypeError, match=r"rate is expected to be an array or a list of numbers, o"):
+        solstice.Ensemble.init(mlp, KEYS, rate=rates)
+
+
+def test_an_error_of_the_users_own_stays_that_error():
+    def make(key, rate):
+        raise LookupError("no such file")
+
+    with pytest.raises(LookupError, match="no such file"):
+        solstice.Ensemble.init(make, KEYS, rate=RATES)
+    with pytest.raises(ZeroDivisionError):
+        solstice.Ensemble.init(lambda key: 1 / 0, KEYS)
