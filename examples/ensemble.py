@@ -64,6 +64,7 @@ def main(arguments=None):
 
 def draw(rates, accuracies, of_best, together, path):
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
@@ -71,6 +72,8 @@ def draw(rates, accuracies, of_best, together, path):
     axes.axhline(100 * (1 - of_best), color="tab:green", label="the best on held-back data")
     axes.axhline(100 * (1 - together), color="tab:red", linestyle="--", label="all together")
     axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="test error (%)")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)

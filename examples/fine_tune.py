@@ -40,7 +40,7 @@ def main(arguments=None):
     (x, y), (x_test, y_test) = handwriting.load(options.dataset)
     few = len(x) - options.examples
     pretrain_ds = handwriting.batched(x[:few], y[:few], 32)
-    tune_ds = handwriting.batched(x[few:], even(y[few:]), 10)
+    tune_ds = handwriting.batched(x[few:], even(y[few:]), min(10, options.examples))
     test_ds = [(x_test, even(y_test))]
 
     backbone = solstice.ClassificationExperiment(

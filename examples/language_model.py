@@ -101,9 +101,10 @@ def main(arguments=None):
     rows = held_out[: (len(held_out) - 1) // length * length + 1]
     val_ds = [(rows[:-1].reshape(-1, length), rows[1:].reshape(-1, length))]
 
+    warmup = min(50, options.steps // 2)
     exp = solstice.ClassificationExperiment(
         Transformer(len(alphabet), length, options.width, options.depth),
-        optax.adamw(optax.warmup_cosine_decay_schedule(0, 3e-3, 50, options.steps)),
+        optax.adamw(optax.warmup_cosine_decay_schedule(0, 3e-3, warmup, options.steps)),
         example_input=val_ds[0][0][:1],
         key=0,
     )

@@ -246,16 +246,20 @@ def draw_curves(histories, path):
     for (library, optimizer), logged in histories.items():
         style = {"color": colours[library], "linestyle": "-" if optimizer == "adam" else "--"}
         epochs = range(1, len(logged["train"]) + 1)
+        if len(epochs) < 5:  # a line shows no single point
+            style["marker"] = "o" if optimizer == "adam" else "x"
         loss = [metrics["average_loss"] for metrics in logged["train"]]
         errors = [100 * (1 - metrics["accuracy"]) for metrics in logged["val"]]
         axes[0].plot(epochs, loss, label=f"{library}, {optimizer}", **style)
         axes[1].plot(epochs, errors, **style)
-    axes[0].set(title="Training loss", xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
-    axes[1].set(title="Test error", xlabel="epoch", ylabel="error (%)", ylim=(0, 10))
+    axes[0].set(title="Training loss", ylabel="cross-entropy (nats)", yscale="log")
+    worst = 100 * (1 - min(logged["val"][-1]["accuracy"] for logged in histories.values()))
+    axes[1].set(title="Test error", ylabel="error (%)", ylim=(0, max(10, 1.1 * worst)))
     axes[0].legend(fontsize="small", ncols=2)
     for axis in axes:
         axis.grid(alpha=0.3)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_xlabel("epochs trained")
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -1,5 +1,6 @@
 """The examples run, with small settings, and learn what they are to learn."""
 
+import ast
 import json
 import runpy
 from pathlib import Path
@@ -140,6 +141,43 @@ def test_fine_tuning_leaves_the_backbone_as_it_is(main, tmp_path):
     assert_drawn(picture)
 
 
+SMALLEST = {
+    "language_model": ["--steps", 1, "--width", 4, "--depth", 1, "--length", 2],
+    "fine_tune": ["--epochs", 1, "--examples", 1],
+    "adversarial": ["--epochs", 1],
+    "bring_your_own": ["--epochs", 1, "--examples", 1],
+    "cross_validation": ["--epochs", 1, "--folds", 2],
+    "ensemble": ["--epochs", 1, "--seeds", 1],
+    "mnist_from_scratch": ["--epochs", 1],
+    "quickstart": ["--epochs", 1, "--libraries", "stax", "--quiet"],
+    "resnet": ["--epochs", 1, "--widths", 1],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("language_model", "fine_tune")
+        else pytest.param(name, marks=[pytest.mark.soak])
+        for name in SMALLEST
+    ],
+)
+def test_the_smallest_settings_run(main, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    picture = tmp_path / "picture.png"
+    takes = name not in ("bring_your_own", "quickstart")
+    main(name, *SMALLEST[name], *(["--picture", picture] * takes))
+    assert picture.exists() == takes
+
+
+def test_the_smallest_settings_are_known_of_every_example():
+    found = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    # One is no program, the other starts processes: `test_sharding` runs it.
+    assert set(SMALLEST) == found - {"handwriting", "multi_process"}
+
+
 @pytest.mark.slow
 def test_the_cells_of_the_notebook_run_one_after_the_other():
     notebook = json.loads((ROOT / "examples" / "tour.ipynb").read_text())
@@ -148,6 +186,24 @@ def test_the_cells_of_the_notebook_run_one_after_the_other():
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), f"cell {i}", "exec"), namespace)
     assert namespace["results"]["accuracy"] > 0.9
+
+
+def test_the_notebook_stores_what_its_cells_show():
+    """And has no cell that was left over: `python docs/assets/notebook.py` stores it anew."""
+    cells = json.loads((ROOT / "examples" / "tour.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    for cell in code:
+        source = "".join(cell["source"])
+        shows = isinstance(ast.parse(source).body[-1], ast.Expr)
+        (*_, data) = [{}, *(output["data"] for output in cell["outputs"])]
+        assert bool(data) == shows, source
+        assert ("image/png" in data) == ("solstice.plots." in source), source
+        assert "Traceback" not in str(cell["outputs"])
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            with pytest.raises(SyntaxError):  # it is no program
+                compile("".join(cell["source"]), "cell", "exec")
 
 
 def test_every_example_is_listed_with_its_picture():

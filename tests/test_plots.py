@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import sklearn.calibration
 import sklearn.metrics
+from IPython.core.formatters import DisplayFormatter
+from PIL import Image as Pillow
 
 from solstice import ClassificationMetrics, plots
 
@@ -272,6 +275,53 @@ def test_pixels_are_scaled_to_what_can_be_seen(images, expected):
 def test_no_worst_examples_of_something_else(arguments, message):
     with pytest.raises(ValueError, match=message):
         plots.worst_examples(*arguments)
+
+
+FIGURES = {
+    "learning_curves": lambda: plots.learning_curves(RECORDS),
+    "confusion_matrix": lambda: plots.confusion_matrix(np.eye(3)),
+    "calibration": lambda: plots.calibration([0.1, 0.4, 0.9], [0, 0, 1]),
+    "worst_examples": lambda: plots.worst_examples(np.zeros((2, 4, 4)), [1.0, 2.0]),
+}
+
+
+@pytest.mark.parametrize("name", plots.__all__)
+def test_a_notebook_shows_each_figure_without_any_magic(name):
+    def pixels(figure):
+        shown, _ = DisplayFormatter().format(figure)
+        return np.asarray(Pillow.open(io.BytesIO(shown["image/png"])), float)
+
+    figure = FIGURES[name]()
+    first = pixels(figure)
+    assert first.shape[1::-1] == tuple(np.round(figure.get_size_inches() * figure.dpi))
+    assert len(np.unique(first)) > 5
+    # Its layout moves a little each time that it is drawn.
+    assert np.abs(pixels(pickle.loads(pickle.dumps(figure))) - first).mean() < 10
+
+
+def test_no_two_classes_or_panels_read_alike():
+    names = [f"a class with a name that is long, number {i}" for i in range(4)]
+    axes = drawn(plots.confusion_matrix(np.eye(4), labels=names)).axes[0]
+    assert len({label.get_text() for label in axes.get_xticklabels()}) == 4
+    images, classes = np.zeros((4, 4, 4)), np.arange(4)
+    figure = plots.worst_examples(images, classes, classes, labels=names)
+    assert len({panel.get_title().splitlines()[1] for panel in figure.axes}) == 4
+    metrics = [f"validation/of/a/long/{'very_' * i}name/accuracy_of_all" for i in range(5)]
+    metrics += [f"validation/{i}/of/a/long/list/of/{j}/accuracy_of_all" for i in "ab" for j in "ab"]
+    figure = drawn(plots.learning_curves([record("val", 1, **dict.fromkeys(metrics, 0.5))]))
+    assert len({panel.get_ylabel() for panel in figure.axes}) == 9
+    assert max(len(panel.get_ylabel()) for panel in figure.axes) <= 28
+
+
+def test_what_a_run_ran_with_is_no_curve():
+    facts = record("environment", 0, parameters=10, bytes=40, jax="0.7")
+    shown = plots.learning_curves([facts, *RECORDS])
+    assert [panel.get_ylabel() for panel in shown.axes] == ["loss", "accuracy"]
+    assert [text.get_text() for text in shown.legends[0].get_texts()] == [
+        "train",
+        "val",
+        "not finite",
+    ]
 
 
 def test_figures_need_neither_pyplot_nor_a_display(tmp_path):

@@ -1,5 +1,7 @@
 """What a record may hold beside numbers and arrays, and how any of it gets to the host."""
 
+import importlib
+import io
 import struct
 import zlib
 from collections.abc import Mapping
@@ -18,7 +20,8 @@ class Image(eqx.Module):
 
     Args:
         array: Of shape (height, width) or (height, width, channels) with 1, 3 or 4 channels:
-            uint8 from 0 to 255, or floats from 0 to 1, beyond which they are cut off.
+            uint8 from 0 to 255, or floats from 0 to 1, beyond which they are cut off. Or a figure
+            of matplotlib, such as those of `solstice.plots`, which is drawn at once.
 
     Raises:
         ValueError: It has another shape or dtype.
@@ -31,13 +34,15 @@ class Image(eqx.Module):
     array: Any
 
     def __init__(self, array: Any) -> None:
+        if callable(getattr(array, "savefig", None)):
+            array = _drawn(array)
         shape, dtype = getattr(array, "shape", ()), getattr(array, "dtype", np.dtype(object))
         right_shape = 0 not in shape and (len(shape) == 2 or shape[2:] in ((1,), (3,), (4,)))
         if not right_shape or not (dtype == np.uint8 or jax.numpy.issubdtype(dtype, np.floating)):
             raise InvalidValueError(
                 f"array of an Image is expected to be of shape (height, width) or (height, width, "
                 f"1, 3 or 4), of uint8 or floats; it is {describe(array)}. Put a batch of images "
-                f"into a grid first."
+                f"into a grid first; a figure of matplotlib may be given too."
             )
         self.array = array
 
@@ -67,6 +72,16 @@ class Image(eqx.Module):
             for kind, data in chunks
         ]
         return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def _drawn(figure: Any) -> np.ndarray:
+    """Return the pixels of matplotlib's figure, without those of transparency where it has none."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    # matplotlib itself needs Pillow.
+    image = importlib.import_module("PIL.Image").open(file).convert("RGBA")
+    pixels = np.asarray(image)
+    return pixels if (pixels[..., 3] < 255).any() else pixels[..., :3]
 
 
 class Text(str):

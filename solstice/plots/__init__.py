@@ -1,6 +1,7 @@
 """Pictures of a run; each function returns a matplotlib figure, and shows or saves nothing.
 
-They need the extra `plot`, and no display: `figure.savefig("curves.png")`.
+They need the extra `plot`, and no display: `figure.savefig("curves.png")`. A notebook shows them
+without any magic; `loggers.Image(figure)` among the values of `compute()` logs one.
 """
 
 from solstice.plots.curves import learning_curves

@@ -64,6 +64,8 @@ def learning_curves(history: Any, metrics: Sequence[str] | None = None) -> "Figu
                 f"metrics; one is {describe(record)}. Log with HistoryCallback, or to "
                 f"loggers.JSONLines."
             )
+    # What a run ran with is in the same file, and no curve.
+    records = [record for record in records if record["mode"] != "environment"]
     found = list(dict.fromkeys(name for record in records for name in _metrics(record)))
     names = [name for name in found if not _of_one_class(name)]
     if metrics is not None:
@@ -79,8 +81,9 @@ def learning_curves(history: Any, metrics: Sequence[str] | None = None) -> "Figu
     figure = new_figure(max(3.8 * columns, 5), 2.5 * rows + 0.5)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     modes = sorted({record["mode"] for record in records}, key=_mode_order)
-    for panel, name in zip(panels, names, strict=False):
+    for panel, name, short in zip(panels, names, shortened(names, 28), strict=False):
         _draw(panel, name, records, modes)
+        panel.set_ylabel(short)
     for panel in panels[len(names) :]:
         panel.set_axis_off()
     lines = {line.get_label(): line for panel in panels for line in panel.get_lines()}
@@ -141,8 +144,8 @@ def _draw(panel: Any, name: str, records: Sequence[Record], modes: Sequence[str]
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     elif not shown.size:
         panel.set_yticks([])
-    panel.set(xlabel="training steps", ylabel=shortened(name, 28))
-    panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    panel.set_xlabel("training steps")
+    panel.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     short = last >= _SHORT_FROM
     panel.xaxis.set_major_formatter(
         EngFormatter(sep="") if short else StrMethodFormatter("{x:,.0f}")

@@ -69,6 +69,7 @@ def worst_examples(
     order = np.argsort(-np.nan_to_num(losses, nan=np.inf), kind="stable")
     order = np.concatenate([order[np.isnan(losses[order])], order[~np.isnan(losses[order])]])
     worst = order[:count]
+    short = _short_names(worst, targets, predictions, names)
     shown, gray = _as_pixels(images[worst])
     rows, columns = grid_shape(len(worst))
     lines = 1 + (targets is not None or predictions is not None)
@@ -77,7 +78,7 @@ def worst_examples(
     for panel, index, image in zip(panels, worst, shown, strict=False):
         panel.imshow(image, cmap=gray, vmin=0, vmax=1, interpolation="nearest")
         title = f"#{index}   loss {losses[index]:.3g}"
-        said = _classes(index, targets, predictions, names)
+        said = _classes(index, targets, predictions, short)
         panel.set_title(f"{title}\n{said}" if said else title, fontsize=8)
     for panel in panels:
         panel.set_axis_off()
@@ -109,9 +110,19 @@ def _as_pixels(images: np.ndarray) -> tuple[np.ndarray, Any]:
     return np.clip(scaled, 0, 1), colormaps["gray"].with_extremes(bad=ORANGE)
 
 
-def _classes(index: int, targets: Any, predictions: Any, labels: Sequence[str] | None) -> str:
+def _short_names(
+    worst: np.ndarray, targets: Any, predictions: Any, names: Sequence[str] | None
+) -> dict[int, str]:
+    """Return the names of the classes that are shown."""
+    given = [of for of in (targets, predictions) if of is not None]
+    classes = sorted({int(of[index]) for of in given for index in worst})
+    whole = [str(one) if names is None else names[one] for one in classes]
+    return dict(zip(classes, shortened(whole, 17), strict=True))
+
+
+def _classes(index: int, targets: Any, predictions: Any, names: dict[int, str]) -> str:
     def name(of: Any) -> str:
-        return shortened(str(of[index]) if labels is None else str(labels[int(of[index])]), 17)
+        return names[int(of[index])]
 
     if targets is None:
         return "" if predictions is None else f"taken for {name(predictions)}"

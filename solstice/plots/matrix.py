@@ -53,7 +53,7 @@ def confusion_matrix(
             f"labels is expected to name {number} classes; it is {describe(labels)}, which names "
             f"{len(names)}."
         )
-    names = [shortened(name, 24) for name in names]
+    names = shortened(names, 24)
     longest = 0.07 * max(map(len, names))
     side = float(np.clip(0.5 * number, 2.4, 10))
     figure = new_figure(side + longest + 1.6, side + longest + 0.8)

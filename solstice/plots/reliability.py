@@ -95,7 +95,7 @@ def calibration(probabilities: Any, targets: Any = None, *, bins: int = 15) -> "
         edges, count, width=1 / bins, align="edge", color=BLUE, edgecolor="white", linewidth=0.5
     )
     below.set(xlabel=x_name, ylabel="examples")
-    below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    below.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
     for axes in (above, below):
         plain_axes(axes)
     return figure

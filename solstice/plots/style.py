@@ -3,12 +3,15 @@
 The colours are those of Okabe and Ito, "Color Universal Design" (2008), told apart by everybody.
 """
 
+import importlib
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from solstice import arguments
 from solstice.errors import InvalidValueError, MissingPackageError
+from solstice.tree.naming import without_middle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,13 +38,15 @@ def new_figure(width: float, height: float) -> "Figure":
     [4.0, 3.0]
     """
     try:
-        from matplotlib.figure import Figure
+        importlib.import_module("matplotlib.figure")
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             "solstice.plots needs the package 'matplotlib', which is not installed: "
             "pip install 'solstice[plot]'"
         ) from error
-    figure = Figure(figsize=(width, height))
+    from solstice.plots.figure import ShownFigure
+
+    figure = ShownFigure(figsize=(width, height))
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
     return figure
 
@@ -80,10 +85,31 @@ def grid_shape(count: int) -> tuple[int, int]:
     return -(-count // columns), columns
 
 
-def shortened(text: str, width: int) -> str:
-    """Return a text of at most `width` characters.
+def shortened(names: Sequence[str], width: int) -> list[str]:
+    """Return names of at most `width` characters, which no two unequal ones share.
 
-    >>> shortened("Siberian husky", 10)
-    'Siberia...'
+    >>> shortened(["Siberian husky", "cat"], 10)
+    ['Siberia...', 'cat']
+    >>> shortened(["average_loss", "average_accuracy"], 10)
+    ['aver...oss', 'aver...acy']
     """
-    return text if len(text) <= width else f"{text[: width - 3]}..."
+    # How many characters all begin with.
+    same = next((i for i, chars in enumerate(zip(*names, strict=False)) if len(set(chars)) > 1), 0)
+    cuts: list[Callable[[str], str]] = [
+        lambda name: f"{name[: width - 3]}...",
+        lambda name: without_middle(name, width),
+        lambda name: f"...{name[3 - width :]}",
+        lambda name: f"...{name[max(same - 3, 0) :][: width - 6]}...",
+        lambda name: _numbered(name, list(names).index(name), width),
+    ]
+    found: list[str] = []
+    for cut in cuts:
+        found = [name if len(name) <= width else cut(name) for name in names]
+        if len(set(found)) == len(set(names)):
+            break
+    return found
+
+
+def _numbered(name: str, number: int, width: int) -> str:
+    end = f"... {number}"
+    return f"{name[: width - len(end)]}{end}"

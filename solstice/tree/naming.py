@@ -148,29 +148,20 @@ def elided(names: Sequence[str], width: int) -> list[str]:
     >>> elided([f"query_projection_{i}/kernel" for i in (0, 1)], width=16)
     ['query_p...0/kernel', 'query_p...1/kernel']
     """
-    return told_apart(names, width, _without_middle)
-
-
-def told_apart(names: Sequence[str], width: int, cut: Callable[[str, int], str]) -> list[str]:
-    """Return names cut to one width, the least from `width` on by which unequal ones stay so.
-
-    Args:
-        names: The names.
-        width: How many characters, if that is enough.
-        cut: Called as `cut(name, width)`; returns a name of that many characters at most.
-
-    >>> told_apart(["kernel_0", "kernel_1"], 4, lambda name, width: name[-width:])
-    ['el_0', 'el_1']
-    """
     longest = max(map(len, names), default=0)
     for some in range(width, longest, 2):
-        short = [cut(name, some) for name in names]
+        short = [without_middle(name, some) for name in names]
         if len(set(short)) == len(set(names)):
             return short
     return list(names)
 
 
-def _without_middle(name: str, width: int) -> str:
+def without_middle(name: str, width: int) -> str:
+    """Return a name of at most `width` characters.
+
+    >>> without_middle("query_projection/kernel", 16)
+    'query_.../kernel'
+    """
     if len(name) <= width:
         return name
     head = width * 2 // 5

@@ -6,11 +6,12 @@ import logging
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib import pyplot
 from PIL import Image as Pillow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from solstice import LoggingCallback
+from solstice import LoggingCallback, plots
 from solstice.loggers import Image, TensorBoard, Text
 
 
@@ -74,6 +75,29 @@ def test_each_value_is_shown_as_what_it_is(tmp_path):
     assert text.tensor_proto.string_val == [b"the *cat*"]
     (text,) = found.Tensors("samples/text_summary")
     assert text.tensor_proto.string_val == [b"the cat\n\na dog"]
+
+
+def test_a_figure_of_matplotlib_is_a_picture(tmp_path):
+    figure = plots.confusion_matrix(np.eye(3))
+    figure.set_layout_engine("none")  # which would move its parts at each drawing
+    sink = TensorBoard(tmp_path)
+    sink.write(record(7, matrix=Image(figure)))
+    sink.close()
+    (image,) = read(tmp_path / "train").Images("matrix")
+    shown = np.asarray(Pillow.open(io.BytesIO(image.encoded_image_string)))
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    assert np.array_equal(shown, np.asarray(Pillow.open(file).convert("RGB")))
+
+
+def test_a_figure_keeps_its_transparency_and_its_canvas():
+    figure = pyplot.figure(figsize=(1, 2))
+    canvas = figure.canvas
+    assert Image(figure).pixels().shape == (200, 100, 3)
+    figure.patch.set_alpha(0)
+    assert Image(figure).pixels()[0, 0].tolist() == [255, 255, 255, 0]
+    assert figure.canvas is canvas
+    pyplot.close(figure)
 
 
 def test_hyperparameters_are_in_the_hparams_table(tmp_path):
