@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from solstice.errors import (
     InvalidIndexError,
@@ -60,10 +61,10 @@ def count(value: Any, name: str, *, least: int = 1, most: int | None = None) -> 
     """
     try:
         number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise InvalidTypeError(f"{name} is expected to be an int; it is {describe(value)}.")
+    except TypeError as error:
+        raise _wrong(name, "an int", value) from error
+    if isinstance(value, bool):
+        raise _wrong(name, "an int", value)
     if number < least:
         raise InvalidValueError(f"{name} is expected to be at least {least}; it is {number}.")
     if most is not None and number > most:
@@ -125,17 +126,18 @@ def number(
     solstice.errors.InvalidValueError: min_delta is expected to be a finite number of at least 0; \
 it is nan.
     """
+    if isinstance(value, bool | np.bool_ | str | bytes) or getattr(value, "ndim", 0):
+        raise _wrong(name, "a number", value)
     try:
-        found = None if isinstance(value, bool | np.bool_ | str | bytes) else float(value)
-    except (TypeError, OverflowError):
-        found = None
-    if found is None or np.ndim(value):
-        raise InvalidTypeError(f"{name} is expected to be a number; it is {describe(value)}.")
+        found = float(value)
+    except (TypeError, OverflowError) as error:
+        raise _wrong(name, "a number", value) from error
     if math.isfinite(found) and above < found < below and least <= found <= most:
         return found
     limits = {"above": above, "of at least": least, "below": below, "of at most": most}
-    said = " and ".join(f" {word} {n:g}" for word, n in limits.items() if math.isfinite(n))
-    raise InvalidValueError(f"{name} is expected to be a finite number{said}; it is {value}.")
+    said = " and ".join(f"{word} {n:g}" for word, n in limits.items() if math.isfinite(n))
+    wanted = f"a finite number {said}".rstrip()
+    raise InvalidValueError(f"{name} is expected to be {wanted}; it is {value}.")
 
 
 def flag(value: Any, name: str) -> bool:
@@ -363,6 +365,16 @@ int 1, the int 2], [the int 3]].
             f"{name} is expected to be an array of numbers; it is {describe(values)}."
         )
     return found
+
+
+def _wrong(name: str, what: str, value: Any) -> InvalidTypeError:
+    came = describe(value)
+    if isinstance(value, Tracer):
+        came += (
+            " whose value is not known here, under jax.jit or jax.vmap: it is part of the program, "
+            "the same for all members of an ensemble"
+        )
+    return InvalidTypeError(f"{name} is expected to be {what}; it is {came}.")
 
 
 def _listed(values: Any) -> list[Any] | None:

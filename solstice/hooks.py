@@ -4,7 +4,7 @@ It decides which callback is called, never when.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from solstice.callbacks import Callback, TriggeredCallback
@@ -133,3 +133,15 @@ class Hooks:
 
 def _defines(callback: Callback, hook: str) -> bool:
     return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
+
+
+def listed(callbacks: Any) -> list[Callback]:
+    """Return the callbacks as a list; the run itself looks at each."""
+    if callbacks is None:
+        return []
+    if isinstance(callbacks, list | tuple | set | Iterator):
+        return list(callbacks)
+    raise InvalidTypeError(
+        f"callbacks are expected to be a list of solstice.Callback; they are "
+        f"{describe(callbacks)}. A single one goes into a list too: callbacks=[callback]."
+    )

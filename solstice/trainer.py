@@ -4,19 +4,21 @@ What happens in a step is the experiment's business, what happens on the host th
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Literal, TypeVar, overload
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from solstice import arguments
 from solstice.callbacks import Callback, CheckpointingCallback
 from solstice.checkpoints import Checkpoints, newest
 from solstice.data import batches, check_dataset, is_one_shot, length
 from solstice.errors import InvalidTypeError, InvalidValueError, UsageError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
+from solstice.hooks import listed
 from solstice.position import Position
 from solstice.progress import Progress, Shown, check_progress
 from solstice.run import Run
@@ -150,16 +152,17 @@ def train(
     [0, 1, 1, 0]
     """
     _check_experiment(exp)
-    _check_count(num_epochs, "num_epochs", least=0)
-    _check_count(num_steps, "num_steps", least=1)
-    _check_count(steps_per_call, "steps_per_call", least=1, optional=False)
-    _check_count(prefetch, "prefetch", least=0)
+    if num_epochs is not None:
+        num_epochs = arguments.count(num_epochs, "num_epochs", least=0)
+    if num_steps is not None:
+        num_steps = arguments.count(num_steps, "num_steps")
+    steps_per_call = arguments.count(steps_per_call, "steps_per_call")
+    if prefetch is not None:
+        prefetch = arguments.count(prefetch, "prefetch", least=0)
+    donate = arguments.flag(donate, "donate")
     check_sharding(sharding)
     check_progress(progress)
-    if recompile not in ("warn", "error"):
-        raise InvalidValueError(
-            f"recompile is expected to be 'warn' or 'error'; it is {recompile!r}."
-        )
+    arguments.choice(recompile, "recompile", ("warn", "error"))
     if num_epochs is None and num_steps is None:
         raise InvalidValueError("Nothing ends this run: give num_epochs, num_steps or both.")
     passes = None if num_steps is not None else num_epochs
@@ -174,8 +177,11 @@ def train(
     if validate_every is not None:
         check_trigger(validate_every, "validate_every")
         if val_ds is None:
-            raise InvalidValueError("validate_every is given, and no val_ds to validate on.")
-    callbacks = _listed(callbacks)
+            raise InvalidValueError(
+                f"validate_every is given, {describe(validate_every)}, and no val_ds to validate "
+                f"on: it is None."
+            )
+    callbacks = listed(callbacks)
     for callback in callbacks:
         if val_ds is None and getattr(callback, "needs_validation", False):
             raise UsageError(
@@ -186,7 +192,9 @@ def train(
     if resume_from is not None:
         chosen = resume_from
         store = Checkpoints(
-            chosen.directory if isinstance(chosen, CheckpointingCallback) else chosen
+            chosen.directory
+            if isinstance(chosen, CheckpointingCallback)
+            else arguments.path(chosen, "resume_from")
         )
         found = newest(store, exp)
         if found is not None:
@@ -198,7 +206,7 @@ def train(
         exp,
         callbacks,
         progress=progress,
-        steps_per_call=int(steps_per_call),
+        steps_per_call=steps_per_call,
         prefetch=prefetch,
         recompile=recompile,
         donate=donate or found is not None,
@@ -333,7 +341,8 @@ def test(
     8
     """
     _check_experiment(exp)
-    callbacks = _listed(callbacks)
+    callbacks = listed(callbacks)
+    return_outs = arguments.flag(return_outs, "return_outs")
     if not callbacks and not return_outs:
         raise UsageError(
             "test() was given neither callbacks nor return_outs=True, so its results would be "
@@ -401,7 +410,7 @@ def predict(
         for batch in source:
             inputs = inputs_of(batch if sharding is None else batch[0])
             if sharding is None:
-                joined.append(jax.tree.map(np.asarray, one_batch(inputs)))
+                joined.append(_on_host(one_batch(inputs)))
             else:
                 joined.append(predict_placed(sharding, one_batch, inputs, batch[1]))
             bar.update(1)
@@ -419,26 +428,16 @@ def _check_experiment(exp: Any) -> None:
             if isinstance(exp, type)
             else describe(exp)
         )
-        raise InvalidTypeError(f"An instance of solstice.Experiment is expected; it is {what}.")
+        raise InvalidTypeError(
+            f"exp is expected to be an instance of solstice.Experiment; it is {what}."
+        )
 
 
-def _listed(callbacks: Any) -> list[Callback]:
-    """Return the callbacks as a list; the run itself looks at each."""
-    if callbacks is None:
-        return []
-    if isinstance(callbacks, list | tuple | set | Iterator):
-        return list(callbacks)
-    raise InvalidTypeError(
-        f"callbacks are expected to be a list of solstice.Callback; they are "
-        f"{describe(callbacks)}. A single one goes into a list too: callbacks=[callback]."
-    )
-
-
-def _check_count(count: Any, name: str, *, least: int, optional: bool = True) -> None:
-    if count is None and optional:
-        return
-    if isinstance(count, bool) or not isinstance(count, int | np.integer):
-        kind = "an int or None" if optional else "an int"
-        raise InvalidTypeError(f"{name} is expected to be {kind}; it is {describe(count)}.")
-    if count < least:
-        raise InvalidValueError(f"{name} is expected to be at least {least}; it is {count}.")
+def _on_host(predictions: Any) -> Any:
+    host = jax.tree.map(np.asarray, predictions)
+    if not all(array.ndim for array in jax.tree.leaves(host)):
+        raise InvalidValueError(
+            f"predict is expected to return arrays with examples along their first axis, for each "
+            f"batch of ds; it returned {describe(predictions)}."
+        )
+    return host

@@ -568,7 +568,9 @@ def test_what_is_no_experiment_is_refused(adding):
     for run in runs.values():
         with pytest.raises(TypeError, match="the class 'Adding': pass an instance"):
             run(type(adding))
-        with pytest.raises(TypeError, match=r"solstice\.Experiment is expected; it is the str 'm'"):
+        with pytest.raises(
+            TypeError, match=r"an instance of solstice\.Experiment; it is the str 'm'"
+        ):
             run("m")
 
 

@@ -232,7 +232,9 @@ def test_a_classification_trains_fused_as_in_a_loop(library):
 
 @pytest.mark.parametrize("wrong", [lambda self: None, print, eqx.filter_jit(lambda a, b: a)])
 def test_what_is_no_step_is_refused(wrong):
-    with pytest.raises(TypeError, match=r"solstice\.jit is expected to decorate a step.*jax\.jit"):
+    with pytest.raises(
+        TypeError, match=r"solstice\.jit decorates is expected to be a method.*jax\.jit"
+    ):
         solstice.jit(wrong)
 
 

@@ -179,14 +179,22 @@ def as_inputs(example: Any, name: str = "example") -> tuple[Any, ...]:
     Raises:
         TypeError: A leaf is neither an array nor a number, or none has an axis for examples.
     """
+    check_example(example, name)
+    return jax.tree.map(_as_input, example if type(example) is tuple else (example,))
+
+
+def check_example(example: Any, name: str) -> None:
+    """Raise for what can be no batch's inputs.
+
+    Raises:
+        TypeError: A leaf is neither an array nor a number, or none has an axis for examples.
+    """
     arguments.check_leaves(example, name)
-    inputs = example if type(example) is tuple else (example,)
-    if not any(getattr(leaf, "ndim", 0) for leaf in jax.tree.leaves(inputs)):
+    if not any(getattr(leaf, "ndim", 0) for leaf in jax.tree.leaves(example)):
         raise InvalidTypeError(
             f"{name} is expected to be a batch's inputs, arrays with examples along their first "
             f"axis, or as many jax.ShapeDtypeStruct; it is {describe(example)}."
         )
-    return jax.tree.map(_as_input, inputs)
 
 
 def _as_input(leaf: Any) -> Any:

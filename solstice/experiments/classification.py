@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
+from solstice import arguments
 from solstice.errors import InvalidValueError
 from solstice.experiments.batches import BatchKeys
 from solstice.experiments.supervised import SupervisedExperiment
@@ -130,19 +131,17 @@ class ClassificationExperiment(SupervisedExperiment):
             ValueError: Something is missing: the key, the example; or the outputs are no logits,
                 or their last axis is not `num_classes`.
         """
-        if not 0 <= label_smoothing < 1:
-            raise InvalidValueError(
-                f"label_smoothing is expected to be from 0 to below 1; it is {label_smoothing}."
-            )
+        if num_classes is not None:
+            num_classes = arguments.count(num_classes, "num_classes", least=2)
         task = Classification(
             num_classes,
-            loss,
-            label_smoothing=label_smoothing,
-            class_weights=None if class_weights is None else _floats(class_weights),
-            top_k=(top_k,) if isinstance(top_k, int) else tuple(top_k),
-            track=track,
-            per_class=per_class,
-            perplexity=perplexity,
+            arguments.function(loss, "loss", "logits, labels"),
+            label_smoothing=arguments.number(label_smoothing, "label_smoothing", least=0, below=1),
+            class_weights=None if class_weights is None else _weights(class_weights),
+            top_k=arguments.counts(top_k, "top_k", most=num_classes),
+            track=arguments.choice(track, "track", ("confusion", "totals")),
+            per_class=arguments.flag(per_class, "per_class"),
+            perplexity=arguments.flag(perplexity, "perplexity"),
         )
         super().__init__(
             task,
@@ -287,8 +286,14 @@ class Classification(Task):
             )
 
 
-def _floats(values: ArrayLike) -> tuple[float, ...]:
-    return tuple(float(value) for value in np.asarray(values))
+def _weights(values: ArrayLike) -> tuple[float, ...]:
+    weights = arguments.array(values, "class_weights").astype(np.float64)
+    if weights.ndim != 1 or not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
+        raise InvalidValueError(
+            f"class_weights are expected to be finite numbers of at least 0, one for each class "
+            f"and not all 0; they are {describe(values)}, {weights.tolist()}."
+        )
+    return tuple(weights.tolist())
 
 
 def _what_they_are(targets: Any, outputs: Any) -> str:

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from solstice.errors import InvalidIndexError, InvalidTypeError, InvalidValueError, SolsticeError
+from solstice import arguments
+from solstice.data import check_dataset
+from solstice.errors import InvalidTypeError, InvalidValueError, SolsticeError
 from solstice.experiment import Experiment
 from solstice.experiments.caught import caught_tracer
 from solstice.experiments.member_stopping import MemberStopping, Standing, where_active
@@ -87,6 +89,10 @@ class Ensemble(Runnable):
                 kept there, or builds the members of it, as of a width; the value is named.
             ValueError: There is no key, or not a value for each member.
         """
+        arguments.function(make_experiment, "make_experiment", "key", more=True)
+        arguments.flag(own_batches, "own_batches")
+        if stopping is not None:
+            arguments.instance(stopping, "stopping", MemberStopping, "a MemberStopping or None")
         keys = _stack_of_keys(keys)
         count = keys.shape[0]
         values = {name: _numbers(name, each) for name, each in stacked_hyperparameters.items()}
@@ -111,10 +117,10 @@ class Ensemble(Runnable):
 
         try:
             members = jax.vmap(make)(keys, values).whole()
-        except SolsticeError:
-            raise
         except Exception as error:
-            if built := _built_with(make, keys, values):
+            ours = isinstance(error, SolsticeError)
+            told = ours and not isinstance(error.__cause__, jax.errors.JAXTypeError)
+            if not told and (built := _built_with(make, keys, values)):
                 raise _differently_built(built) from error
             raise
         standing = None if stopping is None else Standing.start(stopping, count)
@@ -185,10 +191,7 @@ class Ensemble(Runnable):
         Raises:
             IndexError: There is no such member.
         """
-        if not -self.num_members <= i < self.num_members:
-            raise InvalidIndexError(
-                f"There are {self.num_members} members; there is no member {i}."
-            )
+        i = arguments.index(i, "i", self.num_members, "members")
         flat = Flat.of(self.members)
         return Flat([array[i] for array in flat.arrays], flat.structure).whole()
 
@@ -208,15 +211,17 @@ class Ensemble(Runnable):
             ValueError: There is no such metric, no dataset to measure it on, no member with a
                 value, or nobody knows which values are better.
         """
+        arguments.text(metric, "metric")
         check_mode(mode)
         if ds is not None:
+            check_dataset(ds, "ds")
             values = self._signed_values(metric, ds, mode)
         elif self._standing is not None and self._standing.rule.is_about(metric, mode):
             values = np.asarray(self._standing.judged().best)
         else:
             raise InvalidValueError(
-                f"The members' {metric!r} is not known: pass a dataset to measure it on, "
-                f"best({metric!r}, val_ds)."
+                f"The members' {metric!r} is not known, and ds is None: pass a dataset to measure "
+                f"it on, best({metric!r}, val_ds)."
             )
         ranked = np.where(np.isnan(values), -np.inf, values)
         if np.isnan(values).all() or (ds is None and np.isneginf(ranked).all()):
@@ -314,7 +319,13 @@ def _mean(outputs: Any) -> Any:
 
 def _stack_of_keys(keys: Any) -> Array:
     if isinstance(keys, list | tuple):
-        keys = jnp.stack([as_key(key) for key in keys]) if keys else jnp.zeros(0)
+        try:
+            keys = jnp.stack([as_key(key) for key in keys]) if keys else jnp.zeros(0)
+        except InvalidTypeError as error:
+            raise InvalidTypeError(
+                f"keys are expected to be a PRNG key or a seed for each member; they are "
+                f"{describe(keys)}: {error}"
+            ) from error
     is_stack = isinstance(keys, jax.Array) and (
         keys.ndim == 1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys.ndim == 2
     )

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from solstice.errors import InvalidValueError, UsageError
+from solstice import arguments
+from solstice.errors import UsageError
 from solstice.metrics import EnsembleMetrics
 from solstice.metrics.directions import Direction, better, check_mode, known
 from solstice.metrics.named import reported_name
@@ -44,11 +45,10 @@ class MemberStopping(eqx.Module):
     min_delta: float = eqx.field(static=True, default=0.0)
 
     def __check_init__(self) -> None:
+        arguments.text(self.metric, "metric")
         check_mode(self.mode)
-        if self.patience < 1:
-            raise InvalidValueError(
-                f"patience is expected to be at least 1; it is {self.patience}."
-            )
+        arguments.count(self.patience, "patience")
+        arguments.number(self.min_delta, "min_delta", least=0)
 
     def is_about(self, metric: str, mode: Direction | None) -> bool:
         """Say whether the best values by this rule are those of a metric, in a direction."""

@@ -4,14 +4,41 @@ Sums of many small parts (losses, averages of parameters) are kept in float32 or
 parameters are.
 """
 
+import contextlib
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
-from solstice.errors import MissingPackageError
+from solstice.errors import InvalidValueError, MissingPackageError
+from solstice.tree import describe
+
+
+def compute_dtype(value: Any) -> str:
+    """Return the name of a type of floats that a network can compute in here.
+
+    >>> compute_dtype(jnp.bfloat16)
+    'bfloat16'
+    >>> compute_dtype("float64")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidValueError: compute_dtype is expected to be a type of floats, such as \
+'bfloat16' (float64 takes jax_enable_x64); it is the str 'float64'.
+    """
+    dtype = None
+    if isinstance(value, str | type | np.dtype):
+        with contextlib.suppress(TypeError, ValueError):
+            dtype = jnp.dtype(value)
+    floats = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    if dtype is None or not floats or jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise InvalidValueError(
+            f"compute_dtype is expected to be a type of floats, such as 'bfloat16' (float64 takes "
+            f"jax_enable_x64); it is {describe(value)}."
+        )
+    return dtype.name
 
 
 def widened(tree: PyTree) -> PyTree:

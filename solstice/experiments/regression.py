@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from solstice import arguments
 from solstice.errors import InvalidValueError
 from solstice.experiments.batches import BatchKeys
 from solstice.experiments.supervised import SupervisedExperiment
@@ -88,7 +89,10 @@ class RegressionExperiment(SupervisedExperiment):
             ValueError: Something is missing, or out of its range.
         """
         super().__init__(
-            Regression(loss, num_outputs),
+            Regression(
+                arguments.function(loss, "loss", "outputs, targets"),
+                None if num_outputs is None else arguments.count(num_outputs, "num_outputs"),
+            ),
             model,
             optimizer,
             key=key,

@@ -7,6 +7,7 @@ from solstice import trainer
 from solstice.callbacks import Callback
 from solstice.errors import UsageError
 from solstice.experiment import Experiment
+from solstice.hooks import listed
 from solstice.loggers.values import is_number, to_host
 from solstice.metrics import Accumulator, is_metrics, named_values
 from solstice.metrics.base import joining
@@ -67,7 +68,7 @@ class Runnable(Experiment):
     ) -> Any:
         """Return the metrics over a whole dataset."""
         total = _Total()
-        trainer.test(self, test_ds, [total, *(callbacks or ())], **options)
+        trainer.test(self, test_ds, [total, *listed(callbacks)], **options)
         return total.metrics.pop()
 
 

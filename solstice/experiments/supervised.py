@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from solstice import arguments
 from solstice.compat import Model, Optimizer, as_model, as_optimizer, overwrite
 from solstice.compat.drawing import needs_key
-from solstice.compat.model import as_inputs, is_shaped
+from solstice.compat.model import as_inputs, check_example, is_shaped
 from solstice.errors import InvalidValueError
 from solstice.experiments import batches, precision
 from solstice.experiments.batches import BatchKeys
@@ -117,14 +118,14 @@ class SupervisedExperiment(Runnable):
             ValueError: Something is missing, or out of its range.
             ImportError: `compute_dtype` is given and jmp is not installed.
         """
-        if ema_decay is not None and not 0 < ema_decay < 1:
-            raise InvalidValueError(
-                f"ema_decay is expected to be between 0 and 1; it is {ema_decay}."
-            )
-        if accumulate_steps < 1:
-            raise InvalidValueError(
-                f"accumulate_steps is expected to be at least 1; it is {accumulate_steps}."
-            )
+        arguments.instance(task, "task", Task, "a solstice.experiments.Task")
+        if ema_decay is not None:
+            ema_decay = arguments.number(ema_decay, "ema_decay", above=0, below=1)
+        accumulate_steps = arguments.count(accumulate_steps, "accumulate_steps")
+        if compute_dtype is not None:
+            compute_dtype = precision.compute_dtype(compute_dtype)
+        if example_input is not None:
+            check_example(example_input, "example_input")
         self._batch_keys = batches.check_keys(batch_keys)
         init_key, self.key = (None, None) if key is None else _two_keys(as_key(key))
         self.model = as_model(model, example_input, key=init_key)
@@ -132,7 +133,7 @@ class SupervisedExperiment(Runnable):
         self.ema = None if ema_decay is None else owned(precision.widened(self.model.params))
         self._ema_decay = ema_decay
         self._accumulate_steps = accumulate_steps
-        self._compute_dtype = None if compute_dtype is None else jnp.dtype(compute_dtype).name
+        self._compute_dtype = compute_dtype
         self.loss_scale = None
         if self._compute_dtype is not None:
             jmp = precision.jmp()
@@ -224,7 +225,7 @@ class SupervisedExperiment(Runnable):
 
     def __call__(self, x: Any) -> Array:
         """Return the network's outputs for a batch of inputs, in evaluation mode."""
-        return self._outputs(as_inputs(x))
+        return self._outputs(as_inputs(x, "x"))
 
     def check_batch(self, batch: Any) -> None:
         """Raise for a batch whose structure or targets are wrong; the trainer asks once a mode.

@@ -41,7 +41,8 @@ class Progress:
 
     def __init__(self, shown: Shown) -> None:
         shown = (shown,) if isinstance(shown, str) else shown
-        self._names = None if isinstance(shown, bool) else tuple(shown)
+        names = (shown,) if isinstance(shown, str) else shown
+        self._names = None if isinstance(names, bool) else tuple(names)
         self._failed = False
         self._place: type[Terminal | Cell] | None = None
         self._shown = shown is not False
@@ -261,9 +262,9 @@ class _Counted:
 
 def check_progress(progress: Any) -> None:
     """Raise a TypeError if that is no truth and no names of metrics."""
-    if isinstance(progress, bool | str):
-        return
-    if not isinstance(progress, Sequence) or not all(isinstance(one, str) for one in progress):
+    names = [progress] if isinstance(progress, str) else progress
+    several = isinstance(names, Sequence) and all(isinstance(one, str) and one for one in names)
+    if not (isinstance(progress, bool) or several):
         raise InvalidTypeError(
             f"progress is expected to be True, False, or the names of the metrics to show, such as "
             f"('loss', 'f1_macro'); it is {describe(progress)}."

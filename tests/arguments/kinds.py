@@ -17,7 +17,7 @@ class Argument:
 
     value: Any
     right: frozenset[str] = frozenset()
-    said: str | None = None  # what an error calls it, where that is not its name
+    said: tuple[str, ...] = ()  # what an error calls it, where that is not its name
     untried: frozenset[str] = frozenset()  # what is right and would take too long
     told: str | None = None  # how an error says what came, where it does so in words of its own
 
@@ -30,7 +30,7 @@ class Argument:
         assert self.right >= set(names), set(names) - self.right
         return dataclasses.replace(self, right=self.right - set(names))
 
-    def called(self, said):
+    def called(self, *said):
         """The same, called otherwise in errors."""
         return dataclasses.replace(self, said=said)
 
@@ -143,7 +143,7 @@ def texts(value):
 
 def tree(value):
     """Any tree, whose arrays hold numbers."""
-    return Argument(value, ALL - {"array of text", "array of objects"}, said="leaf")
+    return Argument(value, ALL - {"array of text", "array of objects"}, said=("leaf",))
 
 
 def mapping(value):

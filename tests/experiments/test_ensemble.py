@@ -252,7 +252,7 @@ def test_the_best_member_is_the_one_with_the_best_metric():
         ensemble.best("los", DS)
     with pytest.raises(ValueError, match="pass a dataset"):
         ensemble.best("accuracy")
-    with pytest.raises(IndexError, match="no member 3"):
+    with pytest.raises(IndexError, match="one of 3 members; it is 3"):
         ensemble.member(3)
 
 

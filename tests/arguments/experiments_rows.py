@@ -1,0 +1,100 @@
+"""Calls of `solstice.experiments`."""
+
+import jax.numpy as jnp
+import numpy as np
+from arguments_table import row
+from compat_rows import EXAMPLE, EXP, MODEL, SGD, X, apply, init
+from kinds import (
+    choice,
+    count,
+    flag,
+    function,
+    given,
+    number,
+    only,
+    optional,
+    text,
+)
+
+import solstice
+from solstice import compat
+from solstice.experiments import Ensemble, MemberStopping
+from solstice.experiments.regression import Regression, squared_error
+
+SEED = count(0, least=-1, most=2**63)
+_ONES = ("one", "numpy int", "array of one int", "jax int")
+DTYPE = only(None, "None")
+SHARED = {
+    "model": only(MODEL).called("network"),
+    # Told what it wants, it need not be traced for it.
+    "optimizer": only(compat.OptaxOptimizer(SGD, wants=())),
+    "key": optional(SEED),
+    "example_input": optional(EXAMPLE),
+    "ema_decay": only(None, "None", "numpy float"),
+    "compute_dtype": DTYPE,
+    "accumulate_steps": count(1),
+}
+row(
+    "experiments.ClassificationExperiment",
+    **SHARED,
+    num_classes=optional(only(2, "numpy int", "array of one int", "jax int")),
+    loss=function(lambda logits, labels: labels),
+    label_smoothing=only(0.0, "zero", "numpy float"),
+    class_weights=only(None, "None").telling("there are"),
+    top_k=count(1, most=2).also("empty list", "empty tuple", "array without elements", "iterator"),
+    track=choice("confusion"),
+    per_class=flag(),
+    perplexity=flag(),
+    batch_keys=only(("image", "label", "mask")),
+)
+row(
+    "experiments.RegressionExperiment",
+    **SHARED,
+    loss=function(squared_error),
+    num_outputs=optional(count(2)),
+    batch_keys=only(("x", "y", "mask")),
+)
+row(
+    "experiments.SupervisedExperiment",
+    **SHARED,
+    task=only(Regression(squared_error, None)),
+    batch_keys=only(("x", "y", "mask")),
+)
+NUMBERS = EXAMPLE.called("x")
+row("experiments.ClassificationExperiment.predict", on=lambda: EXP, x=NUMBERS)
+row("experiments.MemberStopping", metric=text("loss"), mode=only("min", "None"))
+row(
+    "experiments.MemberStopping",
+    metric=given("loss"),
+    patience=count(5),
+    min_delta=number(0.0).also("zero"),
+)
+
+
+_TWO = "matrix", "array of complex"
+
+
+def make(key, rate=0.1):
+    """Return one member."""
+    return solstice.RegressionExperiment(compat.FunctionModel(init, apply, X, key=key), SGD)
+
+
+ENSEMBLE = Ensemble.init(make, [0, 1])
+row(
+    "experiments.Ensemble.init",
+    make_experiment=function(make),
+    keys=only([0, 1]),
+    own_batches=flag(),
+    stopping=only(MemberStopping("loss"), "None"),
+    stacked_hyperparameters=only({"rate": jnp.ones(2)}, *_TWO).called("rate"),
+)
+row("experiments.Ensemble.member", on=lambda: ENSEMBLE, i=only(0, "zero", "one", "minus one"))
+row("experiments.Ensemble.predict", on=lambda: ENSEMBLE, x=NUMBERS)
+BATCHES = [(X, np.zeros((7, 2), np.float32))]
+row(
+    "experiments.Ensemble.best",
+    on=lambda: ENSEMBLE,
+    metric=only("loss"),
+    ds=only(BATCHES).called("ds", "test_ds", "batch").telling("it "),
+    mode=only("min", "None"),
+)
