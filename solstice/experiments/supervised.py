@@ -72,7 +72,7 @@ class SupervisedExperiment(Runnable):
     _compute_dtype: str | None = eqx.field(static=True)
     _accumulate_steps: int = eqx.field(static=True)
     # Whether the network needs a key in training; None when no example can tell.
-    _needs_key: bool | None = eqx.field(static=True)
+    _draws: bool | None = eqx.field(static=True)
     # What is known of an example; None where there was none. Only the first batches are compared
     # with it, so experiments that differ in it alone share their compiled steps.
     _seen: Aside[Seen | None] = eqx.field(static=True)
@@ -139,14 +139,14 @@ class SupervisedExperiment(Runnable):
             jmp = precision.jmp()
             if self._compute_dtype == "float16":
                 self.loss_scale = owned(jmp.DynamicLossScale(jnp.float32(2**15)))
-        self._needs_key, self._seen = None if key is not None else False, Aside(None)
+        self._draws, self._seen = None if key is not None else False, Aside(None)
         example = self.model.example if example_input is None else as_inputs(example_input)
         if any(map(is_shaped, jax.tree.leaves(example))):
             assert example is not None
             seen = self._look(example, given=example_input)
             task, self._seen = task.for_outputs(seen.outputs), Aside(seen)
-            self._needs_key = self.key is not None and needs_key(self.model, example, self.key)
-            self.key = self.key if self._needs_key else None
+            self._draws = self.key is not None and needs_key(self.model, example, self.key)
+            self.key = self.key if self._draws else None
         self._task = Static(task)
 
     def _look(self, example: tuple[Any, ...], given: Any) -> Seen:
@@ -387,7 +387,7 @@ class SupervisedExperiment(Runnable):
         if self.key is None:
             return None, None
         key, step_key = jax.random.split(self.key)
-        needed = self._needs_key
+        needed = self._draws
         if needed is None:
             needed = needs_key(self.model, inputs, step_key)
         return (key, step_key) if needed else (self.key, step_key)
