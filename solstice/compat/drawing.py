@@ -1,5 +1,6 @@
-"""Whether training a network takes a key: found by tracing it, never by running it."""
+"""Networks that ask for a key: whether they need it, and what becomes of those that get none."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -7,18 +8,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from solstice.compat.model import Model, is_shaped
-from solstice.tree import replace
+from solstice.compat.model import Model, is_shaped, missing_key, random_evaluation
+from solstice.tree import depends_on, replace
 from solstice.tree.programs import has_own_derivatives, program
 
 
 def needs_key(model: Model, inputs: tuple[Any, ...], key: Array) -> bool:
     """Say whether a training call with `key` does something else than one without a key.
 
-    It does where the network raises without one, where outputs or state are computed from it or
-    are others without it, and where it is used in the backward pass alone, as a gradient's
-    stochastic rounding is. It does not where a layer is given a key that it has no use for, as
-    each one in a `stax.serial` is.
+    It is traced, never run. It does where the network raises without one, where outputs or state
+    are computed from it or are others without it, and where it is used in the backward pass alone,
+    as a gradient's stochastic rounding is. It does not where a layer is given a key that it has no
+    use for, as each one in a `stax.serial` is.
 
     >>> import jax.numpy as jnp
     >>> from jax.example_libraries import stax
@@ -53,3 +54,54 @@ def needs_key(model: Model, inputs: tuple[Any, ...], key: Array) -> bool:
         return has_own_derivatives(forward, key, arrays) and program(gradient, key, arrays)[0][0]
     except Exception:  # noqa: BLE001 - with the key, the same call has just been traced
         return True
+
+
+def run_with_key(
+    run: Callable[[Array | None], Any], key: Array | None, *, train: bool, adapter: str, remedy: str
+) -> Any:
+    """Return `run(key)`; where it fails for want of a key, say so, or evaluate with any key.
+
+    For libraries that raise nothing of their own where a network has no key. Some networks ask for
+    one in evaluation, and then draw nothing.
+
+    Args:
+        run: Calls the network with a key or without one.
+        key: The key that it is to have, None for none.
+        train: Whether the network trains.
+        adapter: The adapter's name, for the errors.
+        remedy: What to do about a network that draws random numbers in evaluation.
+
+    Raises:
+        ValueError: It needs a key to train, or draws random numbers in evaluation.
+    """
+    try:
+        return run(key)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        if key is not None or not runs(run, jax.random.key(0)):
+            raise
+        if train:
+            raise missing_key(adapter) from error
+        return run_with_any_key(run, error, adapter, remedy)
+
+
+def run_with_any_key(
+    run: Callable[[Array], Any], error: Exception, adapter: str, remedy: str
+) -> Any:
+    """Return what a network gives in evaluation that asks for a key, and does not depend on it.
+
+    Raises:
+        ValueError: It does, that is, it draws random numbers.
+    """
+    key = jax.random.key(0)
+    if depends_on(run, key):
+        raise random_evaluation(adapter, remedy) from error
+    return run(key)
+
+
+def runs(run: Callable[..., Any], *arguments: Any) -> bool:
+    """Say whether a function runs on these arguments; traced, never run."""
+    try:
+        jax.eval_shape(run, *arguments)
+    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    return True

@@ -1,5 +1,6 @@
 """Equinox networks (`equinox.Module`), which are written for one example."""
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -9,27 +10,29 @@ import jax
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
+from solstice.compat.drawing import run_with_key, runs
 from solstice.compat.flags import (
     Flags,
+    call_of,
     check_train,
     find_flags,
     flag_values,
     has_default,
     parameters,
 )
+from solstice.compat.leaves import owned_state
 from solstice.compat.model import (
     Keys,
     Model,
     bind_call,
     check_call,
     join_params,
-    run_with_key,
     single_key,
     split_params,
 )
 from solstice.errors import InvalidValueError
 from solstice.static import Static
-from solstice.tree import describe, leaves_by_path, owned, path_name, replace
+from solstice.tree import describe, leaves_by_path, path_name, replace
 from solstice.tree.overwritten import is_box
 
 _NAME = "EquinoxModel"
@@ -99,7 +102,7 @@ class EquinoxModel(Model):
                 f"`module, state = eqx.nn.make_with_state(Network)(...)`: "
                 f"EquinoxModel(module, state)."
             )
-        function = call or type(module).__call__
+        function = call_of(_NAME, module, call)
         names = parameters(function)
         if not jax.tree.leaves(state) and "state" not in names:
             state = None  # make_with_state around a network that keeps none
@@ -120,7 +123,7 @@ class EquinoxModel(Model):
         self._rest = Static((jax.tree.structure(arrays), training, evaluating))
         self._tree = Static(jax.tree.structure(weights))
         self.params, self.frozen = split_params(weights)
-        self.state = owned(state)
+        self.state = owned_state(state)
 
     def __call__(
         self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
@@ -175,7 +178,20 @@ class EquinoxModel(Model):
             out_axes=(0, None),
             axis_name=self._axis_name,
         )
-        return mapped(inputs, state, keys, arrays)
+        try:
+            return mapped(inputs, state, keys, arrays)
+        except (AssertionError, AttributeError, IndexError, TypeError, ValueError) as error:
+            whole = functools.partial(self._one, module, kwargs=kwargs)
+            if not runs(whole, inputs, state, key):
+                raise
+            given, name = ", ".join(map(describe, inputs)), type(module).__name__
+            raise InvalidValueError(
+                f"{_NAME}: the module is expected to take one example, and is mapped over the "
+                f"first axis of its inputs, {given}. That raised {type(error).__name__}: "
+                f"{str(error).partition(chr(10))[0]} It runs on these inputs as they are, though. "
+                f"If {name} takes whole batches, say so: {_NAME}(module, call=lambda module, x: "
+                f"module(x)); if they are one example, give them a batch axis: x[None]."
+            ) from error
 
     def _one(
         self, call: Any, inputs: tuple[Any, ...], state: Any, key: Any, kwargs: dict[str, Any]

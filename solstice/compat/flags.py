@@ -34,6 +34,31 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in found.items() if p.kind not in starred}
 
 
+def call_of(adapter: str, module: Any, call: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Return what a module is called by: the user's `call`, or its class's `__call__`.
+
+    Args:
+        adapter: The adapter's name, for the error.
+        module: The network.
+        call: What the user gave as `call=`.
+
+    Raises:
+        TypeError: There is neither.
+    """
+    if call is not None:
+        return call
+    if callable(module):
+        return type(module).__call__
+    own = [name for name, part in vars(type(module)).items() if inspect.isfunction(part)]
+    methods = [name for name in own if not name.startswith("_")]
+    name = methods[0] if methods else "forward"
+    raise InvalidTypeError(
+        f"{adapter}: a network is expected to have a __call__; {type(module).__name__} has the "
+        f"methods {', '.join(methods) or 'of its base classes alone'}. Say how to call it on a "
+        f"batch: {adapter}(..., call=lambda module, x: module.{name}(x))."
+    )
+
+
 def accepts(function: Callable[..., Any], name: str) -> bool:
     """Say whether a call takes the keyword `name`, by that name or among any others.
 

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
+from solstice.compat.drawing import run_with_key
 from solstice.compat.flags import (
     Flags,
     accepts,
@@ -17,6 +18,7 @@ from solstice.compat.flags import (
     has_default,
     parameters,
 )
+from solstice.compat.leaves import owned_state
 from solstice.compat.model import (
     Example,
     Keys,
@@ -25,13 +27,12 @@ from solstice.compat.model import (
     bind_call,
     check_call,
     join_params,
-    run_with_key,
     single_key,
     split_params,
 )
 from solstice.errors import InvalidTypeError
 from solstice.static import Static
-from solstice.tree import as_key, owned, replace
+from solstice.tree import as_key, replace
 
 _NAME = "FunctionModel"
 
@@ -110,7 +111,7 @@ class FunctionModel(Model):
         weights, state = initial if self._has_state else (initial, None)
         self._tree = Static(jax.tree.structure(weights))
         self.params, self.frozen = split_params(weights)
-        self.state = owned(state)
+        self.state = owned_state(state)
 
     def __call__(
         self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any

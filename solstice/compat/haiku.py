@@ -9,6 +9,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values, parameters
+from solstice.compat.leaves import owned_state
 from solstice.compat.model import (
     Example,
     Keys,
@@ -24,7 +25,7 @@ from solstice.compat.model import (
 )
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
-from solstice.tree import as_key, depends_on, describe, owned, replace
+from solstice.tree import as_key, depends_on, describe, replace
 
 _NAME = "HaikuModel"
 
@@ -127,7 +128,7 @@ class HaikuModel(Model):
         weights, state = initial if self._has_state else (initial, {})
         self._tree = Static(jax.tree.structure(weights))
         self.params, self.frozen = split_params(weights)
-        self.state = owned(state)
+        self.state = owned_state(state)
         self._random_evaluation = depends_on(
             lambda key, inputs: self._forward(key, inputs, flag_values(self._flags, train=False))[
                 0

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import keras
 from jaxtyping import Array, PyTree
 
+from solstice.compat.leaves import check_leaves
 from solstice.compat.optimizer import (
     Optimizer,
     Signature,
@@ -91,6 +92,7 @@ class KerasOptimizer(Optimizer):
 
     def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, Self]:
         check_trees(_NAME, self._signature, gradients=grads, parameters=params)
+        check_leaves(_NAME, state=self.state)
         grads, params, _, finish = set_apart(grads, params, {})
         leaves, values = self._build(params).stateless_apply(
             self._values(), jax.tree.leaves(grads), jax.tree.leaves(params)

@@ -15,7 +15,9 @@ from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
-from solstice.compat.flags import Flags, check_train, find_flags, flag_values
+from solstice.compat.drawing import run_with_any_key
+from solstice.compat.flags import Flags, call_of, check_train, find_flags, flag_values
+from solstice.compat.leaves import owned_state
 from solstice.compat.model import (
     Example,
     Keys,
@@ -25,12 +27,11 @@ from solstice.compat.model import (
     check_key,
     join_params,
     missing_key,
-    run_with_any_key,
     split_params,
 )
 from solstice.errors import InvalidValueError
 from solstice.static import Static
-from solstice.tree import as_key, describe, owned, replace
+from solstice.tree import as_key, describe, replace
 from solstice.tree.overwritten import Overwritten
 
 _NAME = "FlaxModel"
@@ -126,10 +127,10 @@ class FlaxModel(Model):
         _refuse_special(collections)
         self._tree = Static(jax.tree.structure(weights))
         self.params, self.frozen = split_params(weights)
-        self.state = collections
+        self.state = collections = owned_state(collections)
         if "cache" in collections:
             self._refuse_decoding(inputs)
-        self.state = owned(self._persistent(collections, inputs))
+        self.state = self._persistent(collections, inputs)
 
     def __call__(
         self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
@@ -203,8 +204,10 @@ class FlaxModel(Model):
         return {"params": weights, **scales, **state}
 
     def _function(self, method: Any) -> Callable[..., Any]:
-        cls = type(self._module.value)
-        return getattr(cls, method) if isinstance(method, str) else method or cls.__call__
+        module = self._module.value
+        if isinstance(method, str):
+            return getattr(type(module), method)
+        return call_of(_NAME, module, method)
 
     def _rngs(self, key: Keys) -> dict[str, Array]:
         if isinstance(key, Mapping):

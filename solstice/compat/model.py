@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
+from solstice.compat.leaves import check_leaves
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
-from solstice.tree import depends_on, describe, is_key, owned, tree_difference
+from solstice.tree import describe, is_key, owned, tree_difference
 from solstice.tree.overwritten import unboxed
 
 # A key for each named stream, or one key for all of them.
@@ -149,6 +150,7 @@ def join_params(model: Model, like: Static[Any] | None = None) -> PyTree:
     What is in a box (`compat.Overwritten`) is taken out of it.
 
     Raises:
+        TypeError: A leaf of the weights or the state is no array.
         ValueError: It has another structure than `like`, that of the weights the model was made
             with.
     """
@@ -162,6 +164,7 @@ def join_params(model: Model, like: Static[Any] | None = None) -> PyTree:
             f"the model was made with; {tree_difference(like.value, found)}. Replace values and "
             f"keep the tree: solstice.replace(model, params=jax.tree.map(..., model.params))."
         )
+    check_leaves(type(model).__name__, params=weights, state=model.state)
     return unboxed(weights)
 
 
@@ -248,56 +251,6 @@ def check_key(key: Any, adapter: str) -> Array | None:
         f"{adapter}: key is expected to be a PRNG key such as jax.random.key(0), a mapping of "
         f"them by stream, or None; it got {describe(key)}."
     )
-
-
-def run_with_key(
-    run: Callable[[Array | None], Any], key: Array | None, *, train: bool, adapter: str, remedy: str
-) -> Any:
-    """Return `run(key)`; where it fails for want of a key, say so, or evaluate with any key.
-
-    For libraries that raise nothing of their own where a network has no key. Some networks ask for
-    one in evaluation, and then draw nothing.
-
-    Args:
-        run: Calls the network with a key or without one.
-        key: The key that it is to have, None for none.
-        train: Whether the network trains.
-        adapter: The adapter's name, for the errors.
-        remedy: What to do about a network that draws random numbers in evaluation.
-
-    Raises:
-        ValueError: It needs a key to train, or draws random numbers in evaluation.
-    """
-    try:
-        return run(key)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        if key is not None or not _runs(run, jax.random.key(0)):
-            raise
-        if train:
-            raise missing_key(adapter) from error
-        return run_with_any_key(run, error, adapter, remedy)
-
-
-def run_with_any_key(
-    run: Callable[[Array], Any], error: Exception, adapter: str, remedy: str
-) -> Any:
-    """Return what a network gives in evaluation that asks for a key, and does not depend on it.
-
-    Raises:
-        ValueError: It does, that is, it draws random numbers.
-    """
-    key = jax.random.key(0)
-    if depends_on(run, key):
-        raise random_evaluation(adapter, remedy) from error
-    return run(key)
-
-
-def _runs(run: Callable[..., Any], *arguments: Any) -> bool:
-    try:
-        jax.eval_shape(run, *arguments)
-    except (AttributeError, RuntimeError, TypeError, ValueError):
-        return False
-    return True
 
 
 def missing_key(adapter: str, stream: str = "dropout") -> ValueError:

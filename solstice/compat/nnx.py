@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from solstice import arguments
-from solstice.compat.flags import Flags, check_train, find_flags, flag_values, parameters
+from solstice.compat.flags import Flags, call_of, check_train, find_flags, flag_values, parameters
+from solstice.compat.leaves import owned_state
 from solstice.compat.model import (
     Keys,
     Model,
@@ -22,7 +23,7 @@ from solstice.compat.model import (
 )
 from solstice.errors import InvalidValueError
 from solstice.static import Static
-from solstice.tree import owned, replace
+from solstice.tree import replace
 from solstice.tree.overwritten import Overwritten
 
 _NAME = "NNXModel"
@@ -88,14 +89,15 @@ class NNXModel(Model):
         self._graphs = Static((training, evaluating))
         self._has_cache = bool(jax.tree.leaves(nnx.state(copy, nnx.Cache)))
         self._call = Static(call)
-        self._takes_rngs = "rngs" in parameters(call or type(module).__call__)
+        function = call_of(_NAME, module, call)
+        self._takes_rngs = "rngs" in parameters(function)
         # A flag that is None by default is one that train() and eval() set.
-        self._flags = find_flags(call or type(module).__call__, flags, skip_none=True)
+        self._flags = find_flags(function, flags, skip_none=True)
         if jax.tree.leaves(scales):
             weights = {**weights, _OVERWRITTEN: jax.tree.map(Overwritten, scales)}
         self._tree = Static(jax.tree.structure(weights))
         self.params, self.frozen = split_params(weights)
-        self.state = owned({"rngs": rngs, "vars": others})
+        self.state = owned_state({"rngs": rngs, "vars": others})
 
     def __call__(
         self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
+from solstice.compat.drawing import run_with_key
 from solstice.compat.flags import Flags, accepts, check_train, find_flags, flag_values, has_default
 from solstice.compat.model import (
     Example,
@@ -18,7 +19,6 @@ from solstice.compat.model import (
     check_call,
     join_params,
     random_evaluation,
-    run_with_key,
     single_key,
     split_params,
 )

@@ -74,6 +74,15 @@ def test_freezing_nothing_lists_the_paths():
         freeze(model, lambda path, leaf: False)
 
 
+@pytest.mark.parametrize("predicate", [lambda path: True, lambda model, path, leaf: True])
+def test_a_predicate_of_other_arguments_is_refused(predicate):
+    model = LIBRARIES["linen"]["mlp"].make_model(KEY)
+    with pytest.raises(
+        TypeError, match=r"predicate is expected to be a function of \(path, leaf\)"
+    ):
+        freeze(model, predicate)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_frozen_network_keeps_the_laws(library):

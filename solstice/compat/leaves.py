@@ -1,0 +1,53 @@
+"""Leaves that are arrays: what a step computes with is traced, and a Python number would not be."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from solstice.errors import InvalidTypeError
+from solstice.tree import describe, leaf_names, owned
+
+
+def owned_state(state: PyTree) -> PyTree:
+    """Return a network's state with fresh arrays; what a user began with a number is one too.
+
+    >>> owned_state({"calls": 0, "nothing": None})
+    {'calls': Array(0, dtype=int32), 'nothing': None}
+    """
+    return owned(jax.tree.map(lambda x: jnp.asarray(x) if _is_number(x) else x, state))
+
+
+def check_leaves(adapter: str, **trees: PyTree) -> None:
+    """Raise where a leaf of a tree, given by what it is called, is no array.
+
+    A compiled step would take a number for a constant, and return an array in its place.
+
+    Raises:
+        TypeError: It is named.
+
+    >>> check_leaves("PebbleModel", state={"rate": 0.1})
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidTypeError: PebbleModel: every leaf is expected to be an array; \
+'state/rate' is the float 0.1. Write it as one: jnp.asarray(0.1, jnp.float32).
+    """
+    for name, tree in trees.items():
+        leaves, structure = jax.tree.flatten(tree)
+        if all(map(eqx.is_array, leaves)):
+            continue
+        names = leaf_names(structure)
+        i = next(i for i, leaf in enumerate(leaves) if not eqx.is_array(leaf))
+        dtype = "float32" if isinstance(leaves[i], float) else "int32"
+        array = f"jnp.asarray({leaves[i]!r}, jnp.{dtype})" if _is_number(leaves[i]) else "an array"
+        path = f"{name}/{names[i]}".rstrip("/")
+        raise InvalidTypeError(
+            f"{adapter}: every leaf is expected to be an array; {path!r} is "
+            f"{describe(leaves[i])}. Write it as one: {array}."
+        )
+
+
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, bool | int | float | complex)

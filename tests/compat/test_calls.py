@@ -1,0 +1,88 @@
+"""How a module is called, where that cannot be known: an error that names `call=`."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from solstice.compat import EquinoxModel, FlaxModel, NNXModel, as_model
+
+X = jnp.ones((4, 8))
+KEY = jax.random.key(0)
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def encode(self, x):
+        return nn.Dense(3)(x)
+
+
+class NNX(nnx.Module):
+    def __init__(self):
+        self.dense = nnx.Linear(8, 3, rngs=nnx.Rngs(0))
+
+    def encode(self, x):
+        return self.dense(x)
+
+
+class Equinox(eqx.Module):
+    w: jax.Array
+
+    def encode(self, x):
+        return x @ self.w
+
+
+def encoded(module, x):
+    return module.encode(x)
+
+
+WITHOUT_CALL = {
+    "FlaxModel": lambda **call: FlaxModel(Linen(), X, key=0, **call),
+    "NNXModel": lambda **call: NNXModel(NNX(), **call),
+    "EquinoxModel": lambda **call: EquinoxModel(Equinox(jnp.ones((8, 3))), **call),
+}
+
+
+@pytest.mark.parametrize("adapter", WITHOUT_CALL)
+def test_a_module_without_a_call_names_its_methods_and_the_remedy(adapter):
+    message = rf"{adapter}: .*__call__; .* has the methods encode.*call=.*module\.encode\(x\)"
+    with pytest.raises(TypeError, match=message):
+        WITHOUT_CALL[adapter]()
+    assert WITHOUT_CALL[adapter](call=encoded)(X)[0].shape == (4, 3)
+
+
+class Whole(eqx.Module):
+    """Takes a whole batch, as haliax's and flowjax's networks do."""
+
+    w: jax.Array
+
+    def __call__(self, x):
+        batch, features = x.shape
+        return x.reshape(batch, features) @ self.w
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_an_equinox_module_that_takes_whole_batches_is_told_of_call(train):
+    module = Whole(jnp.ones((8, 3)))
+    message = (
+        r"EquinoxModel: the module is expected to take one example.*float32\[4,8\].*not enough "
+        r"values.*If Whole takes whole batches.*call="
+    )
+    with pytest.raises(ValueError, match=message):
+        as_model(module)(X, train=train)
+    model = EquinoxModel(module, call=lambda module, x: module(x))
+    assert (model(X, train=train)[0] == module(X)).all()
+
+
+def test_one_example_in_place_of_a_batch_is_told():
+    model = as_model(eqx.nn.MLP(8, 3, 4, 1, key=KEY))
+    with pytest.raises(ValueError, match=r"one example, give them a batch axis: x\[None\]"):
+        model(X[0])
+
+
+def test_an_error_of_the_module_itself_stays_as_it_is():
+    with pytest.raises(TypeError, match="dot_general") as caught:
+        as_model(eqx.nn.MLP(5, 3, 4, 1, key=KEY))(X)
+    assert "EquinoxModel" not in str(caught.value)
