@@ -27,7 +27,6 @@ from solstice.callbacks import (
     ProfilingCallback,
     ScheduledCallback,
 )
-from solstice.checkpoints import restore
 from solstice.errors import (
     DamagedFileError,
     EarlyStoppingException,
@@ -40,6 +39,7 @@ from solstice.experiments import ClassificationExperiment, Ensemble, RegressionE
 from solstice.flat import snapshot
 from solstice.metrics import ClassificationMetrics, Metrics, RegressionMetrics, reduce
 from solstice.padding import pad_last
+from solstice.saving import restore
 from solstice.step import jit
 from solstice.summary import summary
 from solstice.trainer import predict, test, train

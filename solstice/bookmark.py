@@ -8,6 +8,7 @@ the shuffled data was read to its end. Of other iterators it knows nothing.
 
 import collections
 import logging
+import re
 import sys
 import tempfile
 import threading
@@ -15,12 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from solstice.errors import InvalidValueError
+from solstice.errors import DamagedFileError, InvalidValueError
 from solstice.tree import describe
 
 _logger = logging.getLogger("solstice")
 
 _TF = "tf.data"
+_TF_FILE = re.compile(r"iterator\.(index|data-\d+-of-\d+)|checkpoint")
 _LARGE = 2**26
 
 
@@ -251,6 +253,8 @@ def _tf_restore(iterator: Any, files: dict[str, bytes]) -> None:
     tf: Any = sys.modules["tensorflow"]
     with tempfile.TemporaryDirectory(prefix="solstice-") as directory:
         for name, content in files.items():
+            if not _TF_FILE.fullmatch(name):  # what a checkpoint says is no path to write to
+                raise DamagedFileError(f"The state of a tf.data iterator has no file {name!r}.")
             Path(directory, name).write_bytes(content)
         status = tf.train.Checkpoint(iterator=iterator).read(str(Path(directory, "iterator")))
         status.assert_consumed()

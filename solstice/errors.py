@@ -13,6 +13,7 @@
      ├─ NoCheckpointError (FileNotFoundError): a directory holds no checkpoint
      ├─ MissingFileError (FileNotFoundError): there is no file of that name
      ├─ ExistingFileError (FileExistsError): a new run would mix with the files of another
+     ├─ DirectoryInUseError (RuntimeError): another run writes checkpoints there
      ├─ SlowWriteError (TimeoutError): a sink is not done within its timeout
      ├─ ProcessError (RuntimeError): another process of the run failed, left or is silent
      ├─ UnequalCopiesError (AssertionError): copies of an array differ between devices
@@ -78,6 +79,10 @@ class MissingFileError(SolsticeError, FileNotFoundError):
 
 class ExistingFileError(SolsticeError, FileExistsError):
     """A new run would write into files of another: the message says how to allow it."""
+
+
+class DirectoryInUseError(SolsticeError, RuntimeError):
+    """Another run writes checkpoints into the directory: the message says which."""
 
 
 class SlowWriteError(SolsticeError, TimeoutError):

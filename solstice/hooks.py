@@ -11,6 +11,7 @@ from solstice.callbacks import Callback, TriggeredCallback
 from solstice.errors import EarlyStoppingException, InvalidTypeError
 from solstice.loggers.outlets import sinks_of
 from solstice.tree import describe
+from solstice.tree.tensors import untrusted
 
 _logger = logging.getLogger("solstice")
 
@@ -123,7 +124,9 @@ class Hooks:
             saved = next((state for state in waiting if state[0] == name), None)
             if saved is not None:
                 waiting.remove(saved)
-                callback.set_state(saved[1])
+                # A checkpoint may be damaged, or another version's: what it says is not trusted.
+                with untrusted(f"The state of {name} in the checkpoint"):
+                    callback.set_state(saved[1])
         if waiting:
             _logger.warning(
                 "The checkpoint has the state of callbacks that this run is without: %s.",

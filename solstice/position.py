@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any, Self
 
 from solstice.tree import digest
+from solstice.tree.tensors import untrusted
 
 
 @dataclasses.dataclass
@@ -62,7 +63,8 @@ class Position:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         """Return what `to_state` was called on."""
-        return cls(**state)
+        with untrusted("The position of the run in the checkpoint"):
+            return cls(**state)
 
     def end_pass(self, mode: str) -> None:
         """Go to what comes after a pass."""

@@ -5,7 +5,6 @@ It takes the passes that the trainer asks for; it does not decide which.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from solstice.metrics import Metrics
 from solstice.metrics.left_out import LeftOut, told_elsewhere
 from solstice.position import Position, batch_digest
 from solstice.progress import Progress, Shown
+from solstice.saving.checkpoints import Checkpoints
 from solstice.sharding import Sharding, is_first_process
 from solstice.sharding.processes import check_same
 from solstice.signals import Interrupted, Signals, noted
@@ -95,7 +95,7 @@ class Run:
         self._never_saved: dict[str, Any] | None = None
         # Whether other processes made passes before, until it was said that this matters.
         self._passes_missing = False
-        self._resumed_from: Path | None = None
+        self._resumed_from: Checkpoints | None = None
         self._signals = Signals()
         self._validation: tuple[Watch, Callable[[], None]] | None = None
 
@@ -104,12 +104,12 @@ class Run:
         """The experiment as it is now."""
         return self._stepper.exp
 
-    def resume(self, state: dict[str, Any], directory: Path) -> None:
-        """Go on from the state of a checkpoint."""
+    def resume(self, state: dict[str, Any], there: Checkpoints) -> None:
+        """Go on from the state of a checkpoint, one of those that are there."""
         self.position = Position.from_state(state["position"])
         where, keeps = self.position, bool(self._checkpointing)
         self._bookmark = Bookmark("train_ds", where.iterator, where.read, keeps=keeps, resumed=True)
-        self._resumed, self._resumed_from = state, directory
+        self._resumed, self._resumed_from = state, there
         self._passes_missing = where.epoch > 0
 
     def replace_run(self, noted: dict[str, Any] | None) -> None:

@@ -13,7 +13,6 @@ from jaxtyping import PyTree
 
 from solstice import arguments
 from solstice.callbacks import Callback, CheckpointingCallback
-from solstice.checkpoints import Checkpoints, newest
 from solstice.data import batches, check_dataset, is_one_shot, length
 from solstice.errors import InvalidTypeError, InvalidValueError, UsageError
 from solstice.experiment import Experiment
@@ -22,6 +21,7 @@ from solstice.hooks import listed
 from solstice.position import Position
 from solstice.progress import Progress, Shown, check_progress
 from solstice.run import Run
+from solstice.saving.checkpoints import Checkpoints, newest
 from solstice.sharding import Sharding, is_first_process
 from solstice.sharding.batches import predict_placed
 from solstice.sharding.placements import check_sharding
@@ -216,7 +216,7 @@ def train(
     if found is None and store is not None:
         run.replace_run(store.start())
     if found is not None and store is not None:
-        run.resume(found[2], store.directory)
+        run.resume(found[2], store)
         if run.position.is_over(num_epochs, num_steps):
             run.give_states()
             return run.exp

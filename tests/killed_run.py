@@ -54,13 +54,16 @@ def in_eights(epoch):
 saving = solstice.CheckpointingCallback(
     options.directory / "checkpoints", every=Every(steps=3) | Every(epochs=1), keep=2
 )
-log = solstice.loggers.JSONLines(options.directory / "log.jsonl")
-callbacks = [
-    solstice.LoggingCallback(2, log),
-    solstice.EarlyStoppingCallback.no_improvement("average_loss", patience=4),
-    Pause(),
-    saving,
+sinks = [
+    solstice.loggers.JSONLines(options.directory / "log.jsonl"),
+    solstice.loggers.CSV(options.directory / "log.csv"),
+    solstice.loggers.TensorBoard(options.directory / "tensorboard"),
 ]
+callbacks = [solstice.LoggingCallback(2, sinks), Pause(), saving]
+if options.network != "ensemble":  # whose loss is one a member
+    callbacks.append(
+        solstice.EarlyStoppingCallback.no_improvement("average_loss", mode="min", patience=4)
+    )
 exp, val, sharding = experiment(options.network), VAL, None
 if options.devices:
     assert len(jax.devices()) == options.devices
@@ -79,7 +82,8 @@ exp = solstice.train(
     resume_from=saving,
     progress=False,
 )
-params = solstice.tree.leaves_by_path(exp.model.params)
+model = exp.members.model if options.network == "ensemble" else exp.model
+params = solstice.tree.leaves_by_path(model.params)
 np.savez(options.directory / "params.npz", **{path: np.asarray(x) for path, x in params.items()})
 digests = {
     path: hashlib.sha256(repr(leaf).encode()).hexdigest() for path, leaf in bits(exp).items()

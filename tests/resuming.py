@@ -43,10 +43,48 @@ def shuffled(epoch):
 VAL = [(X[:7], Y[:7]), (X[7:14], Y[7:14])]
 
 
-def experiment(network="linen"):
-    net = Net() if network == "linen" else StreamNet(nnx.Rngs(0))
-    schedule = optax.cosine_decay_schedule(1e-2, 40)
-    return solstice.ClassificationExperiment(net, optax.adam(schedule), example_input=X, key=0)
+def haiku_net():
+    import haiku as hk
+
+    def forward(x, is_training):
+        x = jax.nn.relu(hk.BatchNorm(True, True, 0.9)(hk.Linear(8)(x), is_training))
+        x = hk.dropout(hk.next_rng_key(), 0.3, x) if is_training else x
+        return hk.Linear(3)(x)
+
+    return hk.transform_with_state(forward)
+
+
+def keras_net():
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(8, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Dropout(0.3, seed=1),
+            layers.Dense(3),
+        ]
+    )
+
+
+NETWORKS = {
+    "linen": Net,
+    "nnx": lambda: StreamNet(nnx.Rngs(0)),
+    "haiku": haiku_net,
+    "keras": keras_net,
+}
+TX = optax.adam(optax.cosine_decay_schedule(1e-2, 40))
+
+
+def experiment(network="linen", key=0):
+    """An experiment with dropout, and batch norm or streams of its own; "ensemble" is two."""
+    if network == "ensemble":
+        return solstice.Ensemble.init(lambda key: experiment(key=key), [0, 1])
+    net = NETWORKS[network]()
+    return solstice.ClassificationExperiment(net, TX, example_input=X, key=key)
 
 
 def bits(tree):

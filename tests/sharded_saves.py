@@ -56,13 +56,13 @@ if options.action == "restore":
     print("restored", flush=True)
 else:
     if options.action == "die" and options.process == 1:
-        write = checkpointing.Checkpoints.write_part
+        write = checkpointing.Checkpoints.write_arrays
 
         def dying(*arguments, **keywords):
             write(*arguments, **keywords)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        checkpointing.Checkpoints.write_part = dying
+        checkpointing.Checkpoints.write_arrays = dying
     saving.save(tree, lambda: lambda: {"epoch": 1})
     saving.wait()
     print("saved", flush=True)

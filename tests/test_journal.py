@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import solstice
-from solstice.checkpoints import Checkpoints
 from solstice.errors import DamagedFileError
+from solstice.saving.checkpoints import Checkpoints
 from solstice.tree.growing import Growing
 
 TREE = {"w": jnp.ones(2)}
@@ -46,7 +46,7 @@ def read(directory, name):
     other = directory.parent / f"copy of {name}"
     shutil.copytree(directory / name, other / name, dirs_exist_ok=True)
     _, rest = Checkpoints(other).read(name, like=TREE)
-    assert Checkpoints(other).read_rest(name)["log"] == rest["log"]
+    assert Checkpoints(other).read_run(name)["log"] == rest["log"]
     shutil.rmtree(other)
     return values(rest)
 

@@ -133,7 +133,7 @@ def test_a_dead_process_ends_the_others_and_all_resume_to_the_same_bits(tmp_path
     arguments = ("--epochs", 100_000, "--directory", directory)
     started = start(EXAMPLE, *arguments, log=tmp_path)
     end = time.monotonic() + 120
-    while len(solstice.checkpoints.Checkpoints(directory).names()) < 2:
+    while len(solstice.saving.checkpoints.Checkpoints(directory).names()) < 2:
         assert time.monotonic() < end, (tmp_path / "0.log").read_text()
         assert [one.poll() for one in started] == [None, None], (tmp_path / "0.log").read_text()
         time.sleep(0.01)
@@ -144,8 +144,8 @@ def test_a_dead_process_ends_the_others_and_all_resume_to_the_same_bits(tmp_path
         for one in started:
             one.kill()
     # It had got further than 6 epochs, or not; what it resumes to is what 6 or more are.
-    newest = solstice.checkpoints.Checkpoints(directory)
-    epochs = max(newest.read_rest(newest.names()[-1])["epoch"] + 1, 6)
+    newest = solstice.saving.checkpoints.Checkpoints(directory)
+    epochs = max(newest.read_run(newest.names()[-1])["epoch"] + 1, 6)
     if epochs != 6:
         _, whole = results(run(EXAMPLE, "--epochs", epochs))
     _, ends = results(run(EXAMPLE, "--epochs", epochs, "--directory", directory))
@@ -175,13 +175,12 @@ def test_all_processes_write_and_another_number_reads(tmp_path, before, after):
     assert codes == [0] * before, said
     written = tmp_path / "checkpoints" / "checkpoint-000000"
     names = {path.name for path in written.iterdir()}
-    large = {"arrays-0"} if before == 1 else set()
-    assert names == {"checkpoint.json", *large} | {f"part-{i}" for i in range(before)}
+    assert names == {"checkpoint.json"} | {f"arrays-{i}.safetensors" for i in range(before)}
     codes, said = together(tmp_path, "restore", after)
     assert codes == [0] * after and all("restored" in one for one in said), said
     # What one process wrote is missed by all.
-    part = written / f"part-{before - 1}"
-    part.write_bytes(part.read_bytes()[:-1])  # its last piece is cut short
+    part = written / f"arrays-{before - 1}.safetensors"
+    part.write_bytes(part.read_bytes()[:-1] + b"x")  # its last piece is another one
     codes, said = together(tmp_path, "restore", after)
     assert all(codes) and all("DamagedFileError" in one for one in said), said
 
@@ -193,11 +192,11 @@ def test_a_process_killed_in_a_save_leaves_nothing_that_looks_whole(tmp_path):
     assert codes == [0, 0], said
     codes, said = together(tmp_path, "die", 2)
     assert codes[1] == -signal.SIGKILL and codes[0] != 0, said
-    store = solstice.checkpoints.Checkpoints(tmp_path / "checkpoints")
+    store = solstice.saving.checkpoints.Checkpoints(tmp_path / "checkpoints")
     assert store.names() == ["checkpoint-000000"]
     codes, said = together(tmp_path, "save", 2)
-    assert codes == [0, 0] and store.names()[-1] == "checkpoint-000001", said
-    assert not list(store.directory.glob(".*"))
+    assert codes == [0, 0] and store.names()[-1] == "checkpoint-000002", said
+    assert not list((tmp_path / "checkpoints").glob(".checkpoint*"))
 
 
 @pytest.mark.slow

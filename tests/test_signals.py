@@ -10,7 +10,7 @@ import pytest
 from resuming import VAL, bits, experiment, shuffled
 
 import solstice
-from solstice.checkpoints import Checkpoints
+from solstice.saving.checkpoints import Checkpoints
 
 
 class Signal(solstice.Callback):

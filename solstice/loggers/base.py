@@ -153,11 +153,17 @@ class Sink(abc.ABC):
 
         It is a pytree of numbers and strings, or None. A sink that was never open is opened, to
         know where it begins.
+
+        Raises:
+            SlowWriteError: It is not within the sink's timeout; a checkpoint is then left out.
         """
         if not self._begun:
             self.open()
-        if self._open:
-            self._ask(self._flush_and_get_state)
+        if self._open and not self._ask(self._flush_and_get_state):
+            raise SlowWriteError(
+                f"{self._name} has not written its records within {self._timeout:g} s, so where "
+                f"its log stands is not known"
+            )
         return self._state
 
     def set_state(self, state: Any) -> None:
@@ -204,15 +210,21 @@ class Sink(abc.ABC):
             )
         self._worker.call(job)
 
-    def _ask(self, job: Callable[[], Any]) -> None:
-        """Have the thread do a job and wait for it, but hardly for one that is stuck."""
+    def _ask(self, job: Callable[[], Any]) -> bool:
+        """Have the thread do a job and wait for it, but hardly for one that is stuck.
+
+        Returns:
+            Whether it was done in time.
+        """
         try:
             self._worker.call(job, min(self._timeout, _AGAIN) if self._stuck() else self._timeout)
         except TimeoutError:
             self._gave_up_at = self._worker.done
             self._warn(f"is not done with its records after {self._timeout:g} s")
+            return False
         except Exception as error:  # noqa: BLE001 - a sink never stops a run
             self._warn("failed to flush", error)
+        return True
 
     def _warn(self, what: str, error: Exception | None = None) -> None:
         if not self._warned:

@@ -6,6 +6,7 @@ format. A directory on another machine (gs://, s3://) is refused.
 
 import importlib
 import os
+import re
 import secrets
 import socket
 import struct
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from solstice import arguments
-from solstice.errors import ExistingFileError
+from solstice.errors import DamagedFileError, ExistingFileError
 from solstice.loggers.base import Sink, check_hyperparameters, local_path, name_below, require
 from solstice.loggers.files import EntryFile, cut_back
 from solstice.loggers.values import Image, as_text, finite, is_number, whole
@@ -124,10 +125,17 @@ class TensorBoard(Sink):
         }
 
     def on_set_state(self, state: dict[str, Any]) -> None:
-        self._run = str(state["run"])
-        self._sizes = {
+        run = str(state["run"])
+        sizes = {
             str(name): int(size) for name, size in zip(state["names"], state["sizes"], strict=True)
         }
+        # A checkpoint may come from anywhere, and what it names is cut back or deleted.
+        if not re.fullmatch(r"[0-9a-f]{8}|", run) or not all(map(self._may_be_ours, sizes)):
+            raise DamagedFileError(
+                f"The state of {self} names files that it cannot have written: {list(sizes)[:5]}. "
+                f"Resume from another checkpoint, or log to a new directory."
+            )
+        self._run, self._sizes = run, sizes
         for path in sorted(self._directory.rglob(f"*tfevents*.{self._run}")):
             if self._name_of(path) not in self._sizes:
                 path.unlink()  # begun after the checkpoint
@@ -154,6 +162,11 @@ class TensorBoard(Sink):
     def _note_sizes(self) -> None:
         for file in self._files.values():
             self._sizes[self._name_of(file.path)] = file.size
+
+    def _may_be_ours(self, name: str) -> bool:
+        path, home = self._directory / name, self._directory.resolve()
+        named = path.name.startswith("events.out.tfevents.")
+        return named and not path.is_symlink() and path.resolve().is_relative_to(home)
 
     def _name_of(self, path: Path) -> str:
         return path.relative_to(self._directory).as_posix()

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from solstice.background import stand_back
 from solstice.errors import SlowWriteError
 
 _ROOM = 2**16
@@ -89,7 +88,6 @@ class Worker:
         self._changed.notify()
 
     def _work(self) -> None:
-        stand_back()
         while True:
             with self._changed:
                 while not self._jobs:

@@ -63,22 +63,9 @@ def digests(tree: PyTree) -> dict[str, str]:
 
 def _leaf_digest(leaf: Any) -> str:
     if is_array(leaf):
-        return array_digest(kind(leaf), to_host(leaf))
+        numbers = np.ascontiguousarray(to_host(leaf)).reshape(-1).view(np.uint8)
+        return _digest(f"{kind(leaf)} ".encode(), numbers)
     return _digest(f"{kind(leaf)} {json.dumps(encode_leaf(leaf))}".encode())
-
-
-def array_digest(kind: str, values: np.ndarray) -> str:
-    """Return the digest of an array that is on the host, by its kind and its numbers."""
-    return _digest(f"{kind} ".encode(), as_bytes(values))
-
-
-def as_bytes(values: np.ndarray) -> np.ndarray:
-    """Return an array's bytes in row-major order, without a copy where that is its order.
-
-    >>> as_bytes(np.array([[1], [258]], np.uint16))
-    array([1, 0, 2, 1], dtype=uint8)
-    """
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
 
 def _digest(*parts: Any) -> str:

@@ -6,7 +6,7 @@ nothing here pickles.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -78,15 +78,25 @@ def from_host(values: np.ndarray, like: Any, impl: str | None = None) -> Any:
     # An array that was never placed stays so, or a step would compile again for it.
     sharding = like.sharding if getattr(like, "committed", True) else None
     if sharding is not None and not sharding.is_fully_addressable:
-        return _across_processes(values, sharding, impl)
+        return across_processes(lambda part: values[part], values.shape, sharding, impl)
     array = jnp.asarray(values) if impl is None else as_keys(values, impl)
     if getattr(like, "weak_type", False):
         array = _weakly_typed(array)
     return array if sharding is None else jax.device_put(array, sharding)
 
 
-def _across_processes(values: np.ndarray, sharding: Any, impl: str | None) -> Array:
-    array = jax.make_array_from_callback(values.shape, sharding, lambda part: values[part])
+def across_processes(
+    part: Callable[[Any], np.ndarray], shape: tuple[int, ...], sharding: Any, impl: str | None
+) -> Array:
+    """Return an array over devices of several processes; each asks for the parts it holds.
+
+    Args:
+        part: From an index to the numbers there, or those behind the keys.
+        shape: The shape of the numbers.
+        sharding: Where the array is.
+        impl: The keys' implementation, for typed keys.
+    """
+    array = jax.make_array_from_callback(shape, sharding, part)
     if impl is None:
         return array
     wrap = jax.jit(

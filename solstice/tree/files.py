@@ -1,32 +1,29 @@
-"""A tree in one file, written at once or not at all, and read back bit for bit.
+"""A tree in one safetensors file, written at once or not at all, and read back bit for bit.
 
-It needs no other package than numpy, never unpickles, and notices every damaged byte. Meant for an
-experiment that fits into the host's memory; checkpoints of a run are `CheckpointingCallback`'s.
-
-The file: a first line; the arrays' bytes, one after the other; a JSON index of the leaves, each
-with its path, kind and digest; the index's digest and length. Numbers are little-endian.
+Arrays lie there under their paths, so any tool reads them. The file's metadata has the rest: what
+each leaf is, its digest, and leaves that are no arrays. Nothing is ever unpickled.
 """
 
 import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 
 from solstice import arguments
-from solstice.errors import DamagedFileError, InvalidValueError
-from solstice.tree.digests import array_digest, as_bytes, digest
+from solstice.errors import InvalidValueError
 from solstice.tree.encoding import (
     OBJECT,
+    as_keys,
     check_data,
     check_kinds,
+    dtype_name,
     from_host,
     is_array,
     key_impl,
@@ -34,20 +31,29 @@ from solstice.tree.encoding import (
     to_host,
 )
 from solstice.tree.json import from_json, to_json
+from solstice.tree.keys import is_typed_key
 from solstice.tree.naming import leaves_by_path
+from solstice.tree.tensors import (
+    Tensors,
+    array_digest,
+    as_dtype,
+    damaged,
+    text_digest,
+    untrusted,
+    write_tensors,
+)
 
-_FIRST_LINE = b"solstice tree 2\n"
-_FIRST_LINE_BEFORE = b"solstice tree 1\n"
-_DIGEST_BYTES = 64  # in hexadecimal
-_LENGTH_BYTES = 8
+_FORMAT = "solstice tree 3"
+_BEFORE = (b"solstice tree 1\n", b"solstice tree 2\n")
 
 
 def save(path: str | os.PathLike[str], tree: PyTree) -> None:
-    """Write a tree into one file, which it replaces in one go: whatever happens, one is whole.
+    """Write a tree into one safetensors file, which it replaces at once: one of both is whole.
 
     Arrays (sharded ones are gathered), typed PRNG keys, numbers, strings and bytes are written;
     of other leaves, functions say, only that they are there. The new file is on the disk when this
-    returns. A process that is killed meanwhile may leave a file `.{name}.{random}.tmp` behind.
+    returns, and has the permissions of the one it replaces; a link stays a link. A process that is
+    killed meanwhile may leave a folder `.{name}.{random}.tmp` behind.
 
     Args:
         path: The file; its directory exists.
@@ -57,9 +63,10 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
         TypeError: A leaf is an array of something else than numbers.
         ValueError: Two leaves' paths have one name.
         OSError: The file cannot be written; what was there before is still there.
+        ImportError: safetensors is not installed.
 
-    >>> import solstice, tempfile
-    >>> file = tempfile.mkdtemp() + "/state.solstice"
+    >>> import jax.numpy as jnp, solstice, tempfile
+    >>> file = tempfile.mkdtemp() + "/state.safetensors"
     >>> solstice.tree.save(file, {"w": jnp.arange(3.0), "key": jax.random.key(0)})
     >>> solstice.tree.load(file, like={"w": jnp.zeros(3), "key": jax.random.key(1)})["w"]
     Array([0., 1., 2.], dtype=float32)
@@ -67,15 +74,17 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
     file_path = arguments.path(path, "path")
     check_data(tree)
     leaves = leaves_by_path(tree)
+    arrays = {name: to_host(leaf) for name, leaf in leaves.items() if is_array(leaf)}
+    table = {name: describe_leaf(leaf) for name, leaf in leaves.items()}
+    for name, values in arrays.items():
+        table[name]["digest"] = array_digest(values)
+    text = json.dumps(table)
+    about = {"format": _FORMAT, "leaves": text, "digest": text_digest(text)}
     with _replacing(file_path) as file:
-        file.write(_FIRST_LINE)
-        index = json.dumps([_write(file, name, leaf) for name, leaf in leaves.items()])
-        file.write(index.encode())
-        file.write(digest(index).encode())
-        file.write(len(index).to_bytes(_LENGTH_BYTES, "little"))
+        write_tensors(file, arrays, about)
 
 
-def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
+def load(path: str | os.PathLike[str], like: PyTree = None) -> PyTree:
     """Return the tree that `save` wrote.
 
     Args:
@@ -83,7 +92,8 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         like: A tree of the same structure, whose arrays (or `jax.ShapeDtypeStruct`s) have the
             same shapes and dtypes, on any devices. What comes back has its classes and static
             fields, its sharding, numpy's arrays where it has them, and its objects that are no
-            data.
+            data. Without it, a dict comes back: each leaf by its path, arrays as numpy's, keys as
+            jax's, without objects that are no data.
 
     Raises:
         DamagedFileError: The file is not what `save` wrote: another file, cut short or changed.
@@ -93,98 +103,129 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         OSError: The file cannot be read.
 
     >>> import jax.numpy as jnp, pathlib, solstice, tempfile
-    >>> file = pathlib.Path(tempfile.mkdtemp()) / "state.solstice"
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "state.safetensors"
     >>> solstice.tree.save(file, {"w": jnp.ones(2), "step": 7})
     >>> solstice.tree.load(file, like={"w": jnp.zeros(2), "step": 0})
     {'step': 7, 'w': Array([1., 1.], dtype=float32)}
+    >>> solstice.tree.load(file)
+    {'step': 7, 'w': array([1., 1.], dtype=float32)}
     """
     path = arguments.existing_file(path, "path")
-    with path.open("rb") as file:
-        index, end = _read_index(path, file)
-        wanted = leaves_by_path(like)
-        check_kinds(str(path), {entry["path"]: entry["kind"] for entry in index}, wanted)
-        file.seek(len(_FIRST_LINE))
-        found = {entry["path"]: _read(path, file, entry, wanted[entry["path"]]) for entry in index}
-        if file.tell() != end:
-            raise _changed(path)
-    return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])
+    _refuse_older(path)
+    with Tensors.open(path) as file, untrusted(path):
+        table = _table(file)
+        arrays = {name for name, entry in table.items() if "dtype" in entry}
+        if file.names != arrays:
+            raise damaged(path, "it does not hold the arrays that were written")
+        if like is not None:
+            wanted = leaves_by_path(like)
+            check_leaves(str(path), table, wanted)
+            found = [_read(file, name, table[name], leaf) for name, leaf in wanted.items()]
+            return jax.tree.unflatten(jax.tree.structure(like), found)
+        return {
+            name: _read(file, name, entry, None)
+            for name, entry in table.items()
+            if entry["kind"] != OBJECT
+        }
 
 
-def _write(file: BinaryIO, name: str, leaf: Any) -> dict[str, Any]:
-    """Write an array's bytes; return the leaf's entry in the index, which holds other values."""
-    entry: dict[str, Any] = {"path": name, "kind": kind(leaf)}
+def describe_leaf(leaf: Any) -> dict[str, Any]:
+    """Return what a file says of a leaf besides the numbers of an array.
+
+    That is its kind, the dtype and shape of an array's numbers (those behind the keys for typed
+    keys), and a value as JSON.
+
+    >>> import numpy as np
+    >>> describe_leaf(np.ones(2))
+    {'kind': 'float64[2]', 'dtype': 'float64', 'shape': [2], 'impl': None}
+    >>> describe_leaf("adam")
+    {'kind': 'str', 'value': '"adam"'}
+    """
+    about: dict[str, Any] = {"kind": kind(leaf)}
     if is_array(leaf):
-        values = to_host(leaf)
-        file.write(as_bytes(values).data)
-        entry["dtype"], entry["shape"] = values.dtype.name, list(values.shape)
-        entry["impl"] = key_impl(leaf)
-        entry["digest"] = array_digest(entry["kind"], values)
-    elif entry["kind"] != OBJECT:
-        entry["value"] = to_json(leaf)
-    return entry
+        impl = key_impl(leaf)
+        numbers = leaf if impl is None else jax.eval_shape(jax.random.key_data, leaf)
+        about |= {"dtype": dtype_name(numbers.dtype), "shape": list(numbers.shape), "impl": impl}
+    elif about["kind"] != OBJECT:
+        about["value"] = to_json(leaf)
+    return about
 
 
-def _read(path: Path, file: BinaryIO, entry: dict[str, Any], like: Any) -> Any:
+def check_leaves(
+    where: str, found: Mapping[str, Any], like: Mapping[str, Any], name: str = "like"
+) -> None:
+    """Raise where what a file says of some leaves, by path, does not fit the leaves of `like`.
+
+    Args:
+        where: The file.
+        found: What it says of each leaf.
+        like: The leaves.
+        name: What the argument that they are of is called.
+
+    Raises:
+        ValueError: The leaf is named, and how it differs.
+        DamagedFileError: The file contradicts itself.
+    """
+    check_kinds(where, {path: about["kind"] for path, about in found.items()}, like, name)
+    for path, about in found.items():
+        if is_array(leaf := like[path]):
+            shape, impl = tuple(about["shape"]), about["impl"]
+            if is_typed_key(leaf):
+                fits = shape[: leaf.ndim] == leaf.shape and about["dtype"] == "uint32" and impl
+            else:
+                fits = shape == leaf.shape and about["dtype"] == dtype_name(leaf.dtype)
+            if not fits or (impl is not None) != is_typed_key(leaf):
+                raise damaged(where, f"what it says of {path!r} contradicts itself")
+
+
+def _read(file: Tensors, name: str, entry: dict[str, Any], like: Any) -> Any:
     if entry["kind"] == OBJECT:
         return like
-    if not is_array(like):
+    if "dtype" not in entry:
         return from_json(entry["value"])
-    values = np.empty(entry["shape"], jnp.dtype(entry["dtype"]))
-    file.readinto(as_bytes(values))  # pyright: ignore[reportAttributeAccessIssue]
-    if array_digest(entry["kind"], values) != entry["digest"]:
-        raise DamagedFileError(
-            f"{path} is damaged: the bytes of {entry['path']!r} are not those that were written. "
-            f"Use another copy."
-        )
-    return from_host(values, like, entry["impl"])
+    shape = tuple(entry["shape"])
+    values = file.read(name, as_dtype(entry["dtype"]), shape, entry["digest"])
+    if like is not None:
+        return from_host(values, like, entry["impl"])
+    return values if entry["impl"] is None else as_keys(values, entry["impl"])
 
 
-def _read_index(path: Path, file: BinaryIO) -> tuple[list[dict[str, Any]], int]:
-    """Return the index of the leaves, and where it begins."""
-    size = path.stat().st_size
-    tail = _DIGEST_BYTES + _LENGTH_BYTES
-    first = file.read(len(_FIRST_LINE))
-    if first == _FIRST_LINE_BEFORE:
+def _table(file: Tensors) -> dict[str, Any]:
+    """Return what the file's metadata says of each leaf, by path."""
+    about = file.about
+    if about.get("format") != _FORMAT:
+        raise damaged(file.place, "solstice.tree.save did not write it, or it was changed since")
+    text = about.get("leaves", "")
+    if text_digest(text) != about.get("digest"):
+        raise damaged(file.place, "what it says of its leaves was changed")
+    return json.loads(text)
+
+
+def _refuse_older(path: Path) -> None:
+    with path.open("rb") as file:
+        first = file.read(len(_BEFORE[0]))
+    if first in _BEFORE:
         raise InvalidValueError(
-            f"{path} has the format 1, and this version of Solstice reads 2. Load it with the "
-            f"version that wrote it."
+            f"{path} has the format {first.decode().strip()!r}, and this version of Solstice reads "
+            f"{_FORMAT!r}, in safetensors. Load it with the version that wrote it."
         )
-    if first != _FIRST_LINE:
-        raise DamagedFileError(
-            f"{path} is expected to be a file of solstice.tree.save; it does not begin as one."
-        )
-    if size >= len(_FIRST_LINE) + tail:
-        file.seek(size - _LENGTH_BYTES)
-        start = size - tail - int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        if start >= len(_FIRST_LINE):
-            file.seek(start)
-            index = file.read(size - tail - start)
-            if digest(index.decode(errors="replace")).encode() == file.read(_DIGEST_BYTES):
-                return json.loads(index), start
-    raise _changed(path)
-
-
-def _changed(path: Path) -> DamagedFileError:
-    return DamagedFileError(
-        f"{path} is damaged: it was cut short or changed after solstice.tree.save had written it. "
-        f"Use another copy."
-    )
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file that takes the place of `path` once it is whole and on the disk."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give the path of a new file that takes the place of `path` once it is whole."""
+    path = path.resolve()  # a link goes on pointing to the file that is replaced
+    room = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    room.mkdir()
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
+        file = room / path.name
+        yield file
+        with contextlib.suppress(FileNotFoundError):
+            file.chmod(path.stat().st_mode)
+        file.replace(path)
+        sync_directory(path.parent)
+    finally:
+        shutil.rmtree(room)
 
 
 def sync_directory(path: Path) -> None:

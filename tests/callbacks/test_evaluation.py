@@ -12,9 +12,9 @@ from resuming import VAL, X, Y, bits, experiment, shuffled
 
 import solstice
 from solstice import EvaluationCallback
-from solstice.checkpoints import Checkpoints
 from solstice.loggers import JSONLines, read_json_lines
 from solstice.metrics import Sample
+from solstice.saving.checkpoints import Checkpoints
 from solstice.triggers import At, Every
 
 SETS = {"first": VAL[:1], "both": VAL}

@@ -11,9 +11,9 @@ import pytest
 
 import solstice
 from solstice import experiments, loggers
-from solstice.checkpoints import Checkpoints
 from solstice.metrics import EnsembleMetrics, MetricsDict, named_values
 from solstice.metrics.named import reported_name
+from solstice.saving.checkpoints import Checkpoints
 from solstice.triggers import Every
 
 KINDS = {

@@ -13,9 +13,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from solstice.parts import damaged
 from solstice.tree import from_json, to_json
 from solstice.tree.growing import Growing
+from solstice.tree.tensors import damaged
 
 # In place of what grows: which of the files holds it.
 _MARK = "$records"
@@ -100,6 +100,8 @@ class Journal:
         with open(path, "r+b" if file.size else "wb") as opened:
             opened.seek(file.size)  # not the end: a save that failed may have left more
             opened.write(lines)
+            opened.flush()
+            os.fsync(opened.fileno())
         file.digest.update(lines)
         file.size, file.count = file.size + len(lines), count
         file.last = growing.entries[count - 1] if count else None

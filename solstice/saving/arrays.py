@@ -1,0 +1,162 @@
+"""The arrays of a checkpoint: which process writes which piece, and how pieces become whole again.
+
+A process writes one safetensors file. An array on one device is one piece, under its leaf's path;
+of an array on several devices, each process writes the shards that it holds first. Each piece has a
+digest, and is read only where it is needed.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from solstice.flat import copied
+from solstice.tree.encoding import across_processes, from_host, is_array, to_host
+from solstice.tree.tensors import array_digest, damaged
+
+Reader = Callable[[Mapping[str, Any]], np.ndarray]
+
+
+class Piece(NamedTuple):
+    """A part of an array that one process writes.
+
+    Attributes:
+        leaf: The path of the leaf it belongs to.
+        start: Where it begins in the array, along each axis.
+        values: Its numbers or keys, on a device or on the host.
+    """
+
+    leaf: str
+    start: tuple[int, ...]
+    values: Any
+
+
+def pieces(leaves: Mapping[str, Any]) -> list[Piece]:
+    """Return what this process is to write of some leaves, so that all processes write each once.
+
+    What each process has for itself, the first process writes.
+
+    >>> pieces({"w": np.ones(2), "name": "adam"})
+    [Piece(leaf='w', start=(0,), values=array([1., 1.]))]
+    """
+    found, first = [], jax.process_index() == 0
+    for path, leaf in leaves.items():
+        if not is_array(leaf):
+            continue
+        if isinstance(leaf, jax.Array) and not isinstance(leaf.sharding, SingleDeviceSharding):
+            found += [
+                Piece(path, tuple(axis.start or 0 for axis in shard.index), shard.data)
+                for shard in leaf.addressable_shards
+                if shard.replica_id == 0
+            ]
+        elif first:
+            found.append(Piece(path, (0,) * leaf.ndim, leaf))
+    return found
+
+
+def copies(pieces: list[Piece]) -> list[Piece]:
+    """Return pieces with copies of their values, which outlive the next step, without waiting."""
+    on_devices = [piece.values for piece in pieces if isinstance(piece.values, jax.Array)]
+    copies_there = iter(copied(on_devices))
+    # numpy's arrays stay numpy's: jax may lack their dtype.
+    return [
+        piece._replace(
+            values=next(copies_there)
+            if isinstance(piece.values, jax.Array)
+            else np.array(piece.values)
+        )
+        for piece in pieces
+    ]
+
+
+def named(pieces: Iterable[Piece]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Return the numbers of pieces by name, and what a checkpoint says of each piece.
+
+    The first piece of a leaf has the leaf's path as its name, the second "path#1", and so on.
+
+    >>> named(pieces({"w": np.ones(2)}))[1]
+    [{'name': 'w', 'leaf': 'w', 'start': [0], 'shape': [2], 'digest': '...'}]
+    """
+    arrays: dict[str, np.ndarray] = {}
+    entries = []
+    for leaf, first, values in pieces:
+        numbers = to_host(values)
+        names = itertools.chain([leaf], (f"{leaf}#{i}" for i in itertools.count(1)))
+        name = next(name for name in names if name not in arrays)
+        arrays[name] = numbers
+        # The axes of the numbers behind a key come after those of the keys.
+        start = [*first, *(0,) * (numbers.ndim - len(first))]
+        place = {"name": name, "leaf": leaf, "start": start, "shape": list(numbers.shape)}
+        entries.append(place | {"digest": array_digest(numbers)})
+    return arrays, entries
+
+
+def check_places(path: str, shape: tuple[int, ...], entries: Sequence[Mapping[str, Any]]) -> None:
+    """Raise unless pieces fill an array: each element is in just one of them.
+
+    Args:
+        path: The checkpoint and the leaf, for the message.
+        shape: The array's.
+        entries: What the checkpoint says of the pieces.
+
+    Raises:
+        DamagedFileError: Pieces are missing, overlap, or do not lie in the array.
+
+    >>> check_places("w", (4,), [{"start": [0], "shape": [2]}, {"start": [2], "shape": [2]}])
+    """
+    starts = [tuple(entry["start"]) for entry in entries]
+    shapes = [tuple(entry["shape"]) for entry in entries]
+    why = f"its {len(entries)} pieces do not fill an array of shape {shape}"
+    if any(len(one) != len(shape) for one in (*starts, *shapes)):
+        raise damaged(path, why)
+    # Shards lie on a grid: along each axis, the same cuts everywhere.
+    cuts = [
+        sorted({(s[axis], n[axis]) for s, n in zip(starts, shapes, strict=True)})
+        for axis in range(len(shape))
+    ]
+    whole = all(
+        [start for start, _ in axis] == [0, *itertools.accumulate(n for _, n in axis)][:-1]
+        and sum(n for _, n in axis) == size
+        for axis, size in zip(cuts, shape, strict=True)
+    )
+    count = int(np.prod([len(axis) for axis in cuts], dtype=object))
+    if not whole or not len(entries) == len(set(starts)) == count:
+        raise damaged(path, why)
+
+
+def placed(
+    entries: Sequence[Mapping[str, Any]], read: Reader, about: Mapping[str, Any], like: Any
+) -> Any:
+    """Return an array that is put together from its pieces and placed as `like` is.
+
+    Args:
+        entries: What the checkpoint says of the array's pieces.
+        read: Reads a piece.
+        about: What the checkpoint says of the leaf.
+        like: The leaf whose place it takes.
+    """
+    shape = tuple(about["shape"])
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        index = (*index, *(slice(None),) * (len(shape) - len(index)))
+        ranges = [range(*axis.indices(size)) for axis, size in zip(index, shape, strict=True)]
+        if len(entries) == 1:
+            return read(entries[0])[(*index, ...)]  # an array, of no dimensions too
+        found = np.empty([len(one) for one in ranges], np.dtype(about["numpy"]))
+        for entry in entries:
+            here, there = [], []
+            for wanted, start, size in zip(ranges, entry["start"], entry["shape"], strict=True):
+                first, last = max(wanted.start, start), min(wanted.stop, start + size)
+                here.append(slice(first - wanted.start, last - wanted.start))
+                there.append(slice(first - start, last - start))
+            if all(axis.start < axis.stop for axis in here):
+                found[tuple(here)] = read(entry)[tuple(there)]
+        return found
+
+    sharding = getattr(like, "sharding", None)
+    if sharding is not None and not sharding.is_fully_addressable:
+        return across_processes(part, shape, sharding, about["impl"])
+    return from_host(part(()), like, about["impl"])

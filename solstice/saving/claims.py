@@ -1,0 +1,163 @@
+"""Claims: one run at a time writes checkpoints into a directory.
+
+On this machine a lock of the operating system holds the claim, which is free as soon as its process
+ends, killed or not. An object store has no locks: there the claim is a file that says who holds it,
+and that is written again every few seconds; one that is not counts as given up.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from solstice.errors import DirectoryInUseError
+from solstice.saving.stores import Local, Store, answered
+
+_FILE, _LOCK = "claim.json", ".lock"
+# Seconds: how often a claim in an object store is written again, and after how long without that
+# it counts as given up.
+BEAT, GIVEN_UP = 10.0, 60.0
+
+
+class Claim:
+    """The right to write into a directory, held between `take` and `release`.
+
+    Raises:
+        DirectoryInUseError: By `take`: another run holds it.
+        InvalidValueError: By `take`: the directory cannot be written.
+
+    >>> import tempfile
+    >>> from solstice.saving.stores import store
+    >>> directory = tempfile.mkdtemp()
+    >>> claim, other = Claim(store(directory)), Claim(store(directory))
+    >>> claim.take()
+    >>> try:
+    ...     other.take()
+    ... except DirectoryInUseError as error:
+    ...     print("is written by another run" in str(error))
+    True
+    >>> claim.release()
+    >>> other.take(), other.release()
+    (None, None)
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock: Any = None
+        self._token = ""
+        self._ended: threading.Event | None = None
+        self._lost = False
+
+    def take(self) -> None:
+        """Take the claim, or raise at once."""
+        if self._lock is not None or self._ended is not None:
+            return
+        take = self._take_lock if isinstance(self._store, Local) else self._take_lease
+        answered(take, f"{self._store.place} cannot be written")
+
+    def check(self) -> None:
+        """Raise where another run has taken the claim over, since this one was silent too long."""
+        if self._lost:
+            raise DirectoryInUseError(
+                f"This run was silent for over {GIVEN_UP:.0f} s, and another one has taken over "
+                f"{self._store.place}. Let one of them end."
+            )
+
+    def release(self) -> None:
+        """Give the claim up."""
+        if self._lock is None and self._ended is None:
+            return
+        if self._ended is not None:
+            self._ended.set()
+            self._ended = None
+        with contextlib.suppress(OSError):  # the directory may have gone
+            if self._mine():
+                self._store.write(_FILE, b"{}")
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        import filelock
+
+        home = Path(self._store.place)
+        home.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(home / _LOCK, timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise self._refusal() from None
+        self._lock, self._token = lock, secrets.token_hex(8)
+        self._store.write(_FILE, self._card())
+
+    def _take_lease(self) -> None:
+        holder = self._holder()
+        if holder and not _is_dead(holder):
+            raise self._refusal()
+        self._token, self._lost = secrets.token_hex(8), False
+        self._store.write(_FILE, self._card())
+        time.sleep(0.1)  # of two that write at once, the later one has it
+        if not self._mine():
+            raise self._refusal()
+        self._ended = threading.Event()
+        threading.Thread(
+            target=self._beat, args=(self._ended,), name="solstice-claim", daemon=True
+        ).start()
+
+    def _beat(self, ended: threading.Event) -> None:
+        while not ended.wait(BEAT):
+            try:
+                self._lost = not self._mine()
+                if self._lost:
+                    return
+                self._store.write(_FILE, self._card())
+            except Exception:  # noqa: BLE001 - the store may answer again next time
+                continue
+
+    def _card(self) -> bytes:
+        since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        card = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+        return json.dumps(card | {"beat": time.time(), "token": self._token}).encode()
+
+    def _holder(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self._store.read(_FILE))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _mine(self) -> bool:
+        return self._holder().get("token") == self._token
+
+    def _refusal(self) -> DirectoryInUseError:
+        end = time.monotonic() + 1
+        while not (holder := self._holder()) and time.monotonic() < end:
+            time.sleep(0.02)  # it has just taken the lock, and says in a moment who it is
+        who = "process {pid} on {host}, since {since}".format_map(
+            {"pid": "?", "host": "an unknown host", "since": "an unknown time"} | holder
+        )
+        return DirectoryInUseError(
+            f"{self._store.place} is written by another run ({who}). Wait until it ends, end it, "
+            f"or use another directory: two runs in one would mix their checkpoints."
+        )
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Say whether a claim's process has ended, as far as can be told from here."""
+    if not isinstance(holder.get("beat"), int | float) or time.time() - holder["beat"] > GIVEN_UP:
+        return True
+    if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
+        return False
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

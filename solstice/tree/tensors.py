@@ -1,0 +1,219 @@
+"""Named arrays in one safetensors file: written whole, read one by one, each with a digest.
+
+Any tool that knows safetensors opens these files. The format lacks some of jax's dtypes: arrays of
+those are stored as bytes on a last axis, and whoever reads them says the dtype.
+"""
+
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import jax.numpy as jnp
+import numpy as np
+
+from solstice.errors import DamagedFileError, MissingPackageError, SolsticeError
+
+# The dtypes that the format and numpy have in common, and bfloat16.
+_KNOWN = {
+    f"{kind}{bits}" for kind, sizes in
+    {"int": (8, 16, 32, 64), "uint": (8, 16, 32, 64), "float": (16, 32, 64)}.items()
+    for bits in sizes
+} | {"bool", "bfloat16", "complex64"}  # fmt: skip
+
+
+@functools.cache
+def packages() -> tuple[Any, Any]:
+    """Return the packages that files need, safetensors and xxhash.
+
+    Raises:
+        MissingPackageError: One is not installed.
+    """
+    try:
+        import safetensors
+        import xxhash
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"Saving needs the package {error.name!r}, which is not installed: "
+            f"pip install 'solstice[checkpoint]'"
+        ) from error
+    return safetensors, xxhash
+
+
+def array_digest(values: np.ndarray) -> str:
+    """Return the XXH3 digest of an array's numbers, which notices damage and is no signature."""
+    _, xxhash = packages()
+    return xxhash.xxh3_128_hexdigest(_contiguous(values).reshape(-1).view(np.uint8).data)
+
+
+def text_digest(text: str) -> str:
+    """Return the XXH3 digest of a text."""
+    _, xxhash = packages()
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
+    """Write arrays on the host into a new file, and wait until it is on the disk.
+
+    Args:
+        path: The file.
+        arrays: By name.
+        about: The file's metadata.
+
+    Raises:
+        OSError: The file cannot be written.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "arrays.safetensors"
+    >>> write_tensors(path, {"w": np.ones(2, np.float32)}, {"by": "hand"})
+    >>> with Tensors.open(path) as tensors:
+    ...     tensors.about, tensors.read("w", np.dtype("float32"), (2,))
+    ({'by': 'hand'}, array([1., 1.], dtype=float32))
+    """
+    safetensors, _ = packages()
+    path.open("xb").close()
+    mode = path.stat().st_mode  # safetensors would make the file private
+    # The specifications hold addresses, so the arrays must stay alive until the file is written.
+    stored = {name: _stored(values) for name, values in arrays.items()}
+    specs = {
+        name: safetensors.TensorSpec(
+            dtype=values.dtype.name,
+            shape=values.shape,
+            data_ptr=values.ctypes.data,
+            data_len=values.nbytes,
+        )
+        for name, values in stored.items()
+    }
+    try:
+        safetensors.serialize_file(specs, path, metadata=dict(about))
+    except safetensors.SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else 0
+        raise OSError(code, os.strerror(code) if code else str(error), str(path)) from None
+    path.chmod(mode)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+class Tensors:
+    """An open safetensors file.
+
+    Attributes:
+        place: Where it is.
+        names: The names of its arrays.
+        about: Its metadata.
+    """
+
+    def __init__(self, place: str, file: Any) -> None:
+        self.place, self._file = place, file
+        self.names = frozenset(file.keys())
+        self.about: dict[str, str] = file.metadata() or {}
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: Path, place: str | None = None) -> Iterator[Self]:
+        """Open a file to read from.
+
+        Args:
+            path: The file.
+            place: Where it comes from, for messages, if it is a copy.
+
+        Raises:
+            DamagedFileError: It is no whole file of this format.
+            OSError: It cannot be read.
+        """
+        safetensors, _ = packages()
+        try:
+            # Not mapped into memory, where a file that shrinks meanwhile would kill the process.
+            file = safetensors.safe_open(path, framework="np", backend="pread")
+        except safetensors.SafetensorError as error:
+            raise damaged(place or path, f"it is no whole safetensors file ({error})") from error
+        with file:
+            yield cls(place or str(path), file)
+
+    def read(
+        self, name: str, dtype: np.dtype, shape: tuple[int, ...], digest: str | None = None
+    ) -> np.ndarray:
+        """Return an array, whose dtype and shape are checked before memory is taken.
+
+        Raises:
+            DamagedFileError: It is not there, of another form, or its digest is another one.
+        """
+        if name not in self.names:
+            raise damaged(self.place, f"{name!r} is missing")
+        found = self._file.get_slice(name)
+        stored = _stored_form(dtype, tuple(shape))
+        if (found.get_dtype(), tuple(found.get_shape())) != stored:
+            raise damaged(self.place, f"{name!r} is {found.get_dtype()}{found.get_shape()} there")
+        values = self._file.get_tensor(name)
+        if dtype.name not in _KNOWN:
+            values = np.ascontiguousarray(values).view(dtype).reshape(shape)
+        if digest is not None and array_digest(values) != digest:
+            raise damaged(self.place, f"the bytes of {name!r} are not those that were written")
+        return values
+
+
+def damaged(path: Path | str, why: str) -> DamagedFileError:
+    """Return the error for a file or directory that is not what was written."""
+    return DamagedFileError(f"{path} is damaged: {why}. Use another copy.")
+
+
+@contextlib.contextmanager
+def untrusted(path: Path | str) -> Iterator[None]:
+    """Turn what goes wrong in taking apart a file's content into a DamagedFileError.
+
+    A file may be changed, crafted even, so that it has right digests and odd content.
+    """
+    try:
+        yield
+    except SolsticeError:
+        raise
+    except _ODD as error:
+        why = f"its content is not of the form that was written ({type(error).__name__}: {error})"
+        raise damaged(path, why[:300]) from error
+
+
+_ODD = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+def _contiguous(values: np.ndarray) -> np.ndarray:
+    # safetensors takes the memory as it lies, and would save a transposed array wrongly.
+    return values if values.flags.c_contiguous else np.ascontiguousarray(values)
+
+
+def _stored(values: np.ndarray) -> np.ndarray:
+    values = _contiguous(values)
+    if values.dtype.name in _KNOWN:
+        return values
+    flat = values.reshape(-1).view(np.uint8)
+    return flat.reshape(*values.shape, values.dtype.itemsize)
+
+
+_CODES = {"bool": "BOOL", "bfloat16": "BF16", "complex64": "C64"}
+
+
+def _stored_form(dtype: np.dtype, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """Return how the format writes a dtype, and the shape that is stored."""
+    if dtype.name not in _KNOWN:
+        return "U8", (*shape, dtype.itemsize)
+    return _CODES.get(dtype.name, f"{dtype.kind.upper()}{dtype.itemsize * 8}"), shape
+
+
+def as_dtype(name: str) -> np.dtype:
+    """Return the dtype of a name, jax's own included.
+
+    >>> as_dtype("bfloat16")
+    dtype(bfloat16)
+    """
+    return jnp.dtype(name)
