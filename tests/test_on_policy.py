@@ -57,7 +57,7 @@ READING = [
 ]
 
 
-@pytest.mark.parametrize("options", READING, ids=str)
+@pytest.mark.parametrize("options", READING, ids=lambda options: " ".join(options) or "none")
 def test_a_live_batch_is_of_the_policy_of_the_step_before(options):
     make = Versions()
     history = solstice.HistoryCallback(1)
@@ -95,7 +95,7 @@ def test_live_may_ask_for_the_step_and_have_no_end():
     assert int(exp.version[0]) == 6
 
 
-@pytest.mark.parametrize("options", READING, ids=str)
+@pytest.mark.parametrize("options", READING, ids=lambda options: " ".join(options) or "none")
 def test_a_function_of_two_arguments_gets_the_experiment_of_the_passs_start(options):
     seen = []
 
