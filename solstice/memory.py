@@ -41,6 +41,14 @@ def own_arrays(batch: Any) -> Any:
     >>> mine
     array([0., 0.])
     """
+    # The usual forms by hand, in a quarter of the time.
+    kind = type(batch)
+    if kind is np.ndarray:
+        return _own(batch)
+    if kind is tuple or kind is list:
+        return kind([own_arrays(part) for part in batch])
+    if kind is dict:
+        return {name: own_arrays(part) for name, part in batch.items()}
     leaves, structure = jax.tree.flatten(batch)
     return structure.unflatten([_own(leaf) for leaf in leaves])
 
@@ -54,7 +62,7 @@ def _as_array(leaf: Any) -> Any:
 
 
 def _own(leaf: Any) -> Any:
-    array = _as_array(leaf)
+    array = leaf if type(leaf) is np.ndarray else _as_array(leaf)
     if not isinstance(array, np.ndarray):
         return array
     if array.nbytes < _LARGE or type(array) is not np.ndarray or array.dtype.hasobject:

@@ -84,11 +84,15 @@ BUFFERS = {
 READING = [{}, {"prefetch": 2}, {"steps_per_call": 3}, {"steps_per_call": 3, "prefetch": 2}]
 
 
-def run(dataset, **options):
-    """Train, validate, evaluate, test and predict, and return what came of each."""
+def run(make, **options):
+    """Train, validate, evaluate, test and predict, and return what came of each.
+
+    Training may be read ahead while another dataset is evaluated, so each has its own buffers.
+    """
+    dataset, other = make(), make()
     history = solstice.HistoryCallback(2)
     evaluation = solstice.EvaluationCallback(
-        lambda exp, batch, key: exp.eval_step(batch), {"other": dataset}, when=Every(steps=3)
+        lambda exp, batch, key: exp.eval_step(batch), {"other": other}, when=Every(steps=3)
     )
     exp = solstice.train(
         Slow(jnp.zeros(())), 2, dataset, dataset, [history, evaluation], progress=False, **options
@@ -102,13 +106,13 @@ def run(dataset, **options):
 
 @pytest.fixture(scope="module")
 def expected():
-    return {str(options): run(Refilling(), **options) for options in READING}
+    return {str(options): run(Refilling, **options) for options in READING}
 
 
 @pytest.mark.parametrize("kind", BUFFERS)
 @pytest.mark.parametrize("options", READING, ids=str)
 def test_each_step_has_its_own_batch(kind, options, expected):
-    assert run(Refilling(*BUFFERS[kind]()), **options) == expected[str(options)]
+    assert run(lambda: Refilling(*BUFFERS[kind]()), **options) == expected[str(options)]
 
 
 @pytest.mark.parametrize("options", READING, ids=str)
