@@ -82,8 +82,8 @@ def records(values: Any = None, *, names: Any = None, modes: Any = None, max_siz
 
     Args:
         values: The strategy of the metrics' values; None takes `logged_values()`.
-        names: That of their names; None takes any text.
-        modes: That of the modes; None takes train, val, test, and any text.
+        names: That of their names; None takes any text that does not begin with a slash.
+        modes: That of the modes; None takes train, val, test, and any such text.
         max_size: The most records.
 
     >>> import hypothesis
@@ -95,8 +95,10 @@ def records(values: Any = None, *, names: Any = None, modes: Any = None, max_siz
     """
     st = import_hypothesis().strategies
     values = strategy_or(logged_values(), values, "values")
-    names = strategy_or(texts(), names, "names")
-    any_mode = st.one_of(st.sampled_from(["train", "val", "test"]), texts(1))
+    # A faulty sink would write to the root of the disk.
+    safe_texts = texts().filter(lambda text: not text.startswith("/"))
+    names = strategy_or(safe_texts, names, "names")
+    any_mode = st.one_of(st.sampled_from(["train", "val", "test"]), safe_texts.filter(bool))
     modes = strategy_or(any_mode, modes, "modes")
     max_size = arguments.count(max_size, "max_size")
     names = names.filter(lambda name: name not in RESERVED)

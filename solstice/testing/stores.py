@@ -98,7 +98,9 @@ class Store:
 
     def __enter__(self) -> Self:
         self._temporary = tempfile.TemporaryDirectory()
-        self.directory = Path(self._temporary.name).resolve()
+        # Deep in it, so that a name such as "../.." leads a faulty sink nowhere else.
+        self.directory = Path(self._temporary.name, *"abcdef", "store").resolve()
+        self.directory.mkdir(parents=True)
         self._logger = logging.getLogger("solstice")
         self._heard = _Heard(self.warnings)
         self._propagate, self._logger.propagate = self._logger.propagate, False

@@ -44,7 +44,7 @@ class Row(NamedTuple):
     shows: Callable[..., Any] | None = None
     records: Any = None
     excluded: Mapping[str, str] = MappingProxyType({})
-    examples: int = 5
+    examples: int = 8
 
 
 def json_lines(directory, append=False):
@@ -298,7 +298,7 @@ SINKS = {
     "JSONLines": Row(json_lines, read_lines),
     "CSV": Row(lambda at, append=False: CSV(at / "log.csv", append=append), read_csv, cells),
     "TensorBoard": Row(
-        lambda at, append=False: TensorBoard(at, append=append), read_events, events, examples=2
+        lambda at, append=False: TensorBoard(at, append=append), read_events, events, examples=6
     ),
     "Console": Row(
         InAFile,
@@ -327,7 +327,7 @@ SINKS = {
         mlflow_shows,
         records(logged_values(), names=KNOWN, modes=MODES),
         {"a_resume_drops_what_came_later": GROWS, "it_may_be_set_back": GROWS},
-        examples=2,
+        examples=6,
     ),
     "WandB": Row(
         weights_and_biases,
@@ -340,6 +340,6 @@ SINKS = {
             "a_resume_drops_what_came_later": GROWS,
             "it_may_be_set_back": GROWS,
         },
-        examples=1,
+        examples=2,
     ),
 }
