@@ -5,6 +5,7 @@ A row gives each parameter a right value and a kind (see `kinds`), which says wh
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,11 @@ class Row:
     made: Callable[..., Any] | None = None
     # What is done with the result: what it reads at first use belongs to the call.
     finish: Callable[[Any], Any] = lambda result: None
+
+    @functools.cached_property
+    def signature(self):
+        """The signature of what is called."""
+        return inspect.signature(self.function())
 
     def function(self):
         """Return what is called."""

@@ -8,7 +8,7 @@ IMAGES = np.linspace(0, 1, 7 * 4).reshape(7, 2, 2)
 LOSSES = np.linspace(0, 1, 7)
 CLASSES = np.array([0, 1, 2, 0, 1, 2, 2])
 RECORDS = [{"mode": "train", "epoch": 0, "step": 1, "loss": 0.5}]
-CHOSEN = only(CLASSES, "None", "seven ints", "seven bools")
+CHOSEN = only(CLASSES, "None", "seven ints", "seven bools").not_trying("seven bools")
 # What is a list of three names or more.
 _MANY = ("seven ints", "seven floats", "seven with a NaN", "seven with a negative", "seven bools")
 MATRIX = np.eye(3, dtype=int)
