@@ -132,7 +132,7 @@ class ClassificationExperiment(SupervisedExperiment):
                 or their last axis is not `num_classes`.
         """
         if num_classes is not None:
-            num_classes = arguments.count(num_classes, "num_classes", least=2)
+            num_classes = arguments.count(num_classes, "num_classes")
         task = Classification(
             num_classes,
             arguments.function(loss, "loss", "logits, labels"),
