@@ -88,6 +88,7 @@ class Run:
             if isinstance(callback, ProfilingCallback):  # a run without one pays nothing
                 timed = callback.stopwatch.timed
                 self._groups = callback.stopwatch.iterated("input", self._groups)
+                self.look_at_validation = timed("input", self.look_at_validation)
                 self._stepper.take = timed("step", self._stepper.take)
                 self._hooks.fire = timed("callbacks", self._hooks.fire)
         self._bookmark = Bookmark("train_ds", keeps=bool(self._checkpointing))
