@@ -186,7 +186,7 @@ def test_the_state_covers_what_was_handed_over_and_a_stuck_thread_gives_none(gat
     assert sink.get_state() == {"written": 1}
     gate.clear()
     sink.write(record(2))
-    with pytest.raises(TimeoutError, match="has not written its records within 0.05 s"):
+    with pytest.raises(TimeoutError, match=r"has not written its records within 0\.05 s"):
         sink.get_state()
     gate.set()
     sink._worker.call(lambda: None)  # waits for what is queued
