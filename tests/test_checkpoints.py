@@ -411,14 +411,13 @@ def test_a_directory_that_vanishes_costs_its_saves_alone(tmp_path, caplog):
     class Vanish(solstice.Callback):
         def on_epoch_end(self, exp, epoch, mode):
             if mode == "train" and epoch == 1:
-                shutil.rmtree(tmp_path / "run")
+                (tmp_path / "run").rename(tmp_path / "gone")
                 (tmp_path / "run").write_text("")
 
     saving = solstice.CheckpointingCallback(tmp_path / "run")
     exp = solstice.train(experiment(), 3, shuffled, VAL, [Vanish(), saving], progress=False)
-    lost = [record.getMessage() for record in caplog.records]
-    assert len(lost) in (2, 3) and all("could not be saved" in line for line in lost)
-    assert all("\n" not in line for line in lost)
+    lost = [line for line in caplog.messages if "could not be saved" in line]
+    assert len(lost) in (2, 3) and all("\n" not in line for line in lost)
     assert bits(exp) == bits(solstice.train(experiment(), 3, shuffled, VAL, progress=False))
 
 
