@@ -453,7 +453,6 @@ FAULTS = {
         (SharesTheUsersArrays, "deleted|donat"),
         (SharesOneBuffer, "two leaves share a buffer"),
     ],
-    "adapting_twice_is_once": [(NotAModel, "of no known kind")],
     "equals_the_native_call": [(OffByRounding, "through the adapter and by the library")],
 }
 
@@ -466,7 +465,18 @@ LAWS = {law.name: law for law in MODEL_LAWS}
 
 
 def test_every_law_has_a_fault():
-    assert set(FAULTS) == set(LAWS)
+    assert {*FAULTS, "adapting_twice_is_once"} == set(LAWS)  # that one has its test below
+
+
+def test_what_is_no_model_is_refused_before_any_law():
+    with pytest.raises(TypeError, match=r"make_model is expected to return a compat\.Model"):
+        ModelSubject(NotAModel, X)
+
+
+def test_adapting_an_adapted_model_anew_is_caught(monkeypatch):
+    monkeypatch.setattr("solstice.testing.model.as_model", lambda model: replace(model))
+    with pytest.raises(LawError, match="Sound breaks the law adapting_twice_is_once"):
+        LAWS["adapting_twice_is_once"].check(ModelSubject(Sound, X, native), examples=2)
 
 
 @pytest.fixture(scope="module")
