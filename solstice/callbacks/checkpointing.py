@@ -255,7 +255,11 @@ class CheckpointingCallback(Callback):
             if job.best is not None:
                 self._there.set_best(checkpoint=name, **job.best, **_where(state))
             # Beside a run that ended within a pass stays what a longer one goes on from.
-            keep = None if self._keep is None else self._keep + bool(state["position"]["cut"])
+            keep = (
+                None
+                if self._keep is None
+                else self._keep + bool(state.get("position", {}).get("cut"))
+            )
             self._there.prune(keep)
         except Exception as error:  # noqa: BLE001 - a lost save need not end the run
             self._lost(error)
