@@ -132,7 +132,7 @@ it is nan.
         found = float(value)
     except (TypeError, OverflowError) as error:
         raise _wrong(name, "a number", value) from error
-    if math.isfinite(found) and above < found < below and least <= found <= most:
+    if above < found < below and least <= found <= most:  # as no NaN is, nor an infinity
         return found
     limits = {"above": above, "of at least": least, "below": below, "of at most": most}
     said = " and ".join(f"{word} {n:g}" for word, n in limits.items() if math.isfinite(n))
