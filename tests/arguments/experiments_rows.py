@@ -40,12 +40,21 @@ row(
     num_classes=optional(only(2, "numpy int", "array of one int", "jax int")),
     loss=function(lambda logits, labels: labels),
     label_smoothing=only(0.0, "zero", "numpy float"),
-    class_weights=only(None, "None").telling("there are"),
     top_k=count(1, most=2).also("empty list", "empty tuple", "array without elements", "iterator"),
     track=choice("confusion"),
     per_class=flag(),
     perplexity=flag(),
     batch_keys=only(("image", "label", "mask")),
+)
+SEVEN = compat.FunctionModel(
+    init, lambda params, x: jnp.ones((len(x), 7)) * params["w"][0], X, key=0
+)
+_WEIGHTS = "seven ints", "seven floats", "seven bools"
+row(
+    "experiments.ClassificationExperiment",
+    model=given(SEVEN),
+    optimizer=given(SGD),
+    class_weights=only(np.ones(7), "None", *_WEIGHTS).telling("there are"),
 )
 row(
     "experiments.RegressionExperiment",

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import re
+import shutil
 import warnings
 
 import numpy as np
@@ -102,6 +103,11 @@ def call(row, **values):
         except solstice.SolsticeError as error:
             assert set(os.listdir()) == before, "it was refused after something had been written"
             return error
+    for name in set(os.listdir()) - before:  # so that what the next call writes is seen
+        if os.path.isdir(name):
+            shutil.rmtree(name)
+        else:
+            os.remove(name)
     return None
 
 
