@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from solstice.compat.model import Model, is_shaped, missing_key, random_evaluation
 from solstice.tree import depends_on, replace
-from solstice.tree.programs import has_own_derivatives, program
+from solstice.tree.programs import program
 
 
 def needs_key(model: Model, inputs: tuple[Any, ...], key: Array) -> bool:
@@ -45,13 +45,13 @@ def needs_key(model: Model, inputs: tuple[Any, ...], key: Array) -> bool:
 
         return jax.grad(total)(model.params)
 
-    (used, *_), steps = program(forward, key, arrays)
-    if used:
+    with_key = program(forward, key, arrays)
+    if with_key.used[0]:
         return True
     try:
-        if steps != program(forward, None, arrays)[1]:
+        if with_key.steps != program(forward, None, arrays).steps:
             return True
-        return has_own_derivatives(forward, key, arrays) and program(gradient, key, arrays)[0][0]
+        return with_key.has_own_derivatives and program(gradient, key, arrays).used[0]
     except Exception:  # noqa: BLE001 - with the key, the same call has just been traced
         return True
 

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -11,13 +10,18 @@ import flax.core
 import flax.errors
 import flax.linen as nn
 import jax
-from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
 from solstice.compat.drawing import run_with_any_key
 from solstice.compat.flags import Flags, call_of, check_train, find_flags, flag_values
 from solstice.compat.leaves import owned_state
+from solstice.compat.linen_collections import (
+    persistent,
+    refuse_special,
+    take_weights,
+    variables_of,
+)
 from solstice.compat.model import (
     Example,
     Keys,
@@ -32,7 +36,6 @@ from solstice.compat.model import (
 from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree import as_key, describe, replace
-from solstice.tree.overwritten import Overwritten
 
 _NAME = "FlaxModel"
 
@@ -120,11 +123,8 @@ class FlaxModel(Model):
         else:
             self._check_variables(variables, inputs)
         collections = dict(flax.core.unfreeze(variables))  # pyright: ignore[reportArgumentType]
-        weights = collections.pop("params", {})
-        if OVERWRITE_WITH_GRADIENT in collections:
-            scales = collections.pop(OVERWRITE_WITH_GRADIENT)
-            weights = {**weights, OVERWRITE_WITH_GRADIENT: jax.tree.map(Overwritten, scales)}
-        _refuse_special(collections)
+        weights = take_weights(collections)
+        refuse_special(_NAME, collections)
         self._tree = Static(jax.tree.structure(weights))
         self.params, self.frozen = split_params(weights)
         self.state = collections = owned_state(collections)
@@ -153,7 +153,7 @@ class FlaxModel(Model):
 
     def unwrap(self) -> dict[str, PyTree]:
         """Return the variables, as `module.apply` takes them."""
-        return self._variables(self.state)
+        return variables_of(join_params(self, self._tree), self.state)
 
     def _apply(
         self,
@@ -194,14 +194,6 @@ class FlaxModel(Model):
                 "If it has a train flag that was not recognised, name it: flags={'my_flag': True}."
             )
             return run_with_any_key(run, error, _NAME, remedy)
-
-    def _variables(self, state: dict[str, PyTree]) -> dict[str, PyTree]:
-        weights = join_params(self, self._tree)
-        if OVERWRITE_WITH_GRADIENT not in weights:
-            return {"params": weights, **state}
-        weights = dict(weights)
-        scales = {OVERWRITE_WITH_GRADIENT: weights.pop(OVERWRITE_WITH_GRADIENT)}
-        return {"params": weights, **scales, **state}
 
     def _function(self, method: Any) -> Callable[..., Any]:
         module = self._module.value
@@ -257,7 +249,7 @@ class FlaxModel(Model):
             on = flag_values(self._flags, train=True)
             given, on = _by_position(self._function(self._method.value), inputs, on)
             return self._module.value.apply(
-                self._variables(collections),
+                variables_of(join_params(self, self._tree), collections),
                 *given,
                 rngs=self._rngs(jax.random.key(0)),
                 method=self._method.value,
@@ -267,20 +259,7 @@ class FlaxModel(Model):
 
         before = jax.eval_shape(lambda tree: tree, collections)
         after = jax.eval_shape(step, collections, inputs)
-        kept = {
-            name: values
-            for name, values in collections.items()
-            if name not in after or after[name] == before[name]
-        }
-        losses = [name for name in collections if name not in kept and "loss" in name]
-        if losses:
-            warnings.warn(
-                f"{_NAME}: the network sows {losses[0]!r}, which a Model does not report, so that "
-                f"nothing of it is added to the loss. Return it beside the outputs, in a step of "
-                f"your own.",
-                stacklevel=4,
-            )
-        return kept
+        return persistent(_NAME, collections, before, after)
 
     def _refuse_decoding(self, inputs: tuple[Any, ...]) -> None:
         """Raise for a cache of decoding, which each call moves on, in evaluation too."""
@@ -298,19 +277,6 @@ class FlaxModel(Model):
 def _methods(module: nn.Module) -> list[str]:
     own = [name for name in dir(type(module)) if not hasattr(nn.Module, name)]
     return ["__call__", *(name for name in own if callable(getattr(type(module), name)))]
-
-
-def _refuse_special(collections: dict[str, PyTree]) -> None:
-    """Raise for a collection whose name says that it is not treated as others are."""
-    special = sorted(name for name in collections if name.startswith("_"))
-    if special:
-        raise InvalidValueError(
-            f"{_NAME}: the network has the collection {special[0]!r}, whose underscore says that "
-            f"it is treated in a way of its own; of such collections, "
-            f"{OVERWRITE_WITH_GRADIENT!r} alone is known, and this one would stay as it is. Leave "
-            f"out the layer that makes it, or write an adapter that knows it: see "
-            f"solstice.compat.register."
-        )
 
 
 def _by_position(

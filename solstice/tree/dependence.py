@@ -33,8 +33,7 @@ def used_leaves(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree
     [False, True]
     """
     _check(function, argument, rest)
-    used, _ = program(function, argument, *rest)
-    return used[: len(jax.tree.leaves(argument))]
+    return program(function, argument, *rest).used[: len(jax.tree.leaves(argument))]
 
 
 def _check(function: Any, argument: PyTree, rest: tuple[PyTree, ...]) -> None:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import Literal
@@ -17,22 +17,38 @@ _JAX = f"{Path(jax.__file__).parent}{os.sep}"
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
 
 
-def program(function: Callable[..., PyTree], *arguments: PyTree) -> tuple[list[bool], list[Any]]:
-    """Return which leaves of its arguments a function needs, and what it computes of them.
+class Program(NamedTuple):
+    """What a function computes.
 
-    Two functions that compute the same, and differ in what they do not need, have equal steps.
+    Attributes:
+        used: Which leaves of its arguments it needs.
+        steps: What it computes of them. Two functions that compute the same, and differ in what
+            they do not need, have equal steps.
+        has_own_derivatives: Whether it calls a function whose derivative is given by hand, and not
+            by jax. What only that derivative takes is not needed.
+    """
+
+    used: list[bool]
+    steps: list[Any]
+    has_own_derivatives: bool
+
+
+def program(function: Callable[..., PyTree], *arguments: PyTree) -> Program:
+    """Return what a function computes.
 
     >>> program(lambda x, y: x + 1, 1.0, 2.0)
-    ([True, False], [('add', ['1.0'], ['~float32[]'])])
+    Program(used=[True, False], steps=[('add', ['1.0'], ['~float32[]'])], has_own_derivatives=False)
     """
-    jaxpr = _traced(function, *arguments)
-    if any(map(_has_own_derivative, _equations(jaxpr.jaxpr))):
-        # What only its derivative takes is not needed: it counts as what it computes.
-        jaxpr = jax.make_jaxpr(lambda *leaves: _evaluate(jaxpr.jaxpr, jaxpr.consts, leaves))(
+    # A function of its own: jax hashes what it traces, which a half-built module cannot do.
+    jaxpr = jax.make_jaxpr(lambda *given: function(*given))(*arguments)  # noqa: PLW0108
+    own = any(map(_has_own_derivative, _equations(jaxpr.jaxpr)))
+    if own:
+        traced = jaxpr
+        jaxpr = jax.make_jaxpr(lambda *leaves: _evaluate(traced.jaxpr, traced.consts, leaves))(
             *jax.tree.leaves(arguments)
         )
     needed, used = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.out_avals))
-    return used, [
+    steps = [
         (
             eqn.primitive.name,
             [str(one.val) for one in eqn.invars if isinstance(one, Literal)],
@@ -40,20 +56,7 @@ def program(function: Callable[..., PyTree], *arguments: PyTree) -> tuple[list[b
         )
         for eqn in _equations(needed)
     ]
-
-
-def has_own_derivatives(function: Callable[..., PyTree], *arguments: PyTree) -> bool:
-    """Say whether a function calls one whose derivative is given by hand, and not by jax.
-
-    >>> has_own_derivatives(jax.nn.relu, 1.0)
-    False
-    """
-    return any(map(_has_own_derivative, _equations(_traced(function, *arguments).jaxpr)))
-
-
-def _traced(function: Callable[..., PyTree], *arguments: PyTree) -> Any:
-    # A function of its own: jax hashes what it traces, which a half-built module cannot do.
-    return jax.make_jaxpr(lambda *given: function(*given))(*arguments)  # noqa: PLW0108
+    return Program(used, steps, own)
 
 
 def _has_own_derivative(eqn: Any) -> bool:
