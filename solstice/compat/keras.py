@@ -87,9 +87,13 @@ class KerasModel(Model):
                 f"Call it once on a batch, or network.build(shape)."
             )
         if network.losses:
+            _warn_of_losses(network)
+        constrained = [v.path for v in network.trainable_variables if v.constraint is not None]
+        if constrained:
             warnings.warn(
-                f"{_NAME}: the network {network.name!r} adds losses of its own (regularizers), "
-                f"which a Model does not report. Use weight decay in the optimizer.",
+                f"{_NAME}: the network {network.name!r} constrains {constrained[0]!r}, which only "
+                f"Keras's own training does after each step. Project the parameters in a step of "
+                f"your own, or leave the constraint out.",
                 stacklevel=2,
             )
         self._network = Static(network)
@@ -131,10 +135,13 @@ class KerasModel(Model):
         if len(inputs) > 1 and is_functional(network):
             inputs = (list(inputs),)
         # Not network.stateless_call: it skips __call__, which is what passes `training` on.
-        with keras.StatelessScope([(variables[name], values[name]) for name in variables]) as scope:
+        pairs = [(variables[name], values[name]) for name in variables]
+        with keras.StatelessScope(pairs, collect_losses=True) as scope:
             outputs = call(*inputs, **kwargs)
         if not train:
             return outputs, self
+        if scope.losses:
+            _warn_of_losses(network)
         state = {name: scope.get_current_value(variables[name]) for name in state}
         return outputs, replace(self, state=state | (stored if drawn else {}))
 
@@ -149,6 +156,15 @@ class KerasModel(Model):
         for name, variable in zip(self._variables.value, copy.variables, strict=True):
             variable.assign(values[name])
         return copy
+
+
+def _warn_of_losses(network: Any) -> None:
+    warnings.warn(
+        f"{_NAME}: the network {network.name!r} adds losses of its own (regularizers, add_loss), "
+        f"which a Model does not report. Use weight decay in the optimizer, or return them beside "
+        f"the outputs.",
+        stacklevel=3,
+    )
 
 
 def _named_variables(network: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 from solstice import arguments
 from solstice.compat.flags import Flags, call_of, check_train, find_flags, flag_values, parameters
 from solstice.compat.leaves import owned_state
+from solstice.compat.linen_collections import refuse_special
 from solstice.compat.model import (
     Keys,
     Model,
@@ -93,6 +94,7 @@ class NNXModel(Model):
         self._takes_rngs = "rngs" in parameters(function)
         # A flag that is None by default is one that train() and eval() set.
         self._flags = find_flags(function, flags, skip_none=True)
+        _refuse_special(parts[-1])
         if jax.tree.leaves(scales):
             weights = {**weights, _OVERWRITTEN: jax.tree.map(Overwritten, scales)}
         self._tree = Static(jax.tree.structure(weights))
@@ -164,6 +166,17 @@ class NNXModel(Model):
         scales = weights.get(_OVERWRITTEN, {})
         weights = {name: value for name, value in weights.items() if name != _OVERWRITTEN}
         return nnx.merge(graph, weights, rngs, scales, self.state["vars"])
+
+
+def _refuse_special(variables: Any) -> None:
+    """Raise for a bridged collection whose name says that it is not treated as others are."""
+    kinds = {type(one) for one in jax.tree.leaves(variables, is_leaf=_is_variable)}
+    for kind in kinds & set(getattr(nnx.variablelib, "VariableTypeCache", {}).values()):
+        refuse_special(_NAME, {nnx.variable_name_from_type(kind): None})
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
 
 
 def _refuse_decoding(before: list[Any], after: list[Any]) -> None:

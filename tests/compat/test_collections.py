@@ -3,11 +3,12 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import keras
 import pytest
 from flax import nnx
 from flax.linen import partitioning
 
-from solstice.compat import FlaxModel, NNXModel
+from solstice.compat import FlaxModel, KerasModel, NNXModel
 
 X = jnp.ones((4, 6, 8))
 
@@ -26,6 +27,16 @@ def test_a_special_collection_that_is_not_known_is_refused():
     with pytest.raises(ValueError, match=message):
         FlaxModel(Holds("_merge_with_gradient"), X, key=0)
     assert list(FlaxModel(Holds("constants"), X, key=0).state) == ["constants"]
+
+
+def test_a_special_collection_is_refused_through_the_bridge_too():
+    def bridged(collection):
+        module = nnx.bridge.ToNNX(Holds(collection), rngs=nnx.Rngs(0)).lazy_init(X)
+        return NNXModel(module)
+
+    with pytest.raises(ValueError, match=r"NNXModel: .*'_merge_with_gradient', whose underscore"):
+        bridged("_merge_with_gradient")
+    assert len(jax.tree.leaves(bridged("constants").state["vars"])) == 1
 
 
 class Decodes(nn.Module):
@@ -81,6 +92,32 @@ def test_sown_losses_are_told_of():
     ):
         FlaxModel(Sows("aux_losses"), X, key=0)
     FlaxModel(Sows("statistics"), X, key=0)
+
+
+class Penalised(keras.layers.Layer):
+    def call(self, x):
+        self.add_loss(jnp.mean(x))
+        return x
+
+
+KERAS = {
+    "activity": keras.layers.Dense(2, activity_regularizer="l2"),
+    "add_loss": Penalised(),
+}
+
+
+@pytest.mark.parametrize("name", KERAS)
+def test_losses_that_keras_adds_in_a_call_are_told_of(name):
+    model = KerasModel(keras.Sequential([keras.Input((8,)), KERAS[name]]))
+    model(X[0])
+    with pytest.warns(UserWarning, match=r"KerasModel: .*adds losses of its own.*add_loss"):
+        model(X[0], train=True)
+
+
+def test_constraints_of_keras_are_told_of():
+    dense = keras.layers.Dense(2, kernel_constraint="non_neg")
+    with pytest.warns(UserWarning, match=r"KerasModel: .*constrains '.*kernel', which only Keras"):
+        KerasModel(keras.Sequential([keras.Input((8,)), dense]))
 
 
 class Perturbed(nn.Module):
