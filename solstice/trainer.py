@@ -100,7 +100,9 @@ def train(
         callbacks: What watches the run. One that raises `EarlyStoppingException` ends it: the
             epoch's other hooks are still called, its validation is not run any more.
         num_steps: Ends the run after so many training steps; the epoch it cuts short is
-            validated as any other.
+            validated as any other. To know whether it cuts one short, one more batch is read of
+            what can be read again. A run that is resumed with more steps goes on as if it had
+            had them from the start.
         validate_every: The trigger that says when to run a pass over `val_ds`; None says after each
             epoch. `Every(steps=500)` validates in the middle of an epoch too.
         steps_per_call: How many steps one compiled call takes. More are quicker where a step is
