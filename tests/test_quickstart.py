@@ -109,6 +109,6 @@ def test_every_row_reaches_its_accuracy(tmp_path):
     )
     assert len(rows) == 8
     assert all(float(accuracy) >= 0.97 for _, _, accuracy in rows), done.stdout
-    assert "epoch 20/20" in done.stderr
+    assert "epoch 19/19" in done.stderr
     assert_drawn(tmp_path / "learning_curves.png")
     assert_drawn(tmp_path / "confusion_matrix.png")

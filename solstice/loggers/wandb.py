@@ -4,6 +4,7 @@ It keeps W&B's own ways: a run there only grows, so what was logged between a ch
 stays in it, and is logged again by the resumed run.
 """
 
+import inspect
 import os
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from solstice import arguments
+from solstice.errors import InvalidTypeError
 from solstice.loggers.base import Sink, check_hyperparameters, require
 from solstice.loggers.values import Image, as_text, finite, whole
 
@@ -37,6 +39,7 @@ class WandB(Sink):
 
     Raises:
         ImportError: wandb is not installed.
+        TypeError: An option is none of `wandb.init`.
 
     >>> import solstice
     >>> sink = solstice.loggers.WandB("digits", hyperparameters={"rate": 3e-4}, mode="offline")
@@ -53,6 +56,7 @@ class WandB(Sink):
             arguments.text(project, "project")
         super().__init__(f"WandB({project!r})", timeout=30.0)
         require("wandb", "WandB", "wandb")
+        _check_options(options)
         config = check_hyperparameters(hyperparameters)
         given = {"project": project, "config": config}
         self._options = {"reinit": "create_new", **given, **options}
@@ -92,6 +96,18 @@ class WandB(Sink):
 
     def on_set_state(self, state: dict[str, Any]) -> None:
         self._options |= {"id": str(state["id"]), "resume": "allow"}
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    import wandb
+
+    taken = inspect.signature(wandb.init).parameters
+    unknown = [name for name in options if name not in taken]
+    if unknown:
+        raise InvalidTypeError(
+            f"options are expected to be keywords of wandb.init; it takes no "
+            f"{', '.join(map(repr, unknown))}. It takes: {', '.join(taken)}."
+        )
 
 
 def _shown(value: Any) -> Any:

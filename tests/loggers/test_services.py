@@ -109,3 +109,8 @@ def test_wandb_resumes_the_run_of_the_checkpoint(offline, train):
     (first, logged), (second, more) = offline_runs(offline)
     assert first["id"] == second["id"] == state["id"]
     assert [(row["step"], row["train/mean"]) for row in logged + more] == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_options_that_wandb_does_not_take_are_refused():
+    with pytest.raises(TypeError, match=r"wandb\.init; it takes no 'projet'\. It takes: .*project"):
+        WandB(projet="digits")
