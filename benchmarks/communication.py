@@ -61,7 +61,7 @@ def compiled():
     from jax.example_libraries import stax
 
     import solstice
-    from solstice.flat import Flat
+    from solstice.tree.flat import Flat
 
     layers = [layer for width in WIDTHS[1:] for layer in (stax.Dense(width), stax.Relu)][:-1]
     exp = solstice.ClassificationExperiment(

@@ -16,6 +16,7 @@ from solstice import (
     tree,
     triggers,
 )
+from solstice.analysis.summary import summary
 from solstice.callbacks import (
     Callback,
     CheckpointingCallback,
@@ -27,6 +28,7 @@ from solstice.callbacks import (
     ProfilingCallback,
     ScheduledCallback,
 )
+from solstice.data.padding import pad_last
 from solstice.errors import (
     DamagedFileError,
     EarlyStoppingException,
@@ -36,14 +38,14 @@ from solstice.errors import (
 )
 from solstice.experiment import Experiment
 from solstice.experiments import ClassificationExperiment, Ensemble, RegressionExperiment
-from solstice.flat import snapshot
 from solstice.metrics import ClassificationMetrics, Metrics, RegressionMetrics, reduce
-from solstice.padding import pad_last
 from solstice.saving import restore
 from solstice.step import jit
-from solstice.summary import summary
-from solstice.trainer import predict, test, train
+from solstice.training.predict import predict
+from solstice.training.test import test
+from solstice.training.train import train
 from solstice.tree import replace
+from solstice.tree.flat import snapshot
 
 __version__ = version("solstice")
 

@@ -68,3 +68,20 @@ def check_result(exp: Experiment, step_name: str, result: Any) -> tuple[Any, Any
         f"{type(exp).__name__}.{step_name} is expected to return a pair, (new experiment, outs); "
         f"it returned {describe(result)}."
     )
+
+
+def check_experiment(exp: Any) -> None:
+    """Raise for what is no experiment.
+
+    Raises:
+        TypeError: It is something else, or a class.
+    """
+    if not isinstance(exp, Experiment):
+        what = (
+            f"the class {exp.__name__!r}: pass an instance"
+            if isinstance(exp, type)
+            else describe(exp)
+        )
+        raise InvalidTypeError(
+            f"exp is expected to be an instance of solstice.Experiment; it is {what}."
+        )

@@ -18,9 +18,9 @@ import numpy as np
 
 from solstice.errors import InvalidTypeError
 from solstice.experiment import check_result
-from solstice.flat import Flat
 from solstice.metrics import is_metrics, merge_all
 from solstice.tree import describe
+from solstice.tree.flat import Flat
 
 # Floating-point operations of a step below which one thread is enough.
 _LIGHT = 2e7

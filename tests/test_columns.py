@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import solstice
-from solstice.columns import check_columns
+from solstice.data.columns import check_columns
 from solstice.triggers import Every
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")

@@ -14,7 +14,8 @@ import pytest
 
 import solstice
 from solstice.compat import FunctionModel
-from solstice.data import check_dataset, prefetched
+from solstice.data.datasets import check_dataset
+from solstice.data.prefetch import prefetched
 
 
 class LenLess:
@@ -495,7 +496,7 @@ def test_the_thread_ends_with_the_loop(adding):
 
 
 def test_a_dataset_that_blocks_does_not_hold_the_run(caplog, monkeypatch):
-    monkeypatch.setattr("solstice.data._PATIENCE", 0.1)
+    monkeypatch.setattr("solstice.data.prefetch._PATIENCE", 0.1)
     release = threading.Event()
 
     def stuck():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import solstice
-from solstice.memory import own_arrays
+from solstice.data.memory import own_arrays
 from solstice.triggers import Every
 
 STEPS = 7

@@ -21,7 +21,7 @@ from tqdm import tqdm
 import solstice
 from solstice.loggers import Console
 from solstice.metrics import ClassificationMetrics, Collect
-from solstice.progress.running import Running
+from solstice.training.progress.running import Running
 from solstice.triggers import Every
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import solstice
 from solstice.experiments import Runnable
-from solstice.trainer import _OTHERS
+from solstice.training.train import _OTHERS
 
 
 class Still(Runnable):

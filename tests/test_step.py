@@ -9,9 +9,9 @@ import pytest
 from networks import LIBRARIES
 
 import solstice
-from solstice.flat import Flat
 from solstice.testing.compare import values
 from solstice.tree import replace
+from solstice.tree.flat import Flat
 
 TRACES = []
 BATCHES = [jnp.full(3, float(i)) for i in range(4)]

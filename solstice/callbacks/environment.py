@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 
+from solstice.analysis.summary import summary
 from solstice.callbacks.base import Callback
 from solstice.experiment import Experiment
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
-from solstice.summary import summary
 
 _logger = logging.getLogger("solstice")
 

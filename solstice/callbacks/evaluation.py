@@ -15,20 +15,20 @@ from jaxtyping import Array
 
 from solstice import arguments
 from solstice.callbacks.triggered import TriggeredCallback
-from solstice.columns import check_columns
-from solstice.data import batches, check_dataset, length
+from solstice.data.columns import check_columns
+from solstice.data.datasets import batches, check_dataset, length
+from solstice.data.memory import own_arrays
 from solstice.errors import EarlyStoppingException, InvalidTypeError, UsageError
 from solstice.experiment import Experiment
-from solstice.flat import Flat
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.values import decoded, encoded, to_host
-from solstice.memory import own_arrays
 from solstice.metrics import Accumulator, is_metrics, named_values, reduce
 from solstice.metrics.base import joining
 from solstice.metrics.directions import Direction, better, direction
 from solstice.metrics.left_out import LeftOut
 from solstice.step import Step
 from solstice.tree import as_key, describe
+from solstice.tree.flat import Flat
 from solstice.triggers import Trigger
 
 _logger = logging.getLogger("solstice")

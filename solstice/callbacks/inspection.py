@@ -14,10 +14,10 @@ from solstice import arguments
 from solstice.callbacks.passes import PassCount
 from solstice.callbacks.triggered import TriggeredCallback
 from solstice.experiment import Experiment
-from solstice.flat import Flat
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.values import to_host
 from solstice.tree import leaves_by_path
+from solstice.tree.flat import Flat
 from solstice.triggers import Trigger
 
 _logger = logging.getLogger("solstice")

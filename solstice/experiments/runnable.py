@@ -3,15 +3,16 @@
 from collections.abc import Iterable
 from typing import Any, Self
 
-from solstice import trainer
 from solstice.callbacks import Callback
 from solstice.errors import UsageError
 from solstice.experiment import Experiment
-from solstice.hooks import listed
 from solstice.loggers.values import is_number, to_host
 from solstice.metrics import Accumulator, is_metrics, named_values
 from solstice.metrics.base import joining
 from solstice.metrics.left_out import told_elsewhere
+from solstice.training.hooks import listed
+from solstice.training.test import test
+from solstice.training.train import train
 from solstice.tree import describe
 
 
@@ -44,7 +45,7 @@ class Runnable(Experiment):
         **options: Any,
     ) -> Self:
         """Return this experiment after training: `solstice.train` with it."""
-        return trainer.train(self, num_epochs, train_ds, val_ds, callbacks, **options)
+        return train(self, num_epochs, train_ds, val_ds, callbacks, **options)
 
     def test(
         self, test_ds: Any, callbacks: Iterable[Callback] | None = None, **options: Any
@@ -68,7 +69,7 @@ class Runnable(Experiment):
     ) -> Any:
         """Return the metrics over a whole dataset."""
         total = _Total()
-        trainer.test(self, test_ds, [total, *listed(callbacks)], **options)
+        test(self, test_ds, [total, *listed(callbacks)], **options)
         return total.metrics.pop()
 
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from solstice.errors import InvalidValueError
-from solstice.flat import Flat
 from solstice.loggers.values import to_host
 from solstice.metrics import named_values
+from solstice.tree.flat import Flat
 
 # The fields of a record that are its own.
 RESERVED = ("mode", "epoch", "step", "time")

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 from solstice import arguments
 from solstice.errors import InvalidValueError
-from solstice.flat import Flat
 from solstice.metrics.base import Metrics, check_metrics, reduce
 from solstice.metrics.named import named_values
 from solstice.tree import describe
+from solstice.tree.flat import Flat
 
 AccumulatorState = dict[str, Any]
 

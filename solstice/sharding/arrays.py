@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from solstice.flat import copied
 from solstice.tree import is_typed_key
+from solstice.tree.flat import copied
 
 
 def as_global(

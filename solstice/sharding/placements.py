@@ -15,9 +15,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 
 from solstice import arguments
 from solstice.errors import InvalidTypeError, InvalidValueError
-from solstice.flat import Flat, Placement
 from solstice.sharding.arrays import as_global
 from solstice.tree import describe
+from solstice.tree.flat import Flat, Placement
 
 
 class Sharding(abc.ABC):

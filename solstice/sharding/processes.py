@@ -184,7 +184,7 @@ def in_step(
     Args:
         source: This process's batches.
         strict: Whether it is an error that a process has more batches than another.
-        signals: The `solstice.signals.Signals` of the run: one that has come to any process ends
+        signals: The `Signals` of the run: one that has come to any process ends
             all before the same batch.
 
     Raises:

@@ -49,7 +49,7 @@ def test_it_acts_when_its_trigger_fires(train, when, steps_per_call, seen):
 @pytest.mark.parametrize("steps_per_call", [1, 2])
 def test_the_experiment_is_that_after_the_step_and_made_only_then(monkeypatch, steps_per_call):
     made, seen = [], []
-    real = solstice.flat.Flat.whole
+    real = solstice.tree.flat.Flat.whole
 
     def whole(self):
         tree = real(self)
@@ -57,7 +57,7 @@ def test_the_experiment_is_that_after_the_step_and_made_only_then(monkeypatch, s
             made.append(tree)
         return tree
 
-    monkeypatch.setattr(solstice.flat.Flat, "whole", whole)
+    monkeypatch.setattr(solstice.tree.flat.Flat, "whole", whole)
 
     def look(exp, step):
         seen.append((step, solstice.snapshot(exp)))

@@ -10,7 +10,7 @@ import pytest
 
 import solstice
 from solstice.compat import FunctionModel
-from solstice.data import check_dataset
+from solstice.data.datasets import check_dataset
 
 
 class Graph(NamedTuple):

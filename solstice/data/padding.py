@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from solstice import arguments
-from solstice.data import check_dataset, iterator_of, makes_iterators
+from solstice.data.datasets import check_dataset, iterator_of, makes_iterators
+from solstice.data.live import Live
+from solstice.data.memory import as_arrays
 from solstice.errors import InvalidTypeError, InvalidValueError
-from solstice.live import Live
-from solstice.memory import as_arrays
 from solstice.tree import describe, leaves_by_path
 
 

@@ -8,27 +8,27 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType
 from typing import Any, Literal
 
-from solstice.bookmark import Bookmark
 from solstice.callbacks import (
     Callback,
     CheckpointingCallback,
     ProfilingCallback,
 )
-from solstice.data import length, uses_epoch, uses_experiment
+from solstice.data.bookmark import Bookmark
+from solstice.data.datasets import length, uses_epoch, uses_experiment
+from solstice.data.memory import as_arrays
 from solstice.errors import EarlyStoppingException
 from solstice.experiment import Experiment
-from solstice.feed import Feed
-from solstice.hooks import Hooks
-from solstice.memory import as_arrays
 from solstice.metrics import Metrics
 from solstice.metrics.left_out import LeftOut, told_elsewhere
-from solstice.position import Position, batch_digest
-from solstice.progress import Progress, Shown
 from solstice.saving.checkpoints import Checkpoints
 from solstice.sharding import Sharding, is_first_process
 from solstice.sharding.processes import check_same
-from solstice.signals import Interrupted, Signals, noted
-from solstice.stepper import Stepper
+from solstice.training.feed import Feed
+from solstice.training.hooks import Hooks
+from solstice.training.position import Position, batch_digest
+from solstice.training.progress import Progress, Shown
+from solstice.training.signals import Interrupted, Signals, noted
+from solstice.training.stepper import Stepper
 from solstice.triggers import Trigger, Watch
 
 _logger = logging.getLogger("solstice")

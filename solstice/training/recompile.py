@@ -13,9 +13,9 @@ import equinox as eqx
 import jax
 
 from solstice.errors import RecompileError
-from solstice.flat import Flat
 from solstice.static import Static
 from solstice.tree import describe, path_name
+from solstice.tree.flat import Flat
 
 _logger = logging.getLogger("solstice")
 

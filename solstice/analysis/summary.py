@@ -15,12 +15,12 @@ import jax
 from jaxtyping import PyTree
 
 from solstice import arguments
+from solstice.data.memory import as_arrays
 from solstice.errors import InvalidTypeError
 from solstice.experiment import Experiment
-from solstice.flat import Flat
-from solstice.memory import as_arrays
 from solstice.step import Step
 from solstice.tree import describe, nbytes, path_name, size
+from solstice.tree.flat import Flat
 from solstice.tree.naming import elided
 from solstice.tree.overwritten import is_box
 

@@ -25,7 +25,7 @@ class Position:
         opening: That of the first pass's, of a dataset that nobody tells the epoch.
         reshuffled: Whether such a dataset began a later pass with another batch.
         last: That of its last consumed batch.
-        iterator: A state of its iterator, None if it has none; see `solstice.bookmark`.
+        iterator: A state of its iterator, None if it has none; see `Bookmark`.
         read: After how many batches that is; None after the end of the pass before.
         ended: How the run ended: "finished" or "stopped"; None while it goes on.
         cut: Whether that was within a pass. Hooks were then told of the pass's end, so a run that

@@ -1,32 +1,22 @@
-"""train, test and predict: the only loops. They decide when something happens, never what.
-
-What happens in a step is the experiment's business, what happens on the host the callbacks'.
-"""
+"""train: what a run is asked for, checked before its first step."""
 
 import os
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar, overload
-
-import jax
-import numpy as np
-from jaxtyping import PyTree
+from typing import Any, Literal, TypeVar
 
 from solstice import arguments
 from solstice.callbacks import Callback, CheckpointingCallback
-from solstice.data import batches, check_dataset, is_one_shot, length
-from solstice.errors import InvalidTypeError, InvalidValueError, UsageError
-from solstice.experiment import Experiment
-from solstice.flat import Flat
-from solstice.hooks import listed
-from solstice.position import Position
-from solstice.progress import Progress, Shown, check_progress
-from solstice.run import Run
+from solstice.data.datasets import check_dataset, is_one_shot
+from solstice.errors import InvalidValueError, UsageError
+from solstice.experiment import Experiment, check_experiment
 from solstice.saving.checkpoints import Checkpoints, newest
-from solstice.sharding import Sharding, is_first_process
-from solstice.sharding.batches import predict_placed
+from solstice.sharding import Sharding
 from solstice.sharding.placements import check_sharding
-from solstice.sharding.processes import in_step
 from solstice.signatures import explained
+from solstice.training.hooks import listed
+from solstice.training.position import Position
+from solstice.training.progress import Shown, check_progress
+from solstice.training.run import Run
 from solstice.tree import describe
 from solstice.triggers import Trigger, check_trigger
 
@@ -153,7 +143,7 @@ def train(
     >>> exp.predict(x).tolist()
     [0, 1, 1, 0]
     """
-    _check_experiment(exp)
+    check_experiment(exp)
     if num_epochs is not None:
         num_epochs = arguments.count(num_epochs, "num_epochs", least=0)
     if num_steps is not None:
@@ -256,190 +246,3 @@ def train(
         run.validate_when(validate_every, validate)
     run.execute(epochs)
     return run.exp
-
-
-@overload
-def test(
-    exp: Experiment,
-    test_ds: Any,
-    callbacks: Iterable[Callback] | None = None,
-    return_outs: Literal[False] = False,
-    *,
-    sharding: Sharding | None = None,
-    progress: bool = True,
-) -> None: ...
-
-
-@overload
-def test(
-    exp: Experiment,
-    test_ds: Any,
-    callbacks: Iterable[Callback] | None = None,
-    *,
-    return_outs: Literal[True],
-    sharding: Sharding | None = None,
-    progress: bool = True,
-) -> list[Any]: ...
-
-
-@overload
-def test(
-    exp: Experiment,
-    test_ds: Any,
-    callbacks: Iterable[Callback] | None,
-    return_outs: Literal[True],
-    *,
-    sharding: Sharding | None = None,
-    progress: bool = True,
-) -> list[Any]: ...
-
-
-@overload
-def test(
-    exp: Experiment,
-    test_ds: Any,
-    callbacks: Iterable[Callback] | None = None,
-    return_outs: bool = False,
-    *,
-    sharding: Sharding | None = None,
-    progress: bool = True,
-) -> list[Any] | None: ...
-
-
-@explained(dataset="test_ds", data="test_ds", ds="test_ds", verbose="progress")
-def test(
-    exp: Experiment,
-    test_ds: Any,
-    callbacks: Iterable[Callback] | None = None,
-    return_outs: bool = False,
-    *,
-    sharding: Sharding | None = None,
-    progress: Shown = True,
-) -> list[Any] | None:
-    """Run `eval_step` over a dataset, in mode "test".
-
-    Args:
-        exp: The experiment.
-        test_ds: As `train_ds` in `train`.
-        callbacks: What watches the run.
-        return_outs: Whether to return the list of each step's outs.
-        sharding: As in `train`.
-        progress: As in `train`.
-
-    Returns:
-        The list of outs if `return_outs`, otherwise None.
-
-    Raises:
-        UsageError: There are neither callbacks nor `return_outs`, so nothing would come of it.
-
-    >>> import jax.numpy as jnp, optax, solstice
-    >>> from jax.example_libraries import stax
-    >>> x, y = jnp.eye(4), jnp.array([0, 1, 1, 0])
-    >>> exp = solstice.ClassificationExperiment(
-    ...     stax.serial(stax.Dense(2)), optax.adam(0.1), example_input=x, key=0
-    ... )
-    >>> outs = solstice.test(exp, [(x, y), (x, y)], return_outs=True, progress=False)
-    >>> int(solstice.reduce(outs).count)
-    8
-    """
-    _check_experiment(exp)
-    callbacks = listed(callbacks)
-    return_outs = arguments.flag(return_outs, "return_outs")
-    if not callbacks and not return_outs:
-        raise UsageError(
-            "test() was given neither callbacks nor return_outs=True, so its results would be "
-            "lost. Pass callbacks=[LoggingCallback(...)], or return_outs=True for the list of outs."
-        )
-    check_dataset(test_ds, "test_ds")
-    check_sharding(sharding)
-    check_progress(progress)
-    run = Run(exp, callbacks, progress=progress, sharding=sharding)
-    run.check_sequence(test_ds, "test")
-    outs: list[Any] | None = [] if return_outs else None
-    run.execute(lambda: run.one_pass("test", 0, test_ds, title="test", outs=outs))
-    return outs
-
-
-# Otherwise pytest takes it for a test wherever it is imported.
-test.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
-
-
-@explained(dataset="ds", data="ds", test_ds="ds", x="ds", verbose="progress")
-def predict(
-    exp: Experiment, ds: Any, *, sharding: Sharding | None = None, progress: bool = True
-) -> PyTree[np.ndarray]:
-    """Return `exp.predict` of each batch's inputs, joined along the first axis, on the host.
-
-    The inputs are what `exp.batch_inputs(batch)` returns; without that method, the first element
-    of a tuple or list, and any other batch itself, a named tuple too.
-
-    Args:
-        exp: An experiment with a `predict` method.
-        ds: As `train_ds` in `train`; labels are not needed.
-        sharding: As in `train`. Each process gets the predictions of its own batches.
-        progress: Whether to show a progress bar.
-
-    Raises:
-        TypeError: The experiment has no `predict` method.
-
-    >>> import jax.numpy as jnp, optax, solstice
-    >>> from jax.example_libraries import stax
-    >>> exp = solstice.ClassificationExperiment(
-    ...     stax.serial(stax.Dense(2)), optax.adam(0.1), example_input=jnp.eye(4), key=0
-    ... )
-    >>> solstice.predict(exp, [jnp.eye(4), jnp.zeros((3, 4))], progress=False).shape
-    (7,)
-    """
-    _check_experiment(exp)
-    check_sharding(sharding)
-    check_progress(progress)
-    if not callable(getattr(exp, "predict", None)):
-        raise InvalidTypeError(
-            f"predict() needs an experiment with a `predict` method; {type(exp).__name__} has "
-            f"none. Define `predict(self, inputs)` on it."
-        )
-    check_dataset(ds, "ds")
-    inputs_of = getattr(exp, "batch_inputs", _first_element)
-    if sharding is not None:
-        exp = sharding.placed(Flat.of(exp), donate=True).whole()
-    one_batch: Any = exp.predict  # pyright: ignore[reportAttributeAccessIssue]
-    joined = []
-    shown = Progress(progress if is_first_process() else False)
-    with shown.one_pass("predict", total=length(ds)) as bar:
-        source = batches(ds, 0, "ds", experiment=lambda: exp)
-        if sharding is not None:
-            source = in_step(source, strict=True)
-        for batch in source:
-            inputs = inputs_of(batch if sharding is None else batch[0])
-            if sharding is None:
-                joined.append(_on_host(one_batch(inputs)))
-            else:
-                joined.append(predict_placed(sharding, one_batch, inputs, batch[1]))
-            bar.update(1)
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *joined)
-
-
-def _first_element(batch: Any) -> Any:
-    return batch[0] if type(batch) in (tuple, list) else batch
-
-
-def _check_experiment(exp: Any) -> None:
-    if not isinstance(exp, Experiment):
-        what = (
-            f"the class {exp.__name__!r}: pass an instance"
-            if isinstance(exp, type)
-            else describe(exp)
-        )
-        raise InvalidTypeError(
-            f"exp is expected to be an instance of solstice.Experiment; it is {what}."
-        )
-
-
-def _on_host(predictions: Any) -> Any:
-    host = jax.tree.map(np.asarray, predictions)
-    if not all(array.ndim for array in jax.tree.leaves(host)):
-        raise InvalidValueError(
-            f"predict is expected to return arrays with examples along their first axis, for each "
-            f"batch of ds; it returned {describe(predictions)}."
-        )
-    return host

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from tqdm.utils import disp_len
 
 from solstice.errors import EarlyStoppingException, InvalidTypeError
-from solstice.progress.places import Cell, Terminal, is_notebook, is_terminal
-from solstice.progress.running import Running
+from solstice.training.progress.places import Cell, Terminal, is_notebook, is_terminal
+from solstice.training.progress.running import Running
 from solstice.tree import describe
 
 _logger = logging.getLogger("solstice")

@@ -9,10 +9,10 @@ from typing import Any
 
 from solstice import arguments
 from solstice.arguments import describe
+from solstice.data.memory import own_arrays
 from solstice.errors import InvalidTypeError
-from solstice.flat import snapshot
-from solstice.memory import own_arrays
 from solstice.signatures import required
+from solstice.tree.flat import snapshot
 
 
 def live(make: Callable[..., Any], length: int | None = None) -> "Live":

@@ -9,15 +9,15 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 
-from solstice.columns import check_columns
+from solstice.data.columns import check_columns
 from solstice.experiment import Experiment, check_result
-from solstice.flat import Flat
-from solstice.recompile import RecompileGuard
 from solstice.sharding import Sharding
 from solstice.sharding.arrays import local_tree
 from solstice.sharding.processes import check_same
 from solstice.step import Step, join_outs, joined
+from solstice.training.recompile import RecompileGuard
 from solstice.tree import digest
+from solstice.tree.flat import Flat
 
 # On a CPU, jax lets 32 calls wait in line; from then on each new one waits for the oldest, and the
 # thread that makes them wakes up in the middle of every step, to cold caches. In bursts it takes

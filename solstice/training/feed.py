@@ -15,23 +15,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from solstice.bookmark import Bookmark
-from solstice.data import (
-    ahead,
-    batches,
-    close,
-    on_device,
-    prefetched,
-    uses_epoch,
-    uses_experiment,
-)
+from solstice.data.bookmark import Bookmark
+from solstice.data.datasets import batches, uses_epoch, uses_experiment
+from solstice.data.live import Live
+from solstice.data.prefetch import ahead, close, on_device, prefetched
 from solstice.errors import InvalidValueError
-from solstice.live import Live
-from solstice.position import Position, batch_digest
 from solstice.sharding import Sharding
 from solstice.sharding.batches import WithMask, place_batch
 from solstice.sharding.processes import in_step
-from solstice.signals import Signals
+from solstice.training.position import Position, batch_digest
+from solstice.training.signals import Signals
 
 _logger = logging.getLogger("solstice")
 

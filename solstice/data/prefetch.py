@@ -1,0 +1,96 @@
+"""Batches read ahead by a thread, and put on the device."""
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from types import GeneratorType
+from typing import Any
+
+import equinox as eqx
+import jax
+
+_logger = logging.getLogger("solstice")
+
+# How many seconds a thread gets to end.
+_PATIENCE = 5
+
+
+@contextlib.contextmanager
+def prefetched(
+    ready: Iterator[Any], size: int | None, place: Callable[[Any], Any] | None = None
+) -> Iterator[Iterator[Any]]:
+    """Give an iterator over the batches of `ready`, read ahead and placed on the device.
+
+    `place` puts each where it belongs; None means the default device. A thread reads up to `size`
+    batches ahead and ends with the context. What it raises is raised here in the batch's turn, with
+    its own traceback. 0 reads nothing ahead; None means what `ahead` says.
+
+    >>> import numpy as np
+    >>> with prefetched(iter([np.ones(2), np.zeros(2)]), size=2) as ready:
+    ...     [float(batch.sum()) for batch in ready]
+    [2.0, 0.0]
+    """
+    size = ahead(size)
+    if size == 0:
+        try:
+            yield ready if place is None else map(place, ready)
+        finally:
+            close(ready)
+        return
+    place = place or on_device
+    line: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    free = threading.Semaphore(size)
+    ended = threading.Event()
+
+    def read() -> None:
+        try:
+            while free.acquire() and not ended.is_set():
+                line.put(("batch", place(next(ready))))
+        except StopIteration:
+            line.put(("end", None))
+        except BaseException as error:  # noqa: BLE001 - raised where the batch is asked for
+            line.put(("error", error))
+        finally:
+            close(ready)
+
+    def take() -> Iterator[Any]:
+        while (item := line.get())[0] == "batch":
+            free.release()
+            yield item[1]
+        if item[0] == "error":
+            raise item[1]
+
+    thread = threading.Thread(target=read, name="solstice-prefetch", daemon=True)
+    thread.start()
+    try:
+        yield take()
+    finally:
+        ended.set()
+        free.release()
+        thread.join(_PATIENCE)
+        if thread.is_alive():
+            _logger.warning(
+                "The thread that reads batches ahead is still waiting for one after %d s; it goes "
+                "on in the background. Give datasets that may block a timeout of their own.",
+                _PATIENCE,
+            )
+
+
+def ahead(prefetch: int | None) -> int:
+    """Return how many batches are read ahead where `prefetch` is asked for."""
+    if prefetch is None:
+        return 0 if jax.default_backend() == "cpu" else 2
+    return prefetch
+
+
+def close(iterator: Iterator[Any]) -> None:
+    """End a generator where it stands; it runs what it has to do then."""
+    if isinstance(iterator, GeneratorType):
+        iterator.close()
+
+
+def on_device(batch: Any) -> Any:
+    """Return a batch whose arrays are on the default device."""
+    return jax.tree.map(lambda leaf: jax.device_put(leaf) if eqx.is_array(leaf) else leaf, batch)
