@@ -7,6 +7,8 @@ import abc
 from typing import Any, Self
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 
 from solstice.errors import InvalidTypeError
 from solstice.tree import describe
@@ -19,12 +21,9 @@ class Experiment(eqx.Module):
     functions. `solstice.jit` compiles a step, and the trainer runs it fused; a step may as well be
     undecorated, `jax.jit`ted or `equinox.filter_jit`ted. Change fields with `solstice.replace`.
 
-    The trainer also uses two methods where a subclass has them:
-
-    - `check_batch(batch)` is called on the host with the first batch of each mode of a run, before
-      its step, and raises an error when the input is bad;
-    - `predict(inputs)`, with `batch_inputs(batch)` to say what of a batch the inputs are, makes
-      `solstice.predict` work.
+    Only `train_step` must be defined. The other methods have defaults, which say what is missing
+    where something needs them: validation and `test` need `eval_step`, `solstice.predict` needs
+    `predict`.
 
     >>> import jax, jax.numpy as jnp, solstice
     >>> class Fit(solstice.Experiment):
@@ -35,9 +34,6 @@ class Experiment(eqx.Module):
     ...         x, y = batch
     ...         loss, slope = jax.value_and_grad(lambda w: jnp.mean((w * x - y) ** 2))(self.weight)
     ...         return solstice.replace(self, weight=self.weight - 0.1 * slope), loss
-    ...
-    ...     def eval_step(self, batch):
-    ...         return self, None
     >>> batch = (jnp.array([1.0, 2.0]), jnp.array([3.0, 6.0]))
     >>> fitted = solstice.train(Fit(jnp.zeros(())), 50, [batch], progress=False)
     >>> round(float(fitted.weight), 3)
@@ -45,15 +41,85 @@ class Experiment(eqx.Module):
     """
 
     @abc.abstractmethod
-    def train_step(self, batch: Any) -> tuple[Self, Any]:
+    def train_step(self, batch: Any, /) -> tuple[Self, Any]:
         """Learn from one batch; return the new experiment and the step's outs.
 
         Outs are any pytree, usually a `Metrics`.
         """
 
-    @abc.abstractmethod
-    def eval_step(self, batch: Any) -> tuple[Self, Any]:
+    def eval_step(self, batch: Any, /) -> tuple[Self, Any]:
         """Evaluate one batch; return the experiment to go on with and the step's outs."""
+        raise _missing(self, "eval_step", "A batch is to be evaluated")
+
+    def predict(self, inputs: Any, /) -> Any:
+        """Return predictions for a batch of inputs, with examples along their first axes."""
+        raise _missing(self, "predict", "Something is to be predicted")
+
+    def check_batch(self, batch: Any, /) -> None:
+        """Raise for a bad batch; called on the host with the first of each mode of a run."""
+
+    def batch_inputs(self, batch: Any, /) -> Any:
+        """Return what of a batch `predict` takes: the first element of a tuple or list, or all."""
+        return batch[0] if type(batch) in (tuple, list) else batch
+
+    def with_mask(self, batch: Any, real: Any, /) -> Any:
+        """Return a batch of which only some examples count; None: the experiment takes no masks.
+
+        Args:
+            batch: The batch, padded.
+            real: True where an example is real, `(batch,)`.
+        """
+        return None
+
+    def average_outputs(self, outputs: Any, /) -> Any:
+        """Return the average of the outputs of the members of an ensemble, along their first axis.
+
+        Here it is the mean; for a classifier's logits, say, that of the probabilities is right.
+        """
+        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), outputs)
+
+    def decide(self, outputs: Any, /) -> Any:
+        """Return what is predicted where these are the outputs, which an ensemble has averaged.
+
+        None: nothing is decided, and an ensemble predicts the mean of its members' predictions.
+        """
+        return None
+
+
+def defines(exp: Any, method: str) -> bool:
+    """Say whether an experiment has a method of its own, or only the default.
+
+    >>> class Walk(Experiment):
+    ...     def train_step(self, batch):
+    ...         return self, None
+    >>> defines(Walk(), "train_step"), defines(Walk(), "predict")
+    (True, False)
+    """
+    own = getattr(exp, method)
+    return getattr(own, "__func__", own) is not getattr(Experiment, method)
+
+
+def check_defines(exp: Any, method: str, why: str) -> None:
+    """Raise, before a run, where an experiment has only the default of a method that it needs.
+
+    Args:
+        exp: The experiment.
+        method: The method's name.
+        why: What needs it, such as "val_ds is given".
+
+    Raises:
+        TypeError: It is not defined.
+    """
+    if not defines(exp, method):
+        raise _missing(exp, method, why)
+
+
+def _missing(exp: Any, method: str, why: str) -> InvalidTypeError:
+    argument = "inputs" if method == "predict" else "batch"
+    return InvalidTypeError(
+        f"{why}, which needs an experiment with a method `{method}`; {type(exp).__name__} has "
+        f"none. Define `{method}(self, {argument})` on it."
+    )
 
 
 def check_result(exp: Experiment, step_name: str, result: Any) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ A callback sees experiments and outs; it cannot change them. To end the run it r
 `EarlyStoppingException`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from solstice.experiment import Experiment
@@ -32,6 +33,18 @@ class Callback:
     needs_experiment: bool = True
     needs_validation: bool = False
 
+    def attach(self, experiment: Callable[[], Any], steps_per_call: int) -> None:
+        """Called before anything else, with what returns the experiment as it is.
+
+        A hook that gets None for the experiment, since `needs_experiment` is False, asks it where
+        it needs one now and then. Let go of it in `on_run_end`: it keeps the whole run alive.
+
+        Args:
+            experiment: Returns the experiment.
+            steps_per_call: How many steps a call takes; if several, hooks get the list of its
+                batches.
+        """
+
     def on_run_start(self, exp: Experiment) -> None:
         """Called before anything else of a `train` or `test`."""
 
@@ -46,6 +59,9 @@ class Callback:
 
     def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
         """Called after a pass over a dataset, cut short by an early stop or not."""
+
+    def after_epoch(self, exp: Experiment, epochs: int) -> None:
+        """Called when `epochs` epochs of training are completed, validation included."""
 
     def on_step_start(self, exp: Experiment, global_step: int, mode: str, batch: Any) -> None:
         """Called before each step with the experiment and the batch it will get."""

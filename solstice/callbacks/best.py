@@ -15,7 +15,7 @@ from solstice.errors import InvalidValueError, UsageError
 from solstice.loggers.values import is_number, to_host
 from solstice.metrics import Accumulator, is_metrics, named_values
 from solstice.metrics.accumulator import Told, rebuilt
-from solstice.metrics.base import joining
+from solstice.metrics.base import defines, joining
 from solstice.metrics.directions import Direction, better, direction, known
 from solstice.metrics.named import reported_name
 from solstice.tree import describe
@@ -172,7 +172,7 @@ class Best:
                 name, numbers = self._verdict[0], _numbers(metrics)
                 self._found = {"metric": name, "mode": "is_better_than", "value": numbers}
             return
-        if not hasattr(metrics, "is_better_than"):
+        if not defines(metrics, "is_better_than"):
             raise UsageError(
                 f"CheckpointingCallback(best=True) asks the validation's metrics for "
                 f"is_better_than(other), which {name} does not have. Define it, or name one of its "
@@ -217,7 +217,7 @@ class Best:
         metric = None if self._metric is None else reported_name(self._metric, computed)
         if self._mode is None and metric is not None:
             self._mode = better(metrics, metric)
-        if self._by is True and hasattr(metrics, "is_better_than"):
+        if self._by is True and defines(metrics, "is_better_than"):
             self._verdict = type(metrics).__name__, _is_better(metrics, self._best_like(metrics))
         return computed
 

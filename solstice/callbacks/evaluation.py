@@ -22,7 +22,7 @@ from solstice.errors import EarlyStoppingException, InvalidTypeError, UsageError
 from solstice.experiment import Experiment
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.values import decoded, encoded, to_host
-from solstice.metrics import Accumulator, is_metrics, named_values, reduce
+from solstice.metrics import Accumulator, Metrics, is_metrics, named_values, reduce
 from solstice.metrics.base import joining
 from solstice.metrics.directions import Direction, better, direction
 from solstice.metrics.left_out import LeftOut
@@ -202,8 +202,8 @@ class EvaluationCallback(TriggeredCallback):
                     check_columns(prepared, name)
                 flat, metrics = self._take(flat, (prepared, key, i))
                 if seen is None:
-                    if self.evaluations == 0 and callable(check := getattr(metrics, "check", None)):
-                        check()
+                    if self.evaluations == 0 and isinstance(metrics, Metrics):
+                        metrics.check()
                     seen = _OnHost() if self._joins_on_host(metrics) else Accumulator()
                 seen.add(metrics)
                 left_out.add(metrics)

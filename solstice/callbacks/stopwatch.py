@@ -6,7 +6,7 @@ It waits for no device: that would slow what it measures.
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 Part = Literal["input", "step", "callbacks"]
@@ -96,17 +96,12 @@ class Stopwatch:
 
         return call
 
-    def iterated(self, part: Part, function: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
-        """Return the function, which returns an iterator, the time of its items added to a part."""
-
-        @functools.wraps(function)
-        def iterate(*arguments: Any) -> Iterator[Any]:
-            iterator = function(*arguments)
-            step = self.timed(part, lambda: next(iterator, iterator))
-            while (item := step()) is not iterator:
-                yield item
-
-        return iterate
+    def timed_items(self, part: Part, items: Iterable[Any]) -> Iterator[Any]:
+        """Yield the items, the time that each takes to come added to a part."""
+        iterator = iter(items)
+        step = self.timed(part, lambda: next(iterator, iterator))
+        while (item := step()) is not iterator:
+            yield item
 
     def report(self) -> TimeReport:
         """Return where the time went."""

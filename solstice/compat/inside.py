@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
+from solstice import arguments
 from solstice.compat.model import Keys, Model
 from solstice.compat.optimizer import Optimizer
 from solstice.errors import InvalidTypeError, InvalidValueError
@@ -53,13 +54,8 @@ def intermediates(
     >>> list(compat.intermediates(model, x))
     ['dead']
     """
-    look = getattr(model, "intermediates", None)
-    if not callable(look):
-        raise InvalidTypeError(
-            f"model is expected to be of Flax or Haiku, whose networks note values in a forward "
-            f"pass; it is {describe(model)}. Return the values beside the network's outputs."
-        )
-    noted: Any = look(*inputs, key=key, train=train, name=name, **kwargs)
+    arguments.instance(model, "model", Model, "as_model(network, example, key=key)")
+    noted: Any = model.intermediates(*inputs, key=key, train=train, name=name, **kwargs)
     # What is sown once is a tuple of one.
     single = jax.tree.map(_single, noted, is_leaf=lambda node: type(node) is tuple)
     found = leaves_by_path(single)

@@ -70,6 +70,19 @@ class Model(eqx.Module):
             ValueError: The network draws random numbers and `key` is None.
         """
 
+    def intermediates(
+        self, *inputs: Any, key: Keys = None, train: bool = False, name: str, **kwargs: Any
+    ) -> PyTree:
+        """Return what the network notes under `name` in a forward pass: `compat.intermediates`.
+
+        Raises:
+            TypeError: Networks of this library note nothing.
+        """
+        raise InvalidTypeError(
+            f"model is expected to be of Flax or Haiku, whose networks note values in a forward "
+            f"pass; it is {describe(self)}. Return the values with the network's outputs."
+        )
+
     @abc.abstractmethod
     def unwrap(self) -> Any:
         """Return what the library itself would use, with the current values."""

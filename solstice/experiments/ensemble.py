@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool
 from solstice import arguments
 from solstice.data.datasets import check_dataset
 from solstice.errors import InvalidTypeError, InvalidValueError, SolsticeError
-from solstice.experiment import Experiment
+from solstice.experiment import Experiment, defines
 from solstice.experiments.caught import caught_tracer
 from solstice.experiments.member_stopping import MemberStopping, Standing, where_active
 from solstice.experiments.runnable import Runnable
@@ -157,12 +157,11 @@ class Ensemble(Runnable):
     def __call__(self, x: Any) -> Any:
         """Return the average of the members' outputs `exp(x)` for a batch of inputs.
 
-        Where the members have a method `average_outputs(outputs)`, it says what the average is:
-        of classifiers, that of the probabilities, as logits. Otherwise it is the mean.
+        It is what the members' `average_outputs(outputs)` says: of classifiers, the average of
+        the probabilities, as logits; by default, the mean.
         """
         outputs = _outputs(self.members, "__call__", x)
-        average = getattr(self.members, "average_outputs", _mean)
-        return average(outputs)
+        return self.members.average_outputs(outputs)
 
     def predict(self, x: Any) -> Any:
         """Return what the average of the members predicts for a batch of inputs.
@@ -173,8 +172,8 @@ class Ensemble(Runnable):
         Raises:
             TypeError: Those are no real numbers, so that there is no mean.
         """
-        if decide := getattr(self.members, "decide", None):
-            return decide(self(x))
+        if defines(self.members, "decide"):
+            return self.members.decide(self(x))
         predictions = _outputs(self.members, "predict", x)
         for leaf in jax.tree.leaves(predictions):
             if not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -183,7 +182,7 @@ class Ensemble(Runnable):
                     f"a mean; they are {describe(leaf)}. Give {type(self.members).__name__} the "
                     f"methods __call__(x), with outputs to be averaged, and decide(outputs)."
                 )
-        return _mean(predictions)
+        return Experiment.average_outputs(self.members, predictions)
 
     def member(self, i: int) -> Any:
         """Return one member as an experiment of its own.
@@ -252,23 +251,19 @@ class Ensemble(Runnable):
             return jnp.ones(self.num_members, bool)
         return self._standing.judged().active
 
-    @property
-    def with_mask(self) -> Any:
-        """The members' method, which pads batches; None where they have none."""
-        return None if self.own_batches else getattr(self.members, "with_mask", None)
+    def with_mask(self, batch: Any, real: Any) -> Any:
+        """Return what the members' method does; None with `own_batches`, which are not padded."""
+        return None if self.own_batches else self.members.with_mask(batch, real)
 
     def check_batch(self, batch: Any) -> None:
         """Raise for a batch that a member refuses."""
-        check = getattr(self.member(0), "check_batch", None)
+        member = self.member(0)
         for one in self._own(batch) if self.own_batches else [batch]:
-            if check is not None:
-                check(one)
+            member.check_batch(one)
 
     def batch_inputs(self, batch: Any) -> Any:
         """Return the inputs of a batch as the members do, for `solstice.predict`."""
-        if inputs := getattr(self.members, "batch_inputs", None):
-            return inputs(batch)
-        return batch[0] if type(batch) in (tuple, list) else batch
+        return self.members.batch_inputs(batch)
 
     def _own(self, batch: Any) -> list[Any]:
         self._check_own(batch)
@@ -311,10 +306,6 @@ def _outputs(members: Any, name: str, x: Any) -> Any:
             f"no such method."
         )
     return jax.vmap(lambda flat: method(flat.whole(), x))(Flat.of(members))
-
-
-def _mean(outputs: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.mean(0), outputs)
 
 
 def _stack_of_keys(keys: Any) -> Array:

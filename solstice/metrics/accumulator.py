@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from solstice import arguments
 from solstice.errors import InvalidValueError
-from solstice.metrics.base import Metrics, check_metrics, reduce
+from solstice.metrics.base import Metrics, check_metrics, defines, reduce
 from solstice.metrics.named import named_values
 from solstice.tree import describe
 from solstice.tree.flat import Flat
@@ -180,9 +180,8 @@ def _types(metrics: Any) -> tuple[Any, list[Any]]:
 
 def is_hosted(node: Any) -> bool:
     """Say whether a node of a pytree is a metric that merges on the host."""
-    # Of the type: an Equinox module makes a new object for each method that is looked up. First,
-    # for isinstance is slow to say that an array is none.
-    return hasattr(type(node), "to_host") and isinstance(node, Metrics)
+    # isinstance comes last, since it is slow to say that an array is no metric.
+    return defines(node, "to_host") and isinstance(node, Metrics)
 
 
 def _to_host(node: Any) -> Any:

@@ -27,17 +27,8 @@ class Metrics(eqx.Module):
     nowhere.
 
     `better(name)` says which values of a number are better, for whoever looks for the best: that of
-    the standard metric of this name. A subclass that knows better defines it. It may have three
-    methods more:
-
-    - `check()` is called by the trainer on the host with the outs of a run's first step, and raises
-      an error when they show bad input;
-    - `to_host()` returns the metric with its data in host memory, where it then merges; it says
-      that this metric grows (see `Collect`), and is called when a loop folds its steps' metrics;
-    - `left_out()` and `left_out_for()` say how many examples could not be counted, and why; a run
-      tells of them at the end of each pass;
-    - `is_better_than(other)` says which of two metrics is to be preferred, and so can choose the
-      best checkpoint.
+    the standard metric of this name. A subclass that knows better defines it. Only `merge` and
+    `compute` must be defined.
 
     >>> import jax.numpy as jnp
     >>> import solstice
@@ -74,6 +65,30 @@ class Metrics(eqx.Module):
         """
         return direction(name)
 
+    def is_better_than(self, other: Any) -> bool:
+        """Return whether this metric is to be preferred to another of its class.
+
+        A subclass that defines it can choose the best checkpoint: `best=True`.
+
+        Raises:
+            UsageError: It is not defined.
+        """
+        raise UsageError(
+            f"{type(self).__name__} is expected to define is_better_than(self, other), by which "
+            f"the better of two is chosen; it defines none."
+        )
+
+    def check(self) -> None:
+        """Raise for bad input; called on the host with the outs of the first step of each mode."""
+
+    def to_host(self) -> Self:
+        """Return it with its data in host memory.
+
+        A subclass that grows with the examples (see `Collect`) defines it, and is then merged
+        there, whenever a loop folds the metrics of its steps.
+        """
+        return self
+
     def left_out(self) -> tuple[Array, ...]:
         """Return arrays that end (along their last axis) with numbers of examples left out.
 
@@ -101,6 +116,18 @@ def is_metrics(value: Any) -> bool:
 @functools.cache
 def _are_metrics(kind: type) -> bool:
     return callable(getattr(kind, "merge", None)) and callable(getattr(kind, "compute", None))
+
+
+def defines(metrics: Any, method: str) -> bool:
+    """Say whether a metric has a method of its own, beyond the default of `Metrics`.
+
+    >>> from solstice.metrics import Collect, Mean
+    >>> defines(Collect(x=1.0), "to_host"), defines(Mean(1.0), "to_host")
+    (True, False)
+    """
+    # Of the type: an Equinox module makes a new object for each method that is looked up.
+    own = getattr(type(metrics), method, None)
+    return own is not None and own is not getattr(Metrics, method)
 
 
 def check_metrics(metrics: Any) -> None:

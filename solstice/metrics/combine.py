@@ -6,7 +6,7 @@ import equinox as eqx
 from jaxtyping import Array
 
 from solstice.errors import InvalidTypeError, UnknownKeyError, UsageError
-from solstice.metrics.base import Metrics, is_metrics, joining
+from solstice.metrics.base import Metrics, defines, is_metrics, joining
 from solstice.metrics.checks import check_kind
 from solstice.metrics.directions import Direction, better, direction
 from solstice.metrics.named import named_values
@@ -76,10 +76,9 @@ class MetricsDict(Metrics):
         return replace(self, _metrics=tuple(one.merge(another) for one, another in pairs))
 
     def check(self) -> None:
-        """Call the `check` of each metric that has one."""
+        """Call the `check` of each metric."""
         for one in self._own():
-            if check := getattr(one, "check", None):
-                check()
+            one.check()
 
     def left_out(self) -> tuple[Array, ...]:
         return tuple(array for one in self._own() for array in one.left_out())
@@ -134,7 +133,7 @@ def _own_name(label: str | None, metric: Any, name: str) -> str | None:
     if label is None:
         # Whose it is shows only once it is computed, which is worth it only for one that knows
         # more than the standard names.
-        knows = getattr(type(metric), "better", Metrics.better) is not Metrics.better
+        knows = defines(metric, "better")
         return name if knows and name in named_values(metric) else None
     if name == label:
         return next(iter(named_values(metric)), None)

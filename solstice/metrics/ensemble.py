@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from solstice import arguments
 from solstice.errors import InvalidTypeError, UsageError
-from solstice.metrics.base import Metrics, is_metrics
+from solstice.metrics.base import Metrics, defines, is_metrics
 from solstice.metrics.checks import is_traced
 from solstice.metrics.directions import Direction, better
 from solstice.metrics.left_out import tell, told_elsewhere
@@ -119,7 +119,7 @@ class EnsembleMetrics(Metrics):
 
     def check(self) -> None:
         """Raise where a member's metrics show bad input."""
-        if hasattr(self.members, "check"):
+        if isinstance(self.members, Metrics) and defines(self.members, "check"):
             for one in self._each():
                 one.check()
 

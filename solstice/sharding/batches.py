@@ -15,14 +15,14 @@ from solstice.sharding.arrays import local
 from solstice.sharding.placements import Sharding
 from solstice.tree import describe
 
-# (batch, which of its examples are real) -> the batch with them as its mask
+# (batch, which of its examples are real) -> the batch with them as its mask, None for no masks
 WithMask = Callable[[Any, np.ndarray], Any]
 
 
 def place_batch(
     sharding: Sharding,
     batch: Any,
-    with_mask: WithMask | None,
+    with_mask: WithMask,
     sizes: Sequence[int | None] = (),
 ) -> Any:
     """Return a batch on the mesh, with its first axis split.
@@ -33,14 +33,15 @@ def place_batch(
     Args:
         sharding: Where it goes.
         batch: This process's part of it.
-        with_mask: How a mask gets into it; None where the experiment takes none.
+        with_mask: How a mask gets into it; it returns None where the experiment takes none.
         sizes: How many examples each process has; all are padded to the most.
 
     Raises:
         ValueError: The batch does not divide, and the experiment takes no masks.
 
     >>> from solstice.sharding import DataParallel
-    >>> place_batch(DataParallel(), (np.zeros((4, 2)), np.zeros(4)), None)[0].shape
+    >>> batch, no_mask = (np.zeros((4, 2)), np.zeros(4)), lambda batch, real: None
+    >>> place_batch(DataParallel(), batch, no_mask)[0].shape
     (4, 2)
     """
     processes = jax.process_count()
@@ -56,7 +57,8 @@ def place_batch(
     size = batch_size(batch)
     every = [one for one in (size, *sizes) if one is not None]
     if size is not None and (most := max(every) + -max(every) % parts) != min(every):
-        if with_mask is None:
+        masked = with_mask(*padded(batch, most))
+        if masked is None:
             raise InvalidValueError(
                 f"A batch of {size} examples is to be split over {parts} devices"
                 + f" (the processes have {', '.join(map(str, sizes))})" * (len(sizes) > 1)
@@ -64,7 +66,7 @@ def place_batch(
                 f"the last batch, choose batches of a multiple of {parts}, or give the experiment "
                 f"a method with_mask(batch, real), as ClassificationExperiment has."
             )
-        batch, size = with_mask(*padded(batch, most)), most
+        batch, size = masked, most
     split = NamedSharding(sharding.mesh, sharding.batch_spec)
     whole = NamedSharding(sharding.mesh, PartitionSpec())
 

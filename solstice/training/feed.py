@@ -1,7 +1,6 @@
 """Feed: one pass over a dataset, as the batches of one call after the other.
 
-It skips what a resumed run had consumed and notes what a checkpoint needs to know of the rest. It
-takes no step.
+It skips what a resumed run had consumed, and keeps what a checkpoint needs to know of the rest.
 """
 
 import collections
@@ -23,7 +22,7 @@ from solstice.errors import InvalidValueError
 from solstice.sharding import Sharding
 from solstice.sharding.batches import WithMask, place_batch
 from solstice.sharding.processes import in_step
-from solstice.training.position import Position, batch_digest
+from solstice.training.position import batch_digest
 from solstice.training.signals import Signals
 
 _logger = logging.getLogger("solstice")
@@ -38,23 +37,26 @@ class Feed:
         dataset: What is read.
         mode: "train", "val" or "test".
         epoch: The epoch's index.
-        where: Where the run stands; what is consumed in training is noted there.
+        skipped: How many batches a resumed run had consumed of the pass.
+        step: The index of the next step among those of its mode.
+        known: The digests of the first and the last batch that it had consumed, None where not
+            known.
         steps_per_call: How many batches a call takes.
         prefetch: How many are read ahead.
         sharding: Where they go.
-        with_mask: How a mask gets into a batch.
+        with_mask: How a mask gets into a batch; it returns None where the experiment takes none.
         check: Called with the first batch and the mode.
         bookmark: What keeps where the dataset's iterator stands.
         tracked: Whether checkpoints will ask where the pass stands.
-        reshuffles: Called at the start of a pass that does not begin as the first did, where the
-            dataset is told no epoch and its iterator has no state.
         signals: What processes in step agree on before each batch.
         experiment: Returns the experiment as it is, for a dataset that makes batches from it; of a
             live one nothing is read ahead, and a call takes one batch.
 
     Attributes:
         last_batch: The batch consumed last, as the dataset gave it, where that is tracked.
-        skipped: How many batches a resumed run had consumed of the pass.
+        first_digest: The digest of the pass's first batch, once it is consumed, where that is
+            tracked.
+        skipped: As above.
         over: Whether the pass has no batch left, once its groups are read.
         partial: Whether `last_step` made the group read last smaller than others.
         in_step: Whether processes wait for each other before each batch.
@@ -62,7 +64,7 @@ class Feed:
     Raises:
         ValueError: The dataset does not give again what was consumed before a resume.
 
-    >>> feed = Feed([1.0, 2.0, 3.0], "train", 0, Position(), steps_per_call=2)
+    >>> feed = Feed([1.0, 2.0, 3.0], "train", 0, steps_per_call=2)
     >>> with feed.groups() as groups:
     ...     list(groups)
     [[1.0, 2.0], [3.0]]
@@ -73,20 +75,22 @@ class Feed:
         dataset: Any,
         mode: str,
         epoch: int,
-        where: Position,
         *,
+        skipped: int = 0,
+        step: int = 0,
+        known: tuple[str | None, str | None] = (None, None),
         steps_per_call: int = 1,
         prefetch: int | None = 0,
         sharding: Sharding | None = None,
-        with_mask: WithMask | None = None,
+        with_mask: WithMask = lambda batch, real: None,
         check: Callable[[Any, str], None] | None = None,
         bookmark: Bookmark | None = None,
         tracked: bool = False,
-        reshuffles: Callable[[], None] = lambda: None,
         signals: Signals | None = None,
         experiment: Callable[[], Any] = lambda: None,
     ) -> None:
-        self._mode, self._where = mode, where
+        self._mode, self._epoch, self._step = mode, epoch, step
+        self.skipped = self._consumed = skipped
         live = isinstance(dataset, Live)
         self._steps_per_call = 1 if live else steps_per_call
         self._prefetch = 0 if live else ahead(prefetch)
@@ -94,13 +98,11 @@ class Feed:
         self.over = self.partial = False
         self._dataset = dataset
         self._left_alone = not (live or uses_epoch(dataset))
-        self._reshuffles = reshuffles
-        training = mode == "train"
-        self.skipped = (where.trained if training else where.validated) or 0
         self.last_batch: Any = None
+        self.first_digest: str | None = None
         alone = jax.process_count() == 1
         # A checkpoint holds what one process knows, and each has other data.
-        self._tracked = training and tracked and alone
+        self._tracked = tracked and alone
         # The batches that are placed and not yet consumed, as the dataset gave them.
         self._raw: collections.deque[Any] = collections.deque()
         marked = alone and bookmark is not None and bookmark.needed and not live
@@ -112,7 +114,7 @@ class Feed:
             f"{mode}_ds",
             self._bookmark,
             experiment=experiment,
-            step=where.steps[mode],
+            step=step,
             made=self.skipped,
         )
         self.in_step = sharding is not None and not alone
@@ -122,7 +124,7 @@ class Feed:
         if self.in_step:
             self._source = in_step(self._source, signals=signals)
         if self.skipped > begin and not live:
-            self._skip(begin, self.skipped, anew=uses_experiment(dataset))
+            self._skip(begin, known, anew=uses_experiment(dataset))
 
     @contextlib.contextmanager
     def groups(self, last_step: int | None = None) -> Iterator[Iterator[list[Any]]]:
@@ -149,42 +151,33 @@ class Feed:
         """End a pass that was not begun."""
         close(self._source)
 
+    @property
+    def keeps_order(self) -> bool:
+        """Whether a resumed run can know the pass's order, by the epoch or an iterator's state."""
+        keeps_place = self._bookmark is not None and self._bookmark.keeps_place
+        return not self._left_alone or keeps_place
+
     def consumed(self, group: list[Any]) -> None:
         """Note that the steps of these batches are taken."""
-        where, count = self._where, len(group)
-        if self._mode != "train":
-            if where.validated is not None:
-                where.validated += count
-            return
-        where.trained += count
+        self._consumed += len(group)
         if not self._tracked:
             return
         # What tells these batches from others, for the next checkpoint.
         if self._raw:
             group = [self._raw.popleft() for _ in group]
-        if where.trained == count:
-            where.first = batch_digest(group[0])
-            self._compare_with_the_first_pass()
+        if self._consumed == len(group):
+            self.first_digest = batch_digest(group[0])
         if self._bookmark is not None:
-            self._bookmark.consumed(where.trained)
+            self._bookmark.consumed(self._consumed)
         self.last_batch = group[-1]
-
-    def _compare_with_the_first_pass(self) -> None:
-        where = self._where
-        if not self._left_alone or (self._bookmark is not None and self._bookmark.keeps_place):
-            return
-        where.opening = where.opening or where.first
-        where.reshuffled = where.reshuffled or where.first != where.opening
-        if where.reshuffled:
-            self._reshuffles()
 
     def _grouped(self, ready: Iterator[Any], last_step: int | None) -> Iterator[list[Any]]:
         if self._check is not None and self._place is None:
             for first in itertools.islice(ready, 1):
                 self._check(first, self._mode)
                 ready = itertools.chain([first], ready)
-        steps, mode, group = self._where.steps, self._mode, []
-        limit = None if last_step is None else max(last_step - steps[mode], 0)
+        group: list[Any] = []
+        limit = None if last_step is None else max(last_step - self._step, 0)
         for batch in itertools.islice(ready, limit):
             if self._steps_per_call == 1:
                 yield [batch]
@@ -196,7 +189,8 @@ class Feed:
             if len(group) == self._steps_per_call:
                 yield group
                 group = []
-        cut = last_step is not None and steps[mode] + len(group) >= last_step
+        taken = self._consumed - self.skipped + len(group)
+        cut = limit is not None and taken >= limit
         self.over = not cut or self._ends(ready)
         if group:
             self.partial = not self.over
@@ -205,7 +199,7 @@ class Feed:
     def _ends(self, ready: Iterator[Any]) -> bool:
         """Say whether a pass has no more batches: one that is read for it is not used."""
         if isinstance(self._dataset, Live):
-            return self._where.trained == self._dataset.length
+            return self._consumed == self._dataset.length
         if isinstance(self._dataset, Iterator):  # which would miss the batch
             return False
         try:
@@ -222,9 +216,10 @@ class Feed:
             self._raw.append(batch)
         return batch if self._place is None else self._place(batch, *sizes)
 
-    def _skip(self, begin: int, count: int, *, anew: bool) -> None:
+    def _skip(self, begin: int, known: tuple[str | None, str | None], *, anew: bool) -> None:
         """Read what was consumed before a resume, and make sure that it is the same."""
-        where, training = self._where, self._mode == "train"
+        count = self.skipped
+        wanted = {0: known[0]} | ({count - 1: known[1]} if known[1] is not None else {})
         if anew:
             _logger.warning(
                 "%s_ds makes a pass's batches from the experiment at its start. The run goes on "
@@ -238,11 +233,11 @@ class Feed:
             batch = next(self._source, None)
             if anew:
                 continue
-            wanted = {0: where.first, count - 1: where.last}.get(i) if training else None
-            if batch is None or (wanted is not None and batch_digest(batch) != wanted):
+            digest = wanted.get(i)
+            if batch is None or (digest is not None and batch_digest(batch) != digest):
                 what = "ends before it" if batch is None else "has another one in its place"
                 raise InvalidValueError(
-                    f"The run was saved after {count} batches of epoch {where.epoch}; "
+                    f"The run was saved after {count} batches of epoch {self._epoch}; "
                     f"{self._mode}_ds now {what} (batch {i}). A run goes on exactly where the "
                     f"order of the data is a function of the epoch (set_epoch, a function of the "
                     f"epoch, a fixed seed) or its iterator can save itself, as tf.data's and "
@@ -252,7 +247,7 @@ class Feed:
 
 
 def _on_mesh(
-    sharding: Sharding, with_mask: WithMask | None, batch: Any, sizes: Sequence[int | None] = ()
+    sharding: Sharding, with_mask: WithMask, batch: Any, sizes: Sequence[int | None] = ()
 ) -> Any:
     return place_batch(sharding, batch, with_mask, sizes)
 

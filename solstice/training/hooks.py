@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from solstice.callbacks import Callback, TriggeredCallback
+from solstice.callbacks import Callback
 from solstice.errors import EarlyStoppingException, InvalidTypeError
 from solstice.loggers.outlets import sinks_of
 from solstice.tree import describe
@@ -48,10 +48,8 @@ class Hooks:
         self._called = {
             name: [c for c in self.callbacks if _defines(c, name)]
             for name in vars(Callback)
-            if name.startswith("on_")
+            if name.startswith("on_") or name in ("attach", "after_epoch")
         }
-        triggered = [c for c in self.callbacks if isinstance(c, TriggeredCallback)]
-        self._called |= {"attach": triggered, "after_epoch": triggered}
         self._looking = {
             name: any(c.needs_experiment for c in called) for name, called in self._called.items()
         }

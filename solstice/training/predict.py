@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from solstice.data.datasets import batches, check_dataset, length
-from solstice.errors import InvalidTypeError, InvalidValueError
-from solstice.experiment import Experiment, check_experiment
+from solstice.errors import InvalidValueError
+from solstice.experiment import Experiment, check_defines, check_experiment
 from solstice.sharding import Sharding, is_first_process
 from solstice.sharding.batches import predict_placed
 from solstice.sharding.placements import check_sharding
@@ -25,8 +25,8 @@ def predict(
 ) -> PyTree[np.ndarray]:
     """Return `exp.predict` of each batch's inputs, joined along the first axis, on the host.
 
-    The inputs are what `exp.batch_inputs(batch)` returns; without that method, the first element
-    of a tuple or list, and any other batch itself, a named tuple too.
+    The inputs are what `exp.batch_inputs(batch)` returns: by default the first element of a tuple
+    or list, and any other batch itself, a named tuple too.
 
     Args:
         exp: An experiment with a `predict` method.
@@ -48,16 +48,11 @@ def predict(
     check_experiment(exp)
     check_sharding(sharding)
     check_progress(progress)
-    if not callable(getattr(exp, "predict", None)):
-        raise InvalidTypeError(
-            f"predict() needs an experiment with a `predict` method; {type(exp).__name__} has "
-            f"none. Define `predict(self, inputs)` on it."
-        )
+    check_defines(exp, "predict", "predict() is called")
     check_dataset(ds, "ds")
-    inputs_of = getattr(exp, "batch_inputs", _first_element)
     if sharding is not None:
         exp = sharding.placed(Flat.of(exp), donate=True).whole()
-    one_batch: Any = exp.predict  # pyright: ignore[reportAttributeAccessIssue]
+    one_batch = exp.predict
     joined = []
     shown = Progress(progress if is_first_process() else False)
     with shown.one_pass("predict", total=length(ds)) as bar:
@@ -65,17 +60,13 @@ def predict(
         if sharding is not None:
             source = in_step(source, strict=True)
         for batch in source:
-            inputs = inputs_of(batch if sharding is None else batch[0])
+            inputs = exp.batch_inputs(batch if sharding is None else batch[0])
             if sharding is None:
                 joined.append(_on_host(one_batch(inputs)))
             else:
                 joined.append(predict_placed(sharding, one_batch, inputs, batch[1]))
             bar.update(1)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *joined)
-
-
-def _first_element(batch: Any) -> Any:
-    return batch[0] if type(batch) in (tuple, list) else batch
 
 
 def _on_host(predictions: Any) -> Any:

@@ -7,13 +7,13 @@ from solstice import arguments
 from solstice.callbacks import Callback
 from solstice.data.datasets import check_dataset
 from solstice.errors import UsageError
-from solstice.experiment import Experiment, check_experiment
+from solstice.experiment import Experiment, check_defines, check_experiment
 from solstice.sharding import Sharding
 from solstice.sharding.placements import check_sharding
 from solstice.signatures import explained
 from solstice.training.hooks import listed
+from solstice.training.loop import Loop
 from solstice.training.progress import Shown, check_progress
-from solstice.training.run import Run
 
 
 @overload
@@ -108,13 +108,13 @@ def test(
             "test() was given neither callbacks nor return_outs=True, so its results would be "
             "lost. Pass callbacks=[LoggingCallback(...)], or return_outs=True for the list of outs."
         )
+    check_defines(exp, "eval_step", "test() is called")
     check_dataset(test_ds, "test_ds")
     check_sharding(sharding)
     check_progress(progress)
-    run = Run(exp, callbacks, progress=progress, sharding=sharding)
-    run.check_sequence(test_ds, "test")
+    loop = Loop(exp, callbacks, progress=progress, sharding=sharding)
     outs: list[Any] | None = [] if return_outs else None
-    run.execute(lambda: run.one_pass("test", 0, test_ds, title="test", outs=outs))
+    loop.test(test_ds, outs)
     return outs
 
 

@@ -8,15 +8,15 @@ from solstice import arguments
 from solstice.callbacks import Callback, CheckpointingCallback
 from solstice.data.datasets import check_dataset, is_one_shot
 from solstice.errors import InvalidValueError, UsageError
-from solstice.experiment import Experiment, check_experiment
+from solstice.experiment import Experiment, check_defines, check_experiment
 from solstice.saving.checkpoints import Checkpoints, newest
 from solstice.sharding import Sharding
 from solstice.sharding.placements import check_sharding
 from solstice.signatures import explained
 from solstice.training.hooks import listed
+from solstice.training.loop import Loop
 from solstice.training.position import Position
 from solstice.training.progress import Shown, check_progress
-from solstice.training.run import Run
 from solstice.tree import describe
 from solstice.triggers import Trigger, check_trigger
 
@@ -160,6 +160,7 @@ def train(
     passes = None if num_steps is not None else num_epochs
     check_dataset(train_ds, "train_ds", passes, endless=num_steps is not None)
     if val_ds is not None:
+        check_defines(exp, "eval_step", "val_ds is given")
         check_dataset(val_ds, "val_ds", passes)
         if val_ds is train_ds and is_one_shot(train_ds):
             raise InvalidValueError(
@@ -175,7 +176,7 @@ def train(
             )
     callbacks = listed(callbacks)
     for callback in callbacks:
-        if val_ds is None and getattr(callback, "needs_validation", False):
+        if val_ds is None and isinstance(callback, Callback) and callback.needs_validation:
             raise UsageError(
                 f"{type(callback).__name__} watches the validation, and train() has none: give it "
                 f"a val_ds, or a callback that watches the training."
@@ -194,7 +195,7 @@ def train(
             if there.cut and not there.is_over(num_epochs, num_steps):
                 found = newest(store, exp, before=found[0]) or found
             exp = found[1]
-    run = Run(
+    loop = Loop(
         exp,
         callbacks,
         progress=progress,
@@ -206,43 +207,11 @@ def train(
         sharding=sharding,
     )
     if found is None and store is not None:
-        run.replace_run(store.start())
+        loop.replace_run(store.start())
     if found is not None and store is not None:
-        run.resume(found[2], store)
-        if run.position.is_over(num_epochs, num_steps):
-            run.give_states()
-            return run.exp
-    if num_epochs != 0:
-        run.check_sequence(train_ds, "train")
-        run.check_sequence(val_ds, "val")
-    where = run.position
-    where.ended, where.cut = None, False
-    where.num_epochs, where.num_steps = num_epochs, num_steps
-
-    def validate() -> None:
-        where.validated = where.validated or 0
-        run.one_pass("val", where.epoch, val_ds, title=f"{title()} val")
-
-    def title() -> str:
-        # By its index, and that of the last one, as in every record.
-        last = 0 if num_epochs is None else num_epochs - 1
-        return f"epoch {where.epoch}" + (f"/{last}" if last else "")
-
-    def epochs() -> None:
-        while num_epochs is None or where.epoch < num_epochs:
-            if not where.pass_done:
-                if val_ds is not None and where.validated is None:
-                    run.look_at_validation(val_ds, train_ds)
-                run.one_pass("train", where.epoch, train_ds, title=title(), last_step=num_steps)
-            if val_ds is not None and validate_every is None and not where.val_done:
-                validate()
-            ends = num_steps is not None and where.steps["train"] >= num_steps
-            if where.pass_done:
-                run.end_epoch(last=ends or where.epoch + 1 == num_epochs)
-            if ends:
-                return
-
-    if validate_every is not None:
-        run.validate_when(validate_every, validate)
-    run.execute(epochs)
-    return run.exp
+        loop.resume(found[2], store)
+        if loop.position.is_over(num_epochs, num_steps):
+            loop.give_states()
+            return loop.exp
+    loop.train(train_ds, val_ds, num_epochs, num_steps, validate_every)
+    return loop.exp

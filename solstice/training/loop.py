@@ -1,0 +1,538 @@
+"""The loop: a run's epochs, passes and steps, with hooks, validation and saving, top to bottom.
+
+Who owns what of a run's state:
+
+- `position` counts: epochs, steps, what is consumed of a pass. Only this file moves it.
+- The `Stepper` has the experiment, and takes steps.
+- A `Feed` has the batches of one pass, the `Bookmark` where the dataset's iterator stands.
+- The `Hooks` have the callbacks, each of which has its own state.
+- `Signals` hold what signal has come.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from types import FunctionType
+from typing import Any, Literal
+
+from solstice.callbacks import Callback, CheckpointingCallback, ProfilingCallback
+from solstice.callbacks.stopwatch import Part
+from solstice.data.bookmark import Bookmark
+from solstice.data.datasets import length, uses_epoch, uses_experiment
+from solstice.data.memory import as_arrays
+from solstice.errors import EarlyStoppingException
+from solstice.experiment import Experiment
+from solstice.metrics import Metrics
+from solstice.metrics.left_out import LeftOut, told_elsewhere
+from solstice.saving.checkpoints import Checkpoints
+from solstice.sharding import Sharding, is_first_process
+from solstice.sharding.processes import check_same
+from solstice.training.feed import Feed
+from solstice.training.hooks import Hooks
+from solstice.training.position import Position, batch_digest
+from solstice.training.progress import Progress, Shown
+from solstice.training.signals import Interrupted, Signals, noted
+from solstice.training.stepper import Stepper
+from solstice.triggers import Trigger, Watch
+
+_logger = logging.getLogger("solstice")
+
+
+class Loop:
+    """One call of train or test.
+
+    Args:
+        exp: The experiment that it starts with.
+        callbacks: What watches it.
+        progress: What the bar shows.
+        steps_per_call: How many steps a call of a compiled training step takes.
+        prefetch: How many batches are read ahead.
+        recompile: What a step that is traced again does.
+        donate: Whether the experiment's own buffers may be taken.
+        saved: Whether `CheckpointingCallback`s save it.
+        sharding: Where the experiment and its batches are.
+
+    Attributes:
+        position: Where it stands.
+    """
+
+    def __init__(
+        self,
+        exp: Experiment,
+        callbacks: Iterable[Callback],
+        *,
+        progress: Shown = True,
+        steps_per_call: int = 1,
+        prefetch: int | None = None,
+        recompile: Literal["warn", "error"] = "warn",
+        donate: bool = False,
+        saved: bool = False,
+        sharding: Sharding | None = None,
+    ) -> None:
+        self.position = Position()
+        self._steps_per_call, self._prefetch, self._sharding = steps_per_call, prefetch, sharding
+        self._with_mask = exp.with_mask
+        self._stepper = Stepper(
+            exp,
+            steps_per_call=steps_per_call,
+            recompile=recompile,
+            donate=donate,
+            sharding=sharding,
+        )
+        self._hooks = Hooks(callbacks)
+        self._progress = Progress(progress if is_first_process() else False)
+        self._signals = Signals()
+        self._saving = [
+            callback
+            for callback in self._hooks.callbacks
+            if saved and isinstance(callback, CheckpointingCallback)
+        ]
+        self._watches = [
+            callback.stopwatch
+            for callback in self._hooks.callbacks
+            if isinstance(callback, ProfilingCallback)
+        ]
+        self._fire = self._timed("callbacks", self._hooks.fire)
+        self._bookmark = Bookmark("train_ds", keeps=bool(self._saving))
+        # The training pass, which checkpoints ask for its last batch.
+        self._training: Feed | None = None
+        # The validation pass that was opened for a look at its first batch, and for which epoch.
+        self._opened: tuple[int, Feed] | None = None
+        # Whether that was looked at, and whether only the training's batches can show as much.
+        self._looked = self._same_data = False
+        # The modes whose first batch is checked.
+        self._checked: set[str] = set()
+        # How many steps the last whole pass had, for the bar of a dataset that does not say.
+        self._lengths: dict[str, int] = {}
+        # When to validate; None: at each epoch's end.
+        self._validation_watch: Watch | None = None
+        # What a checkpoint says of the run that goes on, and the checkpoints that are there.
+        self._resumed: dict[str, Any] | None = None
+        self._resumed_from: Checkpoints | None = None
+        # Whether other processes made passes before, until it was said that this matters.
+        self._passes_missing = False
+        # What a run noted that never saved, and in whose place this one begins anew.
+        self._never_saved: dict[str, Any] | None = None
+
+    @property
+    def exp(self) -> Any:
+        """The experiment as it is now."""
+        return self._stepper.exp
+
+    # A run, from its start to its end.
+
+    def train(
+        self,
+        train_ds: Any,
+        val_ds: Any,
+        num_epochs: int | None,
+        num_steps: int | None,
+        validate_every: Trigger | None,
+    ) -> None:
+        """Train for as many epochs or steps, whichever end first."""
+        where = self.position
+        where.ended, where.cut = None, False
+        where.num_epochs, where.num_steps = num_epochs, num_steps
+        self._train_ds, self._val_ds = train_ds, val_ds
+        if num_epochs != 0:
+            self._check_sequence(train_ds, "train")
+            self._check_sequence(val_ds, "val")
+        if validate_every is not None:
+            self._validation_watch = validate_every.start()
+        self._run(self._epochs)
+
+    def test(self, test_ds: Any, outs: list[Any] | None) -> None:
+        """Make one pass in mode "test"; the outs of its steps are appended to `outs`."""
+        self._check_sequence(test_ds, "test")
+        self._run(lambda: self._pass("test", 0, test_ds, "test", outs=outs))
+
+    def _run(self, passes: Callable[[], None]) -> None:
+        """Make the passes between the hooks of the run's start and end; an early stop ends them.
+
+        After a SIGTERM or Ctrl-C, the step that is being taken is finished and the run saved first.
+        """
+        error: BaseException | None = None
+        with noted() as self._signals, told_elsewhere():
+            try:
+                self._begin()
+                passes()
+                self._save_end("finished")
+            except EarlyStoppingException as stop:
+                _logger.info("The run stopped early: %s.", str(stop).removesuffix("."))
+                error = _caught(lambda: self._save_end("stopped"))
+            except Interrupted as signal:
+                error = _caught(self._save) or signal.ending
+            except BaseException as raised:  # noqa: BLE001 - raised below, after the last hooks
+                error = raised
+            for callback in self._saving:
+                lost = _caught(callback.wait)
+                error = error or lost
+            if error is None and self._saving:
+                # Whoever reads the checkpoints next finds them whole.
+                error = _caught(lambda: check_same("The number of steps", str(self.position.steps)))
+            if error is None and self._signals.received is not None:
+                error = Interrupted(self._signals.received).ending
+            self._progress.end_epoch()
+            self._training = None  # nothing of the run lives on
+            self._close_opened()
+            failure = self._hooks.end(self.exp, error)
+        error = error or failure
+        # Asked once none is noted any more: one that came while the run ended counts too.
+        if self._signals.received is not None and isinstance(error, Exception | None):
+            if error is not None:  # which an exit would not show
+                _logger.error("The run had failed when a signal came.", exc_info=error)
+            raise Interrupted(self._signals.received).ending from error
+        if error is not None:
+            raise error
+
+    def _begin(self) -> None:
+        for callback in self._saving:
+            callback.begin(self._resumed_from, self._hooks.callbacks)
+        self._fire("attach", lambda: self.exp, self._steps_per_call)
+        self._fire("on_run_start", self.exp)
+        self.give_states()
+        if self._resumed is None and self._saving:
+            sinks = self._hooks.sinks()
+            if self._never_saved is not None and self._never_saved["sinks"] == sinks:
+                self._hooks.set_states(self._never_saved["callbacks"])
+            about = {"sinks": sinks, "callbacks": self._hooks.get_states()}
+            for callback in self._saving:
+                callback.note_start(about)
+
+    # Epochs.
+
+    def _epochs(self) -> None:
+        where = self.position
+        while where.num_epochs is None or where.epoch < where.num_epochs:
+            if not where.pass_done:
+                self._timed("input", self._look_at_validation)()
+                self._pass("train", where.epoch, self._train_ds, self._title)
+            if self._val_ds is not None and self._validation_watch is None and not where.val_done:
+                self._validate()
+            ends = where.num_steps is not None and where.steps["train"] >= where.num_steps
+            if where.pass_done:
+                self._end_epoch(last=ends or where.epoch + 1 == where.num_epochs)
+            if ends:
+                return
+
+    @property
+    def _title(self) -> str:
+        # By its index, and that of the last one, as in every record.
+        last = 0 if self.position.num_epochs is None else self.position.num_epochs - 1
+        return f"epoch {self.position.epoch}" + (f"/{last}" if last else "")
+
+    def _validate(self) -> None:
+        where = self.position
+        where.validated = where.validated or 0
+        self._pass("val", where.epoch, self._val_ds, f"{self._title} val")
+
+    def _end_epoch(self, *, last: bool) -> None:
+        """Go to the next epoch, once this one's passes are over."""
+        where, watch = self.position, self._validation_watch
+        epochs = where.epoch + 1
+        if watch is None or where.val_done:
+            pass  # validated, if at all
+        elif where.validated is not None or watch.after_epoch(epochs):
+            self._validate()
+        self._progress.end_epoch()
+        where.next_epoch()
+        if self._hooks.any("after_epoch"):
+            self._fire("after_epoch", self.exp, epochs)
+        for callback in self._saving:
+            # The end of the run is saved anyway.
+            if callback.due_after_epoch(epochs) and not last:
+                callback.save(self._stepper.flat, self._state)
+
+    # A pass over a dataset, and its steps.
+
+    def _pass(
+        self, mode: str, epoch: int, dataset: Any, title: str, *, outs: list[Any] | None = None
+    ) -> None:
+        """Make one pass over a dataset.
+
+        An early stop is raised on, once every callback has had its `on_epoch_end`. Of examples that
+        the metrics left out, the log is told at the end.
+        """
+        stop: EarlyStoppingException | None = None
+        over, left_out = False, LeftOut()
+        try:
+            self._fire("on_epoch_start", self.exp, epoch, mode)
+            over = self._steps(mode, epoch, dataset, title, outs, left_out)
+        except EarlyStoppingException as raised:
+            stop = raised
+        if not over:
+            self._save_before_the_end(None if stop is None else "stopped")
+        try:
+            self._fire("on_epoch_end", self.exp, epoch, mode)
+        except EarlyStoppingException as raised:
+            stop = stop or raised
+        if over:
+            self.position.end_pass(mode)
+        if is_first_process():
+            left_out.tell(f"{title}: ")
+        if stop is not None:
+            raise stop
+
+    def _steps(
+        self,
+        mode: str,
+        epoch: int,
+        dataset: Any,
+        title: str,
+        outs: list[Any] | None,
+        left_out: LeftOut,
+    ) -> bool:
+        """Take the steps of a pass, and return whether it has no more."""
+        where, hooks = self.position, self._hooks
+        feed = self._feed(mode, epoch, dataset)
+        start = where.steps[mode] - feed.skipped
+        last_step = where.num_steps if mode == "train" else None
+        total = length(dataset) or self._lengths.get(mode)
+        if last_step is not None and total is not None:
+            total = min(total, last_step - start)
+        between = False
+        if mode == "train":
+            self._training = feed
+            between = bool(self._validation_watch or self._saving)
+            if where.validated is not None and self._validation_watch is not None:
+                self._validate()  # it was saved in the middle of one
+            if between and feed.skipped:
+                self._between_steps()  # what a stop had left out; nothing is due twice
+        starts, ends = hooks.any("on_step_start"), hooks.any("on_step_end")
+        fire, take = self._fire, self._timed("step", self._stepper.take)
+        with (
+            self._progress.one_pass(title, mode=mode, total=total, done=feed.skipped) as bar,
+            feed.groups(last_step) as ready,
+        ):
+            for group in self._timed_items("input", ready):
+                if feed.partial:
+                    self._save_before_the_end()
+                batch = group[0] if self._steps_per_call == 1 else group
+                first = where.steps[mode]
+                last = first + len(group) - 1
+                if starts:
+                    fire("on_step_start", self._shown("on_step_start"), last, mode, batch)
+                out = take(mode, group)
+                if first == 0 and isinstance(out, Metrics):
+                    out.check()
+                left_out.add(out)
+                if outs is not None:
+                    outs.append(out)
+                where.steps[mode] = last + 1
+                bar.update(len(group), out)
+                self._note_consumed(mode, feed, group)
+                if ends:
+                    fire("on_step_end", out, self._shown("on_step_end"), last, mode, batch)
+                if between:
+                    self._between_steps()
+                if not feed.in_step:  # processes in step agree on a signal over the next batch
+                    self._signals.check()
+        if feed.over:
+            self._lengths[mode] = where.steps[mode] - start
+        return feed.over
+
+    def _shown(self, hook: str) -> Any:
+        return self.exp if self._hooks.looks(hook) else None
+
+    def _between_steps(self) -> None:
+        """Validate and save where it is time to."""
+        steps = self.position.steps["train"]
+        if self._validation_watch is not None and self._validation_watch.after_step(steps):
+            self._validate()
+        for callback in self._saving:
+            if callback.due_after_step(steps) and not self.position.cut:
+                callback.save(self._stepper.flat, self._state)
+
+    def _note_consumed(self, mode: str, feed: Feed, group: list[Any]) -> None:
+        where = self.position
+        if mode == "train":
+            where.trained += len(group)
+            feed.consumed(group)
+            if where.trained == len(group) and feed.first_digest is not None:
+                where.first = feed.first_digest
+                if not feed.keeps_order:
+                    self._compare_with_the_first_pass()
+        elif where.validated is not None:
+            where.validated += len(group)
+
+    def _compare_with_the_first_pass(self) -> None:
+        """Say once, in a run whose first passes were another process's, that passes differ."""
+        where = self.position
+        where.opening = where.opening or where.first
+        where.reshuffled = where.reshuffled or where.first != where.opening
+        if where.reshuffled and self._passes_missing:
+            self._passes_missing = False
+            _logger.warning(
+                "This run was resumed in epoch %d, and train_ds gives other batches in each pass, "
+                "though nobody tells it the epoch and its iterator has no state. So the passes "
+                "are not those of an uninterrupted run. Make its order a function of the epoch, "
+                "with a method set_epoch(epoch) or as a function of the epoch.",
+                self._resumed["epoch"] if self._resumed else 0,
+            )
+
+    # The first batches, which are looked at before a step is taken.
+
+    def _feed(self, mode: str, epoch: int, dataset: Any) -> Feed:
+        """Return a pass's batches, where some were looked at before those."""
+        if mode == "val" and self._opened is not None:
+            opened_for, feed = self._opened
+            if opened_for == epoch or not uses_epoch(dataset):
+                self._opened = None
+                return feed
+            self._close_opened()
+        where, training = self.position, mode == "train"
+        stepper = self._stepper
+        return Feed(
+            dataset,
+            mode,
+            epoch,
+            skipped=(where.trained if training else where.validated) or 0,
+            step=where.steps[mode],
+            known=(where.first, where.last) if training else (None, None),
+            steps_per_call=self._steps_per_call,
+            prefetch=self._prefetch,
+            sharding=self._sharding,
+            with_mask=self._with_mask,
+            check=None if mode in self._checked else self._check_batch,
+            bookmark=self._bookmark if training else None,
+            tracked=training and bool(self._saving or self._resumed),
+            signals=self._signals,
+            experiment=lambda: stepper.exp,
+        )
+
+    def _close_opened(self) -> None:
+        if self._opened is not None:
+            self._opened[1].close()
+            self._opened = None
+
+    def _check_sequence(self, dataset: Any, mode: str) -> None:
+        """Check a list's first batch now; other datasets can only be read when their turn comes."""
+        if isinstance(dataset, list | tuple):
+            self._check_batch(as_arrays(dataset[0]), mode)
+
+    def _check_batch(self, batch: Any, mode: str) -> None:
+        if mode in self._checked:
+            return
+        self._checked.add(mode)
+        self._stepper.check_columns(mode, batch)
+        if mode == "train" and self._same_data:
+            self._trace_evaluation(batch)
+        try:
+            self.exp.check_batch(batch)
+        except Exception as error:
+            error.add_note(f"This is the first batch of {mode}_ds.")
+            raise
+
+    def _look_at_validation(self) -> None:
+        """Look at the first batch of the next validation, once, before a step of training.
+
+        The validation then begins with that batch: it is not read again.
+        """
+        dataset = self._val_ds
+        if dataset is None or self._looked or self.position.validated is not None:
+            return
+        if uses_experiment(dataset):  # its batches come of what training makes
+            return
+        self._looked = True
+        # One object may have one place to read at; its batches in training show as much.
+        if dataset is self._train_ds and not isinstance(dataset, list | tuple | FunctionType):
+            self._same_data = True
+            return
+        feed = self._feed("val", self.position.epoch, dataset)
+        self._opened = self.position.epoch, feed
+        batch = feed.first()
+        if batch is not None:
+            self._trace_evaluation(batch)
+
+    def _trace_evaluation(self, batch: Any) -> None:
+        try:
+            self._stepper.trace_evaluation(batch)
+        except Exception as error:
+            error.add_note(
+                "This came of the first batch of val_ds, before the first step of training."
+            )
+            raise
+
+    # Saving and resuming.
+
+    def _state(self) -> Callable[[], dict[str, Any]]:
+        """Return what gives the state of now, once there is time: it digests a batch."""
+        position = self.position.to_state()
+        position["iterator"], position["read"] = self._bookmark.state(self.position.trained)
+        batch = None if self._training is None else self._training.last_batch
+        watch = self._validation_watch
+        state = {
+            "epoch": self.position.epoch,
+            "steps": self.position.steps["train"],
+            "position": position,
+            "callbacks": self._hooks.get_states(),
+            "validation": None if watch is None else watch.get_state(),
+        }
+
+        def complete() -> dict[str, Any]:
+            if batch is not None:
+                position["last"] = batch_digest(batch)
+            return state
+
+        return complete
+
+    def _save(self) -> None:
+        for callback in self._saving:
+            callback.save(self._stepper.flat, self._state)
+
+    def _save_end(self, how: str) -> None:
+        self.position.ended = how
+        self._save()
+
+    def _save_before_the_end(self, how: str | None = None) -> None:
+        """Save where a run that is asked for more goes on, as if this one had not ended here.
+
+        That is before the hooks are told of the end of a pass which is not at its end.
+        """
+        if not self.position.cut:
+            self.position.ended = how
+            self._save()
+            self.position.cut = True
+
+    def resume(self, state: dict[str, Any], there: Checkpoints) -> None:
+        """Go on from the state of a checkpoint, one of those that are there."""
+        self.position = Position.from_state(state["position"])
+        where, keeps = self.position, bool(self._saving)
+        self._bookmark = Bookmark("train_ds", where.iterator, where.read, keeps=keeps, resumed=True)
+        self._resumed, self._resumed_from = state, there
+        self._passes_missing = where.epoch > 0
+
+    def replace_run(self, noted: dict[str, Any] | None) -> None:
+        """Begin anew in the place of a run that never saved, whose log is replaced.
+
+        Args:
+            noted: What that run noted when it began; None for none.
+        """
+        self._never_saved = noted
+
+    def give_states(self) -> None:
+        """Give the callbacks of a resumed run the states that were saved."""
+        if self._resumed is None:
+            return
+        self._hooks.set_states(self._resumed["callbacks"])
+        if self._validation_watch is not None and self._resumed["validation"] is not None:
+            self._validation_watch.set_state(self._resumed["validation"])
+
+    # What a profile times; a run without one pays nothing.
+
+    def _timed(self, part: Part, function: Callable[..., Any]) -> Any:
+        for watch in self._watches:
+            function = watch.timed(part, function)
+        return function
+
+    def _timed_items(self, part: Part, items: Iterable[Any]) -> Iterable[Any]:
+        for watch in self._watches:
+            items = watch.timed_items(part, items)
+        return items
+
+
+def _caught(action: Callable[[], None]) -> BaseException | None:
+    try:
+        action()
+    except Exception as error:  # noqa: BLE001 - raised by the caller, after the last hooks
+        return error
+    return None
