@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from solstice import arguments
 from solstice.callbacks import Callback, CheckpointingCallback
 from solstice.data import batches, check_dataset, is_one_shot, length
-from solstice.errors import InvalidTypeError, InvalidValueError, UsageError
+from solstice.errors import InvalidTypeError, InvalidValueError, NoCheckpointError, UsageError
 from solstice.experiment import Experiment
 from solstice.flat import Flat
 from solstice.hooks import listed
@@ -119,10 +119,11 @@ def train(
             placed.
         resume_from: A `CheckpointingCallback` or its directory: go on after its newest complete
             checkpoint, with the experiment, the callbacks and the data where they were, to the
-            same bits; start anew if it holds none, with the log of a run that was killed before it
-            had saved anything. A run that had ended is returned at once, unless
-            it is asked for more epochs or steps than it was. `on_epoch_start` is called again for
-            the pass in which a run goes on, and after `on_run_start` each callback's `set_state`.
+            same bits; start anew if it holds none and the run saves there, with the log of a run
+            that was killed before it had saved anything. A run that had ended is returned at once,
+            unless it is asked for more epochs or steps than it was. `on_epoch_start` is called
+            again for the pass in which a run goes on, and after `on_run_start` each callback's
+            `set_state`.
         recompile: When a step compiled by `solstice.jit` is traced again, the log says what
             changed, as a warning from the third trace on; "error" raises at the second.
         donate: Whether the run may take the buffers of `exp` itself, which nobody can use any more
@@ -140,6 +141,7 @@ def train(
             before the first step.
         ValueError: A pass over a dataset gave no batch.
         RecompileError: A step was compiled again, and `recompile` is "error".
+        FileNotFoundError: `resume_from` holds no checkpoint, and no callback saves there.
         DamagedFileError: `resume_from` holds only checkpoints that cannot be read.
         KeyboardInterrupt, SystemExit: A signal came; the step in hand was finished and saved.
 
@@ -199,6 +201,13 @@ def train(
             else arguments.path(chosen, "resume_from")
         )
         found = newest(store, exp)
+        saves = {str(one.directory) for one in callbacks if isinstance(one, CheckpointingCallback)}
+        if found is None and store.place not in saves:
+            raise NoCheckpointError(
+                f"resume_from is expected to hold a checkpoint, or to be where this run saves; "
+                f"there is none in {store.place}, and no callback of the run saves there."
+                f"{store.hint() or ' Check the path, and pass the CheckpointingCallback.'}"
+            )
         if found is not None:
             there = Position.from_state(found[2]["position"])
             if there.cut and not there.is_over(num_epochs, num_steps):

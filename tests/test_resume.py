@@ -146,21 +146,43 @@ def test_a_directory_with_checkpoints_is_not_overwritten(tmp_path):
     run(tmp_path / "run")
     with pytest.raises(FileExistsError, match=r"holds checkpoints of another run .*resume_from="):
         run(tmp_path / "run", resume=False)
-    saving = solstice.CheckpointingCallback(tmp_path / "run")
-    with pytest.raises(FileExistsError, match="another directory"):
-        solstice.train(
-            experiment(),
-            1,
-            shuffled,
-            callbacks=[saving],
-            resume_from=tmp_path / "other",
-            progress=False,
-        )
     forked = solstice.CheckpointingCallback(tmp_path / "fork")
     solstice.train(
         experiment(), 4, shuffled, callbacks=[forked], resume_from=tmp_path / "run", progress=False
     )
     assert Checkpoints(tmp_path / "fork").names()
+    saving = solstice.CheckpointingCallback(tmp_path / "run")
+    with pytest.raises(FileExistsError, match="another directory"):
+        solstice.train(
+            experiment(),
+            9,
+            shuffled,
+            callbacks=[saving],
+            resume_from=tmp_path / "fork",
+            progress=False,
+        )
+
+
+def test_a_resume_from_where_nothing_is_saved_is_no_fresh_start(tmp_path):
+    run(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    newest = Checkpoints(tmp_path / "run").names()[-1]
+    elsewhere = solstice.CheckpointingCallback(tmp_path / "elsewhere")
+    counting = Count()
+    for callbacks in ([counting], [counting, elsewhere]):
+        for wrong in (tmp_path, tmp_path / "empty", tmp_path / "typo"):
+            with pytest.raises(solstice.errors.NoCheckpointError, match="Check the path"):
+                solstice.train(experiment(), 1, shuffled, callbacks=callbacks, resume_from=wrong)
+    for wrong in (tmp_path / "run" / newest, f"{tmp_path}/run/{newest}/"):
+        with pytest.raises(solstice.errors.NoCheckpointError, match="pass the directory above it"):
+            solstice.train(experiment(), 1, shuffled, callbacks=[counting], resume_from=wrong)
+        with pytest.raises(solstice.errors.NoCheckpointError, match=f"which='{newest}'"):
+            solstice.restore(wrong, experiment())
+    assert counting.steps == 0
+    solstice.restore(tmp_path / "run", experiment(), newest)
+    saving = solstice.CheckpointingCallback(tmp_path / "new")
+    with pytest.raises(solstice.errors.NoCheckpointError, match="pass the CheckpointingCallback"):
+        solstice.train(experiment(), 1, shuffled, resume_from=saving)
 
 
 def test_other_data_in_the_place_of_the_skipped_is_an_error(tmp_path):
