@@ -45,7 +45,7 @@ row(
     steps_per_call=count(1),
     prefetch=optional(count(0, least=0)),
     sharding=SHARDING,
-    resume_from=only(None, "None", "text", "number as text"),
+    resume_from=only(None, "None"),
     recompile=choice("warn"),
     donate=flag(),
     progress=PROGRESS,
