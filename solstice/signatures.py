@@ -62,6 +62,8 @@ It takes num_epochs, verbose.
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
         known = inspect.signature(function).parameters
+        called = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+        takes = ", ".join(name for name in known if name != "self")
 
         @functools.wraps(function)
         def call(*arguments: _P.args, **options: _P.kwargs) -> _R:
@@ -70,8 +72,7 @@ It takes num_epochs, verbose.
                     meant = others.get(name) or next(iter(get_close_matches(name, known)), None)
                     hint = "" if meant is None else f"; did you mean {meant!r}?"
                     raise InvalidTypeError(
-                        f"{function.__name__}() has no argument {name!r}{hint or '.'} It takes "
-                        f"{', '.join(known)}."
+                        f"{called}() has no argument {name!r}{hint or '.'} It takes {takes}."
                     )
             return function(*arguments, **options)
 

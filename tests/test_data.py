@@ -3,6 +3,7 @@
 import collections
 import functools
 import itertools
+import sys
 import threading
 import time
 
@@ -228,6 +229,39 @@ def test_what_is_no_dataset_is_refused(wrong, described, adding, train, recorder
     assert events == []
 
 
+@pytest.mark.parametrize("one", [[(1, 2)], [{"x": 1}], range(3)])
+def test_a_mapping_of_datasets_is_told_to_choose(one, train):
+    with pytest.raises(
+        TypeError, match=r"'train', 'test'. Choose one: train_ds=datasets\['train'\]"
+    ):
+        train(1, {"train": one, "test": one})
+
+
+class Repeated:
+    """Tells its length as grain's datasets do after `repeat()`."""
+
+    def __len__(self):
+        return sys.maxsize
+
+    def __getitem__(self, index):
+        return index
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: itertools.cycle([1]), itertools.count, lambda: itertools.repeat(1), Repeated]
+)
+def test_a_pass_that_never_ends_is_refused_unless_num_steps_ends_it(make, adding, train):
+    message = r"_ds is expected to end; a pass over .* never does. Leave out its repeat\(\)"
+    with pytest.raises(ValueError, match="train" + message):
+        train(1, make())
+    with pytest.raises(ValueError, match="val" + message):
+        train(1, [1], make(), num_steps=3)
+    with pytest.raises(ValueError, match="test" + message):
+        solstice.test(adding, make(), return_outs=True)
+    train(1, make(), num_steps=3)
+    assert len(solstice.test(adding, itertools.repeat(1, 3), return_outs=True)) == 3
+
+
 def test_no_dataset_at_all_is_refused(train):
     with pytest.raises(TypeError, match=r"train_ds is expected.*; it is the NoneType None"):
         train(1, None)
@@ -391,6 +425,9 @@ def test_tf_data_may_be_endless_shuffled_and_of_mappings(tf):
     exp = linear_classifier(x[:1], 3)
     exp.train(train_ds=dataset, num_steps=7, callbacks=[watch], progress=False)
     assert [batch["image"].shape for _, batch in watch.seen] == [(4, 4)] * 7
+    for call in (lambda: exp.train(1, dataset), lambda: exp.test(dataset)):
+        with pytest.raises(ValueError, match="never does"):
+            call()
 
 
 @pytest.mark.slow  # imports TensorFlow

@@ -146,21 +146,46 @@ def test_a_directory_with_checkpoints_is_not_overwritten(tmp_path):
     run(tmp_path / "run")
     with pytest.raises(FileExistsError, match=r"holds checkpoints of another run .*resume_from="):
         run(tmp_path / "run", resume=False)
-    saving = solstice.CheckpointingCallback(tmp_path / "run")
-    with pytest.raises(FileExistsError, match="another directory"):
-        solstice.train(
-            experiment(),
-            1,
-            shuffled,
-            callbacks=[saving],
-            resume_from=tmp_path / "other",
-            progress=False,
-        )
     forked = solstice.CheckpointingCallback(tmp_path / "fork")
     solstice.train(
         experiment(), 4, shuffled, callbacks=[forked], resume_from=tmp_path / "run", progress=False
     )
     assert Checkpoints(tmp_path / "fork").names()
+    saving = solstice.CheckpointingCallback(tmp_path / "run")
+    with pytest.raises(FileExistsError, match="another directory"):
+        solstice.train(
+            experiment(),
+            9,
+            shuffled,
+            callbacks=[saving],
+            resume_from=tmp_path / "fork",
+            progress=False,
+        )
+
+
+def test_a_fresh_start_in_place_of_a_resume_is_told(tmp_path, caplog):
+    run(tmp_path / "run")
+    newest = Checkpoints(tmp_path / "run").names()[-1]
+    for wrong in (tmp_path / "run" / newest, f"{tmp_path}/run/{newest}/"):
+        with pytest.raises(solstice.errors.NoCheckpointError, match="pass the directory above it"):
+            solstice.train(experiment(), 1, shuffled, resume_from=wrong, progress=False)
+        with pytest.raises(solstice.errors.NoCheckpointError, match=f"which='{newest}'"):
+            solstice.restore(wrong, experiment())
+    solstice.restore(tmp_path / "run", experiment(), newest)
+    caplog.clear()
+    saving = solstice.CheckpointingCallback(tmp_path / "new")
+    for callbacks, place, told in (
+        ([], tmp_path / "typo", True),
+        ([], saving, True),
+        ([saving], tmp_path / "typo", True),
+        ([solstice.CheckpointingCallback(tmp_path / "newer")], tmp_path / "newer", False),
+    ):
+        solstice.train(
+            experiment(), 1, shuffled, callbacks=callbacks, resume_from=place, progress=False
+        )
+        said = [r.getMessage() for r in caplog.records if "starts anew" in r.getMessage()]
+        assert len(said) == told
+        caplog.clear()
 
 
 def test_other_data_in_the_place_of_the_skipped_is_an_error(tmp_path):

@@ -17,7 +17,7 @@ from solstice.metrics import Accumulator, is_metrics, named_values
 from solstice.metrics.accumulator import Told, rebuilt
 from solstice.metrics.base import defines, joining
 from solstice.metrics.directions import Direction, better, direction, known
-from solstice.metrics.named import reported_name
+from solstice.metrics.named import meant_name, reported_name
 from solstice.tree import describe
 
 _Mode = Direction | None
@@ -145,7 +145,7 @@ class Best:
         if metric is None:
             raise UsageError(
                 f"CheckpointingCallback(best=) looks for {self._metric!r}; {source} gives "
-                f"{', '.join(computed)}."
+                f"{', '.join(computed)}.{meant_name(str(self._metric), computed)}"
             )
         value = to_host({metric: computed[metric]})[metric]
         if not is_number(value):

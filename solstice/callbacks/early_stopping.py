@@ -10,10 +10,17 @@ from solstice import arguments
 from solstice.callbacks.base import Callback
 from solstice.callbacks.no_improvement import NoImprovement, check_watch
 from solstice.callbacks.passes import PassCount
-from solstice.errors import EarlyStoppingException, InvalidValueError
+from solstice.errors import EarlyStoppingException, InvalidTypeError, InvalidValueError
 from solstice.experiment import Experiment
 from solstice.metrics.directions import Direction
+from solstice.signatures import explained
 from solstice.tree import describe
+
+# What other libraries' early stopping takes.
+_OTHERS = dict.fromkeys(
+    ("metric", "monitor", "mode", "patience", "min_delta"),
+    "EarlyStoppingCallback.no_improvement(metric, mode=, patience=, min_delta=)",
+)
 
 
 class EarlyStoppingCallback(Callback):
@@ -42,6 +49,7 @@ class EarlyStoppingCallback(Callback):
 
     needs_experiment = False
 
+    @explained(**_OTHERS)
     def __init__(
         self,
         criterion_fn: Callable[[list[Any]], Any],
@@ -49,6 +57,12 @@ class EarlyStoppingCallback(Callback):
         *,
         watch: Literal["val", "train"] = "val",
     ) -> None:
+        if isinstance(criterion_fn, str):
+            raise InvalidTypeError(
+                f"criterion_fn is expected to be a function of (outs); it is the str "
+                f"{criterion_fn!r}. To stop when that metric stops improving: "
+                f"EarlyStoppingCallback.no_improvement({criterion_fn!r})."
+            )
         self._criterion_fn = arguments.function(criterion_fn, "criterion_fn", "outs")
         self._every = arguments.count(accumulate_every_n_steps, "accumulate_every_n_steps")
         check_watch(watch)

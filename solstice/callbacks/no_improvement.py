@@ -10,7 +10,7 @@ from solstice.loggers.values import is_number, to_host
 from solstice.metrics import Accumulator, is_metrics, named_values
 from solstice.metrics.base import joining
 from solstice.metrics.directions import Direction, better, check_mode, known
-from solstice.metrics.named import reported_name
+from solstice.metrics.named import meant_name, reported_name
 from solstice.tree import describe
 
 
@@ -98,7 +98,7 @@ class NoImprovement(Callback):
         if name is None:
             raise UsageError(
                 f"Early stopping watches {self._metric!r}, which is none of the computed metrics: "
-                f"{', '.join(computed)}."
+                f"{', '.join(computed)}.{meant_name(self._metric, computed)}"
             )
         if not is_number(computed[name]):
             raise UsageError(

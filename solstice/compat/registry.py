@@ -265,9 +265,15 @@ _HINTS = {
 }
 
 
+_OTHERS = {"optimizer": "an optimizer", "model": "a network"}
+
+
 def _unknown(what: str, thing: Any, known: list[str]) -> str:
     is_function = callable(thing) and (what == "optimizer" or hasattr(thing, "__name__"))
     hint = _HINTS[what] if is_function else ""
+    kind, other = ("optimizer", Optimizer) if what == "network" else ("model", Model)
+    if isinstance(thing, other) or any(one.matches(thing) for one in _kinds(kind)):
+        hint = f" It is {_OTHERS[kind]}: the network comes first, the optimizer after it."
     listed = "".join(f"\n  - {title}" for title in known)
     protocol, adapt = (
         ("Model", "network, example, key") if what == "network" else ("Optimizer", "optimizer")

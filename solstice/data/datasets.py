@@ -3,6 +3,9 @@
 A dataset is recognised by what it can do, never by the library that it comes from.
 """
 
+import itertools
+import operator
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import GeneratorType
 from typing import Any
@@ -46,6 +49,12 @@ def check_dataset(
                 f"how many a pass has, live(make, length=100); num_steps= can end training too."
             )
         return
+    if isinstance(dataset, Mapping) and dataset and not _holds_columns(dataset):
+        raise InvalidTypeError(
+            f"{name} is expected to be one dataset; it is a mapping of several, "
+            f"{', '.join(map(repr, dataset))}. Choose one: "
+            f"{name}=datasets[{next(iter(dataset))!r}]."
+        )
     array = hasattr(dataset, "shape") and hasattr(dataset, "dtype")
     iterable = isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__")
     if (
@@ -66,6 +75,12 @@ def check_dataset(
     if _length(dataset) == 0:
         raise InvalidValueError(
             f"{name} is empty: it has no batch at all; it is {describe(dataset)}."
+        )
+    if not endless and _is_endless(dataset):
+        raise InvalidValueError(
+            f"{name} is expected to end; a pass over {describe(dataset)} never does. Leave out "
+            f"its repeat(): each epoch reads it anew. Or end it, as by take(100); num_steps= can "
+            f"end training too."
         )
     if hasattr(dataset, "_fields"):
         raise InvalidTypeError(
@@ -90,6 +105,27 @@ def is_one_shot(dataset: Any) -> bool:
     return isinstance(dataset, GeneratorType) or (
         isinstance(dataset, Iterator) and type(dataset).__module__ in _ONE_SHOT_HOMES
     )
+
+
+def _holds_columns(mapping: Mapping[Any, Any]) -> bool:
+    """Say whether a mapping holds the parts of a batch, and not datasets, as of a DatasetDict."""
+    for one in mapping.values():
+        if hasattr(one, "dtype") or not isinstance(one, Iterable):
+            return True
+        if isinstance(one, list | tuple) and not isinstance(next(iter(one), ()), tuple | Mapping):
+            return True
+    return False
+
+
+def _is_endless(dataset: Any) -> bool:
+    """Say whether a dataset tells that a pass over it has no end, as after `repeat()`."""
+    if isinstance(dataset, itertools.repeat):
+        return operator.length_hint(dataset, -1) == -1
+    if isinstance(dataset, itertools.cycle | itertools.count):
+        return True
+    if hasattr(dataset, "cardinality"):  # as of tf.data, where -1 says so
+        return int(dataset.cardinality()) == -1
+    return _length(dataset) == sys.maxsize  # as of grain
 
 
 def _is_whole(dataset: Any) -> bool:

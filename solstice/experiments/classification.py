@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from solstice import arguments
 from solstice.errors import InvalidValueError
 from solstice.experiments.batches import BatchKeys
-from solstice.experiments.supervised import SupervisedExperiment
+from solstice.experiments.supervised import OTHER_NAMES, SupervisedExperiment
 from solstice.experiments.task import Task, check_array
 from solstice.metrics import ClassificationMetrics
 from solstice.metrics.checks import (
@@ -27,6 +27,7 @@ from solstice.metrics.checks import (
     check_whole,
     is_traced,
 )
+from solstice.signatures import explained
 from solstice.tree import describe
 
 LossFn = Callable[[Array, Array], Array]
@@ -78,6 +79,7 @@ class ClassificationExperiment(SupervisedExperiment):
     ((64, 2), (64,))
     """
 
+    @explained(**OTHER_NAMES)
     def __init__(
         self,
         model: Any,
@@ -249,7 +251,7 @@ class Classification(Task):
         labels, valid = as_classes(check_labels(targets, "labels"), outputs.shape[-1])
         labels = jnp.where(valid, labels, 0)
         losses = self.loss(outputs, labels)
-        if losses.shape != labels.shape:
+        if getattr(losses, "shape", None) != labels.shape:
             raise InvalidValueError(
                 f"loss(logits, labels) is expected to return a loss for each position, of shape "
                 f"{labels.shape}; it returned {describe(losses)}. Leave the mean to the "

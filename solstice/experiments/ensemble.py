@@ -22,7 +22,7 @@ from solstice.experiments.member_stopping import MemberStopping, Standing, where
 from solstice.experiments.runnable import Runnable
 from solstice.metrics import EnsembleMetrics, is_metrics
 from solstice.metrics.directions import Direction, better, check_mode, known
-from solstice.metrics.named import reported_name
+from solstice.metrics.named import meant_name, reported_name
 from solstice.step import jit
 from solstice.tree import as_key, describe, replace
 from solstice.tree.flat import Flat
@@ -239,7 +239,7 @@ class Ensemble(Runnable):
         if name is None:
             raise InvalidValueError(
                 f"The metric {metric!r} is none of the members' numbers; those are "
-                f"{', '.join(numbers) or 'none'}."
+                f"{', '.join(numbers) or 'none'}.{meant_name(metric, numbers)}"
             )
         mode = mode or known(better(metrics, name), name, "mode='min' or mode='max'")
         return each[name] if mode == "max" else -each[name]

@@ -14,7 +14,7 @@ from solstice import arguments
 from solstice.errors import UsageError
 from solstice.metrics import EnsembleMetrics
 from solstice.metrics.directions import Direction, better, check_mode, known
-from solstice.metrics.named import reported_name
+from solstice.metrics.named import meant_name, reported_name
 from solstice.tree import replace
 
 
@@ -107,6 +107,7 @@ class Standing(eqx.Module):
             raise UsageError(
                 f"MemberStopping watches {self.rule.metric!r} in the Metrics of the members' "
                 f"eval_step, a number; there is {', '.join(numbers) or 'none'}."
+                f"{meant_name(self.rule.metric, numbers)}"
             )
         mode = self.rule.mode or known(
             better(outs, name), name, f"MemberStopping({name!r}, mode='min') or 'max'"

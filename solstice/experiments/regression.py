@@ -11,9 +11,10 @@ from jaxtyping import Array, Float
 from solstice import arguments
 from solstice.errors import InvalidValueError
 from solstice.experiments.batches import BatchKeys
-from solstice.experiments.supervised import SupervisedExperiment
+from solstice.experiments.supervised import OTHER_NAMES, SupervisedExperiment
 from solstice.experiments.task import Task, check_array
 from solstice.metrics import RegressionMetrics
+from solstice.signatures import explained
 from solstice.tree import describe
 
 LossFn = Callable[[Array, Array], Array]
@@ -53,6 +54,7 @@ class RegressionExperiment(SupervisedExperiment):
     True
     """
 
+    @explained(**OTHER_NAMES)
     def __init__(
         self,
         model: Any,
@@ -138,7 +140,7 @@ class Regression(Task):
 
     def losses(self, outputs: Array, targets: Array) -> tuple[Array, None]:
         losses = self.loss(outputs, _in_type_of(outputs, targets))
-        if losses.shape != targets.shape:
+        if getattr(losses, "shape", None) != targets.shape:
             raise InvalidValueError(
                 f"loss(outputs, targets) is expected to return a loss for each position, of shape "
                 f"{targets.shape}; it returned {describe(losses)}. Leave the mean to the "

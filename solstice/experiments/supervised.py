@@ -22,6 +22,7 @@ from solstice.experiments.runnable import Runnable
 from solstice.experiments.task import Task
 from solstice.metrics import Metrics
 from solstice.metrics.checks import check_mask
+from solstice.signatures import explained
 from solstice.static import Aside, Static
 from solstice.step import jit
 from solstice.tree import as_key, depends_on, describe, owned, replace
@@ -32,6 +33,33 @@ class Seen(NamedTuple):
 
     inputs: tuple[Any, ...]
     outputs: Any
+
+
+# What other libraries call an argument.
+OTHER_NAMES = {
+    "network": "model",
+    "net": "model",
+    "module": "model",
+    "opt": "optimizer",
+    "tx": "optimizer",
+    "rng": "key",
+    "rngs": "key",
+    "seed": "key",
+    "example": "example_input",
+    "sample_input": "example_input",
+    "input_shape": "example_input",
+    "criterion": "loss",
+    "loss_function": "loss",
+    "n_classes": "num_classes",
+    "classes": "num_classes",
+    "precision": "compute_dtype",
+    "mixed_precision": "compute_dtype",
+    "policy": "compute_dtype",
+    "dtype": "compute_dtype",
+    "ema": "ema_decay",
+    "accumulate_grad_batches": "accumulate_steps",
+    "gradient_accumulation_steps": "accumulate_steps",
+}
 
 
 class SupervisedExperiment(Runnable):
@@ -77,6 +105,7 @@ class SupervisedExperiment(Runnable):
     # with it, so experiments that differ in it alone share their compiled steps.
     _seen: Aside[Seen | None] = eqx.field(static=True)
 
+    @explained(**OTHER_NAMES)
     def __init__(
         self,
         task: Task,

@@ -3,8 +3,9 @@
 It shows numbers; arrays, images and texts are left out.
 """
 
+import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -13,6 +14,8 @@ from solstice import arguments
 from solstice.loggers.base import Sink
 from solstice.loggers.values import is_number
 from solstice.metrics.named import reported_name
+
+_logger = logging.getLogger("solstice")
 
 _ABOUT = ("mode", "epoch", "step", "time")
 _WIDTH = 10
@@ -45,6 +48,9 @@ class Console(Sink):
         self._chosen = None if metrics is None else arguments.texts(metrics, "metrics")
         self._columns: list[str] = []
         self._rows = 0
+        # What was chosen and has not come yet, and which modes have.
+        self._unseen = list(self._chosen or ())
+        self._modes: set[str] = set()
 
     def on_write(self, record: dict[str, Any]) -> None:
         if record["mode"] == "environment":
@@ -64,11 +70,32 @@ class Console(Sink):
         found: list[Any] = columns
         if self._chosen is not None:
             found = [reported_name(name, numbers) for name in columns]
+            self._look_for(found, numbers, str(record["mode"]))
         cells = [_short(numbers.get(name)) for name in found]
         about = (record.get("epoch", ""), record["step"])
         lines.append(_row(str(record["mode"]), about, cells, columns))
         self._rows += 1
         tqdm.write("\n".join(lines))
+
+    def on_close(self) -> None:
+        self._tell_unseen(())
+
+    def _look_for(self, found: list[Any], numbers: dict[str, Any], mode: str) -> None:
+        """Tell of chosen names that none of the modes has, once the modes come again."""
+        there = {name for name, one in zip(self._columns, found, strict=True) if one in numbers}
+        self._unseen = [name for name in self._unseen if name not in there]
+        if mode in self._modes:
+            self._tell_unseen(numbers)
+        self._modes.add(mode)
+
+    def _tell_unseen(self, numbers: Iterable[str]) -> None:
+        if self._unseen and self._modes:
+            _logger.warning(
+                "Console(metrics=) has columns that stay empty: no record had %s so far.%s",
+                ", ".join(map(repr, self._unseen)),
+                f" Its numbers are {', '.join(numbers)}." if numbers else "",
+            )
+        self._unseen = []
 
 
 def _facts(record: dict[str, Any]) -> str:

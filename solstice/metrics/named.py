@@ -1,6 +1,7 @@
 """What a metric says, as values by name, and how a user's name is found among them."""
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from solstice.errors import InvalidTypeError
@@ -60,3 +61,25 @@ def reported_name(name: str, names: Iterable[str]) -> str | None:
         if one in names:
             return one
     return None
+
+
+def meant_name(name: str, names: Iterable[str]) -> str:
+    """Return the end of a message about a name that is none of the reported: which may be meant.
+
+    >>> meant_name("val_loss", ["average_loss"])
+    " Did you mean 'loss'? A name says nothing of the pass: watch= or the dataset does."
+    >>> meant_name("acuracy", ["accuracy", "f1_macro"])
+    " Did you mean 'accuracy'?"
+    >>> meant_name("agreement", ["accuracy"])
+    ''
+    """
+    names = list(names)
+    for start in ("val", "valid", "validation", "train", "test", "eval"):
+        rest = name.removeprefix(start)[1:]
+        if name.startswith((f"{start}_", f"{start}/")) and reported_name(rest, names):
+            return (
+                f" Did you mean {rest!r}? A name says nothing of the pass: watch= or the dataset "
+                f"does."
+            )
+    close = get_close_matches(name, names, 1, 0.8)
+    return f" Did you mean {close[0]!r}?" if close else ""

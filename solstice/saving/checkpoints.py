@@ -80,6 +80,16 @@ class Checkpoints:
         """Return the names of all checkpoints, damaged ones too, oldest first."""
         return sorted(filter(_NAME.fullmatch, self.store.names()), key=_number)
 
+    def hint(self) -> str:
+        """Return what to pass in place of this directory, if it lies in one of checkpoints."""
+        above, _, name = self.place.rpartition("/")
+        if not _NAME.fullmatch(name) or name not in Checkpoints(above).names():
+            return ""
+        return (
+            f" It is a checkpoint itself: pass the directory above it, {above}, of which restore() "
+            f"gives this one as well, by its name, which={name!r}."
+        )
+
     def write(self, tree: Any, run: Any) -> str:
         """Write a new checkpoint and return its name; until it is whole, it is none.
 
@@ -348,7 +358,7 @@ def restore(directory: str | os.PathLike[str], exp: _T, which: str = "newest") -
         if found is None:
             raise NoCheckpointError(
                 f"The directory {os.fspath(directory)!r} is expected to hold a checkpoint; there "
-                f"is none in {there.place}."
+                f"is none in {there.place}.{there.hint()}"
             )
         return found[1]
     if which == "best":

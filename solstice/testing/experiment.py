@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from solstice import arguments
 from solstice.experiment import Experiment
 from solstice.testing.compare import assert_same_bits, assert_same_signature, values
-from solstice.testing.law import EXAMPLES, Law, LawBook, Report, check_returned, run
+from solstice.testing.law import EXAMPLES, Law, LawBook, Report, check_returned, maker, run
 from solstice.testing.strategies import seeds
 
 
@@ -26,7 +25,9 @@ class ExperimentSubject:
     """
 
     def __init__(self, make_experiment: Callable[[Array], Experiment], batch: Any) -> None:
-        self.make_experiment = arguments.function(make_experiment, "make_experiment", "key")
+        self.make_experiment = maker(
+            make_experiment, "make_experiment", "key", Experiment, "an Experiment"
+        )
         self.batch = batch
         check_returned(self.made(0), "make_experiment", Experiment, "an Experiment")
 

@@ -240,6 +240,22 @@ def _with_reasons(exclude: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
     return dict.fromkeys(names, "")
 
 
+def maker(value: Any, name: str, takes: str, kind: type, what: str) -> Callable[..., Any]:
+    """Return the function that makes the subject of laws.
+
+    Raises:
+        TypeError: It is what it ought to make, or no such function.
+    """
+    if isinstance(value, kind) and not isinstance(value, type):  # a class makes them
+        head = f"lambda {takes}".rstrip()
+        raise InvalidTypeError(
+            f"{name} is expected to be a function that makes {what}, since the laws need fresh "
+            f"ones; it is one itself, of the class {type(value).__name__}. Pass the function that "
+            f"made it, such as {head}: {type(value).__name__}(...)."
+        )
+    return arguments.function(value, name, takes)
+
+
 def check_returned(value: Any, function: str, kind: type, example: str) -> None:
     """Raise where a function that makes the subject of laws returned something else.
 

@@ -10,9 +10,9 @@ from jaxtyping import PyTree
 
 from solstice import arguments
 from solstice.errors import InvalidTypeError, InvalidValueError
-from solstice.metrics import is_metrics, reduce
+from solstice.metrics import Metrics, is_metrics, reduce
 from solstice.testing.compare import assert_close
-from solstice.testing.law import EXAMPLES, Law, LawBook, Report, run
+from solstice.testing.law import EXAMPLES, Law, LawBook, Report, maker, run
 from solstice.testing.strategies import permutations, splits
 
 
@@ -25,7 +25,7 @@ class MetricsSubject:
     """
 
     def __init__(self, make_metrics: Callable[..., Any], batch: PyTree) -> None:
-        self.make_metrics = arguments.function(make_metrics, "make_metrics", "batch")
+        self.make_metrics = maker(make_metrics, "make_metrics", "batch", Metrics, "a Metrics")
         self.batch = jax.tree.map(np.asarray, batch)
         shapes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(self.batch)}
         if len(shapes) != 1 or min(shapes) < (2,):

@@ -21,7 +21,7 @@ from solstice.testing.compare import (
     assert_same_signature,
     values,
 )
-from solstice.testing.law import EXAMPLES, Law, LawBook, Report, check_returned, run
+from solstice.testing.law import EXAMPLES, Law, LawBook, Report, check_returned, maker, run
 from solstice.testing.strategies import masks, permutations, seeds, splits
 from solstice.tree import depends_on, leaves_by_path, replace, used_leaves
 
@@ -42,7 +42,7 @@ class ModelSubject:
     def __init__(
         self, make_model: Callable[[Array], Model], inputs: Any, native: Native | None = None
     ) -> None:
-        self.make_model = arguments.function(make_model, "make_model", "key")
+        self.make_model = maker(make_model, "make_model", "key", Model, "a compat.Model")
         leaves = jax.tree.leaves(inputs)
         arrays = [leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in leaves]
         shapes = {array.shape[:1] for array in arrays}

@@ -12,7 +12,7 @@ from solstice import arguments
 from solstice.compat import Optimizer, Overwritten
 from solstice.errors import InvalidTypeError
 from solstice.testing.compare import assert_close, assert_same_bits, assert_same_signature, values
-from solstice.testing.law import EXAMPLES, Law, LawBook, Report, check_returned, run
+from solstice.testing.law import EXAMPLES, Law, LawBook, Report, check_returned, maker, run
 from solstice.testing.strategies import seeds
 
 _STEPS = 3
@@ -35,7 +35,9 @@ class OptimizerSubject:
         params: PyTree,
         native: Callable[..., Any] | None = None,
     ) -> None:
-        self.make_optimizer = arguments.function(make_optimizer, "make_optimizer", "")
+        self.make_optimizer = maker(
+            make_optimizer, "make_optimizer", "", Optimizer, "a compat.Optimizer"
+        )
         leaves = jax.tree.leaves(params)
         if not leaves or not all(map(eqx.is_inexact_array_like, leaves)):
             raise InvalidTypeError(

@@ -16,7 +16,7 @@ from solstice.errors import InvalidValueError
 from solstice.loggers import Image
 from solstice.loggers.outlets import SinkLike
 from solstice.loggers.records import RESERVED, Record
-from solstice.testing.law import check_returned
+from solstice.testing.law import check_returned, maker
 from solstice.testing.record_strategies import records as any_records
 from solstice.testing.record_strategies import strategy_or
 from solstice.tree import describe, from_json, to_json
@@ -53,7 +53,7 @@ class SinkSubject:
         shows: Callable[[Records], Any] | None = None,
         records: Any = None,
     ) -> None:
-        self.make_sink = arguments.function(make_sink, "make_sink", "directory")
+        self.make_sink = maker(make_sink, "make_sink", "directory", SinkLike, "a sink")
         self.read = arguments.function(read, "read", "directory")
         shows = without_images if shows is None else shows
         self.shows = arguments.function(shows, "shows", "records")

@@ -4,8 +4,7 @@ import itertools
 import pickle
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from solstice import arguments
-from solstice.testing.law import EXAMPLES, Law, LawBook, Report, check_returned, run
+from solstice.testing.law import EXAMPLES, Law, LawBook, Report, check_returned, maker, run
 from solstice.testing.runs import Process, Question, Run
 from solstice.testing.strategies import cuts, runs, triggers
 from solstice.triggers import Moment, Trigger
@@ -24,7 +23,7 @@ class TriggerSubject:
     """
 
     def __init__(self, make_trigger: Callable[[], Trigger]) -> None:
-        self.make_trigger = arguments.function(make_trigger, "make_trigger", "")
+        self.make_trigger = maker(make_trigger, "make_trigger", "", Trigger, "a Trigger")
         check_returned(make_trigger(), "make_trigger", Trigger, "a Trigger")
 
     def __str__(self) -> str:

@@ -1,5 +1,6 @@
 """train: what a run is asked for, checked before its first step."""
 
+import logging
 import os
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
@@ -7,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from solstice import arguments
 from solstice.callbacks import Callback, CheckpointingCallback
 from solstice.data.datasets import check_dataset, is_one_shot
-from solstice.errors import InvalidValueError, UsageError
+from solstice.errors import InvalidValueError, NoCheckpointError, UsageError
 from solstice.experiment import Experiment, check_defines, check_experiment
 from solstice.saving.checkpoints import Checkpoints, newest
 from solstice.sharding import Sharding
@@ -21,6 +22,8 @@ from solstice.tree import describe
 from solstice.triggers import Trigger, check_trigger
 
 _E = TypeVar("_E", bound=Experiment)
+
+_logger = logging.getLogger("solstice")
 
 
 # What Keras, Lightning, Transformers and scikit-learn call them.
@@ -110,9 +113,10 @@ def train(
         resume_from: A `CheckpointingCallback` or its directory: go on after its newest complete
             checkpoint, with the experiment, the callbacks and the data where they were, to the
             same bits; start anew if it holds none, with the log of a run that was killed before it
-            had saved anything. A run that had ended is returned at once, unless
-            it is asked for more epochs or steps than it was. `on_epoch_start` is called again for
-            the pass in which a run goes on, and after `on_run_start` each callback's `set_state`.
+            had saved anything, and with a warning where this run does not save there either. A run
+            that had ended is returned at once, unless it is asked for more epochs or steps than it
+            was. `on_epoch_start` is called again for the pass in which a run goes on, and after
+            `on_run_start` each callback's `set_state`.
         recompile: When a step compiled by `solstice.jit` is traced again, the log says what
             changed, as a warning from the third trace on; "error" raises at the second.
         donate: Whether the run may take the buffers of `exp` itself, which nobody can use any more
@@ -130,6 +134,7 @@ def train(
             before the first step.
         ValueError: A pass over a dataset gave no batch.
         RecompileError: A step was compiled again, and `recompile` is "error".
+        FileNotFoundError: `resume_from` is itself a checkpoint, not a directory of them.
         DamagedFileError: `resume_from` holds only checkpoints that cannot be read.
         KeyboardInterrupt, SystemExit: A signal came; the step in hand was finished and saved.
 
@@ -190,6 +195,8 @@ def train(
             else arguments.path(chosen, "resume_from")
         )
         found = newest(store, exp)
+        if found is None:
+            _start_anew(store, callbacks)
         if found is not None:
             there = Position.from_state(found[2]["position"])
             if there.cut and not there.is_over(num_epochs, num_steps):
@@ -215,3 +222,18 @@ def train(
             return loop.exp
     loop.train(train_ds, val_ds, num_epochs, num_steps, validate_every)
     return loop.exp
+
+
+def _start_anew(there: Checkpoints, callbacks: list[Callback]) -> None:
+    """Say so where a run finds nothing to go on from, unless it is the first of its directory."""
+    if hint := there.hint():
+        raise NoCheckpointError(
+            f"resume_from is expected to be a directory of checkpoints; it is {there.place}.{hint}"
+        )
+    saving = (one for one in callbacks if isinstance(one, CheckpointingCallback))
+    if not any(str(one.directory) == there.place for one in saving):
+        _logger.warning(
+            "resume_from=%r holds no checkpoint, and no callback of this run saves there: the run "
+            "starts anew. Check the path.",
+            there.place,
+        )

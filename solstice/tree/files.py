@@ -17,7 +17,7 @@ import jax
 from jaxtyping import PyTree
 
 from solstice import arguments
-from solstice.errors import InvalidValueError
+from solstice.errors import DamagedFileError, InvalidValueError
 from solstice.tree.encoding import (
     OBJECT,
     as_keys,
@@ -194,7 +194,12 @@ def _table(file: Tensors) -> dict[str, Any]:
     """Return what the file's metadata says of each leaf, by path."""
     about = file.about
     if about.get("format") != _FORMAT:
-        raise damaged(file.place, "solstice.tree.save did not write it, or it was changed since")
+        raise DamagedFileError(
+            f"{file.place} is expected to be a file of solstice.tree.save, {_FORMAT!r}; "
+            f"solstice.tree.save did not write it, or it was changed since. Use another copy. A "
+            f"checkpoint's arrays are read by solstice.restore(directory, exp), and those of any "
+            f"safetensors file by safetensors.numpy.load_file(path)."
+        )
     text = about.get("leaves", "")
     if text_digest(text) != about.get("digest"):
         raise damaged(file.place, "what it says of its leaves was changed")

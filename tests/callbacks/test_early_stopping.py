@@ -172,7 +172,7 @@ def test_a_run_cut_anywhere_sees_the_same_passes(adding, mean, watch, every, ste
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_bad_criteria_are_refused():
+def test_bad_criteria_are_refused(unchecked):
     with pytest.raises(TypeError, match=r"a function of \(outs\); it is the str 'accuracy'"):
         EarlyStoppingCallback("accuracy")
     with pytest.raises(ValueError, match="watch is expected to be 'train' or 'val'; it is 'test'"):
@@ -453,3 +453,20 @@ def test_its_state_survives_a_resume(train, recorder, mode):
 def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         no_improvement("mean", **options)
+
+
+@pytest.mark.parametrize("name", ["metric", "monitor", "mode", "patience", "min_delta"])
+def test_what_other_libraries_take_leads_to_no_improvement(name, unchecked):
+    with pytest.raises(TypeError, match=rf"no argument '{name}'; did you mean .*no_improvement"):
+        solstice.EarlyStoppingCallback("accuracy", **{name: 3})
+    with pytest.raises(TypeError, match=r"no_improvement\('accuracy'\)"):
+        solstice.EarlyStoppingCallback("accuracy")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("val_mean", "'mean'"), ("coun", "'count'")])
+def test_a_name_that_is_none_tells_which_is_meant(name, meant, adding, train, tmp_path):
+    stop = solstice.EarlyStoppingCallback.no_improvement(name, mode="min")
+    best = solstice.CheckpointingCallback(tmp_path, best=(name, "min"))
+    for callback in (stop, best):
+        with pytest.raises(solstice.errors.UsageError, match=f"Did you mean {meant}"):
+            train(1, [1.0], [1.0], callbacks=[callback])

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.example_libraries import optimizers as jax_optimizers
 from jax.example_libraries import stax
 
+import solstice
 from solstice import compat
 from solstice.compat import as_model, as_optimizer
 
@@ -54,9 +55,14 @@ def test_an_unknown_network_lists_what_is_known(thing):
         as_model(thing, X, key=0)
 
 
-def test_an_optax_transform_is_no_network():
-    with pytest.raises(TypeError, match="of no known kind"):
-        as_model(optax.adam(1e-3), X, key=0)
+@pytest.mark.parametrize("tx", [optax.adam(1e-3), compat.OptaxOptimizer(optax.adam(1e-3))])
+def test_a_network_and_an_optimizer_in_the_other_order_are_told(tx):
+    network = nn.Dense(2)
+    for model in (network, as_model(network, X, key=0)):
+        with pytest.raises(TypeError, match=r"(?s)is of no known.*It is an? .*: the netw"):
+            solstice.ClassificationExperiment(tx, model, example_input=X, key=0)
+        with pytest.raises(TypeError, match=r"(?s)optimizer is of no .*It is a network: the netw"):
+            as_optimizer(model)
 
 
 def test_an_unknown_optimizer_lists_what_is_known():

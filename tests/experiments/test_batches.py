@@ -206,6 +206,11 @@ def test_batch_keys_that_name_nothing_are_refused(keys):
         classify(batch_keys=keys)
 
 
+def test_a_mapping_of_other_names_is_told_how_to_name_them():
+    with pytest.raises(ValueError, match=r"it has 'x', 'y'.*batch_keys=\('x', 'y', 'mask'\)"):
+        classify().eval_step({"x": 0, "y": 0})
+
+
 class Named(eqx.Module):
     """An array with a name, as of e3nn or haliax: it has a shape and a type, and is none."""
 

@@ -309,3 +309,15 @@ def test_an_example_that_is_no_batch_is_named():
         solstice.ClassificationExperiment(network, optax.sgd(0.1), example_input=np.ones(2))
     notes = "\n".join(raised.value.__notes__)
     assert "on example_input, float64[2]; it is to be a batch such as x[:1]" in notes
+
+
+def test_a_loss_that_is_no_array_is_refused():
+    x = np.ones((2, 3), np.float32)
+    for make, y in (
+        (solstice.ClassificationExperiment, np.array([0, 1])),
+        (solstice.RegressionExperiment, np.ones((2, 2), np.float32)),
+    ):
+        network = stax.serial(stax.Dense(2))
+        exp = make(network, optax.sgd(0.1), example_input=x, key=0, loss=lambda a, b: 3.0)
+        with pytest.raises(ValueError, match=r"a loss for each .*; it returned the float 3\.0"):
+            exp.eval_step((x, y))

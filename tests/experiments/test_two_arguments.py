@@ -89,3 +89,14 @@ def test_a_regression_takes_two_arguments_too(library):
     x, model = subject.inputs[0], subject.make_model(KEY)
     exp = solstice.RegressionExperiment(model, TX)
     assert exp.train(1, [(x, x)], progress=False).test([(x, x)], progress=False)["mse"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("precision", "compute_dtype"), ("seed", "key"), ("loss_fn", "loss"), ("net", "model")],
+)
+def test_what_others_call_an_argument_is_answered(wrong, right):
+    for make in (solstice.ClassificationExperiment, solstice.RegressionExperiment):
+        said = rf"{make.__name__}\(\) has no argument '{wrong}'; did you mean '{right}'"
+        with pytest.raises(solstice.SolsticeError, match=said):
+            make(**{wrong: None})

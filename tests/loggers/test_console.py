@@ -58,3 +58,19 @@ def test_it_shows_numbers_only(capsys):
     metrics = {"a": np.ones(3), "b": Image(np.ones((2, 2))), "c": Text("text"), "d": True}
     header, row = shown(capsys, [("train", 1, metrics)])
     assert (header.split()[3:], row.split()[3:]) == (["d"], ["True"])
+
+
+def test_a_chosen_name_that_never_comes_is_told_of(capsys, caplog):
+    sink = Console(["loss", "acuracy", "f1"])
+    for step, mode in enumerate(["train", "val", "train", "val", "train"]):
+        sink.write({"mode": mode, "epoch": 0, "step": step, "time": 0.0, "loss": 1.0} | F1[mode])
+    sink.close()
+    (said,) = caplog.messages
+    assert "no record had 'acuracy' so far. Its numbers are loss" in said
+    one = Console(["acuracy"])
+    one.write({"mode": "train", "epoch": 0, "step": 1, "time": 0.0, "loss": 1.0})
+    one.close()
+    assert len(caplog.messages) == 2
+
+
+F1 = {"train": {}, "val": {"f1": 0.5}}

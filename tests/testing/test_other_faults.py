@@ -8,6 +8,7 @@ import pytest
 
 import solstice
 from solstice import compat
+from solstice.loggers.outlets import SinkLike
 from solstice.testing import (
     EXPERIMENT_LAWS,
     METRICS_LAWS,
@@ -17,6 +18,7 @@ from solstice.testing import (
     MetricsSubject,
     OptimizerSubject,
 )
+from solstice.testing.law import maker
 from solstice.tree import replace
 
 PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}
@@ -308,3 +310,29 @@ def test_a_law_catches_its_fault_and_passes_what_is_sound(kind, law):
     with pytest.raises(LawError, match=message) as caught:
         law.check(subject(fault), examples=2)
     assert f"breaks the law {law}: {law.statement}" in str(caught.value)
+
+
+LINEAR = compat.FunctionModel(lambda key, x: {"w": jnp.ones(4)}, jnp.multiply, BATCH, key=0)
+
+
+@pytest.mark.parametrize(
+    ("check", "made", "what"),
+    [
+        (solstice.testing.check_model, lambda: LINEAR, "a compat.Model"),
+        (solstice.testing.check_experiment, lambda: Walk(jax.random.key(0)), "an Experiment"),
+        (solstice.testing.check_optimizer, Momentum, "a compat.Optimizer"),
+        (solstice.testing.check_metrics, lambda: solstice.metrics.Mean(jnp.ones(3)), "a Metrics"),
+        (solstice.testing.check_trigger, lambda: solstice.triggers.Every(steps=1), "a Trigger"),
+        (solstice.testing.check_sink, solstice.loggers.Console, "a sink"),
+    ],
+)
+def test_what_the_laws_would_make_is_no_function_that_makes_it(check, made, what):
+    arguments = [None] * (check is not solstice.testing.check_trigger)
+    with pytest.raises(TypeError, match=rf"to be a function that makes .*{what}.*it is one itself"):
+        check(made(), *arguments)
+
+
+def test_a_class_makes_what_it_is_called_for():
+    MetricsSubject(solstice.metrics.Mean, VALUES)
+    for thing, kind in ((solstice.loggers.CSV, SinkLike), (Momentum, compat.Optimizer)):
+        assert maker(thing, "make", "path" * (kind is SinkLike), kind, "one") is thing
