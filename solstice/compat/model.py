@@ -80,7 +80,7 @@ class Model(eqx.Module):
         """
         raise InvalidTypeError(
             f"model is expected to be of Flax or Haiku, whose networks note values in a forward "
-            f"pass; it is {describe(self)}. Return the values with the network's outputs."
+            f"pass; it is {describe(self)}. Return the values beside the network's outputs."
         )
 
     @abc.abstractmethod

@@ -122,7 +122,7 @@ def defines(metrics: Any, method: str) -> bool:
     """Say whether a metric has a method of its own, beyond the default of `Metrics`.
 
     >>> from solstice.metrics import Collect, Mean
-    >>> defines(Collect(x=1.0), "to_host"), defines(Mean(1.0), "to_host")
+    >>> defines(Collect(1.0), "to_host"), defines(Mean(1.0), "to_host")
     (True, False)
     """
     # Of the type: an Equinox module makes a new object for each method that is looked up.
