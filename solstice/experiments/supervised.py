@@ -200,7 +200,9 @@ class SupervisedExperiment(Runnable):
         if loss_scale is not None:
             grads = overwrite(loss_scale.unscale(grads), grads)
             loss = loss_scale.unscale(loss)
+            # What the network keeps may overflow alone: a variance does before a gradient.
             finite = precision.jmp().all_finite(grads)
+            finite &= precision.stays_finite(model.state, self.model.state)
             with jax.numpy_dtype_promotion("standard"):  # which jmp takes for granted
                 loss_scale = loss_scale.adjust(finite)
         new_params, optimizer = self.optimizer(
@@ -212,7 +214,10 @@ class SupervisedExperiment(Runnable):
         model = replace(model, params=new_params)
         exp = replace(self, model=model, optimizer=optimizer, key=key, ema=ema)
         if finite is not None:  # a step whose scaled loss overflowed leaves all as it was
-            exp = replace(precision.chosen(finite, exp, self), loss_scale=loss_scale)
+            # An optimizer that keeps what it is given has nothing to go back to the first time.
+            kept = jax.tree.structure(optimizer) != jax.tree.structure(self.optimizer)
+            before = replace(self, optimizer=optimizer) if kept else self
+            exp = replace(precision.chosen(finite, exp, before), loss_scale=loss_scale)
         return exp, self.task.metrics(outputs, targets, loss, mask)
 
     @jit
@@ -233,13 +238,14 @@ class SupervisedExperiment(Runnable):
         Raises:
             TypeError: The batch is no pair, triple or mapping, or targets are of a wrong type.
             ValueError: It is a single example, targets are out of their range, shapes do not fit,
-                or a mask is no mask.
+                a mask is no mask, or weights are negative or not finite.
         """
         parts = batches.unpack(batch, self._batch_keys)
         batches.check_arrays(parts.inputs, self._batch_keys[0])
         task, seen = self.task, self._seen.value
         batches.check_batched(parts, None if seen is None else seen.inputs)
         real = batches.check_mask_of(parts, self._batch_keys)
+        batches.check_weight_values(parts, real)
         # The network is traced for the shape of its outputs only where they are not known to fit.
         axes = None if seen is None else task.target_axes(seen.outputs)
         if seen is None or axes not in (None, parts.targets.ndim):
@@ -330,15 +336,15 @@ class SupervisedExperiment(Runnable):
 
             found = jax.value_and_grad(self._scaled(loss_fn), has_aux=True)(params)
             (loss, (outputs, state, number)), new = found
-            grads = overwrite(jax.tree.map(jnp.add, grads, new), new)
+            grads = overwrite(jax.tree.map(jnp.add, grads, precision.widened(new)), new)
             return (grads, state), (loss, number, outputs)
 
-        zeros = jax.tree.map(jnp.zeros_like, self.model.params)
+        zeros = jax.tree.map(jnp.zeros_like, precision.widened(self.model.params))
         start = (overwrite(zeros, self.model.params), self.model.state)
         (grads, state), (losses, numbers, outputs) = jax.lax.scan(one, start, (cut, keys))
         share = most / jnp.maximum(numbers.sum(), 1)
         scaled = jax.tree.map(lambda grad: grad * share.astype(grad.dtype), grads)
-        grads = overwrite(scaled, grads)
+        grads = overwrite(precision.like(scaled, self.model.params), grads)
         outputs = outputs.reshape(-1, *outputs.shape[2:])
         loss = losses.sum() * share.astype(losses.dtype)
         return loss, outputs, replace(self.model, state=state), grads
