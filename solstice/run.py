@@ -24,6 +24,7 @@ from solstice.metrics import Metrics
 from solstice.metrics.left_out import LeftOut, told_elsewhere
 from solstice.position import Position, batch_digest
 from solstice.progress import Progress, Shown
+from solstice.reach import leads_to
 from solstice.saving.checkpoints import Checkpoints
 from solstice.sharding import Sharding, is_first_process
 from solstice.sharding.processes import check_same
@@ -297,8 +298,8 @@ class Run:
 
         The validation then begins with that batch: it is not read again.
         """
-        if self._looked or uses_experiment(dataset):  # its batches come of what training makes
-            return
+        if self._looked or uses_experiment(dataset) or self._is_told(dataset):
+            return  # its batches come of what training makes
         self._looked = True
         # One object may have one place to read at; its batches in training show as much.
         if dataset is train_ds and not isinstance(dataset, list | tuple | FunctionType):
@@ -407,8 +408,13 @@ class Run:
             reshuffles=self._say_reshuffled,
             signals=self._signals,
             experiment=lambda: stepper.exp,
+            in_turn=self._is_told(dataset),
             **self._feeding,
         )
+
+    def _is_told(self, dataset: Any) -> bool:
+        """Say whether a dataset reads one of the callbacks, which tells it of the steps so far."""
+        return type(dataset) not in (list, tuple) and leads_to(dataset, self._hooks.callbacks)
 
     def _groups(self, ready: Iterator[list[Any]]) -> Iterator[list[Any]]:
         return ready  # which a profile times
