@@ -107,3 +107,10 @@ row(
     ds=only(BATCHES).called("ds", "test_ds", "batch").telling("it "),
     mode=only("min", "None"),
 )
+row(
+    "experiments.SupervisedExperiment.__call__",
+    on=lambda: EXP,
+    x=only(X, "seven floats", "seven with a NaN", "seven with a negative", "seven bools").also(
+        "matrix", "array without elements", "array of complex"
+    ),
+)
