@@ -22,6 +22,13 @@ from solstice.tree import describe
 BatchKeys = tuple[str | tuple[str, ...], ...]
 
 
+_HOW_TO_BATCH = (
+    "Batch the examples: a list as [(x[i : i + 32], y[i : i + 32]) for i in range(0, len(x), "
+    "32)]; a dataset of tf.data, grain or Hugging Face by its own .batch(32); one of torch by "
+    "DataLoader(dataset, batch_size=32)."
+)
+
+
 class Batch(NamedTuple):
     """A batch, taken apart."""
 
@@ -142,16 +149,11 @@ def check_batched(batch: Batch, example: tuple[Any, ...] | None) -> None:
     Raises:
         ValueError: It is.
     """
-    how = (
-        "Batch the examples: a list as [(x[i : i + 32], y[i : i + 32]) for i in range(0, len(x), "
-        "32)]; a dataset of tf.data, grain or Hugging Face by its own .batch(32); one of torch by "
-        "DataLoader(dataset, batch_size=32)."
-    )
     if not np.ndim(batch.targets):
         raise InvalidValueError(
             f"A batch is expected to hold several examples, along the first axis of its arrays; "
             f"its inputs are {describe(batch.inputs)} and its targets {describe(batch.targets)}, a "
-            f"single one. {how}"
+            f"single one. {_HOW_TO_BATCH}"
         )
     if not len(batch.targets):
         raise InvalidValueError(
@@ -165,15 +167,24 @@ def check_batched(batch: Batch, example: tuple[Any, ...] | None) -> None:
             f"{describe(example)}; it has {describe(batch.inputs)}. Several inputs are a tuple, or "
             f"a tuple of names in batch_keys; one that is a tuple itself goes into another: (x,)."
         )
-    if example is None or jax.tree.structure(example) != jax.tree.structure(batch.inputs):
+    check_axes(batch.inputs, example)
+
+
+def check_axes(inputs: tuple[Any, ...], example: tuple[Any, ...] | None) -> None:
+    """Raise for inputs of another rank than the network's example, as a single example is.
+
+    Raises:
+        ValueError: They are.
+    """
+    if example is None or jax.tree.structure(example) != jax.tree.structure(inputs):
         return  # what is built otherwise, the network tells better
-    for wanted, found in zip(*map(jax.tree.leaves, (example, batch.inputs)), strict=True):
+    for wanted, found in zip(*map(jax.tree.leaves, (example, inputs)), strict=True):
         if is_shaped(wanted) and np.ndim(found) != wanted.ndim:
             single = np.ndim(found) == wanted.ndim - 1
             raise InvalidValueError(
                 f"A batch's inputs are expected to have as many axes as the network's example, "
                 f"{describe(wanted)}, the first one for the examples; they are {describe(found)}"
-                + (f", which looks like a single example. {how}" if single else ".")
+                + (f", which looks like a single example. {_HOW_TO_BATCH}" if single else ".")
                 + " If these are batches, give one as the example: example_input=x."
             )
 

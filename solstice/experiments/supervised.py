@@ -229,8 +229,14 @@ class SupervisedExperiment(Runnable):
         return self, self.task.metrics(outputs, targets, loss, mask)
 
     def __call__(self, x: Any) -> Array:
-        """Return the network's outputs for a batch of inputs, in evaluation mode."""
-        return self._outputs(as_inputs(x, "x"))
+        """Return the network's outputs for a batch of inputs, in evaluation mode.
+
+        Raises:
+            ValueError: They have more or fewer axes than the network's example.
+        """
+        inputs, seen = as_inputs(x, "x"), self._seen.value
+        batches.check_axes(inputs, None if seen is None else seen.inputs)
+        return self._outputs(inputs)
 
     def check_batch(self, batch: Any) -> None:
         """Raise for a batch whose structure or targets are wrong; the trainer asks once a mode.

@@ -382,3 +382,16 @@ def test_complex_targets_are_refused_before_they_lose_a_part():
     exp = adapted(solstice.RegressionExperiment)
     with pytest.raises(TypeError, match=r"real numbers; they are complex64\[6,3\]"):
         exp.train(1, [(X, X[:, :3].astype("complex64"))], progress=False)
+
+
+@pytest.mark.parametrize("call", ["exp", "predict", "solstice.predict"])
+def test_predictions_of_single_examples_are_refused(call):
+    exp = adapted(solstice.RegressionExperiment)
+    calls = {
+        "exp": lambda: exp(X[0]),
+        "predict": lambda: exp.predict(X[0]),
+        "solstice.predict": lambda: solstice.predict(exp, list(X), progress=False),
+    }
+    with pytest.raises(ValueError, match=r"float32\[4\], which looks like a single example"):
+        calls[call]()
+    assert exp.predict(X[:1]).shape == (1, 3)
