@@ -79,7 +79,7 @@ class Trigger(abc.ABC):
         return Watch(self, clock)
 
     def __or__(self, other: "Trigger") -> "Trigger":
-        return AnyOf(self, other) if isinstance(other, Trigger) else NotImplemented
+        return AnyOf(self, other)
 
 
 @dataclasses.dataclass(frozen=True)

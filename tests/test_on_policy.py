@@ -1,6 +1,7 @@
 """Batches made from the experiment: of the step before, or of the pass's start, and never stale."""
 
 import functools
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -234,3 +235,97 @@ def test_what_cannot_make_batches_is_refused(recorder):
         with pytest.raises(TypeError, match=message):
             solstice.train(policy(), 1, wrong, callbacks=[recorder(events)])
     assert events == []
+
+
+class Keep(solstice.Callback):
+    """A callback that keeps the experiment for a dataset."""
+
+    exp = None
+
+    def on_step_end(self, outs, exp, global_step, mode, batch):
+        if mode == "train":
+            self.exp = solstice.snapshot(exp)
+
+    def batch(self, seen):
+        version = 0 if self.exp is None else int(self.exp.version[0])
+        seen.append(version)
+        return np.full(2, version, "float32")
+
+
+KEEP = Keep()
+
+
+class Reading:
+    """A dataset that is an object, and holds the callback."""
+
+    def __init__(self, keep, seen):
+        self.keep, self.seen = {"callback": keep}, seen
+
+    def __iter__(self):
+        for _ in range(6):
+            yield self.keep["callback"].batch(self.seen)
+
+
+def closing_over(keep, seen):
+    return lambda: (keep.batch(seen) for _ in range(6))
+
+
+def of_the_module(keep, seen):
+    def make(epoch):
+        for _ in range(6):
+            yield KEEP.batch(seen)
+
+    return make
+
+
+def bound(keep, seen):
+    def make(keep, seen, epoch):
+        return (keep.batch(seen) for _ in range(6))
+
+    return functools.partial(make, keep, seen)
+
+
+def generated(keep, seen):
+    return (keep.batch(seen) for _ in range(6))
+
+
+READERS = [closing_over, of_the_module, bound, generated, Reading]
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("make", READERS, ids=lambda make: make.__name__)
+def test_what_reads_a_callback_is_read_in_its_turn(make, prefetch):
+    KEEP.exp, seen = None, []
+    dataset = make(KEEP, seen)
+    solstice.train(policy(), 1, dataset, callbacks=[KEEP], prefetch=prefetch, progress=False)
+    assert seen == list(range(6))
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_validation_that_reads_a_callback_is_read_after_training(prefetch):
+    KEEP.exp, seen = None, []
+    solstice.train(
+        policy(),
+        2,
+        [np.ones(2, "float32")] * 3,
+        closing_over(KEEP, seen),
+        callbacks=[KEEP],
+        prefetch=prefetch,
+        progress=False,
+    )
+    assert seen == [3] * 6 + [6] * 6
+
+
+def test_other_datasets_are_read_ahead():
+    KEEP.exp, seen = None, []
+    other = Keep()  # of no run
+    dataset = closing_over(other, seen)
+    threads = set()
+
+    def noting():
+        for batch in dataset():
+            threads.add(threading.current_thread().name)
+            yield batch
+
+    solstice.train(policy(), 1, noting, callbacks=[KEEP], prefetch=2, progress=False)
+    assert threads == {"solstice-prefetch"}

@@ -57,6 +57,18 @@ def test_metrics_run_without_promotion(name, mask):
             make(row.batch).merge(make(row.batch)).compute()
 
 
+@pytest.mark.parametrize("dtype", [bool, "int8", "uint32", "float16", "bfloat16"])
+@pytest.mark.parametrize("metric", ["Mean", "Sum", "Min", "Max", "Std", "Last"])
+def test_numbers_of_any_type_run_without_promotion(metric, dtype):
+    values, mask = jnp.asarray([1, 0, 1], dtype), jnp.array([True, True, False])
+    if metric == "Last":
+        values, mask = values[0], None
+    make = getattr(solstice.metrics, metric)
+    options = {} if mask is None else {"mask": mask}
+    with forbidden():
+        jax.eval_shape(lambda: make(values, **options).merge(make(values)).compute())
+
+
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
 Y = (np.arange(8) % CLASSES).astype("int32")
 MASK = np.arange(8) < 5

@@ -163,7 +163,7 @@ class EarlyStoppingCallback(Callback):
         if self._resumed:  # a pass that has become shorter: nobody knows
             return False
         said = self._criterion_fn(self._outs)
-        if np.ndim(said) != 0:
+        if isinstance(said, str | bytes) or np.ndim(said) != 0 or said != said:  # NaN is no truth
             raise InvalidValueError(
                 f"criterion_fn is expected to return whether to stop, one truth; it returned "
                 f"{describe(said)}. Make one of it: .any(), .all() or a mean."

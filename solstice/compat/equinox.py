@@ -19,6 +19,7 @@ from solstice.compat.flags import (
     flag_values,
     has_default,
     parameters,
+    takes_more,
 )
 from solstice.compat.leaves import owned_state
 from solstice.compat.model import (
@@ -65,6 +66,8 @@ class EquinoxModel(Model):
     _takes_key: bool = eqx.field(static=True)
     # Whether its `key` has a default, which it keeps when it is given none.
     _has_own_key: bool = eqx.field(static=True)
+    # Whether it takes any keyword, and so a key perhaps, for a layer inside.
+    _passes_key_on: bool = eqx.field(static=True)
     _state_by_name: bool = eqx.field(static=True)
     _axis_name: str = eqx.field(static=True)
 
@@ -107,8 +110,9 @@ class EquinoxModel(Model):
         if not jax.tree.leaves(state) and "state" not in names:
             state = None  # make_with_state around a network that keeps none
         self._call = Static(call)
-        self._takes_key = "key" in names
-        self._has_own_key = has_default(function, "key")
+        self._passes_key_on = "key" not in names and takes_more(function)
+        self._takes_key = "key" in names or self._passes_key_on
+        self._has_own_key = has_default(function, "key") or self._passes_key_on
         self._state_by_name = "state" in names
         # A flag that is None by default is one that inference_mode() sets in the tree.
         self._flags = find_flags(function, flags, skip_none=True)
@@ -140,6 +144,8 @@ class EquinoxModel(Model):
                 return self._mapped(module, inputs, state, key, kwargs)
             return self._one(bind_call(module, self._call.value), inputs, state, key, kwargs)
 
+        if key is not None and self._passes_key_on and not runs(run, key):
+            key = None  # nothing inside takes it
         if train:
             outputs, state = run_with_key(run, key, train=True, adapter=_NAME, remedy="")
             return outputs, replace(self, state=state)

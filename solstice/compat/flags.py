@@ -34,6 +34,19 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in found.items() if p.kind not in starred}
 
 
+def takes_more(function: Callable[..., Any]) -> bool:
+    """Say whether a call takes any keyword, which it may pass on.
+
+    >>> takes_more(lambda x, **rest: x), takes_more(lambda x, *rest: x)
+    (True, False)
+    """
+    try:
+        found = inspect.signature(function).parameters.values()
+    except ValueError:  # written in C
+        return False
+    return any(one.kind is one.VAR_KEYWORD for one in found)
+
+
 def call_of(adapter: str, module: Any, call: Callable[..., Any] | None) -> Callable[..., Any]:
     """Return what a module is called by: the user's `call`, or its class's `__call__`.
 

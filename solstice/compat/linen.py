@@ -257,6 +257,7 @@ class FlaxModel(Model):
                 **on,
             )[1]
 
+        arguments.check_leaves(collections, f"{_NAME}: a collection of the network")
         before = jax.eval_shape(lambda tree: tree, collections)
         after = jax.eval_shape(step, collections, inputs)
         return persistent(_NAME, collections, before, after)

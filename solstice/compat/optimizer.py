@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from solstice import arguments
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree import describe, leaf_names, tree_difference
@@ -101,6 +102,7 @@ def check_trees(adapter: str, expected: Static[Signature] | None, **trees: PyTre
     """Raise where a tree is not like the parameters that the optimizer was initialised with.
 
     Raises:
+        TypeError: A leaf is no array.
         ValueError: The first tree that differs is named, and the leaf where it does.
     """
     if expected is None:
@@ -109,7 +111,11 @@ def check_trees(adapter: str, expected: Static[Signature] | None, **trees: PyTre
         )
     structure, leaves = expected.value
     for name, tree in trees.items():
-        found = signature(tree).value
+        try:
+            found = signature(tree).value
+        except TypeError:
+            arguments.check_leaves(tree, f"{adapter}: the tree of {name}")
+            raise
         if found.structure != structure:
             difference = tree_difference(structure, found.structure)
         elif found.leaves != leaves:

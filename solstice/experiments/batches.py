@@ -15,11 +15,18 @@ from jaxtyping import Array
 
 from solstice.compat.model import is_shaped
 from solstice.errors import InvalidTypeError, InvalidValueError
-from solstice.metrics.checks import check_mask, check_mask_shape, check_mask_values
+from solstice.metrics.checks import as_array, check_mask, check_mask_shape, check_mask_values
 from solstice.tree import describe
 
 # The names of inputs, targets, mask and weights in mappings; several inputs are a tuple of names.
 BatchKeys = tuple[str | tuple[str, ...], ...]
+
+
+_HOW_TO_BATCH = (
+    "Batch the examples: a list as [(x[i : i + 32], y[i : i + 32]) for i in range(0, len(x), "
+    "32)]; a dataset of tf.data, grain or Hugging Face by its own .batch(32); one of torch by "
+    "DataLoader(dataset, batch_size=32)."
+)
 
 
 class Batch(NamedTuple):
@@ -57,8 +64,8 @@ def unpack(batch: Any, keys: BatchKeys) -> Batch:
     """Take a batch apart: `(x, y)`, `(x, y, mask)` or a mapping.
 
     Raises:
-        TypeError: It is none of these.
-        ValueError: It is a mapping without inputs or targets.
+        TypeError: It is none of these, or one of its parts is no array.
+        ValueError: It is a mapping without inputs or targets, or has weights of another shape.
     """
     mask = weight = None
     if isinstance(batch, Mapping):
@@ -74,8 +81,12 @@ def unpack(batch: Any, keys: BatchKeys) -> Batch:
             f"{', '.join(map(repr, keys))}; it is {describe(batch)}."
         )
     inputs = x if type(x) is tuple else (x,)
-    weight = None if weight is None else jnp.asarray(weight)
-    return Batch(inputs, _as_array(targets), mask, weight)
+    targets = _as_array(targets, "targets", "an array")
+    mask = None if mask is None else _as_array(mask, "mask", "True or False for each example")
+    weight = None if weight is None else _as_array(weight, "weights", "one number an example")
+    if weight is not None:
+        _check_weight(weight, targets)
+    return Batch(inputs, targets, mask, weight)
 
 
 def batch_inputs(batch: Any, keys: BatchKeys, example: tuple[Any, ...] | None = None) -> Any:
@@ -133,21 +144,22 @@ batches of them by .batch(32); make arrays of other lists with np.asarray.
 
 
 def check_batched(batch: Batch, example: tuple[Any, ...] | None) -> None:
-    """Raise for what is a single example, or else of another rank than the network's example.
+    """Raise for a single example, for none, and for another rank than the network's example has.
 
     Raises:
         ValueError: It is.
     """
-    how = (
-        "Batch the examples: a list as [(x[i : i + 32], y[i : i + 32]) for i in range(0, len(x), "
-        "32)]; a dataset of tf.data, grain or Hugging Face by its own .batch(32); one of torch by "
-        "DataLoader(dataset, batch_size=32)."
-    )
     if not np.ndim(batch.targets):
         raise InvalidValueError(
             f"A batch is expected to hold several examples, along the first axis of its arrays; "
             f"its inputs are {describe(batch.inputs)} and its targets {describe(batch.targets)}, a "
-            f"single one. {how}"
+            f"single one. {_HOW_TO_BATCH}"
+        )
+    if not len(batch.targets):
+        raise InvalidValueError(
+            f"A batch is expected to hold an example or more; its inputs are "
+            f"{describe(batch.inputs)} and its targets {describe(batch.targets)}. Leave empty "
+            f"batches out of the dataset."
         )
     if example is not None and len(example) != len(batch.inputs):
         raise InvalidValueError(
@@ -155,15 +167,24 @@ def check_batched(batch: Batch, example: tuple[Any, ...] | None) -> None:
             f"{describe(example)}; it has {describe(batch.inputs)}. Several inputs are a tuple, or "
             f"a tuple of names in batch_keys; one that is a tuple itself goes into another: (x,)."
         )
-    if example is None or jax.tree.structure(example) != jax.tree.structure(batch.inputs):
+    check_axes(batch.inputs, example)
+
+
+def check_axes(inputs: tuple[Any, ...], example: tuple[Any, ...] | None) -> None:
+    """Raise for inputs of another rank than the network's example, as a single example is.
+
+    Raises:
+        ValueError: They are.
+    """
+    if example is None or jax.tree.structure(example) != jax.tree.structure(inputs):
         return  # what is built otherwise, the network tells better
-    for wanted, found in zip(*map(jax.tree.leaves, (example, batch.inputs)), strict=True):
+    for wanted, found in zip(*map(jax.tree.leaves, (example, inputs)), strict=True):
         if is_shaped(wanted) and np.ndim(found) != wanted.ndim:
             single = np.ndim(found) == wanted.ndim - 1
             raise InvalidValueError(
                 f"A batch's inputs are expected to have as many axes as the network's example, "
                 f"{describe(wanted)}, the first one for the examples; they are {describe(found)}"
-                + (f", which looks like a single example. {how}" if single else ".")
+                + (f", which looks like a single example. {_HOW_TO_BATCH}" if single else ".")
                 + " If these are batches, give one as the example: example_input=x."
             )
 
@@ -193,6 +214,25 @@ def check_mask_of(batch: Batch, keys: BatchKeys) -> np.ndarray:
     return np.broadcast_to(mask.astype(bool).reshape(shape), batch.targets.shape)
 
 
+def check_weight_values(batch: Batch, real: np.ndarray) -> None:
+    """Raise where a first batch's weights are negative or not finite, masked positions aside.
+
+    Raises:
+        ValueError: They are.
+    """
+    if batch.weight is None:
+        return
+    weight = np.asarray(batch.weight).astype(np.float64)
+    weight = weight.reshape(weight.shape + (1,) * (real.ndim - weight.ndim))
+    shown = np.broadcast_to(weight, real.shape)[real]
+    odd = shown[~(np.isfinite(shown) & (shown >= 0))]
+    if odd.size:
+        raise InvalidValueError(
+            f"weights are expected to be finite numbers of at least 0; {odd.size} of {shown.size} "
+            f"are not, such as {odd[0]}. Mask the examples that are not to count."
+        )
+
+
 def _entry(batch: Mapping[str, Any], name: str | tuple[str, ...]) -> Any:
     if isinstance(name, tuple):
         return tuple(_entry(batch, one) for one in name)
@@ -205,9 +245,19 @@ def _entry(batch: Mapping[str, Any], name: str | tuple[str, ...]) -> Any:
     return batch[name]
 
 
-def _as_array(targets: Any) -> Any:
-    """Return targets as an array; numpy's stay where they are until a compiled step takes them."""
-    return targets if isinstance(targets, np.ndarray) else jnp.asarray(targets)
+def _as_array(values: Any, name: str, what: str) -> Any:
+    """Return values as an array; numpy's stay where they are until a compiled step takes them."""
+    return values if isinstance(values, np.ndarray) else as_array(values, name, what)
+
+
+def _check_weight(weight: Any, targets: Any) -> None:
+    real = jnp.isdtype(weight.dtype, ("bool", "integral", "real floating"))
+    if not real or not weight.ndim or weight.shape != targets.shape[: weight.ndim]:
+        raise InvalidValueError(
+            f"weights are expected to be real numbers of the shape of the targets, "
+            f"{describe(targets)}, or of its leading axes: one for each example will do; they are "
+            f"{describe(weight)}."
+        )
 
 
 def counted(real: Array | None, valid: Array | None) -> Array | None:

@@ -92,6 +92,22 @@ def chosen(condition: Array, new: PyTree, old: PyTree) -> PyTree:
     )
 
 
+def stays_finite(new: PyTree, old: PyTree) -> Array:
+    """Return whether no float became infinite or NaN that was finite.
+
+    >>> bool(stays_finite(jnp.array([1.0, jnp.inf]), jnp.array([0.0, jnp.inf])))
+    True
+    >>> bool(stays_finite(jnp.array([jnp.inf, jnp.inf]), jnp.array([0.0, jnp.inf])))
+    False
+    """
+    kept = [
+        (jnp.isfinite(one) | ~jnp.isfinite(other)).all()
+        for one, other in zip(*map(jax.tree.leaves, (new, old)), strict=True)
+        if jnp.issubdtype(one.dtype, jnp.inexact)
+    ]
+    return jnp.array(kept).all() if kept else jnp.array(True)
+
+
 def jmp() -> Any:
     """Return the package that computes in other types.
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from solstice import arguments
-from solstice.errors import InvalidValueError
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.experiments.batches import BatchKeys
 from solstice.experiments.supervised import OTHER_NAMES, SupervisedExperiment
 from solstice.experiments.task import Task, check_array
@@ -130,7 +130,12 @@ class Regression(Task):
             )
 
     def check_targets(self, targets: Any, real: np.ndarray) -> None:
-        shown = np.asarray(targets, np.float64)[real]
+        if not jnp.isdtype(targets.dtype, ("bool", "integral", "real floating")):
+            raise InvalidTypeError(
+                f"Targets are expected to be real numbers; they are {describe(targets)}. Give real "
+                f"and imaginary parts an axis of their own."
+            )
+        shown = np.asarray(targets).astype(np.float64)[real]
         if not np.isfinite(shown).all():
             wrong = int((~np.isfinite(shown)).sum())
             raise InvalidValueError(

@@ -229,7 +229,9 @@ class SupervisedExperiment(Runnable):
         if loss_scale is not None:
             grads = overwrite(loss_scale.unscale(grads), grads)
             loss = loss_scale.unscale(loss)
+            # What the network keeps may overflow alone: a variance does before a gradient.
             finite = precision.jmp().all_finite(grads)
+            finite &= precision.stays_finite(model.state, self.model.state)
             with jax.numpy_dtype_promotion("standard"):  # which jmp takes for granted
                 loss_scale = loss_scale.adjust(finite)
         new_params, optimizer = self.optimizer(
@@ -241,7 +243,10 @@ class SupervisedExperiment(Runnable):
         model = replace(model, params=new_params)
         exp = replace(self, model=model, optimizer=optimizer, key=key, ema=ema)
         if finite is not None:  # a step whose scaled loss overflowed leaves all as it was
-            exp = replace(precision.chosen(finite, exp, self), loss_scale=loss_scale)
+            # An optimizer that keeps what it is given has nothing to go back to the first time.
+            kept = jax.tree.structure(optimizer) != jax.tree.structure(self.optimizer)
+            before = replace(self, optimizer=optimizer) if kept else self
+            exp = replace(precision.chosen(finite, exp, before), loss_scale=loss_scale)
         return exp, self.task.metrics(outputs, targets, loss, mask)
 
     @jit
@@ -253,8 +258,14 @@ class SupervisedExperiment(Runnable):
         return self, self.task.metrics(outputs, targets, loss, mask)
 
     def __call__(self, x: Any) -> Array:
-        """Return the network's outputs for a batch of inputs, in evaluation mode."""
-        return self._outputs(as_inputs(x, "x"))
+        """Return the network's outputs for a batch of inputs, in evaluation mode.
+
+        Raises:
+            ValueError: They have more or fewer axes than the network's example.
+        """
+        inputs, seen = as_inputs(x, "x"), self._seen.value
+        batches.check_axes(inputs, None if seen is None else seen.inputs)
+        return self._outputs(inputs)
 
     def check_batch(self, batch: Any) -> None:
         """Raise for a batch whose structure or targets are wrong; the trainer asks once a mode.
@@ -262,13 +273,14 @@ class SupervisedExperiment(Runnable):
         Raises:
             TypeError: The batch is no pair, triple or mapping, or targets are of a wrong type.
             ValueError: It is a single example, targets are out of their range, shapes do not fit,
-                or a mask is no mask.
+                a mask is no mask, or weights are negative or not finite.
         """
         parts = batches.unpack(batch, self._batch_keys)
         batches.check_arrays(parts.inputs, self._batch_keys[0])
         task, seen = self.task, self._seen.value
         batches.check_batched(parts, None if seen is None else seen.inputs)
         real = batches.check_mask_of(parts, self._batch_keys)
+        batches.check_weight_values(parts, real)
         # The network is traced for the shape of its outputs only where they are not known to fit.
         axes = None if seen is None else task.target_axes(seen.outputs)
         if seen is None or axes not in (None, parts.targets.ndim):
@@ -359,15 +371,15 @@ class SupervisedExperiment(Runnable):
 
             found = jax.value_and_grad(self._scaled(loss_fn), has_aux=True)(params)
             (loss, (outputs, state, number)), new = found
-            grads = overwrite(jax.tree.map(jnp.add, grads, new), new)
+            grads = overwrite(jax.tree.map(jnp.add, grads, precision.widened(new)), new)
             return (grads, state), (loss, number, outputs)
 
-        zeros = jax.tree.map(jnp.zeros_like, self.model.params)
+        zeros = jax.tree.map(jnp.zeros_like, precision.widened(self.model.params))
         start = (overwrite(zeros, self.model.params), self.model.state)
         (grads, state), (losses, numbers, outputs) = jax.lax.scan(one, start, (cut, keys))
         share = most / jnp.maximum(numbers.sum(), 1)
         scaled = jax.tree.map(lambda grad: grad * share.astype(grad.dtype), grads)
-        grads = overwrite(scaled, grads)
+        grads = overwrite(precision.like(scaled, self.model.params), grads)
         outputs = outputs.reshape(-1, *outputs.shape[2:])
         loss = losses.sum() * share.astype(losses.dtype)
         return loss, outputs, replace(self.model, state=state), grads

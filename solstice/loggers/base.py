@@ -97,8 +97,14 @@ class Sink(abc.ABC):
         return
 
     def __call__(self, metrics: Mapping[str, Any], step: int, mode: str) -> None:
-        """Write a record as a plain `logging_fn` does: `step` is what it is given."""
-        self.write(make_record(metrics, mode=mode, step=step))
+        """Write a record as a plain `logging_fn` does: `step` is what it is given.
+
+        Raises:
+            TypeError, ValueError: An argument is not what it must be.
+        """
+        arguments.number(step, "step")
+        mode = arguments.text(mode, "mode")
+        self.write(make_record(arguments.mapping(metrics, "metrics"), mode=mode, step=step))
 
     def open(self) -> None:
         """Get ready to write, and wait for it; nothing happens when it is open.

@@ -55,7 +55,7 @@ class MetricsDict(Metrics):
                 )
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._names:
+        if not isinstance(name, str) or name not in self._names:
             raise UnknownKeyError(f"{name!r} is none of the metrics {self._named()}.")
         return self._metrics[self._names.index(name)]
 

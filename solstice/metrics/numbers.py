@@ -69,7 +69,8 @@ class Sum(Metrics):
         numbers, real = _numbers(values, mask)
         given = jnp.asarray(values)
         if jnp.isdtype(given.dtype, ("bool", "integral")):
-            self.total = jnp.where(real, given, 0).sum(dtype=count(real).dtype)
+            zero = jnp.zeros((), given.dtype)
+            self.total = jnp.where(real, given, zero).sum(dtype=count(real).dtype)
         else:
             self.total = sums.exact(jnp.where(real, numbers, 0).sum())
 

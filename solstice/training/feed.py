@@ -51,6 +51,7 @@ class Feed:
         signals: What processes in step agree on before each batch.
         experiment: Returns the experiment as it is, for a dataset that makes batches from it; of a
             live one nothing is read ahead, and a call takes one batch.
+        in_turn: Whether nothing is read ahead of this dataset either, whatever `prefetch` says.
 
     Attributes:
         last_batch: The batch consumed last, as the dataset gave it, where that is tracked.
@@ -88,12 +89,13 @@ class Feed:
         tracked: bool = False,
         signals: Signals | None = None,
         experiment: Callable[[], Any] = lambda: None,
+        in_turn: bool = False,
     ) -> None:
         self._mode, self._epoch, self._step = mode, epoch, step
         self.skipped = self._consumed = skipped
         live = isinstance(dataset, Live)
         self._steps_per_call = 1 if live else steps_per_call
-        self._prefetch = 0 if live else ahead(prefetch)
+        self._prefetch = 0 if live or in_turn else ahead(prefetch)
         self._check = check
         self.over = self.partial = False
         self._dataset = dataset

@@ -19,6 +19,7 @@ from solstice.callbacks.stopwatch import Part
 from solstice.data.bookmark import Bookmark
 from solstice.data.datasets import length, uses_epoch, uses_experiment
 from solstice.data.memory import as_arrays
+from solstice.data.reach import leads_to
 from solstice.errors import EarlyStoppingException
 from solstice.experiment import Experiment
 from solstice.metrics import Metrics
@@ -397,7 +398,12 @@ class Loop:
             tracked=training and bool(self._saving or self._resumed),
             signals=self._signals,
             experiment=lambda: stepper.exp,
+            in_turn=self._is_told(dataset),
         )
+
+    def _is_told(self, dataset: Any) -> bool:
+        """Say whether a dataset reads one of the callbacks, which tells it of the steps so far."""
+        return type(dataset) not in (list, tuple) and leads_to(dataset, self._hooks.callbacks)
 
     def _close_opened(self) -> None:
         if self._opened is not None:
@@ -430,8 +436,8 @@ class Loop:
         dataset = self._val_ds
         if dataset is None or self._looked or self.position.validated is not None:
             return
-        if uses_experiment(dataset):  # its batches come of what training makes
-            return
+        if uses_experiment(dataset) or self._is_told(dataset):
+            return  # its batches come of what training makes
         self._looked = True
         # One object may have one place to read at; its batches in training show as much.
         if dataset is self._train_ds and not isinstance(dataset, list | tuple | FunctionType):

@@ -106,7 +106,8 @@ def train(
             not compiled by `solstice.jit` are all taken so.
         prefetch: How many batches a thread reads and places on the device ahead of time; 0 reads
             each when its turn comes. None means 2 on accelerators and 0 on a CPU, where a
-            compiled call takes numpy's arrays more cheaply.
+            compiled call takes numpy's arrays more cheaply. Nothing is read ahead of a dataset that
+            reads one of `callbacks`, such as one that keeps the experiment for it.
         sharding: Where the experiment and its batches are: `solstice.sharding.DataParallel()`,
             `FullySharded()` or `Rules(...)`; None is one device. The experiment comes back as it is
             placed.

@@ -83,6 +83,10 @@ EXEMPT: dict[str, str] = {
     "compat.overwrite": "an adapter calls it with trees that it has checked",
     "triggers.Trigger.start": _ADAPTER,
     "experiments.Ensemble": "`Ensemble.init` makes it",
+    "experiments.Ensemble.__call__": "the members' network takes its inputs",
+    "compat.Model.__call__": _ADAPTER,
+    "compat.*Model.__call__(kwargs)": "the network takes them",
+    "compat.*Optimizer.__call__(extras)": "the library's own update takes them",
     "experiments.*Experiment.predict": "as `ClassificationExperiment.predict`",
 }
 

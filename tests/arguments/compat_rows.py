@@ -187,6 +187,12 @@ OPTIMIZERS = {
 }
 for name, made in OPTIMIZERS.items():
     row(f"compat.{name}.init", on=lambda made=made: made, params=FLOATS)
+    row(
+        f"compat.{name}.__call__",
+        on=lambda made=made: made.init(WEIGHTS),
+        grads=only(WEIGHTS).called("gradients").telling("'"),
+        params=only(WEIGHTS).called("parameters").telling("'"),
+    )
 
 row("compat.NNXMetrics", metric=only(nnx.metrics.Average("loss")))
 row("compat.NNXMetrics.knows", on=lambda: compat.NNXMetrics, metric=anything(1))

@@ -69,7 +69,7 @@ row(
     task=only(Regression(squared_error, None)),
     batch_keys=only(("x", "y", "mask")),
 )
-NUMBERS = EXAMPLE.called("x")
+NUMBERS = only(X, "matrix", "array without elements").called("x", "inputs")
 row("experiments.ClassificationExperiment.predict", on=lambda: EXP, x=NUMBERS)
 row("experiments.MemberStopping", metric=text("loss"), mode=only("min", "None"))
 row(
@@ -107,3 +107,4 @@ row(
     ds=only(BATCHES).called("ds", "test_ds", "batch").telling("it "),
     mode=only("min", "None"),
 )
+row("experiments.SupervisedExperiment.__call__", on=lambda: EXP, x=NUMBERS)

@@ -64,3 +64,10 @@ row("loggers.Image", array=only(np.zeros((2, 3))))
 row("loggers.read_json_lines", path=only(Made(log)))
 RECORD = {"mode": "train", "epoch": 0, "step": 1, "time": 1.0, "loss": 0.5}
 row("loggers.Sink.write", on=lambda: Lines("lines"), record=only(RECORD))
+row(
+    "loggers.Sink.__call__",
+    on=lambda: Lines("lines"),
+    metrics=mapping({"loss": 0.5}),
+    step=number(1).also("zero", "minus one"),
+    mode=text("train"),
+)

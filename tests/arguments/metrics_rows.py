@@ -109,3 +109,8 @@ for made in MADE:
 row("metrics.EnsembleMetrics.member", on=lambda: MADE[-1], i=only(0, *_ONE))
 row("metrics.direction", name=anything("loss"))
 row("metrics.named_values", metrics=only(MADE[0]))
+row(
+    "metrics.MetricsDict.__getitem__",
+    on=lambda: metrics.MetricsDict(loss=metrics.Mean(1.0)),
+    name=only("loss").called("none of the metrics 'loss'"),
+)

@@ -38,6 +38,7 @@ row("triggers.Every", seconds=number(3).telling("it got none"))
 row("triggers.At", steps=counts(3))
 row("triggers.First", n=count(3), of_process=flag())
 row("triggers.AnyOf", left=only(STEPS), right=only(At(1)))
+row("triggers.Trigger.__or__", on=lambda: STEPS, other=only(At(1)).called("right"))
 row("triggers.Every.start", on=lambda: STEPS, clock=function(lambda: 0.0, may_take_none=True))
 row(
     "triggers.Watch",

@@ -120,9 +120,18 @@ def test_watching_a_validation_that_is_not_there_is_an_error_before_the_first_st
     train(1, [1], callbacks=[EarlyStoppingCallback(lambda outs: False, watch="train")])
 
 
-def test_an_answer_that_is_no_truth_is_refused(train):
-    callback = EarlyStoppingCallback(lambda outs: np.array([True, False]))
-    with pytest.raises(ValueError, match=r"one truth; it returned bool\[2\]"):
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (np.array([True, False]), r"bool\[2\]"),
+        ("no", "the str 'no'"),
+        (float("nan"), "the float nan"),
+        (np.float32("nan"), r"float32\[\]"),
+    ],
+)
+def test_an_answer_that_is_no_truth_is_refused(train, answer, told):
+    callback = EarlyStoppingCallback(lambda outs: answer)
+    with pytest.raises(ValueError, match=rf"one truth; it returned {told}"):
         train(1, [1], [2], [callback])
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 from flax.linen import partitioning
 
 from solstice.compat import FlaxModel, KerasModel, NNXModel
+from solstice.errors import InvalidTypeError
 
 X = jnp.ones((4, 6, 8))
 
@@ -141,3 +142,14 @@ def test_what_says_nothing_of_values_is_let_pass(network):
         outputs, trained = model(batch, train=True)
         assert (outputs == network.apply({"params": model.params}, batch)).all()
         assert jax.tree.structure(trained) == jax.tree.structure(model)
+
+
+def test_a_collection_of_text_is_named():
+    class Named(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.variable("names", "mine", lambda: "dense")
+            return nn.Dense(2)(x)
+
+    with pytest.raises(InvalidTypeError, match=r"FlaxModel: a collection .* holds the str 'dense'"):
+        FlaxModel(Named(), X, key=0)

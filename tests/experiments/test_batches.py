@@ -315,3 +315,88 @@ def test_one_hot_labels_are_told_from_multi_hot_ones():
         stax.serial(stax.Dense(3)), TX, example_input=np.ones((6, 3, 4), "float32"), key=0
     )
     tokens.train(1, [(np.ones((6, 3, 4), "float32"), HOT["several"])], progress=False)
+
+
+# Which would be spread over the losses, or count backwards.
+NO_WEIGHTS = {
+    "a matrix": np.ones((6, 6), "float32"),
+    "a column": np.ones((6, 1), "float32"),
+    "one for all": np.ones(1, "float32"),
+    "a scalar": np.float32(2),
+    "too few": np.ones(4, "float32"),
+    "complex": np.ones(6, "complex64"),
+    "negative": np.array([1, -1, 1, 1, 1, 1]),
+    "NaN": np.array([1, np.nan, 1, 1, 1, 1]),
+    "infinite": np.full(6, np.inf, "float32"),
+    "words": {"high": 1},
+}
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+@pytest.mark.parametrize("form", NO_WEIGHTS)
+def test_weights_are_one_number_an_example(form, accumulate_steps):
+    exp = classify(accumulate_steps=accumulate_steps)
+    batch = {"image": X, "label": np.arange(6) % 3, "weight": NO_WEIGHTS[form]}
+    for run in (exp.train, lambda epochs, ds, **options: exp.test(ds, **options)):
+        with pytest.raises(solstice.SolsticeError, match="weights are expected to be"):
+            run(1, [batch], progress=False)
+
+
+def test_later_weights_are_one_number_an_example_too():
+    first = {"image": X, "label": np.arange(6) % 3, "weight": WEIGHTS}
+    with pytest.raises(ValueError, match=r"shape of the targets, int32\[6\].* float32\[6,6\]"):
+        classify().train(1, [first, first | {"weight": NO_WEIGHTS["a matrix"]}], progress=False)
+
+
+def test_weights_of_masked_examples_may_be_anything():
+    mask = np.array([1, 1, 1, 0, 0, 0], bool)
+    named = {"image": X, "label": np.arange(6) % 3, "mask": mask}
+    garbage = np.where(mask, WEIGHTS, [np.nan, -1, np.inf] * 2)
+    tested = [
+        classify().test([named | {"weight": weight}], progress=False)
+        for weight in (WEIGHTS, garbage)
+    ]
+    assert tested[0] == tested[1]
+
+
+def test_lists_of_labels_masks_and_weights_are_arrays():
+    y, mask = np.arange(6) % 3, np.array([1, 0, 0, 1, 1, 1], bool)
+    named = {"image": X, "label": y, "mask": mask, "weight": WEIGHTS}
+    listed = {"image": X} | {name: part.tolist() for name, part in named.items() if name != "image"}
+    tested = [classify().test([batch], progress=False) for batch in (named, listed)]
+    assert tested[0] == tested[1]
+
+
+@pytest.mark.parametrize("part", ["label", "mask", "weight"])
+@pytest.mark.parametrize("odd", [{"a": 1}, [[1, 2], [3]], [None]], ids=["dict", "ragged", "None"])
+def test_what_is_no_array_is_named(part, odd):
+    batch = {"image": X, "label": np.arange(6) % 3} | {part: odd}
+    name = {"label": "targets", "weight": "weights"}.get(part, part)
+    with pytest.raises(TypeError, match=f"{name} are expected to be") as caught:
+        classify().train(1, [batch], progress=False)
+    assert isinstance(caught.value, solstice.SolsticeError)
+
+
+def test_an_empty_batch_is_refused():
+    for exp, y in ((classify(), np.zeros(0, int)), (adapted(solstice.RegressionExperiment), X[:0])):
+        with pytest.raises(ValueError, match=r"hold an example or more.*Leave empty batches out"):
+            exp.train(1, [(X[:0], y)], progress=False)
+
+
+def test_complex_targets_are_refused_before_they_lose_a_part():
+    exp = adapted(solstice.RegressionExperiment)
+    with pytest.raises(TypeError, match=r"real numbers; they are complex64\[6,3\]"):
+        exp.train(1, [(X, X[:, :3].astype("complex64"))], progress=False)
+
+
+@pytest.mark.parametrize("call", ["exp", "predict", "solstice.predict"])
+def test_predictions_of_single_examples_are_refused(call):
+    exp = adapted(solstice.RegressionExperiment)
+    calls = {
+        "exp": lambda: exp(X[0]),
+        "predict": lambda: exp.predict(X[0]),
+        "solstice.predict": lambda: solstice.predict(exp, list(X), progress=False),
+    }
+    with pytest.raises(ValueError, match=r"float32\[4\], which looks like a single example"):
+        calls[call]()
+    assert exp.predict(X[:1]).shape == (1, 3)

@@ -226,3 +226,45 @@ def test_a_network_that_asks_for_no_key_carries_none(library):
     model = subject.make_model(jax.random.key(0))
     exp = solstice.ClassificationExperiment(model, SGD, example_input=subject.inputs[0], key=0)
     assert exp.key is None
+
+
+class Passing(eqx.Module):
+    """An Equinox network that passes on whatever keyword it is given."""
+
+    inner: eqx.Module
+
+    def __call__(self, x, **rest):
+        return self.inner(x, **rest)
+
+
+class Noisy(eqx.Module):
+    """A layer that draws nothing, in silence, where it gets no key."""
+
+    linear: eqx.nn.Linear
+
+    def __call__(self, x, *, key=None):
+        return self.linear(x if key is None else x + jax.random.normal(key, x.shape))
+
+
+def test_an_equinox_network_passes_its_key_on():
+    linear = eqx.nn.Linear(3, 5, key=jax.random.key(0))
+    keys = jax.random.split(jax.random.key(3), 4)
+    for inner in (eqx.nn.Sequential([eqx.nn.Dropout(0.5), linear]), Noisy(linear)):
+        module = Passing(inner)
+        given, _ = as_model(module)(X, key=jax.random.key(3), train=True)
+        expected = jax.vmap(lambda x, key, module=module: module(x, key=key))(X, keys)
+        assert (given == expected).all()
+        exp = solstice.ClassificationExperiment(module, SGD, key=0, example_input=X)
+        assert exp.key is not None
+    with pytest.raises(ValueError, match=r"EquinoxModel: .* no key was given for it"):
+        as_model(Passing(eqx.nn.Dropout(0.5)))(X, train=True)
+
+
+def test_an_equinox_network_whose_layers_take_no_key_is_given_none():
+    class Scaled(eqx.Module):
+        def __call__(self, x, scale=2.0):
+            return scale * x
+
+    model = as_model(Passing(Scaled()))
+    assert (model(X, key=jax.random.key(3), train=True)[0] == 2 * X).all()
+    assert (model(X, scale=3.0)[0] == 3 * X).all()

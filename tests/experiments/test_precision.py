@@ -191,3 +191,53 @@ def test_streams_of_random_numbers_are_a_state_of_any_type():
     after = exp.train(2, [(subject.inputs[0], np.arange(4) % CLASSES)], progress=False)
     before, found = (jax.tree.leaves(one.model.state["rngs"]) for one in (exp, after))
     assert any((a != b).any() for a, b in zip(before, found, strict=True))
+
+
+def moving_square():
+    """A network whose state overflows where its gradients do not."""
+
+    def init(key, x):
+        return {"w": jax.random.normal(key, (4, 3))}, {"square": jnp.zeros(4), "least": jnp.inf}
+
+    def apply(params, x, state):
+        square = (x**2).mean(0)
+        new = {"square": square.astype(jnp.float32), "least": state["least"]}
+        return (x / jnp.sqrt(square)) @ params["w"], new
+
+    return solstice.compat.FunctionModel(init, apply, X, key=0)
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_a_state_that_overflows_alone_is_left_as_it_was(accumulate_steps):
+    exp = solstice.ClassificationExperiment(
+        moving_square(),
+        optax.sgd(0.1),
+        compute_dtype="float16",
+        accumulate_steps=accumulate_steps,
+    )
+    gradients = solstice.compat.gradients(exp, (X * 1000, Y))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
+    assert jnp.isfinite(solstice.compat.training_norms(exp, (X * 1000, Y))["gradient_norm"])
+    after, _ = exp.train_step((X * 1000, Y))
+    assert float(after.loss_scale.loss_scale) < float(exp.loss_scale.loss_scale)
+    assert_same_bits(*(jax.tree.leaves(one.model) for one in (exp, after)))
+    # What was infinite from the start, and stays so, is no overflow.
+    trained, _ = after.train_step((X, Y))
+    assert (trained.model.state["square"] > 0).all()
+    assert (trained.model.params["w"] != exp.model.params["w"]).any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_gradients_of_many_parts_add_up_in_float32(dtype):
+    x = RNG.normal(size=(512, 4)).astype(dtype) + 1
+    y = RNG.integers(0, 3, 512)
+    found = []
+    for parts in (1, 512):
+        exp = solstice.ClassificationExperiment(
+            mlp(dtype), optax.sgd(0.1), example_input=x, key=0, accumulate_steps=parts
+        )
+        gradients = jax.tree.leaves(solstice.compat.gradients(exp, (x, y)))
+        assert {leaf.dtype for leaf in gradients} == {jnp.dtype(dtype)}
+        found.append(np.concatenate([np.asarray(leaf, "f4").ravel() for leaf in gradients]))
+    whole, added = found
+    assert np.abs(added - whole).max() < 0.02 * np.abs(whole).max()

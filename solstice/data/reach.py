@@ -1,0 +1,74 @@
+"""What a function or an object leads to: what it closes over, holds, or takes from its module.
+
+For data that depends on the run without saying so; nothing is called to find it.
+"""
+
+import functools
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# What a dataset reads of a run is never far away; what is behind a library's objects may be.
+_MOST = 1000
+_OPAQUE = (types.ModuleType, types.BuiltinFunctionType, str, bytes, int, float, complex, type(None))
+_READING = ("__iter__", "__next__", "__getitem__", "__call__")
+
+
+def leads_to(start: Any, targets: Iterable[Any]) -> bool:
+    """Say whether a function or an object leads to one of the targets.
+
+    >>> seen = {"policy": None}
+    >>> leads_to(lambda epoch: iter([seen["policy"]]), [seen])
+    True
+    >>> leads_to(lambda epoch: iter([epoch]), [seen])
+    False
+    """
+    wanted = {id(target) for target in targets}
+    found: set[int] = set()
+    ahead = [start] if wanted else []
+    while ahead and len(found) < _MOST:
+        value = ahead.pop(0)
+        if id(value) in wanted:
+            return True
+        if id(value) not in found and not isinstance(value, _OPAQUE):
+            found.add(id(value))
+            ahead.extend(_held(value))
+    return False
+
+
+def _held(value: Any) -> list[Any]:
+    if isinstance(value, types.FunctionType):
+        cells = [_contents(cell) for cell in value.__closure__ or ()]
+        defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        return [*cells, *defaults, *_named(value.__code__, value.__globals__)]
+    if isinstance(value, types.GeneratorType):
+        frame = value.gi_frame
+        used = [] if frame is None else _named(value.gi_code, frame.f_globals)
+        return used if frame is None else [*frame.f_locals.values(), *used]
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    # Exactly these: a mapping of another kind may read a file for each of its values.
+    if type(value) in (dict, list, tuple, set):
+        parts = value.values() if type(value) is dict else value
+        return list(parts) if len(value) <= _MOST else []
+    if isinstance(value, type):
+        return []
+    methods = [getattr(type(value), name, None) for name in _READING]
+    written = [method for method in methods if isinstance(method, types.FunctionType)]
+    return [*getattr(value, "__dict__", {}).values(), *written]
+
+
+def _named(code: types.CodeType, known: Mapping[str, Any]) -> list[Any]:
+    """Return what the code, and functions inside it, take from the module by name."""
+    inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    found = [known[name] for name in code.co_names if name in known]
+    return [*found, *(one for part in inner for one in _named(part, known))]
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
