@@ -29,6 +29,7 @@ from solstice.sharding import Sharding, is_first_process
 from solstice.sharding.processes import check_same
 from solstice.signals import Interrupted, Signals, noted
 from solstice.stepper import Stepper
+from solstice.tree.tensors import untrusted
 from solstice.triggers import Trigger, Watch
 
 _logger = logging.getLogger("solstice")
@@ -187,7 +188,8 @@ class Run:
             return
         self._hooks.set_states(self._resumed["callbacks"])
         if self._validation is not None and self._resumed["validation"] is not None:
-            self._validation[0].set_state(self._resumed["validation"])
+            with untrusted("What the checkpoint says of the validation"):
+                self._validation[0].set_state(self._resumed["validation"])
 
     def _state(self) -> Callable[[], dict[str, Any]]:
         """Return what gives the state of now, at leisure."""

@@ -128,7 +128,7 @@ class Claim:
     def _holder(self) -> dict[str, Any]:
         try:
             found = json.loads(self._store.read(_FILE))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
