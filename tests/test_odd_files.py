@@ -265,3 +265,10 @@ def test_arrays_that_no_file_holds_are_named(tmp_path, array):
         checkpoints.describe_leaves({"w": array})
     with pytest.raises(TypeError, match="'w' is expected to be an array of numbers"):
         solstice.tree.save(tmp_path / "tree", {"w": array})
+
+
+def test_a_file_in_the_place_of_the_directory_is_named_before_the_first_step(adding, tmp_path):
+    (tmp_path / "file").write_text("")
+    saving = solstice.CheckpointingCallback(tmp_path / "file")
+    with pytest.raises(ValueError, match="file cannot be written: FileExistsError"):
+        solstice.train(adding, 1, [1], callbacks=[saving], resume_from=saving, progress=False)

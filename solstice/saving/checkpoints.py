@@ -207,7 +207,7 @@ class Checkpoints:
         with untrusted(where):
             try:
                 found = _parsed(where, self.store.read(_START).decode())
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return None
             except OSError as error:
                 raise damaged(where, f"it cannot be read ({error})") from error

@@ -250,9 +250,12 @@ class Remote(Store):
                 f"{url} is expected to be a path or the URL of a store that fsspec knows, such as "
                 f"s3:// or gs://; {scheme}:// is none: {error}"
             ) from error
-        if "::" not in scheme:  # s3a:// is s3://, gcs:// is gs://
-            protocol = self._files.protocol
-            scheme = protocol if isinstance(protocol, str) else protocol[0]
+        except Exception as error:  # of any package, some of which connect here
+            raise InvalidValueError(
+                f"{url} cannot be opened: {type(error).__name__}: {error}. Check that the place "
+                f"exists, and that it can be reached from here."
+            ) from error
+        scheme = {"s3a": "s3", "gcs": "gs"}.get(scheme, scheme)
         self.place = f"{scheme}://{re.sub('/+', '/', self._home).strip('/')}"
 
     def names(self, *, whole: bool = True) -> list[str]:
