@@ -272,3 +272,16 @@ def test_a_file_in_the_place_of_the_directory_is_named_before_the_first_step(add
     saving = solstice.CheckpointingCallback(tmp_path / "file")
     with pytest.raises(ValueError, match="file cannot be written: FileExistsError"):
         solstice.train(adding, 1, [1], callbacks=[saving], resume_from=saving, progress=False)
+
+
+@pytest.mark.parametrize("name", ["arrays-0.safetensors", "checkpoint.json"])
+def test_a_file_of_another_checkpoint_is_damage(tmp_path, name):
+    """Even one that is whole, of the same shapes."""
+    there = Checkpoints(tmp_path)
+    for i in range(3):
+        there.write({"w": jnp.full(2, float(i))}, {"n": np.full(1, i)})
+    content = (tmp_path / "checkpoint-000001" / name).read_bytes()
+    (tmp_path / "checkpoint-000002" / name).write_bytes(content)
+    found = checkpoints.newest(there, TREE)
+    assert found is not None and found[0] == "checkpoint-000001"
+    assert found[1]["w"].tolist() == [1, 1] and found[2]["n"].tolist() == [1]

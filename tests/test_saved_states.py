@@ -163,6 +163,7 @@ class Slow:
 @pytest.mark.parametrize("kind", [JSONLines, CSV, TensorBoard])
 def test_a_sink_waits_for_an_earlier_one_that_still_writes_there(tmp_path, monkeypatch, kind):
     slow = Slow(monkeypatch)
+    monkeypatch.setattr(solstice.loggers.base, "_PATIENCE", 0.1)
 
     def sink(timeout):
         made = kind(tmp_path / "log")
@@ -175,6 +176,7 @@ def test_a_sink_waits_for_an_earlier_one_that_still_writes_there(tmp_path, monke
     first.close()  # in vain
     with pytest.raises(solstice.errors.SlowWriteError, match="is still writing its records to"):
         sink(0.1).set_state(state)
+    monkeypatch.setattr(solstice.loggers.base, "_PATIENCE", 30)
     threading.Timer(0.3, slow.end).start()
     second = sink(30)
     second.set_state(state)

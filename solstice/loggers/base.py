@@ -29,6 +29,8 @@ _logger = logging.getLogger("solstice")
 _holders: "weakref.WeakValueDictionary[str, Sink]" = weakref.WeakValueDictionary()
 # How long a write may take before it is worth a warning.
 _LONG = 1.0
+# How long a sink that begins waits for an earlier one that still writes to its files.
+_PATIENCE = 10.0
 # How long to wait for a thread that was waited for in vain and has done nothing since.
 _AGAIN = 0.1
 
@@ -215,10 +217,10 @@ class Sink(abc.ABC):
         if other is not None and other is not self:
             other.close()
             other._worker.stop()  # also one that failed to begin
-            if not other._worker.ended(self._timeout):
+            if not other._worker.ended(_PATIENCE):
                 raise SlowWriteError(
                     f"The sink {other} of an earlier run is still writing its records to "
-                    f"{place!r}, after {self._timeout:g} s: both would mix theirs. Wait for it, or "
+                    f"{place!r}, after {_PATIENCE:g} s: both would mix theirs. Wait for it, or "
                     f"log to another place."
                 )
         _holders[place] = self
