@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -193,7 +194,8 @@ def card(**changes):
     return json.dumps(about | changes).encode()
 
 
-def test_a_claim_of_another_host_counts_until_it_has_been_silent_too_long(tmp_path):
+def test_a_claim_of_another_host_counts_until_it_has_been_silent_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "BEAT", 0.05)
     there = stores.store(f"memory://{tmp_path.name}/claims")
     there.write("claim.json", card())
     with pytest.raises(
@@ -207,8 +209,30 @@ def test_a_claim_of_another_host_counts_until_it_has_been_silent_too_long(tmp_pa
     assert there.read("claim.json") == b"{}"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"beat": "now"}', b"\xff"])
-def test_an_odd_claim_stops_nobody(tmp_path, content):
+@pytest.mark.parametrize("ahead", [-3600, 3600])
+def test_a_claim_of_a_host_whose_clock_is_wrong_counts_while_it_is_renewed(
+    tmp_path, monkeypatch, ahead
+):
+    monkeypatch.setattr(claims, "BEAT", 0.2)
+    there = stores.store(f"memory://{tmp_path.name}/claims")
+    there.write("claim.json", card(beat=time.time() + ahead))
+    renewal = threading.Timer(0.1, there.write, ("claim.json", card(beat=time.time() + ahead + 1)))
+    renewal.start()
+    with pytest.raises(solstice.errors.DirectoryInUseError, match="on elsewhere"):
+        claims.Claim(there).take()
+    renewal.join()
+    claim = claims.Claim(there)
+    claim.take()  # since nobody renews it any more
+    claim.release()
+
+
+ODD_CLAIMS = [b"", b"{", b"[]", b'{"beat": "now"}', b"\xff", b"[" * 200_000]
+ODD_CLAIMS += [card(beat=float("nan")), card(pid=10**30, host=socket.gethostname()), card(pid=None)]
+
+
+@pytest.mark.parametrize("content", ODD_CLAIMS, ids=range(len(ODD_CLAIMS)))
+def test_an_odd_claim_stops_nobody(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(claims, "BEAT", 0.05)
     there = stores.store(f"memory://{tmp_path.name}/claims")
     there.write("claim.json", content)
     claim = claims.Claim(there)
@@ -236,6 +260,7 @@ def test_a_run_whose_claim_was_taken_over_stops_saving(tmp_path, monkeypatch):
     ("url", "message"),
     [
         ("nosuch://bucket/run", "URL of a store that fsspec knows"),
+        ("ftp://127.0.0.1:9/run", "cannot be opened: ConnectionRefusedError.*Check"),
         ("", "directory is expected to be a path"),
         (7, "directory is expected to be a path"),
         (Path("s3://bucket/run"), "Give a URL as a text"),
@@ -302,7 +327,8 @@ def test_a_log_that_stalls_costs_a_checkpoint_and_no_record(tmp_path, monkeypatc
     caplog.set_level(logging.WARNING)
     with pytest.raises(RuntimeError, match="crash"):
         attempt(Stall())
-    assert "is skipped: JSONLines" in caplog.text and "has not written its records" in caplog.text
+    assert "could not be saved: SlowWriteError: JSONLines" in caplog.text
+    assert "has not written its records" in caplog.text
     time.sleep(1)
     attempt()
     records = solstice.loggers.read_json_lines(tmp_path / "log.jsonl")

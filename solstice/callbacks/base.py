@@ -72,7 +72,7 @@ class Callback:
         """Called after each step with what it returned."""
 
     def get_state(self) -> Any:
-        """Return what must survive a resume, as a pytree of arrays, numbers and strings."""
+        """Return what must survive a resume: arrays, numbers, strings, and containers of these."""
         return None
 
     def set_state(self, state: Any) -> None:

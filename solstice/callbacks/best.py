@@ -205,7 +205,8 @@ class Best:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from what `get_state` returned."""
-        self._value, self._evaluations = state["value"], int(state["evaluations"])
+        value, self._evaluations = state["value"], int(state["evaluations"])
+        self._value = value if value is None else (list if self._by is True else float)(value)
         self._mode = self._given or state["mode"]
         verdict = state["verdict"]
         self._verdict = None if verdict is None else (str(verdict[0]), bool(verdict[1]))

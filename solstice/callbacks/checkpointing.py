@@ -17,7 +17,7 @@ import jax
 from solstice import arguments
 from solstice.callbacks.base import Callback
 from solstice.callbacks.best import Best, By
-from solstice.errors import DirectoryInUseError, ExistingFileError, SlowWriteError
+from solstice.errors import DirectoryInUseError, ExistingFileError, InvalidTypeError, SlowWriteError
 from solstice.experiment import Experiment
 from solstice.saving.arrays import Piece, copies, pieces
 from solstice.saving.checkpoints import Checkpoints, describe_leaves
@@ -59,9 +59,9 @@ class CheckpointingCallback(Callback):
             With a third element, the name of a dataset, the metric is that of the run's
             `EvaluationCallback` which has it: `best=("accuracy", "max", "hard")`. True asks the
             validation's metrics themselves, by their method `is_better_than(other)`.
-        on_error: What a save that fails (no space left, say) does: "warn" logs it, once a save,
-            and training goes on; "raise" ends the run at the next save or at its end. The last good
-            checkpoint stays in both cases.
+        on_error: What a save that fails (no space left, a log that stalls, say) does: "warn" logs
+            it, once a save, and training goes on; "raise" ends the run at the next save or at its
+            end. The last good checkpoint stays in both cases.
 
     Attributes:
         directory: The directory's whole path or URL.
@@ -72,6 +72,8 @@ class CheckpointingCallback(Callback):
         DirectoryInUseError: At the run's start: another run writes there.
         ImportError: The packages that files need are not installed.
         ValueError: At the run's start: the directory cannot be written.
+        TypeError: At the run's start: an experiment's array or a callback's state has something
+            that no file holds.
         UsageError: `best` names a metric that the validation does not give, that is no number, or
             of which nobody knows which values are better; or a dataset that no
             `EvaluationCallback` of the run has; or it is True, and the metrics have no
@@ -142,6 +144,9 @@ class CheckpointingCallback(Callback):
             )
         self._best.check()
 
+    def on_run_start(self, exp: Experiment) -> None:
+        self._described(Flat.of(exp))  # what cannot be saved is an error now
+
     def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
         self._claim.release()
 
@@ -191,12 +196,13 @@ class CheckpointingCallback(Callback):
         flat = exp if isinstance(exp, Flat) else Flat.of(exp)
         paths, leaves = self._described(flat)
         mine = copies(pieces(dict(zip(paths, flat.leaves(), strict=True))))
+        best = None
         try:
             run = state()
-        except SlowWriteError as error:
-            _logger.warning("A checkpoint in %s is skipped: %s", self._there.place, error)
-            return
-        job = _Job(leaves, mine, run, self._best.take(), ticket())
+            best = self._best.take()
+        except (SlowWriteError, InvalidTypeError) as error:
+            run = _raising(error)  # where all processes hear of it
+        job = _Job(leaves, mine, run, best, ticket())
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, "solstice-checkpoint")
         self._saving = self._writer.submit(self._write, job)
@@ -240,9 +246,15 @@ class CheckpointingCallback(Callback):
     def _write(self, job: "_Job") -> None:
         """Write this process's file; the first one makes the checkpoint whole once all have."""
         try:
-            state = job.state()
             first, label = is_first_process(), f"checkpoint-{job.number}"
-            name = together(f"{label}/name", lambda: self._there.begin() if first else "")[0]
+            state: Any = None
+
+            def begin() -> str:
+                nonlocal state
+                state = job.state()
+                return self._there.begin() if first else ""
+
+            name = together(f"{label}/name", begin)[0]
             files = together(
                 f"{label}/files",
                 lambda: self._there.write_arrays(
@@ -253,7 +265,10 @@ class CheckpointingCallback(Callback):
                 return
             self._there.finish(name, job.leaves, files, state)
             if job.best is not None:
-                self._there.set_best(checkpoint=name, **job.best, **_where(state))
+                try:
+                    self._there.set_best(checkpoint=name, **job.best, **_where(state))
+                except OSError as error:  # which keeps no others from being deleted
+                    self._lost(error)
             # Beside a run that ended within a pass stays what a longer one goes on from.
             keep = (
                 None
@@ -283,6 +298,13 @@ class _Job(NamedTuple):
     state: Callable[[], Any]
     best: dict[str, Any] | None
     number: int
+
+
+def _raising(error: Exception) -> Callable[[], Any]:
+    def state() -> Any:
+        raise error
+
+    return state
 
 
 def _where(state: Any) -> dict[str, Any]:

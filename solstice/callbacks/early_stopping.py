@@ -1,5 +1,6 @@
 """Early stopping: ends a run when a criterion on the outs of a pass is met."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from solstice.callbacks.no_improvement import NoImprovement, check_watch
 from solstice.callbacks.passes import PassCount
 from solstice.errors import EarlyStoppingException, InvalidTypeError, InvalidValueError
 from solstice.experiment import Experiment
+from solstice.metrics.accumulator import rebuilt
 from solstice.metrics.directions import Direction
 from solstice.signatures import explained
 from solstice.tree import describe
@@ -119,7 +121,7 @@ class EarlyStoppingCallback(Callback):
         if mode != self._watch:
             return
         for leaves in self._resumed:
-            self._outs.append(jax.tree.unflatten(jax.tree.structure(outs), leaves))
+            self._outs.append(rebuilt(leaves, outs))
         self._resumed = []
         first = self._pass.add(global_step)
         if -(-first // self._every) * self._every < self._pass.seen:
@@ -141,7 +143,9 @@ class EarlyStoppingCallback(Callback):
     def get_state(self) -> dict[str, Any]:
         # A resumed run has no outs to ask of if nothing of the pass is left to do.
         if self._pass.may_be_over:
-            self._ask()
+            # One that cannot say it of a part of a pass says it at the end.
+            with contextlib.suppress(Exception):
+                self._ask()
         return {
             "trained": self._trained,
             "pass": self._pass.get_state(),
@@ -153,7 +157,7 @@ class EarlyStoppingCallback(Callback):
         self._begin()
         self._trained = int(state["trained"])
         self._pass.set_state(state["pass"])
-        self._resumed, answer = state["outs"], state["answer"]
+        self._resumed, answer = [list(leaves) for leaves in state["outs"]], state["answer"]
         self._answer = None if answer is None else (int(answer[0]), bool(answer[1]))
 
     def _ask(self) -> bool:
@@ -162,7 +166,7 @@ class EarlyStoppingCallback(Callback):
             return self._answer[1]
         if self._resumed:  # a pass that has become shorter: nobody knows
             return False
-        said = self._criterion_fn(self._outs)
+        said = self._criterion_fn(list(self._outs))
         if isinstance(said, str | bytes) or np.ndim(said) != 0 or said != said:  # NaN is no truth
             raise InvalidValueError(
                 f"criterion_fn is expected to return whether to stop, one truth; it returned "

@@ -18,6 +18,7 @@ from typing import Any
 
 from solstice.errors import DamagedFileError, InvalidValueError
 from solstice.tree import describe
+from solstice.tree.encoding import kept
 
 _logger = logging.getLogger("solstice")
 
@@ -122,7 +123,10 @@ class Bookmark:
                     return
                 self.count += 1
                 if tells:
-                    self._states.append((self.count, self._iterator.get_state()))
+                    state = kept(
+                        self._iterator.get_state(), "get_state() of the dataset's iterator"
+                    )
+                    self._states.append((self.count, state))
                 elif self._wanted or (first and self.count == 1):
                     self._note()
             yield batch

@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,12 @@ from solstice.loggers.worker import Worker
 
 _logger = logging.getLogger("solstice")
 
+# The sinks that have files, by where these are: of two, one at a time writes.
+_holders: "weakref.WeakValueDictionary[str, Sink]" = weakref.WeakValueDictionary()
 # How long a write may take before it is worth a warning.
 _LONG = 1.0
+# How long a sink that begins waits for an earlier one that still writes to its files.
+_PATIENCE = 10.0
 # How long to wait for a thread that was waited for in vain and has done nothing since.
 _AGAIN = 0.1
 
@@ -60,6 +65,9 @@ class Sink(abc.ABC):
     ['train 100: 0.50']
     >>> sink.close()
     """
+
+    # Where the files are that no other sink may write to meanwhile.
+    _held: Path | None = None
 
     def __init__(self, name: str, *, timeout: float = 10.0) -> None:
         self._name = arguments.text(name, "name")
@@ -113,6 +121,7 @@ class Sink(abc.ABC):
             Exception: It cannot write there; the message says why.
         """
         if not self._open and jax.process_index() == 0:
+            self._hold()
             self._do(self.on_open)
             self._open = self._begun = True
             self._warned = False
@@ -176,6 +185,7 @@ class Sink(abc.ABC):
         """Go on where `get_state` returned `state`; what was written after that is dropped."""
         self.close()
         if state is not None and jax.process_index() == 0:
+            self._hold()
             self._do(lambda: self.on_set_state(state))
             self._worker.stop()
             self._state, self._begun = state, True
@@ -204,6 +214,23 @@ class Sink(abc.ABC):
         self.on_flush()
         self._state = self.on_get_state()
 
+    def _hold(self) -> None:
+        """Have another sink of the same files close, and wait until it has written its records."""
+        if self._held is None:
+            return
+        place = os.path.realpath(self._held)
+        other = _holders.get(place)
+        if other is not None and other is not self:
+            other.close()
+            other._worker.stop()  # also one that failed to begin
+            if not other._worker.ended(_PATIENCE):
+                raise SlowWriteError(
+                    f"The sink {other} of an earlier run is still writing its records to "
+                    f"{place!r}, after {_PATIENCE:g} s: both would mix theirs. Wait for it, or "
+                    f"log to another place."
+                )
+        _holders[place] = self
+
     def _stuck(self) -> bool:
         return self._gave_up_at == self._worker.done
 
@@ -212,7 +239,7 @@ class Sink(abc.ABC):
         if self._stuck():
             raise SlowWriteError(
                 f"The sink {self._name} is still writing a record of an earlier run. Wait for it, "
-                f"or make a new sink."
+                f"or log to another place."
             )
         self._worker.call(job)
 

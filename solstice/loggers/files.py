@@ -85,6 +85,7 @@ class FileSink(Sink):
     ) -> None:
         self._path = local_path(path)
         super().__init__(f"{type(self).__name__}({os.fspath(path)!r})")
+        self._held = self._path
         self._append = arguments.flag(append, "append")
         if cut is not None:
             arguments.function(cut, "cut", "path")
@@ -120,6 +121,8 @@ class FileSink(Sink):
 
 def cut_back(path: Path, size: int) -> None:
     """Leave the first `size` bytes of a file, and say so when it has fewer."""
+    if size < 0:
+        raise InvalidValueError(f"A log's size is expected to be no less than 0; it is {size}.")
     found = path.stat().st_size if path.exists() else 0
     if found < size:
         say_lost(path, size, found, "bytes")

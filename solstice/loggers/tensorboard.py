@@ -59,6 +59,7 @@ class TensorBoard(Sink):
     ) -> None:
         self._directory = local_path(directory, "directory")
         super().__init__(f"TensorBoard({os.fspath(directory)!r})")
+        self._held = self._directory
         require("tensorboardX", "TensorBoard", "tensorboard")
         self._append = arguments.flag(append, "append")
         self._hyperparameters = check_hyperparameters(hyperparameters)

@@ -78,6 +78,17 @@ class Worker:
             self._stopping = True
             self._changed.notify()
 
+    def ended(self, timeout: float) -> bool:
+        """Wait, no longer than so many seconds, for the thread's end after `stop`; say if it came.
+
+        >>> Worker("example").ended(0.1)
+        True
+        """
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+        return thread is None or not thread.is_alive()
+
     def _append(self, job: Callable[[], Any], size: int) -> None:
         self._jobs.append((job, size))
         self._bytes += size

@@ -98,7 +98,11 @@ class Accumulator:
         self._fold()
         merged = self._waiting[0]
         # The metrics are known again only with the next step's; if none comes, what they say is.
-        return {"leaves": jax.tree.leaves(merged), "computed": dict(compute(merged))}
+        try:
+            computed = dict(compute(merged))
+        except Exception:  # noqa: BLE001 - more steps may come, of which they can say something
+            computed = {}
+        return {"leaves": jax.tree.leaves(merged), "computed": computed}
 
     def _fold(self) -> None:
         if len(self._waiting) > 1:

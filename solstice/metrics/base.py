@@ -121,8 +121,9 @@ def _are_metrics(kind: type) -> bool:
 def defines(metrics: Any, method: str) -> bool:
     """Say whether a metric has a method of its own, beyond the default of `Metrics`.
 
+    >>> import jax
     >>> from solstice.metrics import Collect, Mean
-    >>> defines(Collect(1.0), "to_host"), defines(Mean(1.0), "to_host")
+    >>> defines(Collect(jax.numpy.ones(3)), "to_host"), defines(Mean(1.0), "to_host")
     (True, False)
     """
     # Of the type: an Equinox module makes a new object for each method that is looked up.

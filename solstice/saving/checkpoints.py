@@ -30,8 +30,8 @@ from solstice.saving.journal import Journal, restored
 from solstice.saving.stores import LAST, store
 from solstice.sharding.processes import ticket, together
 from solstice.tree import from_json, leaves_by_path, to_json
-from solstice.tree.encoding import OBJECT, is_array, to_host
-from solstice.tree.files import check_leaves, describe_leaf
+from solstice.tree.encoding import OBJECT, check_data, is_array, to_host
+from solstice.tree.files import check_leaves, describe_leaf, value_of
 from solstice.tree.tensors import (
     Tensors,
     array_digest,
@@ -198,7 +198,10 @@ class Checkpoints:
             best = None
         for name in self.names()[:-keep]:
             if best is None or name != best["checkpoint"]:
-                self.store.delete(name)
+                try:
+                    self.store.delete(name)
+                except OSError as error:
+                    _logger.warning("%s in %s cannot be deleted: %s", name, self.place, error)
 
     def note_start(self, about: Mapping[str, Any]) -> None:
         """Note about a run that begins, until its first checkpoint is there, in one go."""
@@ -214,8 +217,10 @@ class Checkpoints:
         with untrusted(where):
             try:
                 found = _parsed(where, self.store.read(_START).decode())
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return None
+            except OSError as error:
+                raise damaged(where, f"it cannot be read ({error})") from error
             if not isinstance(found, dict) or set(found) != {"sinks", "callbacks"}:
                 raise damaged(where, "it is not what a run notes when it begins")
             return found
@@ -321,7 +326,12 @@ class _Files:
 
 
 def describe_leaves(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint says of each leaf of a tree, by path."""
+    """Return what a checkpoint says of each leaf of a tree, by path.
+
+    Raises:
+        TypeError: One is an array of something else than numbers.
+    """
+    check_data(dict(leaves))
     return {path: describe_leaf(leaf) for path, leaf in leaves.items()}
 
 
@@ -438,7 +448,7 @@ def _leaf(where: str, path: str, about: dict[str, Any], files: _Files, like: Any
     if about["kind"] == OBJECT:
         return like
     if "dtype" not in about:
-        return from_json(about["value"])
+        return value_of(where, path, about)
     shape, dtype = tuple(about["shape"]), as_dtype(about["dtype"])
     entries = files.pieces.get(path, [])
     check_places(f"{where} ({path})", shape, entries)

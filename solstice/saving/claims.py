@@ -8,6 +8,7 @@ and that is written again every few seconds; one that is not counts as given up.
 import contextlib
 import datetime
 import json
+import math
 import os
 import secrets
 import socket
@@ -99,7 +100,10 @@ class Claim:
     def _take_lease(self) -> None:
         holder = self._holder()
         if holder and not _is_dead(holder):
-            raise self._refusal()
+            if abs(_age(holder)) > GIVEN_UP:
+                time.sleep(1.2 * BEAT)  # the other host's clock may be wrong: is it renewed?
+            if abs(_age(holder)) <= GIVEN_UP or self._holder() != holder:
+                raise self._refusal()
         self._token, self._lost = secrets.token_hex(8), False
         self._store.write(_FILE, self._card())
         time.sleep(0.1)  # of two that write at once, the later one has it
@@ -128,7 +132,7 @@ class Claim:
     def _holder(self) -> dict[str, Any]:
         try:
             found = json.loads(self._store.read(_FILE))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -150,14 +154,21 @@ class Claim:
 
 def _is_dead(holder: dict[str, Any]) -> bool:
     """Say whether a claim's process has ended, as far as can be told from here."""
-    if not isinstance(holder.get("beat"), int | float) or time.time() - holder["beat"] > GIVEN_UP:
-        return True
-    if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
+    pid = holder.get("pid")
+    if not isinstance(holder.get("beat"), int | float) or not isinstance(pid, int):
+        return True  # it is none of ours
+    if holder.get("host") != socket.gethostname():
         return False
     try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
         return False
     return False
+
+
+def _age(holder: dict[str, Any]) -> float:
+    """Return the seconds since a claim was written, if both clocks are right; inf for no number."""
+    age = time.time() - holder["beat"]
+    return age if math.isfinite(age) else math.inf

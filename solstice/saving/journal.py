@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from solstice.tree import from_json, to_json
+from solstice.tree.encoding import kept
 from solstice.tree.growing import Growing
-from solstice.tree.tensors import damaged
+from solstice.tree.tensors import check_regular, damaged
 
 # In place of what grows: which of the files holds it.
 _MARK = "$records"
@@ -96,7 +97,8 @@ class Journal:
         else:
             file = _File(path, growing.entries)
         count = len(growing)
-        lines = "".join(f"{to_json(entry)}\n" for entry in growing[file.count :]).encode()
+        new = kept(growing[file.count :], "An entry of a callback's state")
+        lines = "".join(f"{to_json(entry)}\n" for entry in new).encode()
         with open(path, "r+b" if file.size else "wb") as opened:
             opened.seek(file.size)  # not the end: a save that failed may have left more
             opened.write(lines)
@@ -128,8 +130,10 @@ def restored(directory: Path, rest: Any, files: list[dict[str, Any]]) -> Any:
 
 def _read(path: Path, about: dict[str, Any]) -> list[Any]:
     try:
+        check_regular(path)
         with open(path, "rb") as file:
-            data = file.read(about["size"])
+            # No more than is there: memory for it is taken at once.
+            data = file.read(min(about["size"], path.stat().st_size))
     except OSError as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
     if len(data) != about["size"] or hashlib.sha256(data).hexdigest() != about["digest"]:

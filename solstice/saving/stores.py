@@ -24,6 +24,7 @@ from solstice.errors import (
 )
 from solstice.tree import describe
 from solstice.tree.files import sync_directory
+from solstice.tree.tensors import check_regular
 
 _T = TypeVar("_T")
 
@@ -96,8 +97,10 @@ def store(directory: str | os.PathLike[str]) -> Store:
     >>> store("outputs/run").place.endswith("/outputs/run")
     True
     """
-    if isinstance(directory, str) and "://" in directory:
-        return Remote(directory)
+    if isinstance(directory, str):
+        directory = re.sub("^(file|local)://", "", directory)  # another name of a directory here
+        if "://" in directory:
+            return Remote(directory)
     path = arguments.path(directory, "directory")
     if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(directory)):  # Path("s3://...") loses a slash
         raise InvalidValueError(
@@ -151,27 +154,30 @@ class Local(Store):
     """A directory on this machine; its directories get their names when they are whole."""
 
     def __init__(self, directory: Path) -> None:
-        self._home = directory.resolve()
+        self._home = Path(os.path.realpath(directory))
         self.place = str(self._home)
 
     def names(self, *, whole: bool = True) -> list[str]:
         try:
             with os.scandir(self._home) as entries:
-                return [one.name for one in entries if not whole or one.is_dir()]
+                return [one.name for one in entries if not whole or os.path.isdir(one.path)]
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def read(self, name: str) -> bytes:
-        return (self._home / name).read_bytes()
+        check_regular(path := self._home / name)
+        return path.read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
         self._home.mkdir(parents=True, exist_ok=True)
         unfinished = self._home / f".{name}.tmp"
+        unfinished.unlink(missing_ok=True)  # it may be a link
         _write(unfinished, content)
         unfinished.replace(self._home / name)
 
     def remove(self, name: str) -> None:
-        (self._home / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody else's directory of that name, say
+            (self._home / name).unlink()
 
     def begin(self, directory: str) -> None:
         self._unfinished(directory).mkdir(parents=True)
@@ -193,7 +199,8 @@ class Local(Store):
 
     @contextlib.contextmanager
     def open(self, directory: str, name: str) -> Iterator[Path]:
-        yield self._home / directory / name
+        check_regular(path := self._home / directory / name)
+        yield path
 
     def delete(self, directory: str) -> None:
         path = self._home / directory
@@ -216,11 +223,11 @@ class Local(Store):
     def _empty(path: Path) -> None:
         if path.is_symlink():
             return
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                    os.unlink(entry.path)
         with contextlib.suppress(OSError):  # it holds files of somebody else, and stays
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        os.unlink(entry.path)
             path.rmdir()
 
 
@@ -243,6 +250,12 @@ class Remote(Store):
                 f"{url} is expected to be a path or the URL of a store that fsspec knows, such as "
                 f"s3:// or gs://; {scheme}:// is none: {error}"
             ) from error
+        except Exception as error:  # of any package, some of which connect here
+            raise InvalidValueError(
+                f"{url} cannot be opened: {type(error).__name__}: {error}. Check that the place "
+                f"exists, and that it can be reached from here."
+            ) from error
+        scheme = {"s3a": "s3", "gcs": "gs"}.get(scheme, scheme)
         self.place = f"{scheme}://{re.sub('/+', '/', self._home).strip('/')}"
 
     def names(self, *, whole: bool = True) -> list[str]:
@@ -314,7 +327,7 @@ class Remote(Store):
 
 
 def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
+    with path.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -27,7 +27,7 @@ def initialize(
     num_processes: int | None = None,
     process_id: int | None = None,
     *,
-    heartbeat_timeout_seconds: int = 100,
+    heartbeat_timeout_seconds: int = 15,
     shutdown_timeout_seconds: int = 30,
     **options: Any,
 ) -> None:
@@ -41,7 +41,7 @@ def initialize(
         num_processes: How many there are.
         process_id: Which one this is, from 0.
         heartbeat_timeout_seconds: After how long without a sign of life a process counts as dead,
-            which ends the others.
+            which ends the others with an error that says so.
         shutdown_timeout_seconds: How long a process that ends waits for the others to end too.
         **options: More of `jax.distributed.initialize`.
 

@@ -11,6 +11,7 @@ from solstice.callbacks import Callback
 from solstice.errors import EarlyStoppingException, InvalidTypeError
 from solstice.loggers.outlets import sinks_of
 from solstice.tree import describe
+from solstice.tree.encoding import kept
 from solstice.tree.tensors import untrusted
 
 _logger = logging.getLogger("solstice")
@@ -110,13 +111,22 @@ class Hooks:
         return [getattr(sink, "place", type(sink).__name__) for sink in sinks]
 
     def get_states(self) -> list[list[Any]]:
-        """Return the name and the state of every callback that has one."""
-        states = [(type(one).__name__, one.get_state()) for one in self.callbacks]
-        return [[name, state] for name, state in states if state is not None]
+        """Return the name and the state of every callback that has one.
+
+        Raises:
+            TypeError: A state has something that no checkpoint holds.
+        """
+        states = []
+        for callback in self.callbacks:
+            name, state = type(callback).__name__, callback.get_state()
+            if state is not None:
+                states.append([name, kept(state, f"{name}.get_state()")])
+        return states
 
     def set_states(self, states: list[list[Any]]) -> None:
         """Give them back what `get_states` said, each to the next callback of that name."""
-        waiting = list(states)
+        with untrusted("What the checkpoint says of callbacks"):
+            waiting = [[str(name), state] for name, state in states]
         for callback in self.callbacks:
             name = type(callback).__name__
             saved = next((state for state in waiting if state[0] == name), None)

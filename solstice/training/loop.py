@@ -33,6 +33,7 @@ from solstice.training.position import Position, batch_digest
 from solstice.training.progress import Progress, Shown
 from solstice.training.signals import Interrupted, Signals, noted
 from solstice.training.stepper import Stepper
+from solstice.tree.tensors import untrusted
 from solstice.triggers import Trigger, Watch
 
 _logger = logging.getLogger("solstice")
@@ -521,7 +522,8 @@ class Loop:
             return
         self._hooks.set_states(self._resumed["callbacks"])
         if self._validation_watch is not None and self._resumed["validation"] is not None:
-            self._validation_watch.set_state(self._resumed["validation"])
+            with untrusted("What the checkpoint says of the validation"):
+                self._validation_watch.set_state(self._resumed["validation"])
 
     # What a profile times; a run without one pays nothing.
 

@@ -6,8 +6,8 @@ It is data only; the run keeps it, checkpoints hold it.
 import dataclasses
 from typing import Any, Self
 
-from solstice.tree import digest
-from solstice.tree.tensors import untrusted
+from solstice.tree import describe, digest
+from solstice.tree.tensors import damaged, untrusted
 
 
 @dataclasses.dataclass
@@ -64,7 +64,20 @@ class Position:
     def from_state(cls, state: dict[str, Any]) -> Self:
         """Return what `to_state` was called on."""
         with untrusted("The position of the run in the checkpoint"):
-            return cls(**state)
+            found = cls(**state)
+            for field in dataclasses.fields(cls):
+                value = getattr(found, field.name)
+                if field.name == "steps":
+                    right = {*value} == {"train", "val", "test"} and all(
+                        map(_counts, value.values())
+                    )
+                else:
+                    sort: Any = field.type
+                    right = sort is Any or isinstance(value, sort)
+                    right &= not isinstance(value, int) or value >= 0
+                if not right:
+                    raise damaged(f"The {field.name} of the run", f"it is {describe(value)}")
+            return found
 
     def end_pass(self, mode: str) -> None:
         """Go to what comes after a pass."""
@@ -102,6 +115,10 @@ def batch_digest(batch: Any) -> str | None:
         return digest(batch)
     except TypeError:  # arrays of strings or objects, which only skipping can tell apart
         return None
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
 
 
 def _more(now: int | None, before: int | None) -> bool:

@@ -16,6 +16,7 @@ from jaxtyping import Array, PyTree
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.tree.growing import Growing
 from solstice.tree.keys import is_typed_key
 from solstice.tree.naming import names_difference, path_name
 
@@ -161,6 +162,39 @@ def check_data(tree: PyTree) -> None:
             )
 
 
+def kept(tree: PyTree, what: str) -> Any:
+    """Return a state of plain values that no later change of the one given changes.
+
+    Args:
+        tree: Containers, arrays, numbers, strings, and what is `Growing`.
+        what: What it is of, for the message.
+
+    Raises:
+        TypeError: It has something that no checkpoint holds; the message says where.
+
+    >>> kept({"seen": {7}}, "Count.get_state()")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidTypeError: Count.get_state() is expected to be what a checkpoint holds: \
+numbers, strings, arrays of numbers, and dicts, lists and tuples of these; 'seen' is the set {7}. \
+Give it another form, such as a list.
+    """
+    try:
+        leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    except ValueError as error:  # a dict with names that have no order
+        raise InvalidTypeError(f"{what} is expected to be a tree: {error}") from error
+    for path, leaf in leaves:
+        lost = kind(leaf) == OBJECT and not isinstance(leaf, Growing)
+        if lost or _is_no_data(leaf):
+            raise InvalidTypeError(
+                f"{what} is expected to be what a checkpoint holds: numbers, strings, arrays of "
+                f"numbers, and dicts, lists and tuples of these; {path_name(path)!r} is "
+                f"{describe(leaf)}. Give it another form, such as a list."
+            )
+    own = [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for _, leaf in leaves]
+    return jax.tree.unflatten(structure, own)
+
+
 def _is_no_data(leaf: Any) -> bool:
     if not is_array(leaf):
         return False
@@ -168,6 +202,8 @@ def _is_no_data(leaf: Any) -> bool:
 
 
 def _holds_numbers(leaf: Any) -> bool:
+    if isinstance(leaf, np.ma.MaskedArray):  # its mask would be lost
+        return False
     if is_typed_key(leaf) or leaf.dtype == np.bool_:
         return True
     widest = 16 if jnp.issubdtype(leaf.dtype, np.complexfloating) else 8

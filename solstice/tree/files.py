@@ -37,6 +37,7 @@ from solstice.tree.tensors import (
     Tensors,
     array_digest,
     as_dtype,
+    check_regular,
     damaged,
     text_digest,
     untrusted,
@@ -151,6 +152,14 @@ def describe_leaf(leaf: Any) -> dict[str, Any]:
     return about
 
 
+def value_of(where: str, name: str, about: Mapping[str, Any]) -> Any:
+    """Return the value of a leaf that is no array, of the kind that a file says it is."""
+    value = from_json(about["value"])
+    if kind(value) != about["kind"]:
+        raise damaged(where, f"{name!r} is {kind(value)} there in place of {about['kind']}")
+    return value
+
+
 def check_leaves(
     where: str, found: Mapping[str, Any], like: Mapping[str, Any], name: str = "like"
 ) -> None:
@@ -182,7 +191,7 @@ def _read(file: Tensors, name: str, entry: dict[str, Any], like: Any) -> Any:
     if entry["kind"] == OBJECT:
         return like
     if "dtype" not in entry:
-        return from_json(entry["value"])
+        return value_of(file.place, name, entry)
     shape = tuple(entry["shape"])
     values = file.read(name, as_dtype(entry["dtype"]), shape, entry["digest"])
     if like is not None:
@@ -219,8 +228,10 @@ def _refuse_older(path: Path) -> None:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Give the path of a new file that takes the place of `path` once it is whole."""
-    path = path.resolve()  # a link goes on pointing to the file that is replaced
-    room = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    path = Path(os.path.realpath(path))  # a link goes on pointing to the file that is replaced
+    if os.path.lexists(path):
+        check_regular(path)
+    room = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
     room.mkdir()
     try:
         file = room / path.name

@@ -41,6 +41,7 @@ from solstice.tree.encoding import (
 )
 from solstice.tree.growing import Growing
 from solstice.tree.naming import leaves_by_path, path_name
+from solstice.tree.tensors import as_dtype
 
 
 def to_json(tree: PyTree, *, indent: int | None = None) -> str:
@@ -210,7 +211,7 @@ def _number(value: float) -> float | str:
 
 
 def _array(array: dict[str, Any], dtype: str) -> np.ndarray:
-    data, shape, sort = array["data"], tuple(array["shape"]), jnp.dtype(dtype)
+    data, shape, sort = array["data"], tuple(array["shape"]), as_dtype(dtype)
     if jnp.issubdtype(sort, np.complexfloating):
         parts = np.array([float(value) for value in data], np.float64)
         return parts.view(np.complex128).astype(sort).reshape(shape)

@@ -5,9 +5,11 @@ those are stored as bytes on a last axis, and whoever reads them says the dtype.
 """
 
 import contextlib
+import errno
 import functools
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -156,6 +158,16 @@ class Tensors:
         return values
 
 
+def check_regular(path: Path) -> None:
+    """Raise unless a path is that of a regular file: to read a pipe or a device may never end.
+
+    Raises:
+        OSError: It is another thing, or is not there.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "It is no regular file", str(path))
+
+
 def damaged(path: Path | str, why: str) -> DamagedFileError:
     """Return the error for a file or directory that is not what was written."""
     return DamagedFileError(f"{path} is damaged: {why}. Use another copy.")
@@ -211,9 +223,15 @@ def _stored_form(dtype: np.dtype, shape: tuple[int, ...]) -> tuple[str, tuple[in
 
 
 def as_dtype(name: str) -> np.dtype:
-    """Return the dtype of a name, jax's own included.
+    """Return the dtype of numbers of a name, jax's own included.
+
+    Raises:
+        TypeError, DamagedFileError: There is none.
 
     >>> as_dtype("bfloat16")
     dtype(bfloat16)
     """
-    return jnp.dtype(name)
+    dtype = jnp.dtype(name)
+    if not (dtype == np.bool_ or jnp.issubdtype(dtype, np.number)):
+        raise DamagedFileError(f"{name!r} is expected to be a dtype of numbers. Use another copy.")
+    return dtype

@@ -203,7 +203,7 @@ def test_outs_that_are_no_metrics_are_stacked():
     ensemble = solstice.train(ensemble, 1, [1.0, 1.0], callbacks=[record], progress=False)
     assert seen[1]["was"].tolist() == [2.0, 3.0]
     assert ensemble.members.weight.tolist() == [3.0, 4.0]
-    with pytest.raises(TypeError, match="has no such method"):
+    with pytest.raises(TypeError, match="a method `predict`; Bare has none"):
         ensemble.predict(X)
 
 
