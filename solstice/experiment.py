@@ -10,8 +10,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
-from solstice.tree import describe
 
 
 class Experiment(eqx.Module):

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 from solstice.experiment import check_result
-from solstice.metrics import is_metrics, merge_all
-from solstice.tree import describe
+from solstice.metrics.accumulator import merge_all
+from solstice.metrics.base import is_metrics
 from solstice.tree.flat import Flat
 
 # Floating-point operations of a step below which one thread is enough.

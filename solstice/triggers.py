@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
-from solstice.tree import describe
 
 __all__ = ["AnyOf", "At", "Every", "First", "Moment", "Trigger", "Watch", "check_trigger"]
 

@@ -15,14 +15,15 @@ import jax
 from jaxtyping import PyTree
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.data.memory import as_arrays
 from solstice.errors import InvalidTypeError
 from solstice.experiment import Experiment
 from solstice.step import Step
-from solstice.tree import describe, nbytes, path_name, size
 from solstice.tree.flat import Flat
-from solstice.tree.naming import elided
+from solstice.tree.naming import elided, path_name
 from solstice.tree.overwritten import is_box
+from solstice.tree.sizes import nbytes, size
 
 _ROLES = {"params": "trainable", "frozen": "frozen", "state": "state"}
 _PATH_WIDTH = 48

@@ -9,16 +9,15 @@ from typing import Any, Literal
 
 import jax
 
+from solstice.arguments import describe
 from solstice.callbacks.base import Callback
 from solstice.callbacks.evaluation import EvaluationCallback
 from solstice.errors import InvalidValueError, UsageError
 from solstice.loggers.values import is_number, to_host
-from solstice.metrics import Accumulator, is_metrics, named_values
-from solstice.metrics.accumulator import Told, rebuilt
-from solstice.metrics.base import defines, joining
+from solstice.metrics.accumulator import Accumulator, Told, rebuilt
+from solstice.metrics.base import defines, is_metrics, joining
 from solstice.metrics.directions import Direction, better, direction, known
-from solstice.metrics.named import meant_name, reported_name
-from solstice.tree import describe
+from solstice.metrics.named import meant_name, named_values, reported_name
 
 _Mode = Direction | None
 By = Literal[True] | str | tuple[str, _Mode] | tuple[str, _Mode, str] | None

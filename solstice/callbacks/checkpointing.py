@@ -22,10 +22,9 @@ from solstice.experiment import Experiment
 from solstice.saving.arrays import Piece, copies, pieces
 from solstice.saving.checkpoints import Checkpoints, describe_leaves
 from solstice.saving.claims import Claim
-from solstice.sharding import is_first_process
-from solstice.sharding.processes import ticket, together
-from solstice.tree import leaves_by_path
+from solstice.sharding.processes import is_first_process, ticket, together
 from solstice.tree.flat import Flat
+from solstice.tree.naming import leaves_by_path
 from solstice.tree.tensors import packages
 from solstice.triggers import Every, Trigger, check_trigger
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.callbacks.base import Callback
 from solstice.callbacks.no_improvement import NoImprovement, check_watch
 from solstice.callbacks.passes import PassCount
@@ -16,7 +17,6 @@ from solstice.experiment import Experiment
 from solstice.metrics.accumulator import rebuilt
 from solstice.metrics.directions import Direction
 from solstice.signatures import explained
-from solstice.tree import describe
 
 # What other libraries' early stopping takes.
 _OTHERS = dict.fromkeys(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.callbacks.triggered import TriggeredCallback
 from solstice.data.columns import check_columns
 from solstice.data.datasets import batches, check_dataset, length
@@ -22,13 +23,14 @@ from solstice.errors import EarlyStoppingException, InvalidTypeError, UsageError
 from solstice.experiment import Experiment
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.values import decoded, encoded, to_host
-from solstice.metrics import Accumulator, Metrics, is_metrics, named_values, reduce
-from solstice.metrics.base import joining
+from solstice.metrics.accumulator import Accumulator
+from solstice.metrics.base import Metrics, is_metrics, joining, reduce
 from solstice.metrics.directions import Direction, better, direction
 from solstice.metrics.left_out import LeftOut
+from solstice.metrics.named import named_values
 from solstice.step import Step
-from solstice.tree import as_key, describe
 from solstice.tree.flat import Flat
+from solstice.tree.keys import as_key
 from solstice.triggers import Trigger
 
 _logger = logging.getLogger("solstice")

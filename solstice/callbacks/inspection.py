@@ -16,8 +16,8 @@ from solstice.callbacks.triggered import TriggeredCallback
 from solstice.experiment import Experiment
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.values import to_host
-from solstice.tree import leaves_by_path
 from solstice.tree.flat import Flat
+from solstice.tree.naming import leaves_by_path
 from solstice.triggers import Trigger
 
 _logger = logging.getLogger("solstice")

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.callbacks.triggered import Never, TriggeredCallback
 from solstice.errors import InvalidValueError, UsageError
 from solstice.experiment import Experiment
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.records import compute, on_host
 from solstice.loggers.values import decoded, encoded
-from solstice.metrics import Accumulator, is_metrics, named_values
-from solstice.metrics.base import joining
-from solstice.tree import describe
+from solstice.metrics.accumulator import Accumulator
+from solstice.metrics.base import is_metrics, joining
+from solstice.metrics.named import named_values
 from solstice.triggers import Every, Trigger
 
 

@@ -3,15 +3,15 @@
 from typing import Any
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.callbacks.base import Callback
 from solstice.errors import EarlyStoppingException, UsageError
 from solstice.experiment import Experiment
 from solstice.loggers.values import is_number, to_host
-from solstice.metrics import Accumulator, is_metrics, named_values
-from solstice.metrics.base import joining
+from solstice.metrics.accumulator import Accumulator
+from solstice.metrics.base import is_metrics, joining
 from solstice.metrics.directions import Direction, better, check_mode, known
-from solstice.metrics.named import meant_name, reported_name
-from solstice.tree import describe
+from solstice.metrics.named import meant_name, named_values, reported_name
 
 
 class NoImprovement(Callback):

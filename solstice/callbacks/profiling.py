@@ -8,11 +8,11 @@ from typing import Any
 import jax
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.callbacks.base import Callback
 from solstice.callbacks.stopwatch import Stopwatch, TimeReport
 from solstice.errors import InvalidValueError
 from solstice.experiment import Experiment
-from solstice.tree import describe
 
 _logger = logging.getLogger("solstice")
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from solstice.callbacks.triggered import TriggeredCallback
-from solstice.sharding import assert_replicated
+from solstice.sharding.checks import assert_replicated
 
 
 class ReplicationCallback(TriggeredCallback):

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from solstice.compat.model import Model, is_shaped, missing_key, random_evaluation
-from solstice.tree import depends_on, replace
+from solstice.tree.dependence import depends_on
+from solstice.tree.fields import replace
 from solstice.tree.programs import program
 
 

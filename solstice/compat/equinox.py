@@ -10,6 +10,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.compat.drawing import run_with_key, runs
 from solstice.compat.flags import (
     Flags,
@@ -33,7 +34,8 @@ from solstice.compat.model import (
 )
 from solstice.errors import InvalidValueError
 from solstice.static import Static
-from solstice.tree import describe, leaves_by_path, path_name, replace
+from solstice.tree.fields import replace
+from solstice.tree.naming import leaves_by_path, path_name
 from solstice.tree.overwritten import is_box
 
 _NAME = "EquinoxModel"

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
-from solstice.tree import describe
 
 POSITIVE = ("train", "training", "is_training", "is_train")
 NEGATIVE = ("deterministic", "use_running_average", "inference", "eval", "evaluate", "is_eval")

@@ -13,7 +13,8 @@ from jaxtyping import Array
 from solstice import arguments
 from solstice.compat.model import Model, boxed_weights, divide
 from solstice.errors import InvalidValueError
-from solstice.tree import path_name, replace
+from solstice.tree.fields import replace
+from solstice.tree.naming import path_name
 from solstice.tree.overwritten import trained
 
 _M = TypeVar("_M", bound=Model)

@@ -32,7 +32,8 @@ from solstice.compat.model import (
 )
 from solstice.errors import InvalidTypeError
 from solstice.static import Static
-from solstice.tree import as_key, replace
+from solstice.tree.fields import replace
+from solstice.tree.keys import as_key
 
 _NAME = "FunctionModel"
 

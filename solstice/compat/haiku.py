@@ -8,6 +8,7 @@ import haiku as hk
 import jax
 from jaxtyping import Array, PyTree
 
+from solstice.arguments import describe
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values, parameters
 from solstice.compat.leaves import owned_state
 from solstice.compat.model import (
@@ -25,7 +26,9 @@ from solstice.compat.model import (
 )
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
-from solstice.tree import as_key, depends_on, describe, replace
+from solstice.tree.dependence import depends_on
+from solstice.tree.fields import replace
+from solstice.tree.keys import as_key
 
 _NAME = "HaikuModel"
 

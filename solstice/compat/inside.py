@@ -10,10 +10,12 @@ import jax
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.compat.model import Keys, Model
 from solstice.compat.optimizer import Optimizer
 from solstice.errors import InvalidTypeError, InvalidValueError
-from solstice.tree import describe, leaves_by_path, norm
+from solstice.tree.naming import leaves_by_path
+from solstice.tree.norms import norm
 from solstice.tree.overwritten import trained
 
 

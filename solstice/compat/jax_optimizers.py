@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.example_libraries import optimizers
 from jaxtyping import Array, PyTree
 
+from solstice.arguments import describe
 from solstice.compat.leaves import check_leaves
 from solstice.compat.optimizer import (
     Optimizer,
@@ -23,8 +24,9 @@ from solstice.compat.optimizer import (
 )
 from solstice.errors import InvalidTypeError
 from solstice.static import Static
-from solstice.tree import describe, owned, replace
+from solstice.tree.fields import replace
 from solstice.tree.overwritten import set_apart, trained
+from solstice.tree.ownership import owned
 
 _NAME = "JaxOptimizer"
 

@@ -25,8 +25,9 @@ from solstice.compat.model import (
 )
 from solstice.errors import InvalidValueError
 from solstice.static import Static
-from solstice.tree import owned, replace
+from solstice.tree.fields import replace
 from solstice.tree.overwritten import Overwritten
+from solstice.tree.ownership import owned
 
 _NAME = "KerasModel"
 

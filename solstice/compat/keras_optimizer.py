@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import keras
 from jaxtyping import Array, PyTree
 
+from solstice.arguments import describe
 from solstice.compat.leaves import check_leaves
 from solstice.compat.optimizer import (
     Optimizer,
@@ -21,8 +22,10 @@ from solstice.compat.optimizer import (
 )
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
-from solstice.tree import describe, leaves_by_path, owned, replace
+from solstice.tree.fields import replace
+from solstice.tree.naming import leaves_by_path
 from solstice.tree.overwritten import set_apart, trained
+from solstice.tree.ownership import owned
 
 _NAME = "KerasOptimizer"
 

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
-from solstice.tree import describe, leaf_names, owned
+from solstice.tree.naming import leaf_names
+from solstice.tree.ownership import owned
 
 
 def owned_state(state: PyTree) -> PyTree:

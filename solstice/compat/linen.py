@@ -13,6 +13,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.compat.drawing import run_with_any_key
 from solstice.compat.flags import Flags, call_of, check_train, find_flags, flag_values
 from solstice.compat.leaves import owned_state
@@ -35,7 +36,8 @@ from solstice.compat.model import (
 )
 from solstice.errors import InvalidValueError
 from solstice.static import Static
-from solstice.tree import as_key, describe, replace
+from solstice.tree.fields import replace
+from solstice.tree.keys import as_key
 
 _NAME = "FlaxModel"
 

@@ -13,11 +13,13 @@ import equinox as eqx
 from numpy.typing import ArrayLike
 
 from solstice import compat
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, UsageError
-from solstice.metrics import Collect, Metrics, is_metrics
+from solstice.metrics.base import Metrics, is_metrics
+from solstice.metrics.collect import Collect
 from solstice.metrics.directions import Direction, better
 from solstice.static import Static
-from solstice.tree import describe, replace
+from solstice.tree.fields import replace
 
 
 def as_metrics(metric: Any) -> Any:

@@ -14,11 +14,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.compat.leaves import check_leaves
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
-from solstice.tree import describe, is_key, owned, tree_difference
+from solstice.tree.keys import is_key
+from solstice.tree.naming import tree_difference
 from solstice.tree.overwritten import unboxed
+from solstice.tree.ownership import owned
 
 # A key for each named stream, or one key for all of them.
 Keys = Array | Mapping[str, Array] | None

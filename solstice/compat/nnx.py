@@ -24,7 +24,7 @@ from solstice.compat.model import (
 )
 from solstice.errors import InvalidValueError
 from solstice.static import Static
-from solstice.tree import replace
+from solstice.tree.fields import replace
 from solstice.tree.overwritten import Overwritten
 
 _NAME = "NNXModel"

@@ -7,10 +7,11 @@ import equinox as eqx
 from flax import nnx
 from jaxtyping import PyTree
 
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, UsageError
-from solstice.metrics import Metrics
+from solstice.metrics.base import Metrics
 from solstice.static import Static
-from solstice.tree import describe, replace
+from solstice.tree.fields import replace
 
 
 class NNXMetrics(Metrics):

@@ -22,6 +22,7 @@ import optax.tree_utils
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.compat.leaves import check_leaves
 from solstice.compat.optimizer import (
     Optimizer,
@@ -34,8 +35,9 @@ from solstice.compat.optimizer import (
 )
 from solstice.errors import InvalidTypeError
 from solstice.static import Static
-from solstice.tree import describe, owned, replace
+from solstice.tree.fields import replace
 from solstice.tree.overwritten import overwrite, set_apart, trained
+from solstice.tree.ownership import owned
 
 _NAME = "OptaxOptimizer"
 

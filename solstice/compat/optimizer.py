@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
-from solstice.tree import describe, leaf_names, tree_difference
+from solstice.tree.naming import leaf_names, tree_difference
 
 
 class Optimizer(eqx.Module):

@@ -11,10 +11,10 @@ from importlib.metadata import entry_points
 from typing import Any, Literal, NamedTuple
 
 from solstice import arguments, compat
+from solstice.arguments import describe
 from solstice.compat.model import Model
 from solstice.compat.optimizer import Optimizer
 from solstice.errors import InvalidTypeError, InvalidValueError
-from solstice.tree import describe
 
 
 class Kind(NamedTuple):

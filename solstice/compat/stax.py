@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.compat.drawing import run_with_key
 from solstice.compat.flags import Flags, accepts, check_train, find_flags, flag_values, has_default
 from solstice.compat.model import (
@@ -24,7 +25,8 @@ from solstice.compat.model import (
 )
 from solstice.errors import InvalidTypeError
 from solstice.static import Static
-from solstice.tree import as_key, depends_on, describe
+from solstice.tree.dependence import depends_on
+from solstice.tree.keys import as_key
 
 _NAME = "StaxModel"
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from solstice.arguments import describe
 from solstice.errors import DamagedFileError, InvalidValueError
-from solstice.tree import describe
 from solstice.tree.encoding import kept
 
 _logger = logging.getLogger("solstice")

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import GeneratorType
 from typing import Any
 
+from solstice.arguments import describe
 from solstice.data.bookmark import Bookmark
 from solstice.data.live import Live
 from solstice.data.memory import as_arrays, own_arrays
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.signatures import required
-from solstice.tree import describe
 from solstice.tree.flat import snapshot
 
 # list_iterator, zip, map, enumerate, islice, ...: once through, they stay empty.

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.data.datasets import check_dataset, iterator_of, makes_iterators
 from solstice.data.live import Live
 from solstice.data.memory import as_arrays
 from solstice.errors import InvalidTypeError, InvalidValueError
-from solstice.tree import describe, leaves_by_path
+from solstice.tree.naming import leaves_by_path
 
 
 def pad_last(ds: Any, batch_size: int, *, mask_key: str = "mask") -> Any:

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from solstice.arguments import describe
 from solstice.compat.model import is_shaped
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.metrics.checks import as_array, check_mask, check_mask_shape, check_mask_values
-from solstice.tree import describe
 
 # The names of inputs, targets, mask and weights in mappings; several inputs are a tuple of names.
 BatchKeys = tuple[str | tuple[str, ...], ...]

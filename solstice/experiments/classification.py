@@ -15,11 +15,11 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError
 from solstice.experiments.batches import BatchKeys
 from solstice.experiments.supervised import OTHER_NAMES, SupervisedExperiment
 from solstice.experiments.task import Task, check_array
-from solstice.metrics import ClassificationMetrics
 from solstice.metrics.checks import (
     as_classes,
     check_label_type,
@@ -27,8 +27,8 @@ from solstice.metrics.checks import (
     check_whole,
     is_traced,
 )
+from solstice.metrics.classification import ClassificationMetrics
 from solstice.signatures import explained
-from solstice.tree import describe
 
 LossFn = Callable[[Array, Array], Array]
 

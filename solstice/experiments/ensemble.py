@@ -14,18 +14,21 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.data.datasets import check_dataset
 from solstice.errors import InvalidTypeError, InvalidValueError, SolsticeError
 from solstice.experiment import Experiment, defines
 from solstice.experiments.caught import caught_tracer
 from solstice.experiments.member_stopping import MemberStopping, Standing, where_active
 from solstice.experiments.runnable import Runnable
-from solstice.metrics import EnsembleMetrics, is_metrics
+from solstice.metrics.base import is_metrics
 from solstice.metrics.directions import Direction, better, check_mode, known
+from solstice.metrics.ensemble import EnsembleMetrics
 from solstice.metrics.named import meant_name, reported_name
 from solstice.step import jit
-from solstice.tree import as_key, describe, replace
+from solstice.tree.fields import replace
 from solstice.tree.flat import Flat
+from solstice.tree.keys import as_key
 
 
 class Ensemble(Runnable):

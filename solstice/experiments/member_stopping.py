@@ -12,10 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from solstice import arguments
 from solstice.errors import UsageError
-from solstice.metrics import EnsembleMetrics
 from solstice.metrics.directions import Direction, better, check_mode, known
+from solstice.metrics.ensemble import EnsembleMetrics
 from solstice.metrics.named import meant_name, reported_name
-from solstice.tree import replace
+from solstice.tree.fields import replace
 
 
 class MemberStopping(eqx.Module):

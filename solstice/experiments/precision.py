@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError, MissingPackageError
-from solstice.tree import describe
 
 
 def compute_dtype(value: Any) -> str:

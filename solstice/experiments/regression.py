@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.experiments.batches import BatchKeys
 from solstice.experiments.supervised import OTHER_NAMES, SupervisedExperiment
 from solstice.experiments.task import Task, check_array
-from solstice.metrics import RegressionMetrics
+from solstice.metrics.regression import RegressionMetrics
 from solstice.signatures import explained
-from solstice.tree import describe
 
 LossFn = Callable[[Array, Array], Array]
 

@@ -3,17 +3,18 @@
 from collections.abc import Iterable
 from typing import Any, Self
 
-from solstice.callbacks import Callback
+from solstice.arguments import describe
+from solstice.callbacks.base import Callback
 from solstice.errors import UsageError
 from solstice.experiment import Experiment
 from solstice.loggers.values import is_number, to_host
-from solstice.metrics import Accumulator, is_metrics, named_values
-from solstice.metrics.base import joining
+from solstice.metrics.accumulator import Accumulator
+from solstice.metrics.base import is_metrics, joining
 from solstice.metrics.left_out import told_elsewhere
+from solstice.metrics.named import named_values
 from solstice.training.hooks import listed
 from solstice.training.test import test
 from solstice.training.train import train
-from solstice.tree import describe
 
 
 class Runnable(Experiment):

@@ -12,20 +12,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
-from solstice.compat import Model, Optimizer, as_model, as_optimizer, overwrite
+from solstice.arguments import describe
+from solstice.compat import as_model, as_optimizer
 from solstice.compat.drawing import needs_key
-from solstice.compat.model import as_inputs, check_example, is_shaped
+from solstice.compat.model import Model, as_inputs, check_example, is_shaped
+from solstice.compat.optimizer import Optimizer
 from solstice.errors import InvalidValueError
 from solstice.experiments import batches, precision
 from solstice.experiments.batches import BatchKeys
 from solstice.experiments.runnable import Runnable
 from solstice.experiments.task import Task
-from solstice.metrics import Metrics
+from solstice.metrics.base import Metrics
 from solstice.metrics.checks import check_mask
 from solstice.signatures import explained
 from solstice.static import Aside, Static
 from solstice.step import jit
-from solstice.tree import as_key, depends_on, describe, owned, replace
+from solstice.tree.dependence import depends_on
+from solstice.tree.fields import replace
+from solstice.tree.keys import as_key
+from solstice.tree.overwritten import overwrite
+from solstice.tree.ownership import owned
 
 
 class Seen(NamedTuple):

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
-from solstice.metrics import Metrics
-from solstice.tree import describe
+from solstice.metrics.base import Metrics
 
 
 class Task(abc.ABC):

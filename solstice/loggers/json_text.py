@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
-from solstice.tree import describe
 
 _NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _SPELLED = re.compile('"(NaN|-?Infinity)"')

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 from solstice.loggers.lines import log_line
 from solstice.loggers.records import make_record
 from solstice.loggers.values import to_host
-from solstice.sharding import is_first_process
-from solstice.tree import describe
+from solstice.sharding.processes import is_first_process
 
 LoggingFn = Callable[[dict[str, Any], int, str], Any]
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from solstice.errors import InvalidValueError
 from solstice.loggers.values import to_host
-from solstice.metrics import named_values
+from solstice.metrics.named import named_values
 from solstice.tree.flat import Flat
 
 # The fields of a record that are its own.

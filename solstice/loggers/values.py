@@ -11,8 +11,8 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError
-from solstice.tree import describe
 
 
 class Image(eqx.Module):

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError
 from solstice.metrics.base import Metrics, check_metrics, defines, reduce
 from solstice.metrics.named import named_values
-from solstice.tree import describe
 from solstice.tree.flat import Flat
 
 AccumulatorState = dict[str, Any]

@@ -12,9 +12,9 @@ from typing import Any, Self, TypeVar
 import equinox as eqx
 from jaxtyping import Array
 
+from solstice.arguments import describe
 from solstice.errors import UsageError
 from solstice.metrics.directions import Direction, direction
-from solstice.tree import describe
 
 _T = TypeVar("_T")
 

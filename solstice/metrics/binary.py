@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError
 from solstice.metrics import sums
 from solstice.metrics.base import Metrics
@@ -26,7 +27,7 @@ from solstice.metrics.checks import (
     odd_mask,
 )
 from solstice.metrics.left_out import tell
-from solstice.tree import describe, replace
+from solstice.tree.fields import replace
 
 _NAMES = ("average_loss", "roc_auc", "pr_auc", "brier_score", "ece")
 

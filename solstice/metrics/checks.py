@@ -14,8 +14,8 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 from numpy.typing import ArrayLike
 
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError, UsageError
-from solstice.tree import describe
 
 
 def as_array(values: Any, name: str, what: str = "real numbers") -> Array:

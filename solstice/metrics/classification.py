@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError, UsageError
 from solstice.metrics import sums
 from solstice.metrics.base import Metrics
@@ -34,7 +35,7 @@ from solstice.metrics.checks import (
     odd_mask,
 )
 from solstice.metrics.left_out import tell
-from solstice.tree import describe, replace
+from solstice.tree.fields import replace
 
 
 class ClassificationMetrics(Metrics):

@@ -15,11 +15,12 @@ from jaxtyping import PyTree
 from numpy.typing import ArrayLike
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError, UsageError
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import check_examples, check_mask_shape, check_mask_values, is_traced
 from solstice.static import Static
-from solstice.tree import describe, replace
+from solstice.tree.fields import replace
 
 
 class Collect(Metrics):

@@ -5,12 +5,13 @@ from typing import Any, Self
 import equinox as eqx
 from jaxtyping import Array
 
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, UnknownKeyError, UsageError
 from solstice.metrics.base import Metrics, defines, is_metrics, joining
 from solstice.metrics.checks import check_kind
 from solstice.metrics.directions import Direction, better, direction
 from solstice.metrics.named import named_values
-from solstice.tree import describe, replace
+from solstice.tree.fields import replace
 
 
 class MetricsDict(Metrics):

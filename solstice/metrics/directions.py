@@ -8,8 +8,8 @@ import functools
 import re
 from typing import Any, Literal
 
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError, UsageError
-from solstice.tree import describe
 
 Direction = Literal["min", "max"]
 

@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Array
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, UsageError
 from solstice.metrics.base import Metrics, defines, is_metrics
 from solstice.metrics.checks import is_traced
 from solstice.metrics.directions import Direction, better
 from solstice.metrics.left_out import tell, told_elsewhere
 from solstice.metrics.named import named_values
-from solstice.tree import describe
 
 
 class EnsembleMetrics(Metrics):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from solstice.metrics import sums
 from solstice.metrics.checks import count
-from solstice.tree import replace
+from solstice.tree.fields import replace
 
 
 class Comoments(eqx.Module):

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
-from solstice.tree import describe
 
 
 def named_values(metrics: Any) -> dict[str, Any]:

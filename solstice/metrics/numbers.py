@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 from numpy.typing import ArrayLike
 
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError
 from solstice.metrics import sums
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import as_array, check_kind, check_mask, check_real, count
 from solstice.metrics.moments import Comoments
-from solstice.tree import describe, replace
+from solstice.tree.fields import replace
 
 
 class Mean(Metrics):

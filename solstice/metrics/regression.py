@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError
 from solstice.metrics import sums
 from solstice.metrics.base import Metrics
@@ -24,7 +25,7 @@ from solstice.metrics.checks import (
     promoted,
 )
 from solstice.metrics.moments import Comoments
-from solstice.tree import describe, replace
+from solstice.tree.fields import replace
 
 _NAMES = ("average_loss", "mse", "mae", "r2", "pearson")
 

@@ -9,11 +9,13 @@ from jaxtyping import Array, Bool, PyTree, UInt32
 from numpy.typing import ArrayLike
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import as_array, check_examples, check_kind, check_mask, is_traced
 from solstice.metrics.texts import decode_texts, encode_texts, of_equal_widths
-from solstice.tree import as_key, describe, is_key, replace
+from solstice.tree.fields import replace
+from solstice.tree.keys import as_key, is_key
 
 
 class Sample(Metrics):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError
-from solstice.loggers import read_json_lines
+from solstice.loggers.json_lines import read_json_lines
 from solstice.metrics.named import reported_name
 from solstice.plots.style import COLOURS, grid_shape, new_figure, plain_axes, shortened
-from solstice.tree import describe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError
 from solstice.plots.style import ORANGE, class_names, grid_shape, new_figure, shortened
-from solstice.tree import describe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError
 from solstice.plots.style import BLUE, GREY, new_figure, plain_axes
-from solstice.tree import describe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,9 +13,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from solstice.tree import from_json, to_json
 from solstice.tree.encoding import kept
 from solstice.tree.growing import Growing
+from solstice.tree.json import from_json, to_json
 from solstice.tree.tensors import check_regular, damaged
 
 # In place of what grows: which of the files holds it.

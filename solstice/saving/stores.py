@@ -17,12 +17,12 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import (
     InvalidValueError,
     MissingPackageError,
     SolsticeError,
 )
-from solstice.tree import describe
 from solstice.tree.files import sync_directory
 from solstice.tree.tensors import check_regular
 

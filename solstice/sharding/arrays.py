@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from solstice.tree import is_typed_key
 from solstice.tree.flat import copied
+from solstice.tree.keys import is_typed_key
 
 
 def as_global(

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError
 from solstice.sharding.arrays import local
 from solstice.sharding.placements import Sharding
-from solstice.tree import describe
 
 # (batch, which of its examples are real) -> the batch with them as its mask, None for no masks
 WithMask = Callable[[Any, np.ndarray], Any]

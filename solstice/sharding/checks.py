@@ -13,7 +13,8 @@ from jaxtyping import PyTree
 from solstice import arguments
 from solstice.errors import UnequalCopiesError
 from solstice.sharding.arrays import local
-from solstice.tree import flatten_with_paths, is_typed_key
+from solstice.tree.keys import is_typed_key
+from solstice.tree.naming import flatten_with_paths
 
 
 def assert_replicated(tree: PyTree, *, atol: float = 0.0, rtol: float = 0.0) -> None:

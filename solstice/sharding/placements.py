@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.sharding.arrays import as_global
-from solstice.tree import describe
 from solstice.tree.flat import Flat, Placement
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from solstice.tree import leaves_by_path
+from solstice.tree.naming import leaves_by_path
 
 RTOL = 1e-5
 

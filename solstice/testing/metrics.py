@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from solstice import arguments
 from solstice.errors import InvalidTypeError, InvalidValueError
-from solstice.metrics import Metrics, is_metrics, reduce
+from solstice.metrics.base import Metrics, is_metrics, reduce
 from solstice.testing.compare import assert_close
 from solstice.testing.law import EXAMPLES, Law, LawBook, Report, maker, run
 from solstice.testing.strategies import permutations, splits

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
-from solstice.compat import Model, as_model, freeze, trained
-from solstice.compat.model import as_inputs
+from solstice.compat import as_model
+from solstice.compat.freeze import freeze
+from solstice.compat.model import Model, as_inputs
 from solstice.errors import InvalidValueError
 from solstice.testing.compare import (
     assert_close,
@@ -23,7 +24,10 @@ from solstice.testing.compare import (
 )
 from solstice.testing.law import EXAMPLES, Law, LawBook, Report, check_returned, maker, run
 from solstice.testing.strategies import masks, permutations, seeds, splits
-from solstice.tree import depends_on, leaves_by_path, replace, used_leaves
+from solstice.tree.dependence import depends_on, used_leaves
+from solstice.tree.fields import replace
+from solstice.tree.naming import leaves_by_path
+from solstice.tree.overwritten import trained
 
 Native = Callable[..., Any]
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from solstice import arguments
-from solstice.compat import Optimizer, Overwritten
+from solstice.compat.optimizer import Optimizer
 from solstice.errors import InvalidTypeError
 from solstice.testing.compare import assert_close, assert_same_bits, assert_same_signature, values
 from solstice.testing.law import EXAMPLES, Law, LawBook, Report, check_returned, maker, run
 from solstice.testing.strategies import seeds
+from solstice.tree.overwritten import Overwritten
 
 _STEPS = 3
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from solstice import arguments
-from solstice.loggers import Image, Text
 from solstice.loggers.records import RESERVED
+from solstice.loggers.values import Image, Text
 from solstice.testing.law import import_hypothesis
 
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from solstice.tree import from_json, to_json
+from solstice.tree.json import from_json, to_json
 from solstice.triggers import Trigger, Watch
 
 

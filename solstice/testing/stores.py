@@ -12,15 +12,16 @@ import jax
 import numpy as np
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError
-from solstice.loggers import Image
 from solstice.loggers.outlets import SinkLike
 from solstice.loggers.records import RESERVED, Record
+from solstice.loggers.values import Image
 from solstice.testing.law import check_returned, maker
 from solstice.testing.record_strategies import records as any_records
 from solstice.testing.record_strategies import strategy_or
-from solstice.tree import describe, from_json, to_json
 from solstice.tree.growing import Growing
+from solstice.tree.json import from_json, to_json
 
 Records = list[dict[str, Any]]
 # How long a value that is not computed yet keeps another thread that waits for it.

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Array
 
 from solstice import arguments
-from solstice.compat import FunctionModel, Model
+from solstice.compat import FunctionModel
+from solstice.compat.model import Model
 from solstice.errors import InvalidValueError
-from solstice.metrics import ClassificationMetrics
+from solstice.metrics.classification import ClassificationMetrics
 from solstice.testing.law import import_hypothesis
 from solstice.testing.record_strategies import logged_values, records, texts
 from solstice.testing.runs import Run

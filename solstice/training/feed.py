@@ -19,8 +19,8 @@ from solstice.data.datasets import batches, uses_epoch, uses_experiment
 from solstice.data.live import Live
 from solstice.data.prefetch import ahead, close, on_device, prefetched
 from solstice.errors import InvalidValueError
-from solstice.sharding import Sharding
 from solstice.sharding.batches import WithMask, place_batch
+from solstice.sharding.placements import Sharding
 from solstice.sharding.processes import in_step
 from solstice.training.position import batch_digest
 from solstice.training.signals import Signals

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from solstice.callbacks import Callback
+from solstice.arguments import describe
+from solstice.callbacks.base import Callback
 from solstice.errors import EarlyStoppingException, InvalidTypeError
 from solstice.loggers.outlets import sinks_of
-from solstice.tree import describe
 from solstice.tree.encoding import kept
 from solstice.tree.tensors import untrusted
 

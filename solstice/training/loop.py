@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Any, Literal
 
-from solstice.callbacks import Callback, CheckpointingCallback, ProfilingCallback
+from solstice.callbacks.base import Callback
+from solstice.callbacks.checkpointing import CheckpointingCallback
+from solstice.callbacks.profiling import ProfilingCallback
 from solstice.callbacks.stopwatch import Part
 from solstice.data.bookmark import Bookmark
 from solstice.data.datasets import length, uses_epoch, uses_experiment
@@ -22,15 +24,15 @@ from solstice.data.memory import as_arrays
 from solstice.data.reach import leads_to
 from solstice.errors import EarlyStoppingException
 from solstice.experiment import Experiment
-from solstice.metrics import Metrics
+from solstice.metrics.base import Metrics
 from solstice.metrics.left_out import LeftOut, told_elsewhere
 from solstice.saving.checkpoints import Checkpoints
-from solstice.sharding import Sharding, is_first_process
-from solstice.sharding.processes import check_same
+from solstice.sharding.placements import Sharding
+from solstice.sharding.processes import check_same, is_first_process
 from solstice.training.feed import Feed
 from solstice.training.hooks import Hooks
 from solstice.training.position import Position, batch_digest
-from solstice.training.progress import Progress, Shown
+from solstice.training.progress.bars import Progress, Shown
 from solstice.training.signals import Interrupted, Signals, noted
 from solstice.training.stepper import Stepper
 from solstice.tree.tensors import untrusted

@@ -6,7 +6,8 @@ It is data only; the run keeps it, checkpoints hold it.
 import dataclasses
 from typing import Any, Self
 
-from solstice.tree import describe, digest
+from solstice.arguments import describe
+from solstice.tree.digests import digest
 from solstice.tree.tensors import damaged, untrusted
 
 

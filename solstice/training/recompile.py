@@ -12,10 +12,11 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 
+from solstice.arguments import describe
 from solstice.errors import RecompileError
 from solstice.static import Static
-from solstice.tree import describe, path_name
 from solstice.tree.flat import Flat
+from solstice.tree.naming import path_name
 
 _logger = logging.getLogger("solstice")
 

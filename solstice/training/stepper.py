@@ -11,12 +11,12 @@ import jax
 
 from solstice.data.columns import check_columns
 from solstice.experiment import Experiment, check_result
-from solstice.sharding import Sharding
 from solstice.sharding.arrays import local_tree
+from solstice.sharding.placements import Sharding
 from solstice.sharding.processes import check_same
 from solstice.step import Step, join_outs, joined
 from solstice.training.recompile import RecompileGuard
-from solstice.tree import digest
+from solstice.tree.digests import digest
 from solstice.tree.flat import Flat
 
 # On a CPU, jax lets 32 calls wait in line; from then on each new one waits for the oldest, and the

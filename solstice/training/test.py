@@ -4,16 +4,15 @@ from collections.abc import Iterable
 from typing import Any, Literal, overload
 
 from solstice import arguments
-from solstice.callbacks import Callback
+from solstice.callbacks.base import Callback
 from solstice.data.datasets import check_dataset
 from solstice.errors import UsageError
 from solstice.experiment import Experiment, check_defines, check_experiment
-from solstice.sharding import Sharding
-from solstice.sharding.placements import check_sharding
+from solstice.sharding.placements import Sharding, check_sharding
 from solstice.signatures import explained
 from solstice.training.hooks import listed
 from solstice.training.loop import Loop
-from solstice.training.progress import Shown, check_progress
+from solstice.training.progress.bars import Shown, check_progress
 
 
 @overload

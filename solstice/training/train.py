@@ -6,19 +6,19 @@ from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
 from solstice import arguments
-from solstice.callbacks import Callback, CheckpointingCallback
+from solstice.arguments import describe
+from solstice.callbacks.base import Callback
+from solstice.callbacks.checkpointing import CheckpointingCallback
 from solstice.data.datasets import check_dataset, is_one_shot
 from solstice.errors import InvalidValueError, NoCheckpointError, UsageError
 from solstice.experiment import Experiment, check_defines, check_experiment
 from solstice.saving.checkpoints import Checkpoints, newest
-from solstice.sharding import Sharding
-from solstice.sharding.placements import check_sharding
+from solstice.sharding.placements import Sharding, check_sharding
 from solstice.signatures import explained
 from solstice.training.hooks import listed
 from solstice.training.loop import Loop
 from solstice.training.position import Position
-from solstice.training.progress import Shown, check_progress
-from solstice.tree import describe
+from solstice.training.progress.bars import Shown, check_progress
 from solstice.triggers import Trigger, check_trigger
 
 _E = TypeVar("_E", bound=Experiment)

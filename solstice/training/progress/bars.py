@@ -15,10 +15,10 @@ from typing import Any, Self
 from tqdm import tqdm
 from tqdm.utils import disp_len
 
+from solstice.arguments import describe
 from solstice.errors import EarlyStoppingException, InvalidTypeError
 from solstice.training.progress.places import Cell, Terminal, is_notebook, is_terminal
 from solstice.training.progress.running import Running
-from solstice.tree import describe
 
 _logger = logging.getLogger("solstice")
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from solstice.errors import UsageError
-from solstice.metrics import is_metrics, merge_all, named_values
-from solstice.metrics.accumulator import is_hosted
-from solstice.metrics.named import reported_name
+from solstice.metrics.accumulator import is_hosted, merge_all
+from solstice.metrics.base import is_metrics
+from solstice.metrics.named import named_values, reported_name
 
 _logger = logging.getLogger("solstice")
 
