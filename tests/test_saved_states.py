@@ -30,7 +30,7 @@ class Odd(solstice.Callback):
 ODD = [{7}, print, object(), np.array(["text"]), np.array([None]), Odd]
 
 
-@pytest.mark.parametrize("odd", ODD, ids=repr)
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: type(odd).__name__)
 def test_a_state_that_no_file_holds_is_refused_before_the_first_step(adding, tmp_path, odd):
     callback = Odd(0, odd)
     saving = solstice.CheckpointingCallback(tmp_path)

@@ -7,14 +7,13 @@ any thread, and a process that is gone is noticed in bounded time.
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from solstice import arguments
 from solstice.errors import InvalidValueError, ProcessError
-from solstice.sharding.batches import batch_size
 
 # All processes make the same calls, so that the same number names the same exchange.
 _numbers = itertools.count()
@@ -143,14 +142,14 @@ def _client() -> Any:
     return client
 
 
-def _say(label: str, text: str) -> None:
+def say(label: str, text: str) -> None:
     """Say something without waiting for the others, nor for a service that is gone."""
     if jax.process_count() > 1:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             _client().key_value_set(f"solstice/{label}/{jax.process_index()}", text)
 
 
-def _forget(label: str) -> None:
+def forget(label: str) -> None:
     """Delete what was said under a label and those below it."""
     if is_first_process() and jax.process_count() > 1:
         _client().key_value_delete(f"solstice/{label}")
@@ -174,70 +173,3 @@ def check_same(what: str, digest: str) -> None:
             f"{', '.join(f'process {i}' for i in others)} it differs from process 0's. Make it "
             f"of the same seeds, or restore it from one checkpoint."
         )
-
-
-def in_step(
-    source: Iterator[Any], *, strict: bool = False, signals: Any = None
-) -> Iterator[tuple[Any, list[int | None]]]:
-    """Yield batches, with the sizes that all processes have, for as long as each process has one.
-
-    Args:
-        source: This process's batches.
-        strict: Whether it is an error that a process has more batches than another.
-        signals: The `Signals` of the run: one that has come to any process ends
-            all before the same batch.
-
-    Raises:
-        RuntimeError: A process has left the pass in the middle.
-        ValueError: They have not as many, and `strict` says that they must.
-
-    >>> list(in_step(iter([[jax.numpy.zeros(3)]])))[0][1]
-    [3]
-    """
-    # Numbered now: a thread that reads ahead asks for the first batch later.
-    return _in_step(source, f"batches-{next(_numbers)}", strict, signals)
-
-
-def _in_step(
-    source: Iterator[Any], label: str, strict: bool, signals: Any
-) -> Iterator[tuple[Any, list[int | None]]]:
-    i, over = 0, False
-    try:
-        while True:
-            batch, i = next(source, _NO_BATCH), i + 1
-            text = "end" if batch is _NO_BATCH else str(batch_size(batch))
-            if signals is not None and signals.received is not None:
-                text = f"signal {signals.received}"
-            said = exchange(f"{label}/{(i - 1) // _KEPT}/{i - 1}", text)
-            if i % _KEPT == 1 and i > 1:
-                _forget(f"{label}/{i // _KEPT - 1}")  # every process has read those by now
-            if "left" in said:
-                raise ProcessError(
-                    f"Process {said.index('left')} has left this pass after {i - 1} batches, while "
-                    f"others go on: its run failed, or a callback stopped it. Look at its log; "
-                    f"what stops a run is expected to say the same in all processes."
-                )
-            numbers = [int(one.split()[1]) for one in said if one.startswith("signal")]
-            if signals is not None and (over := bool(numbers)):
-                signals.received = signals.received or numbers[0]
-                signals.check()
-            if over := "end" in said:
-                if strict and {*said} != {"end"}:
-                    raise InvalidValueError(
-                        f"Every process is expected to have as many batches, or some would be left "
-                        f"out; after {i - 1} batches, process {said.index('end')} has no more. "
-                        f"Give each as many."
-                    )
-                if batch is not _NO_BATCH:
-                    ended = ", ".join(str(j) for j, one in enumerate(said) if one == "end")
-                    _logger.info("A pass ends after %d batches, where %s does.", i - 1, ended)
-                return
-            yield batch, [None if one == "None" else int(one) for one in said]
-    finally:
-        if not over:  # nobody is to wait for this process's next batch
-            _say(f"{label}/{i // _KEPT}/{i}", "left")
-
-
-_NO_BATCH = object()
-# How many batches' exchanges the coordination service keeps at least.
-_KEPT = 100

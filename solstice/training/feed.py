@@ -20,8 +20,8 @@ from solstice.data.live import Live
 from solstice.data.prefetch import ahead, close, on_device, prefetched
 from solstice.errors import InvalidValueError
 from solstice.sharding.batches import WithMask, place_batch
+from solstice.sharding.in_step import in_step
 from solstice.sharding.placements import Sharding
-from solstice.sharding.processes import in_step
 from solstice.training.position import batch_digest
 from solstice.training.signals import Signals
 

@@ -11,8 +11,9 @@ from solstice.data.datasets import batches, check_dataset, length
 from solstice.errors import InvalidValueError
 from solstice.experiment import Experiment, check_defines, check_experiment
 from solstice.sharding.batches import predict_placed
+from solstice.sharding.in_step import in_step
 from solstice.sharding.placements import Sharding, check_sharding
-from solstice.sharding.processes import in_step, is_first_process
+from solstice.sharding.processes import is_first_process
 from solstice.signatures import explained
 from solstice.training.progress.bars import Progress, check_progress
 from solstice.tree.flat import Flat

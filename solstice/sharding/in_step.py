@@ -1,0 +1,77 @@
+"""Batches in step: processes take a batch each, for as long as each has one."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from solstice.errors import InvalidValueError, ProcessError
+from solstice.sharding.batches import batch_size
+from solstice.sharding.processes import exchange, forget, say, ticket
+
+_logger = logging.getLogger("solstice")
+
+_NO_BATCH = object()
+# How many batches' exchanges the coordination service keeps at least.
+_KEPT = 100
+
+
+def in_step(
+    source: Iterator[Any], *, strict: bool = False, signals: Any = None
+) -> Iterator[tuple[Any, list[int | None]]]:
+    """Yield batches, with the sizes that all processes have, for as long as each process has one.
+
+    Args:
+        source: This process's batches.
+        strict: Whether it is an error that a process has more batches than another.
+        signals: The `Signals` of the run: one that has come to any process ends
+            all before the same batch.
+
+    Raises:
+        RuntimeError: A process has left the pass in the middle.
+        ValueError: They have not as many, and `strict` says that they must.
+
+    >>> list(in_step(iter([[jax.numpy.zeros(3)]])))[0][1]
+    [3]
+    """
+    # Numbered now: a thread that reads ahead asks for the first batch later.
+    return _in_step(source, f"batches-{ticket()}", strict, signals)
+
+
+def _in_step(
+    source: Iterator[Any], label: str, strict: bool, signals: Any
+) -> Iterator[tuple[Any, list[int | None]]]:
+    i, over = 0, False
+    try:
+        while True:
+            batch, i = next(source, _NO_BATCH), i + 1
+            text = "end" if batch is _NO_BATCH else str(batch_size(batch))
+            if signals is not None and signals.received is not None:
+                text = f"signal {signals.received}"
+            said = exchange(f"{label}/{(i - 1) // _KEPT}/{i - 1}", text)
+            if i % _KEPT == 1 and i > 1:
+                forget(f"{label}/{i // _KEPT - 1}")  # every process has read those by now
+            if "left" in said:
+                raise ProcessError(
+                    f"Process {said.index('left')} has left this pass after {i - 1} batches, while "
+                    f"others go on: its run failed, or a callback stopped it. Look at its log; "
+                    f"what stops a run is expected to say the same in all processes."
+                )
+            numbers = [int(one.split()[1]) for one in said if one.startswith("signal")]
+            if signals is not None and (over := bool(numbers)):
+                signals.received = signals.received or numbers[0]
+                signals.check()
+            if over := "end" in said:
+                if strict and {*said} != {"end"}:
+                    raise InvalidValueError(
+                        f"Every process is expected to have as many batches, or some would be left "
+                        f"out; after {i - 1} batches, process {said.index('end')} has no more. "
+                        f"Give each as many."
+                    )
+                if batch is not _NO_BATCH:
+                    ended = ", ".join(str(j) for j, one in enumerate(said) if one == "end")
+                    _logger.info("A pass ends after %d batches, where %s does.", i - 1, ended)
+                return
+            yield batch, [None if one == "None" else int(one) for one in said]
+    finally:
+        if not over:  # nobody is to wait for this process's next batch
+            say(f"{label}/{i // _KEPT}/{i}", "left")
