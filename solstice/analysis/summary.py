@@ -21,7 +21,7 @@ from solstice.errors import InvalidTypeError
 from solstice.experiment import Experiment
 from solstice.step import Step
 from solstice.tree.flat import Flat
-from solstice.tree.naming import elided, path_name
+from solstice.tree.names import elided, path_name
 from solstice.tree.overwritten import is_box
 from solstice.tree.sizes import nbytes, size
 

@@ -4,10 +4,28 @@ A callback sees experiments and outs; it cannot change them. To end the run it r
 `EarlyStoppingException`.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from solstice.experiment import Experiment
+from solstice.metrics.directions import Direction
+
+
+class Evaluation(NamedTuple):
+    """What a callback that evaluates has measured last on a dataset.
+
+    Attributes:
+        number: How many evaluations the run has had.
+        values: The values, by name; None where the dataset was empty.
+        better: Says of a name whether a smaller ("min") or a larger ("max") value is better.
+
+    >>> Evaluation(1, {"loss": 0.5}, lambda name: "min").better("loss")
+    'min'
+    """
+
+    number: int
+    values: Mapping[str, Any] | None
+    better: Callable[[str], Direction | None]
 
 
 class Callback:
@@ -70,6 +88,13 @@ class Callback:
         self, outs: Any, exp: Experiment, global_step: int, mode: str, batch: Any
     ) -> None:
         """Called after each step with what it returned."""
+
+    def evaluation(self, dataset: str) -> Evaluation | None:
+        """Return what it has measured last on the dataset of a name; None if it evaluates none.
+
+        The best checkpoint can be chosen by it: `CheckpointingCallback(best=(metric, mode, name))`.
+        """
+        return None
 
     def get_state(self) -> Any:
         """Return what must survive a resume: arrays, numbers, strings, and containers of these."""

@@ -11,7 +11,6 @@ import jax
 
 from solstice.arguments import describe
 from solstice.callbacks.base import Callback
-from solstice.callbacks.evaluation import EvaluationCallback
 from solstice.errors import InvalidValueError, UsageError
 from solstice.loggers.values import is_number, to_host
 from solstice.metrics.accumulator import Accumulator, Told, rebuilt
@@ -63,7 +62,7 @@ class Best:
         self._metric, self._given = metric, given
         # The dataset whose metric it is, and the callback that evaluates it; None: the validation.
         self._dataset = dataset
-        self._evaluation: EvaluationCallback | None = None
+        self._evaluating: Callback | None = None
         self.needs_validation = by is not None and dataset is None
         self.begin(())
 
@@ -76,13 +75,13 @@ class Best:
         # What metrics said of themselves when the run was saved: their class, and if they are best.
         self._verdict: tuple[str, bool] | None = None
         self._evaluations = 0
-        evaluating = [one for one in callbacks if isinstance(one, EvaluationCallback)]
-        having = [one for one in evaluating if self._dataset in one.names]
-        self._evaluation = having[0] if having else None
+        name = self._dataset
+        having = [] if name is None else [one for one in callbacks if one.evaluation(name)]
+        self._evaluating = having[0] if having else None
 
     def check(self) -> None:
         """Raise a UsageError if the evaluation that it is to look at is not there."""
-        if self._dataset is not None and self._evaluation is None:
+        if self._dataset is not None and self._evaluating is None:
             raise UsageError(
                 f"CheckpointingCallback(best=) looks for an evaluation of {self._dataset!r}, and "
                 f"the run has no EvaluationCallback with a dataset of that name."
@@ -112,16 +111,14 @@ class Best:
 
     def look(self) -> None:
         """Compare the evaluation's results where there are new ones."""
-        evaluation, dataset = self._evaluation, self._dataset
-        if evaluation is None or evaluation.evaluations <= self._evaluations:
+        if self._evaluating is None or self._dataset is None:
             return
-        self._evaluations = evaluation.evaluations
-        if dataset in evaluation.results:  # it is not where the dataset was empty
-            self.compare(
-                evaluation.results[dataset],
-                f"the evaluation of {dataset!r}",
-                lambda name: evaluation.better(dataset, name),
-            )
+        found = self._evaluating.evaluation(self._dataset)
+        if found is None or found.number <= self._evaluations:
+            return
+        self._evaluations = found.number
+        if found.values is not None:
+            self.compare(found.values, f"the evaluation of {self._dataset!r}", found.better)
 
     def compare(
         self,

@@ -4,6 +4,7 @@ It only reads the experiment: training goes on to the same bits as without it.
 """
 
 import contextlib
+import functools
 import logging
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from jaxtyping import Array
 
 from solstice import arguments
 from solstice.arguments import describe
+from solstice.callbacks.base import Evaluation
 from solstice.callbacks.triggered import TriggeredCallback
 from solstice.data.columns import check_columns
 from solstice.data.datasets import batches, check_dataset, length
@@ -145,6 +147,12 @@ class EvaluationCallback(TriggeredCallback):
     def names(self) -> tuple[str, ...]:
         """The names of the datasets."""
         return tuple(self._datasets)
+
+    def evaluation(self, dataset: str) -> Evaluation | None:
+        if dataset not in self.names:
+            return None
+        better = functools.partial(self.better, dataset)
+        return Evaluation(self.evaluations, self.results.get(dataset), better)
 
     def better(self, dataset: str, name: str) -> Direction | None:
         """Return which values of a result are better: what the dataset's metrics say of it."""

@@ -13,7 +13,7 @@ from solstice import arguments
 from solstice.callbacks.base import Callback
 from solstice.errors import NotFiniteError
 from solstice.experiment import Experiment
-from solstice.tree.naming import path_name
+from solstice.tree.names import path_name
 
 
 class StopOnNaN(Callback):

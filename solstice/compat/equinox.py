@@ -35,7 +35,8 @@ from solstice.compat.model import (
 from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree.fields import replace
-from solstice.tree.naming import leaves_by_path, path_name
+from solstice.tree.names import path_name
+from solstice.tree.naming import leaves_by_path
 from solstice.tree.overwritten import is_box
 
 _NAME = "EquinoxModel"

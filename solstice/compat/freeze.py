@@ -14,7 +14,7 @@ from solstice import arguments
 from solstice.compat.model import Model, boxed_weights, divide
 from solstice.errors import InvalidValueError
 from solstice.tree.fields import replace
-from solstice.tree.naming import path_name
+from solstice.tree.names import path_name
 from solstice.tree.overwritten import trained
 
 _M = TypeVar("_M", bound=Model)

@@ -11,7 +11,7 @@ import numpy as np
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
-from solstice.tree.naming import path_name
+from solstice.tree.names import path_name
 
 # By the kind of numpy's dtype.
 _KINDS = {"U": "text", "S": "text", "O": "Python objects", "M": "dates", "m": "spans of time"}

@@ -11,7 +11,7 @@ import numpy as np
 
 from solstice import arguments
 from solstice.errors import InvalidValueError, MissingPackageError
-from solstice.tree.naming import without_middle
+from solstice.tree.names import without_middle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

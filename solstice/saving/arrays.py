@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from solstice.tree.encoding import across_processes, from_host, is_array, to_host
+from solstice.tree.encoding import across_processes, from_host, to_host
 from solstice.tree.flat import copied
+from solstice.tree.kinds import is_array
 from solstice.tree.tensors import array_digest, damaged
 
 Reader = Callable[[Mapping[str, Any]], np.ndarray]

@@ -29,9 +29,10 @@ from solstice.saving.arrays import Piece, check_places, named, pieces, placed
 from solstice.saving.journal import Journal, restored
 from solstice.saving.stores import LAST, store
 from solstice.sharding.processes import ticket, together
-from solstice.tree.encoding import OBJECT, check_data, is_array, to_host
+from solstice.tree.encoding import check_data, to_host
 from solstice.tree.files import check_leaves, describe_leaf, value_of
 from solstice.tree.json import from_json, to_json
+from solstice.tree.kinds import OBJECT, is_array
 from solstice.tree.naming import leaves_by_path
 from solstice.tree.tensors import (
     Tensors,

@@ -23,8 +23,7 @@ from solstice.errors import (
     MissingPackageError,
     SolsticeError,
 )
-from solstice.tree.files import sync_directory
-from solstice.tree.tensors import check_regular
+from solstice.tree.tensors import check_regular, sync_directory
 
 _T = TypeVar("_T")
 

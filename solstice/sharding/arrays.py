@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from solstice.tree.flat import copied
-from solstice.tree.keys import is_typed_key
+from solstice.tree.kinds import is_typed_key
 
 
 def as_global(
@@ -71,3 +71,13 @@ def local(array: Any) -> Any:
 def local_tree(tree: Any) -> Any:
     """Return a tree with each array that spans processes as one of this process alone."""
     return jax.tree.map(local, tree)
+
+
+def batch_size(batch: Any) -> int | None:
+    """Return the length of the first axis of a batch's first array; None where there is none.
+
+    >>> batch_size({"image": np.zeros((3, 2)), "weight": 1.0})
+    3
+    """
+    shapes = (np.shape(leaf) for leaf in jax.tree.leaves(batch) if hasattr(leaf, "shape"))
+    return next((shape[0] for shape in shapes if shape), None)

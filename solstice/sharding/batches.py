@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from solstice.arguments import describe
 from solstice.errors import InvalidValueError
-from solstice.sharding.arrays import local
+from solstice.sharding.arrays import batch_size, local
 from solstice.sharding.placements import Sharding
 
 # (batch, which of its examples are real) -> the batch with them as its mask, None for no masks
@@ -107,16 +107,6 @@ def _own_rows(array: Any, size: int | None) -> np.ndarray:
         start = jax.process_index() * each
         return whole[start : start + each][:size]
     return np.asarray(array)[:size]
-
-
-def batch_size(batch: Any) -> int | None:
-    """Return the length of the first axis of a batch's first array; None where there is none.
-
-    >>> batch_size({"image": np.zeros((3, 2)), "weight": 1.0})
-    3
-    """
-    shapes = (np.shape(leaf) for leaf in jax.tree.leaves(batch) if hasattr(leaf, "shape"))
-    return next((shape[0] for shape in shapes if shape), None)
 
 
 def padded(batch: Any, size: int) -> tuple[Any, np.ndarray]:

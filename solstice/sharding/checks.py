@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from solstice import arguments
 from solstice.errors import UnequalCopiesError
 from solstice.sharding.arrays import local
-from solstice.tree.keys import is_typed_key
+from solstice.tree.kinds import is_typed_key
 from solstice.tree.naming import flatten_with_paths
 
 

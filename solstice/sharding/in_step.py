@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from solstice.errors import InvalidValueError, ProcessError
-from solstice.sharding.batches import batch_size
+from solstice.sharding.arrays import batch_size
 from solstice.sharding.processes import exchange, forget, say, ticket
 
 _logger = logging.getLogger("solstice")

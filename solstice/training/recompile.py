@@ -16,7 +16,7 @@ from solstice.arguments import describe
 from solstice.errors import RecompileError
 from solstice.static import Static
 from solstice.tree.flat import Flat
-from solstice.tree.naming import path_name
+from solstice.tree.names import path_name
 
 _logger = logging.getLogger("solstice")
 

@@ -9,12 +9,13 @@ from solstice.tree.digests import digest, digests
 from solstice.tree.fields import replace
 from solstice.tree.files import load, save
 from solstice.tree.json import from_json, to_json
-from solstice.tree.keys import as_key, is_key, is_typed_key
+from solstice.tree.keys import as_key, is_key
+from solstice.tree.kinds import is_typed_key
+from solstice.tree.names import path_name
 from solstice.tree.naming import (
     flatten_with_paths,
     leaf_names,
     leaves_by_path,
-    path_name,
     paths,
     tree_difference,
 )

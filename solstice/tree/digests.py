@@ -15,8 +15,9 @@ from jaxtyping import PyTree
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
-from solstice.tree.encoding import OBJECT, check_data, is_array, kind, to_host
+from solstice.tree.encoding import check_data, to_host
 from solstice.tree.json import encode_leaf
+from solstice.tree.kinds import OBJECT, is_array, kind
 from solstice.tree.naming import leaves_by_path
 
 

@@ -5,7 +5,6 @@ else (functions, modules of other libraries) is an object, of which only the pre
 nothing here pickles.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,36 +16,8 @@ from jaxtyping import Array, PyTree
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.growing import Growing
-from solstice.tree.keys import is_typed_key
-from solstice.tree.naming import names_difference, path_name
-
-_ARRAYS = (np.ndarray, jax.Array, np.generic, jax.ShapeDtypeStruct)
-VALUES = (bool, int, float, complex, str, bytes)
-OBJECT = "object"
-
-
-def is_array(leaf: Any) -> bool:
-    """Say whether `leaf` is an array of jax or numpy, or a `jax.ShapeDtypeStruct` of one."""
-    return isinstance(leaf, _ARRAYS)
-
-
-def kind(leaf: Any) -> str:
-    """Say what a leaf is, the same for every leaf that may stand in its place.
-
-    >>> kind(np.zeros((2, 3))), kind(jnp.zeros(3, jnp.bfloat16)), kind(jax.random.key(0))
-    ('float64[2,3]', 'bfloat16[3]', 'key<fry>[]')
-    >>> kind(0.1), kind("adam"), kind(len)
-    ('float', 'str', 'object')
-    """
-    if is_array(leaf):
-        return f"{dtype_name(leaf.dtype)}[{','.join(map(str, leaf.shape))}]"
-    return type(leaf).__name__ if type(leaf) in VALUES else OBJECT
-
-
-@functools.cache
-def dtype_name(dtype: Any) -> str:
-    """Return a dtype's name, which numpy puts together each time."""
-    return dtype.name
+from solstice.tree.kinds import OBJECT, is_array, is_typed_key, kind
+from solstice.tree.names import names_difference, path_name
 
 
 def to_host(leaf: Any) -> np.ndarray:

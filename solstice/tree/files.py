@@ -18,20 +18,9 @@ from jaxtyping import PyTree
 
 from solstice import arguments
 from solstice.errors import DamagedFileError, InvalidValueError
-from solstice.tree.encoding import (
-    OBJECT,
-    as_keys,
-    check_data,
-    check_kinds,
-    dtype_name,
-    from_host,
-    is_array,
-    key_impl,
-    kind,
-    to_host,
-)
+from solstice.tree.encoding import as_keys, check_data, check_kinds, from_host, key_impl, to_host
 from solstice.tree.json import from_json, to_json
-from solstice.tree.keys import is_typed_key
+from solstice.tree.kinds import OBJECT, dtype_name, is_array, is_typed_key, kind
 from solstice.tree.naming import leaves_by_path
 from solstice.tree.tensors import (
     Tensors,
@@ -39,6 +28,7 @@ from solstice.tree.tensors import (
     as_dtype,
     check_regular,
     damaged,
+    sync_directory,
     text_digest,
     untrusted,
     write_tensors,
@@ -242,13 +232,3 @@ def _replacing(path: Path) -> Iterator[Path]:
         sync_directory(path.parent)
     finally:
         shutil.rmtree(room)
-
-
-def sync_directory(path: Path) -> None:
-    """Have the names in a directory, new ones too, outlive a power cut."""
-    if hasattr(os, "O_DIRECTORY"):
-        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)

@@ -14,7 +14,7 @@ import numpy as np
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 from solstice.static import Static
-from solstice.tree.naming import path_name
+from solstice.tree.names import path_name
 
 _T = TypeVar("_T")
 

@@ -27,20 +27,11 @@ from jaxtyping import PyTree
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.errors import InvalidValueError
-from solstice.tree.encoding import (
-    OBJECT,
-    VALUES,
-    as_keys,
-    check_data,
-    check_kinds,
-    from_host,
-    is_array,
-    key_impl,
-    kind,
-    to_host,
-)
+from solstice.tree.encoding import as_keys, check_data, check_kinds, from_host, key_impl, to_host
 from solstice.tree.growing import Growing
-from solstice.tree.naming import leaves_by_path, path_name
+from solstice.tree.kinds import OBJECT, VALUES, is_array, kind
+from solstice.tree.names import path_name
+from solstice.tree.naming import leaves_by_path
 from solstice.tree.tensors import as_dtype
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from solstice.arguments import count, describe
 from solstice.errors import InvalidTypeError
+from solstice.tree.kinds import is_typed_key
 
 
 def is_key(value: Any) -> bool:
@@ -23,18 +24,6 @@ def is_key(value: Any) -> bool:
     if is_typed_key(value):
         return value.ndim == 0
     return value.dtype == jnp.uint32 and value.ndim == 1
-
-
-def is_typed_key(value: Any) -> bool:
-    """Say whether `value` is an array of typed PRNG keys, or stands for one.
-
-    >>> is_typed_key(jax.random.split(jax.random.key(0))), is_typed_key(jax.random.PRNGKey(0))
-    (True, False)
-    """
-    dtype = getattr(value, "dtype", None)
-    if dtype is None or isinstance(dtype, np.dtype):  # as nearly always, and much faster
-        return False
-    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def as_key(key: Any) -> Array:

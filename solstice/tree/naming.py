@@ -3,28 +3,15 @@
 Names tell leaves apart, not containers: a list and a tuple of the same leaves have the same ones.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
-from solstice.arguments import describe, function, instance
-from solstice.errors import InvalidTypeError, InvalidValueError
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """Return a jax key path as one string of names, joined by slashes.
-
-    >>> path_name(jax.tree_util.tree_leaves_with_path({"dense": [1.0]})[0][0])
-    'dense/0'
-    """
-    if not isinstance(path, tuple):
-        raise InvalidTypeError(
-            f"path is expected to be a key path, as jax.tree_util.tree_leaves_with_path has them; "
-            f"it is {describe(path)}."
-        )
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+from solstice.arguments import function, instance
+from solstice.errors import InvalidValueError
+from solstice.tree.names import names_difference, path_name
 
 
 def flatten_with_paths(
@@ -119,50 +106,3 @@ def _check_structure(structure: Any, name: str) -> None:
     instance(
         structure, name, jax.tree_util.PyTreeDef, "a tree's structure, as jax.tree.structure(tree)"
     )
-
-
-def names_difference(expected: Iterable[str], found: Iterable[str]) -> str:
-    """Say which names are missing and which are new; an empty string where none is.
-
-    >>> names_difference(["a", "b"], ["b", "c"])
-    "they lack 'a' and they have 'c' besides"
-    """
-    expected, found = dict.fromkeys(expected), dict.fromkeys(found)
-    missing = [repr(name) for name in expected if name not in found]
-    unknown = [repr(name) for name in found if name not in expected]
-    parts = [f"they lack {_few(missing)}"] * bool(missing)
-    parts += [f"they have {_few(unknown)} besides"] * bool(unknown)
-    return " and ".join(parts)
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
-def elided(names: Sequence[str], width: int) -> list[str]:
-    """Return long names without their middles, all as wide as it takes to tell them apart.
-
-    >>> elided([f"layer_{i}/query_projection/kernel" for i in (0, 1)], width=24)
-    ['layer_0/q...ction/kernel', 'layer_1/q...ction/kernel']
-    >>> elided([f"query_projection_{i}/kernel" for i in (0, 1)], width=16)
-    ['query_p...0/kernel', 'query_p...1/kernel']
-    """
-    longest = max(map(len, names), default=0)
-    for some in range(width, longest, 2):
-        short = [without_middle(name, some) for name in names]
-        if len(set(short)) == len(set(names)):
-            return short
-    return list(names)
-
-
-def without_middle(name: str, width: int) -> str:
-    """Return a name of at most `width` characters.
-
-    >>> without_middle("query_projection/kernel", 16)
-    'query_.../kernel'
-    """
-    if len(name) <= width:
-        return name
-    head = width * 2 // 5
-    return f"{name[:head]}...{name[head + 3 - width :]}"

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
-from solstice.tree.keys import is_typed_key
+from solstice.tree.kinds import is_typed_key
 
 
 def owned(tree: PyTree) -> PyTree:

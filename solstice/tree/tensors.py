@@ -235,3 +235,13 @@ def as_dtype(name: str) -> np.dtype:
     if not (dtype == np.bool_ or jnp.issubdtype(dtype, np.number)):
         raise DamagedFileError(f"{name!r} is expected to be a dtype of numbers. Use another copy.")
     return dtype
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in a directory, new ones too, outlive a power cut."""
+    if hasattr(os, "O_DIRECTORY"):
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
