@@ -3,15 +3,16 @@
 An adapter is loaded when its name is first used, so that `import solstice` loads no framework.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from solstice.compat.adapters import adapter
 from solstice.compat.flags import check_train
 from solstice.compat.freeze import freeze, unfreeze
 from solstice.compat.inside import gradients, intermediates, training_norms
+from solstice.compat.metrics import UpdatedMetrics, as_metrics
 from solstice.compat.model import Model, join_params, missing_key, single_key, split_params
 from solstice.compat.optimizer import Optimizer
-from solstice.errors import MissingPackageError
+from solstice.compat.registry import as_model, as_optimizer, register
 from solstice.static import Static
 from solstice.tree.overwritten import Overwritten, overwrite, trained
 
@@ -23,11 +24,9 @@ if TYPE_CHECKING:
     from solstice.compat.keras import KerasModel
     from solstice.compat.keras_optimizer import KerasOptimizer
     from solstice.compat.linen import FlaxModel
-    from solstice.compat.metrics import UpdatedMetrics, as_metrics
     from solstice.compat.nnx import NNXModel
     from solstice.compat.nnx_metrics import NNXMetrics
     from solstice.compat.optax import OptaxOptimizer
-    from solstice.compat.registry import as_model, as_optimizer, register
     from solstice.compat.stax import StaxModel
 
 __all__ = [
@@ -65,40 +64,12 @@ __all__ = [
     "unfreeze",
 ]
 
-# Where a name lives, and the framework and extra it needs beside Solstice itself.
-_LAZY = {
-    "EquinoxModel": ("equinox", None),
-    "FlaxModel": ("linen", "flax"),
-    "FunctionModel": ("function", None),
-    "HaikuModel": ("haiku", "haiku"),
-    "JaxOptimizer": ("jax_optimizers", None),
-    "KerasModel": ("keras", "keras"),
-    "KerasOptimizer": ("keras_optimizer", "keras"),
-    "NNXMetrics": ("nnx_metrics", "flax"),
-    "NNXModel": ("nnx", "flax"),
-    "OptaxOptimizer": ("optax", "optax"),
-    "StaxModel": ("stax", None),
-    "UpdatedMetrics": ("metrics", None),
-    "as_metrics": ("metrics", None),
-    "as_model": ("registry", None),
-    "as_optimizer": ("registry", None),
-    "register": ("registry", None),
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    found = adapter(name)
+    if found is None:
         raise AttributeError(f"module 'solstice.compat' has no attribute {name!r}")
-    file, framework = _LAZY[name]
-    try:
-        return getattr(importlib.import_module(f"solstice.compat.{file}"), name)
-    except ModuleNotFoundError as error:
-        if framework is None or (error.name or "").partition(".")[0] != framework:
-            raise
-        raise MissingPackageError(
-            f"compat.{name} needs the package {framework!r}, which is not installed: "
-            f"pip install 'solstice[{framework}]'"
-        ) from error
+    return found.load()
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,6 @@ from typing import Any, Self
 import equinox as eqx
 from numpy.typing import ArrayLike
 
-from solstice import compat
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, UsageError
 from solstice.metrics.base import Metrics, is_metrics
@@ -40,8 +39,7 @@ def as_metrics(metric: Any) -> Any:
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
-    >>> from solstice import compat
-    >>> fresh = compat.as_metrics(nnx.MultiMetric(loss=nnx.metrics.Average("loss")))
+    >>>     >>> fresh = compat.as_metrics(nnx.MultiMetric(loss=nnx.metrics.Average("loss")))
     >>> step = fresh.update(loss=jnp.array([1.0, 2.0]))
     >>> float(step.merge(fresh.update(loss=jnp.array([6.0]))).compute()["loss"])
     3.0
@@ -54,8 +52,9 @@ def as_metrics(metric: Any) -> Any:
             f"first: {metric.__name__}(...)."
         )
     if "flax.nnx" in sys.modules and isinstance(metric, sys.modules["flax.nnx"].Metric):
-        adapter = compat.NNXMetrics
-        return adapter(metric) if adapter.knows(metric) else UpdatedMetrics(metric)
+        from solstice.compat.nnx_metrics import NNXMetrics
+
+        return NNXMetrics(metric) if NNXMetrics.knows(metric) else UpdatedMetrics(metric)
     if _is_updated(metric):
         return UpdatedMetrics(metric)
     raise InvalidTypeError(

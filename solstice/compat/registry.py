@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Any, Literal, NamedTuple
 
-from solstice import arguments, compat
+from solstice import arguments
 from solstice.arguments import describe
+from solstice.compat.adapters import ADAPTERS, EQUINOX, STAX
 from solstice.compat.model import Model
 from solstice.compat.optimizer import Optimizer
-from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.errors import InvalidTypeError
 
 
 class Kind(NamedTuple):
@@ -34,74 +35,12 @@ class Kind(NamedTuple):
         return isinstance(thing, cls)
 
 
-def _initialised(name: str) -> Callable[..., Model]:
-    """Adapt a network that needs an example and a key to initialise it."""
+def _known(what: str) -> Iterator[Kind]:
+    """Yield what this library adapts itself."""
+    for one in ADAPTERS:
+        if one.what == what:
+            yield from (Kind(path, one.adapt, title) for path, title in one.takes.items())
 
-    def adapt(network: Any, example: Any, key: Any) -> Model:
-        needed = {
-            "example (example_input of an experiment), a batch's inputs or their shapes": example,
-            "key, a seed or PRNG key": key,
-        }
-        missing = [text for text, value in needed.items() if value is None]
-        if missing:
-            raise InvalidValueError(
-                f"{name} initialises the network, which takes {' and '.join(missing)}; "
-                f"pass {'them' if len(missing) > 1 else 'it'} along with the network."
-            )
-        return getattr(compat, name)(network, example, key=key)
-
-    return adapt
-
-
-def _ready(name: str) -> Callable[..., Any]:
-    """Adapt a network that holds its own values, or an optimizer."""
-    return lambda thing, example=None, key=None: getattr(compat, name)(thing)
-
-
-_KINDS: dict[str, tuple[Kind, ...]] = {
-    # Most specific first; what is nobody's class comes last, in `as_model`.
-    "model": (
-        Kind("keras.Layer", _ready("KerasModel"), "a Keras network"),
-        Kind("flax.nnx.Module", _ready("NNXModel"), "a Flax NNX module"),
-        Kind("flax.linen.Module", _initialised("FlaxModel"), "a Flax Linen module"),
-        Kind("haiku.Transformed", _initialised("HaikuModel"), "a transformed Haiku function"),
-        Kind(
-            "haiku.TransformedWithState",
-            _initialised("HaikuModel"),
-            "a transformed Haiku function with state",
-        ),
-        Kind(
-            "haiku.MultiTransformed",
-            _initialised("HaikuModel"),
-            "a multi-transformed Haiku function",
-        ),
-        Kind(
-            "haiku.MultiTransformedWithState",
-            _initialised("HaikuModel"),
-            "a multi-transformed Haiku function with state",
-        ),
-        Kind(
-            "equinox.Module",
-            _ready("EquinoxModel"),
-            "an Equinox module, or the (module, state) of eqx.nn.make_with_state",
-        ),
-    ),
-    "optimizer": (
-        Kind("optax.GradientTransformation", _ready("OptaxOptimizer"), "an Optax transformation"),
-        Kind("optax.MultiSteps", _ready("OptaxOptimizer"), "an optax.MultiSteps"),
-        Kind(
-            "jax.example_libraries.optimizers.Optimizer",
-            _ready("JaxOptimizer"),
-            "an optimizer of jax.example_libraries",
-        ),
-        Kind("keras.optimizers.Optimizer", _ready("KerasOptimizer"), "a Keras optimizer"),
-        Kind(
-            "flax.nnx.Optimizer",
-            lambda optimizer: compat.OptaxOptimizer(optimizer.tx),
-            "an nnx.Optimizer, for its Optax transformation",
-        ),
-    ),
-}
 
 # A third party's, newest first.
 _REGISTERED: dict[str, list[Kind]] = {"model": [], "optimizer": []}
@@ -131,7 +70,7 @@ def register(
         TypeError: `cls` is no class or path, or `adapt` cannot be called.
 
     >>> import jax, jax.numpy as jnp
-    >>> from solstice import arguments, compat
+    >>> from solstice import arguments
     >>> class Affine:
     ...     def init(self, key, x):
     ...         return {"w": jax.random.normal(key, (x.shape[-1], 2))}
@@ -172,7 +111,7 @@ def _load_and_adapt(point: Any, *arguments: Any) -> Any:
 def _kinds(what: str) -> Iterator[Kind]:
     yield from _REGISTERED[what]
     yield from _installed(what)
-    yield from _KINDS[what]
+    yield from _known(what)
 
 
 def as_model(network: Any, example: Any = None, *, key: Any = None) -> Model:
@@ -203,9 +142,9 @@ def as_model(network: Any, example: Any = None, *, key: Any = None) -> Model:
             return _checked(kind.adapt(network, example, key), Model, kind)
     if type(network) is tuple and len(network) == 2:
         if _is_with_state(network):
-            return compat.EquinoxModel(*network)
+            return EQUINOX.load()(*network)
         if all(map(callable, network)):
-            return _initialised("StaxModel")(network, example, key)
+            return STAX.adapt(network, example, key)
     known = [kind.title for kind in _kinds("model")]
     raise InvalidTypeError(_unknown("network", network, [*known, "a Stax (init, apply) pair"]))
 

@@ -19,7 +19,8 @@ from jax.example_libraries import stax
 
 import solstice
 from solstice import compat
-from solstice.compat import as_model, as_optimizer
+from solstice.compat import adapters, as_model, as_optimizer
+from solstice.compat.adapters import ADAPTERS, Adapter
 
 X = jnp.ones((2, 3))
 
@@ -262,3 +263,66 @@ def test_a_mapped_module_is_told_to_come_by_itself():
     network = jax.vmap(eqx.nn.Linear(2, 3, key=jax.random.key(0)))
     with pytest.raises(TypeError, match=r"Of jax\.vmap\(module\), pass the module"):
         as_model(network, jnp.ones((1, 2)))
+
+
+def test_a_framework_is_a_file_and_a_line(tmp_path, monkeypatch):
+    (tmp_path / "toy.py").write_text("class Network:\n    width = 2\n")
+    (tmp_path / "toy_adapter.py").write_text(
+        textwrap.dedent("""
+            import jax
+            import toy
+
+            from solstice import compat
+
+            class ToyModel(compat.Model):
+                params: dict
+                frozen: None
+                state: dict
+
+                def __init__(self, network, example, *, key):
+                    assert isinstance(network, toy.Network)
+                    weights = jax.random.normal(key, (example.shape[-1], network.width))
+                    self.params, self.frozen, self.state = {"w": weights}, None, {}
+
+                def __call__(self, x, *, key=None, train=False):
+                    compat.check_train(train, "ToyModel")
+                    return x @ compat.join_params(self)["w"], self
+
+                def unwrap(self):
+                    return compat.join_params(self)
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    line = Adapter(
+        "ToyModel",
+        "toy_adapter",
+        "model",
+        takes={"toy.Network": "a toy"},
+        package="toy",
+        initialises=True,
+    )
+    monkeypatch.setattr(adapters, "ADAPTERS", [*ADAPTERS, line])
+    monkeypatch.setattr("solstice.compat.registry.ADAPTERS", adapters.ADAPTERS)
+    import toy
+
+    network = toy.Network()
+    model = as_model(network, X, key=jax.random.key(0))
+    assert type(model) is compat.ToyModel and model(X)[0].shape == (2, 2)
+    with pytest.raises(ValueError, match="ToyModel initialises the network"):
+        as_model(network)
+    with pytest.raises(TypeError, match="- a toy"):
+        as_model("text")
+    report = solstice.testing.check_model(lambda key: compat.ToyModel(network, X, key=key), X)
+    assert len(report.outcomes) > 20 and not report.failures
+    for name in ("toy", "toy_adapter"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "toy", None)
+    with pytest.raises(
+        ImportError, match=r"compat\.ToyModel needs the package 'toy'.*solstice\[toy"
+    ):
+        compat.ToyModel  # noqa: B018 - it is loaded when it is looked up
+
+
+def test_every_adapter_is_listed_where_users_look():
+    assert {one.name for one in ADAPTERS} <= set(compat.__all__)
+    assert not [one.name for one in ADAPTERS if one.load().__name__ != one.name]
