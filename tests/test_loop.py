@@ -596,3 +596,39 @@ def test_callbacks_that_are_no_list_are_refused(adding, run, wrong):
     arguments = (1, [1]) if run == "train" else ([1],)
     with pytest.raises(TypeError, match=r"callbacks are expected to be a list.*\[callback\]"):
         getattr(solstice, run)(adding, *arguments, callbacks=wrong, progress=False)
+
+
+class OnlyTrained(solstice.Experiment):
+    """What is never evaluated, and predicts nothing."""
+
+    total: jax.Array
+
+    def train_step(self, batch):
+        return solstice.replace(self, total=self.total + batch), None
+
+
+def test_an_experiment_without_an_eval_step_is_trained():
+    exp = solstice.train(OnlyTrained(jnp.zeros(())), 2, [1.0, 2.0], progress=False)
+    assert float(exp.total) == 6
+
+
+def test_what_an_experiment_does_not_define_is_told_before_it_is_needed():
+    exp, reads = OnlyTrained(jnp.zeros(())), []
+
+    def data():
+        reads.append(1)
+        return iter([1.0])
+
+    lacks = (
+        r"needs an experiment with a method `{}`; OnlyTrained has none\. Define `{}\(self, {}\)`"
+    )
+    eval_step = lacks.format("eval_step", "eval_step", "batch")
+    with pytest.raises(TypeError, match=f"val_ds is given, which {eval_step}"):
+        solstice.train(exp, 1, data, data, progress=False)
+    with pytest.raises(TypeError, match=eval_step):
+        solstice.test(exp, data, return_outs=True, progress=False)
+    with pytest.raises(TypeError, match=lacks.format("predict", "predict", "inputs")):
+        solstice.predict(exp, data, progress=False)
+    with pytest.raises(TypeError, match=eval_step):
+        exp.eval_step(1.0)
+    assert not reads
