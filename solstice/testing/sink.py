@@ -217,8 +217,8 @@ def a_failing_write_is_told_once(subject: SinkSubject, records: Records, cut: in
         write(sink, records[cut:])
         sink.close()
         store.assert_holds(records, "two records beside these failed")
-        told = f"it was told {len(store.warnings)} times: {store.warnings}"
-        assert len(store.warnings) == 1, f"of two records that failed, {told}"
+        told = [warning for warning in store.warnings if Broken.message in warning]
+        assert len(told) == 1, f"of two records that failed, it was told {len(told)} times: {told}"
 
 
 @_book.law("records")

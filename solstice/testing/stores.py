@@ -156,8 +156,10 @@ class Late:
 class Broken:
     """A value that cannot be had, such as an array that was donated."""
 
+    message = "this value cannot be read"
+
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        raise InvalidValueError("this value cannot be read")
+        raise InvalidValueError(self.message)
 
 
 def write(sink: SinkLike, records: Sequence[Mapping[str, Any]]) -> None:
