@@ -30,6 +30,7 @@ def in_step(
         RuntimeError: A process has left the pass in the middle.
         ValueError: They have not as many, and `strict` says that they must.
 
+    >>> import jax
     >>> list(in_step(iter([[jax.numpy.zeros(3)]])))[0][1]
     [3]
     """
