@@ -286,15 +286,15 @@ class Loop:
         left_out: LeftOut,
     ) -> bool:
         """Take the steps of a pass, and return whether it has no more."""
-        where, hooks = self.position, self._hooks
+        where, hooks, training = self.position, self._hooks, mode == "train"
         feed = self._feed(mode, epoch, dataset)
         start = where.steps[mode] - feed.skipped
-        last_step = where.num_steps if mode == "train" else None
+        last_step = where.num_steps if training else None
         total = length(dataset) or self._lengths.get(mode)
         if last_step is not None and total is not None:
             total = min(total, last_step - start)
         between = False
-        if mode == "train":
+        if training:
             self._training = feed
             between = bool(self._validation_watch or self._saving)
             if where.validated is not None and self._validation_watch is not None:
@@ -323,7 +323,13 @@ class Loop:
                     outs.append(out)
                 where.steps[mode] = last + 1
                 bar.update(len(group), out)
-                self._note_consumed(mode, feed, group)
+                feed.consumed(group)
+                if training:
+                    where.trained += len(group)
+                    if where.trained == len(group) and feed.first_digest is not None:
+                        self._note_first(feed)
+                elif where.validated is not None:
+                    where.validated += len(group)
                 if ends:
                     fire("on_step_end", out, self._shown("on_step_end"), last, mode, batch)
                 if between:
@@ -346,21 +352,15 @@ class Loop:
             if callback.due_after_step(steps) and not self.position.cut:
                 callback.save(self._stepper.flat, self._state)
 
-    def _note_consumed(self, mode: str, feed: Feed, group: list[Any]) -> None:
-        where = self.position
-        if mode == "train":
-            where.trained += len(group)
-            feed.consumed(group)
-            if where.trained == len(group) and feed.first_digest is not None:
-                where.first = feed.first_digest
-                if not feed.keeps_order:
-                    self._compare_with_the_first_pass()
-        elif where.validated is not None:
-            where.validated += len(group)
+    def _note_first(self, feed: Feed) -> None:
+        """Note a training pass's first batch; say once where passes differ that are not known.
 
-    def _compare_with_the_first_pass(self) -> None:
-        """Say once, in a run whose first passes were another process's, that passes differ."""
+        That is in a run whose first passes were another process's.
+        """
         where = self.position
+        where.first = feed.first_digest
+        if feed.keeps_order:
+            return
         where.opening = where.opening or where.first
         where.reshuffled = where.reshuffled or where.first != where.opening
         if where.reshuffled and self._passes_missing:
