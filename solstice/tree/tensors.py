@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from solstice.errors import DamagedFileError, MissingPackageError, SolsticeError
+from solstice.tree.kinds import dtype_name
 
 # The dtypes that the format and numpy have in common, and bfloat16.
 _KNOWN = {
@@ -82,7 +83,7 @@ def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[s
     stored = {name: _stored(values) for name, values in arrays.items()}
     specs = {
         name: safetensors.TensorSpec(
-            dtype=values.dtype.name,
+            dtype=dtype_name(values.dtype),
             shape=values.shape,
             data_ptr=values.ctypes.data,
             data_len=values.nbytes,
@@ -206,7 +207,7 @@ def _contiguous(values: np.ndarray) -> np.ndarray:
 
 def _stored(values: np.ndarray) -> np.ndarray:
     values = _contiguous(values)
-    if values.dtype.name in _KNOWN:
+    if dtype_name(values.dtype) in _KNOWN:
         return values
     flat = values.reshape(-1).view(np.uint8)
     return flat.reshape(*values.shape, values.dtype.itemsize)
