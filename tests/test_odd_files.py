@@ -137,7 +137,8 @@ def resign(directory, change):
     file.write_text(f'{{"digest": "{text_digest(inner)}", "checkpoint": {inner}}}\n')
 
 
-ODD = (None, "x", -1, {"$float": "NaN"}, [], {}, True, 10**30)
+TWO = {"$array": {"dtype": "float32", "shape": [2], "data": [1, 2]}}
+ODD = (None, "x", -1, {"$float": "NaN"}, [], {}, True, 10**30, TWO, [3], [["a"]])
 
 
 def paths(node, path=()):
@@ -177,7 +178,7 @@ def test_a_crafted_state_is_a_run_or_a_clear_error(adding, tmp_path):
     file, log = tmp_path / name / "checkpoint.json", tmp_path / "log.jsonl"
     content, records = file.read_text(), log.read_bytes()
     state = json.loads(content)["checkpoint"]["run"]
-    places = [path for path in paths(state) if path[0] != "callbacks" or len(path) < 5]
+    places = list(paths(state))
     ended = {True: 0, False: 0}
     for number, path in enumerate(places):
         file.write_text(content)

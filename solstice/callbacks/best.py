@@ -17,6 +17,7 @@ from solstice.metrics.accumulator import Accumulator, Told, rebuilt
 from solstice.metrics.base import defines, is_metrics, joining
 from solstice.metrics.directions import Direction, better, direction, known
 from solstice.metrics.named import meant_name, named_values, reported_name
+from solstice.tree.tensors import damaged
 
 _Mode = Direction | None
 By = Literal[True] | str | tuple[str, _Mode] | tuple[str, _Mode, str] | None
@@ -203,7 +204,10 @@ class Best:
         """Go on from what `get_state` returned."""
         value, self._evaluations = state["value"], int(state["evaluations"])
         self._value = value if value is None else (list if self._by is True else float)(value)
-        self._mode = self._given or state["mode"]
+        mode = state["mode"]
+        if not (mode is None or (isinstance(mode, str) and mode in ("min", "max"))):
+            raise damaged("What the checkpoint says of the best", f"its mode is {describe(mode)}")
+        self._mode = self._given or mode
         verdict = state["verdict"]
         self._verdict = None if verdict is None else (str(verdict[0]), bool(verdict[1]))
         self._window = Accumulator(state["window"])

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from solstice.arguments import describe
-from solstice.errors import InvalidValueError
+from solstice.errors import InvalidTypeError, InvalidValueError
 
 
 class Image(eqx.Module):
@@ -123,7 +123,13 @@ def encoded(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def decoded(state: dict[str, Any]) -> dict[str, Any]:
-    """Return what `encoded` was called on."""
+    """Return what `encoded` was called on.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not all(isinstance(name, str) for name in (*state["names"], *state["images"])):
+        raise InvalidTypeError(f"names are expected to be texts; they are {state['names']!r}.")
     pairs = zip(state["names"], state["values"], strict=True)
     return {name: Image(value) if name in state["images"] else value for name, value in pairs}
 
