@@ -1,7 +1,6 @@
 """What an experiment holds, as a table, and what its training step costs.
 
-It knows a model and an optimizer by what they offer, so that it imports no adapter, and reads no
-array's values.
+It knows models and optimizers by their protocols, never an adapter, and reads no array's values.
 """
 
 import dataclasses
@@ -10,12 +9,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
 from solstice import arguments
 from solstice.arguments import describe
+from solstice.compat.model import Model
+from solstice.compat.optimizer import Optimizer
 from solstice.data.memory import as_arrays
 from solstice.errors import InvalidTypeError
 from solstice.experiment import Experiment
@@ -200,16 +200,16 @@ class Summary:
 def _rows(tree: PyTree) -> list[Row]:
     rows: list[tuple[Any, Row]] = []
     parts = jax.tree_util.tree_leaves_with_path(
-        tree, is_leaf=lambda n: _is_model(n) or _is_optimizer(n)
+        tree, is_leaf=lambda node: isinstance(node, Model | Optimizer)
     )
     for path, part in parts:
-        if _is_optimizer(part):
+        if isinstance(part, Optimizer):
             rows += [(path, row) for row in _optimizer_row(path_name(path), part)]
             continue
         for inner, node in jax.tree_util.tree_leaves_with_path(part, is_leaf=is_box):
             leaf = node.value if is_box(node) else node
             if _is_sized(leaf):
-                role = _ROLES.get(path_name(inner[:1]), "") if _is_model(part) else ""
+                role = _ROLES.get(path_name(inner[:1]), "") if isinstance(part, Model) else ""
                 role = "overwritten" if is_box(node) else role
                 whole = (*path, *inner)
                 rows.append((whole, _row(path_name(whole), role, leaf)))
@@ -234,20 +234,8 @@ def _optimizer_row(path: str, optimizer: Any) -> list[Row]:
     return [Row(path, "optimizer", shape, dtypes, size(leaves), nbytes(leaves), len(leaves))]
 
 
-def _is_model(node: Any) -> bool:
-    return isinstance(node, eqx.Module) and callable(node) and _has(node, *_ROLES)
-
-
-def _is_optimizer(node: Any) -> bool:
-    return isinstance(node, eqx.Module) and _has(node, "init", "eval_params", "learning_rate")
-
-
-def _has(node: Any, *names: str) -> bool:
-    return all(hasattr(node, name) for name in names)
-
-
 def _is_sized(leaf: Any) -> bool:
-    return _has(leaf, "shape", "dtype")
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def _cost(tree: PyTree, batch: Any) -> Cost:
@@ -258,7 +246,7 @@ def _cost(tree: PyTree, batch: Any) -> Cost:
         # The trainer gives away the buffers of a step that it runs fused.
         donated = (0,) if isinstance(type(tree).train_step, Step) else ()
         name = "One training step"
-    elif _is_model(tree):
+    elif isinstance(tree, Model):
         call = lambda model, batch: model(*batch)[0]  # noqa: E731
         batch = batch if type(batch) is tuple else (batch,)
         name = "One call in evaluation"

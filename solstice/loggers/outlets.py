@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
+from solstice.loggers.base import Sink
 from solstice.loggers.lines import log_line
 from solstice.loggers.records import make_record
 from solstice.loggers.values import to_host
@@ -74,8 +75,8 @@ class Outlets:
         if not is_first_process():
             return
         for sink in self.sinks:
-            if callable(open_ := getattr(sink, "open", None)):
-                open_()
+            if isinstance(sink, Sink):  # others open themselves with their first record
+                sink.open()
 
     def write(
         self, metrics: Mapping[str, Any], *, index: int, mode: str, epoch: int, step: int

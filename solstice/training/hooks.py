@@ -10,6 +10,7 @@ from typing import Any
 from solstice.arguments import describe
 from solstice.callbacks.base import Callback
 from solstice.errors import EarlyStoppingException, InvalidTypeError
+from solstice.loggers.base import Sink
 from solstice.loggers.outlets import sinks_of
 from solstice.tree.encoding import kept
 from solstice.tree.tensors import untrusted
@@ -108,7 +109,7 @@ class Hooks:
     def sinks(self) -> list[str]:
         """Return where all sinks write, to tell whether they are the same."""
         sinks = [sink for callback in self.callbacks for sink in sinks_of(callback)]
-        return [getattr(sink, "place", type(sink).__name__) for sink in sinks]
+        return [sink.place if isinstance(sink, Sink) else type(sink).__name__ for sink in sinks]
 
     def get_states(self) -> list[list[Any]]:
         """Return the name and the state of every callback that has one.
