@@ -13,7 +13,7 @@ from jax.example_libraries import optimizers
 from jaxtyping import Array, PyTree
 
 from solstice.arguments import describe
-from solstice.compat.leaves import check_leaves
+from solstice.compat.leaves import check_own_leaves
 from solstice.compat.optimizer import (
     Optimizer,
     Signature,
@@ -98,7 +98,7 @@ class JaxOptimizer(Optimizer):
 
     def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, Self]:
         check_trees(_NAME, self._signature, gradients=grads, parameters=params)
-        check_leaves(_NAME, state=self.state)
+        check_own_leaves(_NAME, state=self.state)
         grads, params, _, finish = set_apart(grads, params, {})
         _, update, get_params = self._optimizer.value
         structure, places = self._layout.value  # pyright: ignore[reportOptionalMemberAccess]

@@ -11,7 +11,7 @@ import keras
 from jaxtyping import Array, PyTree
 
 from solstice.arguments import describe
-from solstice.compat.leaves import check_leaves
+from solstice.compat.leaves import check_own_leaves
 from solstice.compat.optimizer import (
     Optimizer,
     Signature,
@@ -95,7 +95,7 @@ class KerasOptimizer(Optimizer):
 
     def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, Self]:
         check_trees(_NAME, self._signature, gradients=grads, parameters=params)
-        check_leaves(_NAME, state=self.state)
+        check_own_leaves(_NAME, state=self.state)
         grads, params, _, finish = set_apart(grads, params, {})
         leaves, values = self._build(params).stateless_apply(
             self._values(), jax.tree.leaves(grads), jax.tree.leaves(params)

@@ -22,7 +22,7 @@ def owned_state(state: PyTree) -> PyTree:
     return owned(jax.tree.map(lambda x: jnp.asarray(x) if _is_number(x) else x, state))
 
 
-def check_leaves(adapter: str, **trees: PyTree) -> None:
+def check_own_leaves(adapter: str, **trees: PyTree) -> None:
     """Raise where a leaf of a tree, given by what it is called, is no array.
 
     A compiled step would take a number for a constant, and return an array in its place.
@@ -30,7 +30,7 @@ def check_leaves(adapter: str, **trees: PyTree) -> None:
     Raises:
         TypeError: It is named.
 
-    >>> check_leaves("PebbleModel", state={"rate": 0.1})
+    >>> check_own_leaves("PebbleModel", state={"rate": 0.1})
     Traceback (most recent call last):
         ...
     solstice.errors.InvalidTypeError: PebbleModel: every leaf is expected to be an array; \

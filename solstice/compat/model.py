@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 
 from solstice import arguments
 from solstice.arguments import describe
-from solstice.compat.leaves import check_leaves
+from solstice.compat.leaves import check_own_leaves
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree.keys import is_key
@@ -180,7 +180,7 @@ def join_params(model: Model, like: Static[Any] | None = None) -> PyTree:
             f"the model was made with; {tree_difference(like.value, found)}. Replace values and "
             f"keep the tree: solstice.replace(model, params=jax.tree.map(..., model.params))."
         )
-    check_leaves(type(model).__name__, params=weights, state=model.state)
+    check_own_leaves(type(model).__name__, params=weights, state=model.state)
     return unboxed(weights)
 
 

@@ -23,7 +23,7 @@ from jaxtyping import Array, PyTree
 
 from solstice import arguments
 from solstice.arguments import describe
-from solstice.compat.leaves import check_leaves
+from solstice.compat.leaves import check_own_leaves
 from solstice.compat.optimizer import (
     Optimizer,
     Signature,
@@ -155,7 +155,7 @@ class OptaxOptimizer(Optimizer):
 
     def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, Self]:
         check_trees(_NAME, self._signature, gradients=grads, parameters=params)
-        check_leaves(_NAME, state=self.state)
+        check_own_leaves(_NAME, state=self.state)
         extras = check_extras(_NAME, self.wants, extras)
         grads, params, extras, finish = set_apart(grads, params, extras)
         extras = _optax_extras(self._takes or (), extras)

@@ -9,7 +9,7 @@ from typing import Any
 from solstice import arguments
 from solstice.errors import InvalidValueError
 from solstice.loggers.files import FileSink, cut_back
-from solstice.loggers.json_text import as_json, from_json
+from solstice.loggers.json_text import as_json, parsed
 from solstice.loggers.values import Image
 
 
@@ -74,7 +74,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     *lines, rest = arguments.existing_file(path, "path").read_bytes().split(b"\n")
     for number, line in enumerate([*lines, rest], start=1):
         try:
-            records.append(from_json(line))
+            records.append(parsed(line))
         except ValueError as error:
             if number > len(lines):  # without its end, it may be half a record
                 break

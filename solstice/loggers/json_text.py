@@ -35,13 +35,13 @@ def as_json(value: Any) -> str:
     return _ENCODER.encode(_spelled(value)) if _SPELLED.search(text) else text
 
 
-def from_json(text: str | bytes) -> Any:
+def parsed(text: str | bytes) -> Any:
     """Return what `as_json` made text of, arrays as lists; a bare `NaN` is read too.
 
     Raises:
         ValueError: It is no JSON.
 
-    >>> from_json('{"loss": "NaN", "most": [1.0, "-Infinity"], "said": {"$text": "NaN"}}')
+    >>> parsed('{"loss": "NaN", "most": [1.0, "-Infinity"], "said": {"$text": "NaN"}}')
     {'loss': nan, 'most': [1.0, -inf], 'said': 'NaN'}
     """
     text = text.decode() if isinstance(text, bytes) else text

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from solstice.tree.encoding import across_processes, from_host, to_host
+from solstice.tree.encoding import across_processes, from_host, host_array
 from solstice.tree.flat import copied
 from solstice.tree.kinds import is_array
 from solstice.tree.tensors import array_digest, damaged
@@ -84,7 +84,7 @@ def named(pieces: Iterable[Piece]) -> tuple[dict[str, np.ndarray], list[dict[str
     arrays: dict[str, np.ndarray] = {}
     entries = []
     for leaf, first, values in pieces:
-        numbers = to_host(values)
+        numbers = host_array(values)
         names = itertools.chain([leaf], (f"{leaf}#{i}" for i in itertools.count(1)))
         name = next(name for name in names if name not in arrays)
         arrays[name] = numbers

@@ -29,8 +29,8 @@ from solstice.saving.arrays import Piece, check_places, named, pieces, placed
 from solstice.saving.journal import Journal, restored
 from solstice.saving.stores import LAST, store
 from solstice.sharding.processes import ticket, together
-from solstice.tree.encoding import check_data, to_host
-from solstice.tree.files import check_leaves, describe_leaf, value_of
+from solstice.tree.encoding import check_data, host_array
+from solstice.tree.files import check_like, describe_leaf, value_of
 from solstice.tree.json import from_json, to_json
 from solstice.tree.kinds import OBJECT, is_array
 from solstice.tree.naming import leaves_by_path
@@ -125,7 +125,7 @@ class Checkpoints:
         """
         arrays, entries = named(mine)
         table = json.dumps(entries)
-        of_run = {path: to_host(leaf) for path, leaf in _arrays_of(run).items()}
+        of_run = {path: host_array(leaf) for path, leaf in _arrays_of(run).items()}
         arrays |= {_in_run(path): values for path, values in of_run.items()}
         file = f"arrays-{number}.safetensors"
         size = self.store.add(
@@ -170,7 +170,7 @@ class Checkpoints:
         with untrusted(where):
             found = self._read_last(name)
             leaves, wanted = found["leaves"], leaves_by_path(like)
-            check_leaves(f"the checkpoint {where}", leaves, wanted, "exp")
+            check_like(f"the checkpoint {where}", leaves, wanted, "exp")
             with ExitStack() as opened:
                 files = _Files(self, name, found["files"], opened)
                 tree = [

@@ -24,7 +24,7 @@ def values(tree: PyTree) -> dict[str, np.ndarray]:
     }
 
 
-def signature(tree: PyTree) -> tuple[Any, list[Any]]:
+def leaf_forms(tree: PyTree) -> tuple[Any, list[Any]]:
     """Return what decides whether a step compiles again: the structure and each leaf's type."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, [
@@ -35,7 +35,7 @@ def signature(tree: PyTree) -> tuple[Any, list[Any]]:
 
 def assert_same_signature(left: PyTree, right: PyTree, what: str) -> None:
     """Raise if a structure, shape, dtype or weak type differs."""
-    (left_structure, left_leaves), (right_structure, right_leaves) = map(signature, (left, right))
+    (left_structure, left_leaves), (right_structure, right_leaves) = map(leaf_forms, (left, right))
     if left_structure != right_structure:
         raise AssertionError(f"{what}: the tree changed from {left_structure} to {right_structure}")
     for path, a, b in zip(leaves_by_path(left), left_leaves, right_leaves, strict=True):

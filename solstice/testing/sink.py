@@ -25,9 +25,9 @@ from solstice.testing.stores import (
     Records,
     SinkSubject,
     as_record,
+    as_written,
     difference,
     later,
-    on_host,
     saved,
     write,
 )
@@ -228,7 +228,7 @@ def a_record_is_left_as_it_was(subject: SinkSubject, records: Records) -> None:
         sink = store.sink()
         wholes = [{**record, "array": np.arange(1.0, 4.0)} for record in records]
         given = [as_record(record) for record in wholes]
-        before = copy.deepcopy([on_host(record) for record in wholes])
+        before = copy.deepcopy([as_written(record) for record in wholes])
         for record in given:
             sink.write(record)
         sink.close()

@@ -69,12 +69,12 @@ class SinkSubject:
     def __str__(self) -> str:
         return self._name
 
-    def store(self) -> "Store":
+    def store(self) -> "SinkStore":
         """An empty directory, and the sinks that are made there."""
-        return Store(self.make_sink, self.read, self.shows)
+        return SinkStore(self.make_sink, self.read, self.shows)
 
 
-class Store:
+class SinkStore:
     """An empty directory, and the sinks that a law makes in it; all are closed at its end.
 
     Args:
@@ -124,7 +124,7 @@ class Store:
 
     def assert_holds(self, records: Sequence[Mapping[str, Any]], when: str) -> None:
         """Raise where what is read back is not what a sink shows of these records, and no more."""
-        expected = self._shows([on_host(record) for record in records])
+        expected = self._shows([as_written(record) for record in records])
         found = difference(expected, self._read(self.directory))
         said = f"; it said: {'; '.join(self.warnings)}" if self.warnings else ""
         assert found is None, f"{when}, {found}{said}"
@@ -174,11 +174,11 @@ def as_record(record: Mapping[str, Any]) -> Record:
     return Record(about, {name: record[name] for name in record if name not in RESERVED})
 
 
-def on_host(record: Mapping[str, Any]) -> dict[str, Any]:
+def as_written(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record with numbers as Python's and arrays as numpy's.
 
     >>> import jax.numpy as jnp
-    >>> on_host({"loss": jnp.ones(()), "name": "a"})
+    >>> as_written({"loss": jnp.ones(()), "name": "a"})
     {'loss': 1.0, 'name': 'a'}
     """
     return {name: _on_host(value) for name, value in record.items()}

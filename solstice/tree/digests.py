@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
-from solstice.tree.encoding import check_data, to_host
+from solstice.tree.encoding import check_data, host_array
 from solstice.tree.json import encode_leaf
 from solstice.tree.kinds import OBJECT, is_array, kind
 from solstice.tree.naming import leaves_by_path
@@ -64,7 +64,7 @@ def digests(tree: PyTree) -> dict[str, str]:
 
 def _leaf_digest(leaf: Any) -> str:
     if is_array(leaf):
-        numbers = np.ascontiguousarray(to_host(leaf)).reshape(-1).view(np.uint8)
+        numbers = np.ascontiguousarray(host_array(leaf)).reshape(-1).view(np.uint8)
         return _digest(f"{kind(leaf)} ".encode(), numbers)
     return _digest(f"{kind(leaf)} {json.dumps(encode_leaf(leaf))}".encode())
 

@@ -20,12 +20,12 @@ from solstice.tree.kinds import OBJECT, is_array, is_typed_key, kind
 from solstice.tree.names import names_difference, path_name
 
 
-def to_host(leaf: Any) -> np.ndarray:
+def host_array(leaf: Any) -> np.ndarray:
     """Return the numbers of an array on the host; those behind the keys for typed keys.
 
     An array that is sharded over devices is gathered.
 
-    >>> to_host(jax.random.key(7))
+    >>> host_array(jax.random.key(7))
     array([0, 7], dtype=uint32)
     """
     values = np.asarray(jax.random.key_data(leaf) if is_typed_key(leaf) else leaf)

@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from solstice import arguments
 from solstice.errors import DamagedFileError, InvalidValueError
-from solstice.tree.encoding import as_keys, check_data, check_kinds, from_host, key_impl, to_host
+from solstice.tree.encoding import as_keys, check_data, check_kinds, from_host, host_array, key_impl
 from solstice.tree.json import from_json, to_json
 from solstice.tree.kinds import OBJECT, dtype_name, is_array, is_typed_key, kind
 from solstice.tree.naming import leaves_by_path
@@ -65,7 +65,7 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
     file_path = arguments.path(path, "path")
     check_data(tree)
     leaves = leaves_by_path(tree)
-    arrays = {name: to_host(leaf) for name, leaf in leaves.items() if is_array(leaf)}
+    arrays = {name: host_array(leaf) for name, leaf in leaves.items() if is_array(leaf)}
     table = {name: describe_leaf(leaf) for name, leaf in leaves.items()}
     for name, values in arrays.items():
         table[name]["digest"] = array_digest(values)
@@ -110,7 +110,7 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> PyTree:
             raise damaged(path, "it does not hold the arrays that were written")
         if like is not None:
             wanted = leaves_by_path(like)
-            check_leaves(str(path), table, wanted)
+            check_like(str(path), table, wanted)
             found = [_read(file, name, table[name], leaf) for name, leaf in wanted.items()]
             return jax.tree.unflatten(jax.tree.structure(like), found)
         return {
@@ -150,7 +150,7 @@ def value_of(where: str, name: str, about: Mapping[str, Any]) -> Any:
     return value
 
 
-def check_leaves(
+def check_like(
     where: str, found: Mapping[str, Any], like: Mapping[str, Any], name: str = "like"
 ) -> None:
     """Raise where what a file says of some leaves, by path, does not fit the leaves of `like`.

@@ -27,7 +27,7 @@ from jaxtyping import PyTree
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.errors import InvalidValueError
-from solstice.tree.encoding import as_keys, check_data, check_kinds, from_host, key_impl, to_host
+from solstice.tree.encoding import as_keys, check_data, check_kinds, from_host, host_array, key_impl
 from solstice.tree.growing import Growing
 from solstice.tree.kinds import OBJECT, VALUES, is_array, kind
 from solstice.tree.names import path_name
@@ -100,7 +100,7 @@ def from_json(text: str, like: PyTree = None) -> PyTree:
 def _like(found: Any, like: Any) -> Any:
     if not is_array(like):
         return like if kind(like) == OBJECT else found
-    return from_host(to_host(found), like, key_impl(found))
+    return from_host(host_array(found), like, key_impl(found))
 
 
 def _encode(node: Any) -> Any:
@@ -133,7 +133,7 @@ def encode_leaf(leaf: Any) -> Any:
     {'$key': {'impl': 'threefry2x32', 'shape': [2], 'data': [0, 7]}}
     """
     if is_array(leaf):
-        values = to_host(leaf)
+        values = host_array(leaf)
         impl = key_impl(leaf)
         numbers = {"shape": list(values.shape), "data": _numbers(values)}
         if impl is not None:
