@@ -8,22 +8,26 @@ the shuffled data was read to its end. Of other iterators it knows nothing.
 
 import collections
 import logging
-import re
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from solstice.arguments import describe
-from solstice.errors import DamagedFileError, InvalidValueError
+from solstice.data.tf_state import (
+    CannotSaveError,
+    is_tf,
+    is_tf_state,
+    repeats,
+    seeds,
+    set_tf_state,
+    size,
+    tf_state,
+)
+from solstice.errors import InvalidValueError
 from solstice.tree.encoding import kept
 
 _logger = logging.getLogger("solstice")
 
-_TF = "tf.data"
-_TF_FILE = re.compile(r"iterator\.(index|data-\d+-of-\d+)|checkpoint")
 _LARGE = 2**26
 
 
@@ -62,7 +66,7 @@ class Bookmark:
         self._goes_on = self._remade = self._wanted = False
         # Whether no pass was begun yet, in a run that is resumed.
         self._anew = resumed
-        self.count = self._marks = 0
+        self.count = self._seeds = 0
         # States after so many batches, those after the fewest first.
         self._states: collections.deque[tuple[int, Any]] = collections.deque()
         self._told = False
@@ -76,7 +80,7 @@ class Bookmark:
     def keeps_place(self) -> bool:
         """Whether the iterator of the pass can tell where it stands."""
         tells = callable(getattr(self._iterator, "get_state", None))
-        return tells or _is_tf(self._iterator)
+        return tells or is_tf(self._iterator)
 
     def begin(self, consumed: int) -> int:
         """Return after how many batches `reading` will begin: not 0 only after a resume.
@@ -104,17 +108,17 @@ class Bookmark:
         state, self._resumed = self._resumed, None
         anew, self._anew = self._anew, False
         self._iterator, self._remade = make(), remade
-        self._wanted, self.count, self._marks = False, 0, 0
+        self._wanted, self.count, self._seeds = False, 0, 0
         self._states.clear()
         if self._goes_on:
             self._restore(state)
             self.count, self._goes_on = self._read or 0, False
-            self._marks = _marks(state)
+            self._seeds = seeds(state)
             self._states.append((self.count, state))
-        elif anew and epoch and not remade and _is_tf(self._iterator):
+        elif anew and epoch and not remade and is_tf(self._iterator):
             self._draw_on(state, make, epoch)
         tells = self._keeps and callable(getattr(self._iterator, "get_state", None))
-        first = self._keeps and not remade and _is_tf(self._iterator)
+        first = self._keeps and not remade and is_tf(self._iterator)
         while True:
             with self._lock:
                 try:
@@ -139,7 +143,7 @@ class Bookmark:
                 self._iterator = make()
             return
         self._restore(state)
-        if _holds(state, b"Repeat"):  # it draws within a pass too
+        if repeats(state):  # it draws within a pass too
             collections.deque(self._iterator, maxlen=0)
         self._iterator = make()
 
@@ -157,9 +161,9 @@ class Bookmark:
         if self._iterator is None:
             return self._resumed, self._read
         if not consumed:
-            of_before = _is_tf(self._iterator) and not self._remade and self._states
+            of_before = is_tf(self._iterator) and not self._remade and self._states
             return (self._states[-1][1] if of_before else None), None
-        if _is_tf(self._iterator):
+        if is_tf(self._iterator):
             with self._lock:
                 if self.count == consumed:
                     self._note()
@@ -176,15 +180,15 @@ class Bookmark:
         state = self._tf_state()
         if state is None:
             return
-        if not self._remade and _marks(state) < self._marks:
+        if not self._remade and seeds(state) < self._seeds:
             return  # it lacks a generator of seeds: from the one before, some is read again
-        self._marks = max(self._marks, _marks(state))
+        self._seeds = max(self._seeds, seeds(state))
         self._states.append((self.count, state))
 
     def _restore(self, state: Any) -> None:
-        if _is_tf_state(state) and _is_tf(self._iterator):
+        if is_tf_state(state) and is_tf(self._iterator):
             try:
-                _tf_restore(self._iterator, state[_TF])
+                set_tf_state(self._iterator, state)
             except Exception as error:
                 raise InvalidValueError(
                     f"The run was saved with the state of {self._name}'s iterator, and that of "
@@ -192,7 +196,7 @@ class Bookmark:
                 ) from error
             return
         set_state = getattr(self._iterator, "set_state", None)
-        if _is_tf_state(state) or not callable(set_state):
+        if is_tf_state(state) or not callable(set_state):
             raise InvalidValueError(
                 f"The run was saved with the state of {self._name}'s iterator; "
                 f"{describe(self._iterator)} cannot go on from it. Resume with the dataset that "
@@ -201,64 +205,24 @@ class Bookmark:
         set_state(state)
 
     def _tf_state(self) -> dict[str, Any] | None:
-        tf: Any = sys.modules["tensorflow"]
         try:
-            files = _tf_save(self._iterator)
-        except tf.errors.OpError as error:
+            state = tf_state(self._iterator)
+        except CannotSaveError as error:
             if not self._told:
                 self._told = True
                 _logger.warning(
                     "The iterator of %s cannot save itself (%s), so a resumed run reads again what "
                     "it had read in the epoch, and checks that it is the same.",
                     self._name,
-                    str(error.message).split("}} ")[-1],
+                    error,
                 )
             return None
-        size = sum(map(len, files.values()))
-        if size > _LARGE and not self._told:
+        if size(state) > _LARGE and not self._told:
             self._told = True
             _logger.warning(
                 "The iterator of %s takes %d MiB in a checkpoint, most of it what it has read "
                 "ahead and shuffles. A smaller buffer makes saves quicker.",
                 self._name,
-                size // 2**20,
+                size(state) // 2**20,
             )
-        return {_TF: files}
-
-
-def _is_tf(iterator: Any) -> bool:
-    tf: Any = sys.modules.get("tensorflow")
-    return tf is not None and isinstance(iterator, tf.data.Iterator)
-
-
-def _is_tf_state(state: Any) -> bool:
-    return isinstance(state, dict) and set(state) == {_TF}
-
-
-def _marks(state: Any) -> int:
-    """Count the generators of seeds whose state is in an iterator's."""
-    if not _is_tf_state(state):
-        return 0
-    return sum(content.count(b"num_random_samples") for content in state[_TF].values())
-
-
-def _holds(state: Any, word: bytes) -> bool:
-    return _is_tf_state(state) and any(word in content for content in state[_TF].values())
-
-
-def _tf_save(iterator: Any) -> dict[str, bytes]:
-    tf: Any = sys.modules["tensorflow"]
-    with tempfile.TemporaryDirectory(prefix="solstice-") as directory:
-        tf.train.Checkpoint(iterator=iterator).write(str(Path(directory, "iterator")))
-        return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
-
-
-def _tf_restore(iterator: Any, files: dict[str, bytes]) -> None:
-    tf: Any = sys.modules["tensorflow"]
-    with tempfile.TemporaryDirectory(prefix="solstice-") as directory:
-        for name, content in files.items():
-            if not _TF_FILE.fullmatch(name):  # what a checkpoint says is no path to write to
-                raise DamagedFileError(f"The state of a tf.data iterator has no file {name!r}.")
-            Path(directory, name).write_bytes(content)
-        status = tf.train.Checkpoint(iterator=iterator).read(str(Path(directory, "iterator")))
-        status.assert_consumed()
+        return state
