@@ -66,7 +66,32 @@ class ModelSubject:
         self.batch_size = jax.tree.leaves(self.inputs)[0].shape[0]
         self.evaluate = jax.jit(lambda model, *inputs: model(*inputs)[0])
         self.train = jax.jit(lambda model, key, *inputs: model(*inputs, key=key, train=True))
+        # Traced anew, so that a value captured while tracing shows.
+        self.train_anew = jax.jit(lambda model, key, *inputs: model(*inputs, key=key, train=True))
         self.gradients = jax.jit(jax.grad(self.loss))
+        stacked = (0, *(None for _ in self.inputs))
+        self.evaluate_stack = jax.jit(
+            jax.vmap(lambda model, *inputs: model(*inputs)[0], stacked, axis_size=2)
+        )
+        self.train_stack = jax.jit(
+            jax.vmap(lambda model, key, *inputs: model(*inputs, key=key, train=True), (0, *stacked))
+        )
+        self.train_scan = jax.jit(lambda model, keys, *inputs: _scan(model, keys, *inputs))
+        # The library's own call and ours, by mode: one program each, from the same model, so that
+        # the compiler sees the same.
+        self.natively = (
+            {
+                train: (
+                    jax.jit(lambda model, key, *x, t=train: model(*x, key=key, train=t)[0]),
+                    jax.jit(
+                        lambda model, key, *x, t=train: native(model.unwrap(), *x, key=key, train=t)
+                    ),
+                )
+                for train in (False, True)
+            }
+            if native is not None
+            else {}
+        )
 
     def __str__(self) -> str:
         return f"{type(self.model).__name__}"
@@ -90,6 +115,14 @@ class ModelSubject:
             ),
             jnp.zeros(()),
         )
+
+
+def _scan(model: Model, keys: Array, *inputs: Any) -> tuple[Model, Any]:
+    def step(model: Model, key: Array) -> tuple[Model, Any]:
+        outputs, model = model(*inputs, key=key, train=True)
+        return model, outputs
+
+    return jax.lax.scan(step, model, keys)
 
 
 _book = LawBook(
@@ -136,7 +169,9 @@ def steps_trace_once(subject: ModelSubject, seed: int) -> None:
 
     model = subject.model
     for i in range(3):
-        model = step(model, jax.random.key(seed + i), *subject.inputs)
+        key = jax.random.key(seed + i)
+        step.trace(model, key, *subject.inputs)  # what is traced once is compiled once
+        _, model = subject.train(model, key, *subject.inputs)
     assert len(traces) == 1, f"3 steps were traced {len(traces)} times"
 
 
@@ -154,10 +189,8 @@ def eval_returns_itself(subject: ModelSubject, seed: int) -> None:
 @_book.law("seed")
 def training_is_a_function(subject: ModelSubject, seed: int) -> None:
     """Training depends on model, inputs and key alone: the same give the same bits."""
-    # Traced anew, so that a value captured while tracing shows.
-    first = jax.jit(lambda model, key, *inputs: model(*inputs, key=key, train=True))
     key = jax.random.key(seed)
-    one = first(subject.model, key, *subject.inputs)
+    one = subject.train_anew(subject.model, key, *subject.inputs)
     two = subject.train(subject.model, key, *subject.inputs)
     assert_same_bits(one, two, "the same training step twice")
 
@@ -330,7 +363,7 @@ def freezing_keeps_outputs(subject: ModelSubject, mask: list[bool]) -> None:
     frozen = _frozen(subject.model, mask)
     assert_close(
         subject.evaluate(subject.model, *subject.inputs),
-        jax.jit(lambda model, *inputs: model(*inputs)[0])(frozen, *subject.inputs),
+        subject.evaluate(frozen, *subject.inputs),
         "before and after freezing",
     )
 
@@ -341,7 +374,7 @@ def a_subset_trains_as_in_the_whole(subject: ModelSubject, mask: list[bool], see
     model, key = subject.model, jax.random.key(seed)
     frozen = _frozen(model, mask)
     whole = subject.gradients(model.params, model, key, *subject.inputs)
-    part = jax.jit(jax.grad(subject.loss))(frozen.params, frozen, key, *subject.inputs)
+    part = subject.gradients(frozen.params, frozen, key, *subject.inputs)
     whole, part = values(trained(whole)), values(trained(part))
     kept = [path for path, off in zip(whole, mask, strict=True) if not off]
     assert list(part) == kept, f"the gradients are those of {list(part)}, and not of {kept}"
@@ -397,8 +430,8 @@ def one_key_makes_one_model(subject: ModelSubject, seed: int) -> None:
         traces.append(1)
         return model(*inputs)[0]
 
-    evaluate(one, *subject.inputs)
-    evaluate(two, *subject.inputs)
+    evaluate.trace(one, *subject.inputs)  # what is traced once is compiled once
+    evaluate.trace(two, *subject.inputs)
     assert len(traces) == 1, "the second one compiled again: something static is made anew"
 
 
@@ -417,7 +450,7 @@ def vmap_evaluates_each(subject: ModelSubject) -> None:
     """Evaluating stacked models under vmap gives what each gives alone."""
     models = [subject.made(seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
-    together = jax.jit(jax.vmap(lambda model: model(*subject.inputs)[0], axis_size=2))(stacked)
+    together = subject.evaluate_stack(stacked, *subject.inputs)
     for i, model in enumerate(models):
         alone = subject.evaluate(model, *subject.inputs)
         assert_close(alone, jax.tree.map(lambda y, i=i: y[i], together), f"model {i} of a stack")
@@ -429,9 +462,7 @@ def vmap_trains_each(subject: ModelSubject, seed: int) -> None:
     models = [subject.made(seed) for seed in range(2)]
     keys = jax.random.split(jax.random.key(seed), 2)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
-    together = jax.jit(jax.vmap(lambda model, key: model(*subject.inputs, key=key, train=True)))(
-        stacked, keys
-    )
+    together = subject.train_stack(stacked, keys, *subject.inputs)
     for i, model in enumerate(models):
         alone = subject.train(model, keys[i], *subject.inputs)
         one = jax.tree.map(lambda y, i=i: y[i], together)
@@ -442,15 +473,10 @@ def vmap_trains_each(subject: ModelSubject, seed: int) -> None:
 def scan_equals_loop(subject: ModelSubject, seed: int) -> None:
     """Training steps in a scan give what a loop gives."""
     keys = jax.random.split(jax.random.key(seed), 3)
-
-    def step(model: Model, key: Array) -> tuple[Model, Any]:
-        outputs, model = model(*subject.inputs, key=key, train=True)
-        return model, outputs
-
     model, outputs = subject.model, None
     for key in keys:
         outputs, model = subject.train(model, key, *subject.inputs)
-    scanned, stacked = jax.jit(lambda model: jax.lax.scan(step, model, keys))(subject.model)
+    scanned, stacked = subject.train_scan(subject.model, keys, *subject.inputs)
     assert_close(model, scanned, "the model after a loop and a scan")
     assert_close(outputs, jax.tree.map(lambda y: y[-1], stacked), "the last outputs of both")
 
@@ -497,15 +523,11 @@ def adapting_twice_is_once(subject: ModelSubject) -> None:
 @_book.law("seed", needs="native")
 def equals_the_native_call(subject: ModelSubject, seed: int) -> None:
     """Outputs equal those of the library's own call, bit for bit under jit, in both modes."""
-    native, model = subject.native, subject.model
     key = jax.random.key(seed)
-    for train in (False, True):
-        # One program each, from the same model, so that the compiler sees the same.
-        ours = jax.jit(lambda model, *x, t=train: model(*x, key=key, train=t)[0])
-        theirs = jax.jit(lambda model, *x, t=train: native(model.unwrap(), *x, key=key, train=t))
+    for train, (ours, theirs) in subject.natively.items():
         assert_same_bits(
-            ours(model, *subject.inputs),
-            theirs(model, *subject.inputs),
+            ours(subject.model, key, *subject.inputs),
+            theirs(subject.model, key, *subject.inputs),
             f"{'training' if train else 'evaluation'} through the adapter and by the library",
         )
 

@@ -53,6 +53,7 @@ class OptimizerSubject:
         check_returned(self.optimizer, "make_optimizer", Optimizer, "a compat.Optimizer")
         self.initial = self.optimizer.init(self.params)
         self.step = jax.jit(descend)
+        self.scan = jax.jit(_scan)
 
     def __str__(self) -> str:
         return type(self.optimizer).__name__
@@ -74,6 +75,13 @@ def descend(params: PyTree, optimizer: Optimizer, seed: Any) -> tuple[PyTree, Op
     return optimizer(
         grad, params, value=value, grad=grad, value_fn=lambda params: objective(params, seed)
     )
+
+
+def _scan(params: PyTree, optimizer: Optimizer, seed: Any) -> tuple[PyTree, Optimizer]:
+    def body(carry: tuple[PyTree, Optimizer], _: None) -> tuple[tuple[PyTree, Optimizer], None]:
+        return descend(*carry, seed), None
+
+    return jax.lax.scan(body, (params, optimizer), length=_STEPS)[0]
 
 
 _book = LawBook(OptimizerSubject, seed=lambda subject: seeds())
@@ -101,7 +109,8 @@ def steps_trace_once(subject: OptimizerSubject) -> None:
 
     params, optimizer = subject.params, subject.initial
     for _ in range(_STEPS):
-        params, optimizer = step(params, optimizer)
+        step.trace(params, optimizer)  # what is traced once is compiled once
+        params, optimizer = subject.step(params, optimizer, 0)
     assert len(traces) == 1, f"{_STEPS} steps were traced {len(traces)} times"
 
 
@@ -141,12 +150,7 @@ def scan_equals_loop(subject: OptimizerSubject, seed: int) -> None:
     params, optimizer = subject.params, subject.initial
     for _ in range(_STEPS):
         params, optimizer = subject.step(params, optimizer, seed)
-
-    def body(carry: tuple[PyTree, Optimizer], _: None) -> tuple[tuple[PyTree, Optimizer], None]:
-        return descend(*carry, seed), None
-
-    start = (subject.params, subject.initial)
-    scanned, _ = jax.jit(lambda start: jax.lax.scan(body, start, length=_STEPS))(start)
+    scanned = subject.scan(subject.params, subject.initial, seed)
     assert_close((params, optimizer), scanned, "after a loop and a scan", rtol=1e-4)
 
 
@@ -157,7 +161,7 @@ def names_do_not_matter(subject: OptimizerSubject, seed: int) -> None:
     leaves = jax.tree.leaves(subject.params)
     relabelled = {f"{i:03d}": leaf for i, leaf in enumerate(leaves)}
     params, _ = subject.step(subject.params, subject.initial, seed)
-    moved, _ = jax.jit(descend)(relabelled, subject.optimizer.init(relabelled), seed)
+    moved, _ = subject.step(relabelled, subject.optimizer.init(relabelled), seed)
     assert_close(jax.tree.leaves(params), jax.tree.leaves(moved), "in two trees")
 
 
@@ -166,7 +170,7 @@ def none_leaves_pass(subject: OptimizerSubject, seed: int) -> None:
     """Holes (None) in the tree, where parameters are frozen, stay holes and change nothing."""
     holed = {"real": subject.params, "hole": None, "more": [None, None]}
     params, _ = subject.step(subject.params, subject.initial, seed)
-    moved, _ = jax.jit(descend)(holed, subject.optimizer.init(holed), seed)
+    moved, _ = subject.step(holed, subject.optimizer.init(holed), seed)
     assert moved["hole"] is None and moved["more"] == [None, None], "a hole was filled"
     assert_close(params, moved["real"], "with and without holes")
 
@@ -200,11 +204,12 @@ def overwritten_leaves_take_their_gradient(subject: OptimizerSubject) -> None:
     assert averaged["scale"].value.tolist() == [7, 7], "eval_params() gives another value"
 
 
-@_book.law("seed", needs="native")
-def equals_the_native_loop(subject: OptimizerSubject, seed: int) -> None:
+@_book.law(needs="native")
+def equals_the_native_loop(subject: OptimizerSubject) -> None:
     """Steps equal those of the library's own loop, bit for bit under jit."""
     params, optimizer = subject.params, subject.initial
-    # The seed is a constant in both, or the compiler would see two programs.
+    # The seed is a constant in both, or the compiler would see two programs; so it is one seed.
+    seed = 1
     step = jax.jit(lambda params, optimizer: descend(params, optimizer, seed))
     for _ in range(_STEPS):
         params, optimizer = step(params, optimizer)
