@@ -12,9 +12,10 @@ import jax.numpy as jnp
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
+from solstice.tree.reprs import Shown
 
 
-class Experiment(eqx.Module):
+class Experiment(Shown, eqx.Module):
     """Everything a run needs (model, optimizer, keys, counters) and what one step does with it.
 
     A subclass declares its fields, as any `equinox.Module` does, and defines both steps as pure

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.tree.reprs import Shown
 
 __all__ = ["AnyOf", "At", "Every", "First", "Moment", "Trigger", "Watch", "check_trigger"]
 
@@ -37,7 +38,7 @@ class Moment(NamedTuple):
     fired: tuple[float, ...] = ()
 
 
-class Trigger(abc.ABC):
+class Trigger(Shown, abc.ABC):
     """Says when something fires; `|` joins two into one that fires when either does.
 
     >>> from solstice.triggers import At, Every
@@ -82,7 +83,7 @@ class Trigger(abc.ABC):
         return AnyOf(self, other)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Every(Trigger):
     """Fires after every so many training steps, epochs or seconds: exactly one of them.
 
@@ -142,7 +143,7 @@ class Every(Trigger):
         return self.epochs is not None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class At(Trigger):
     """Fires after these training steps, counted from 1: `At(1)` fires after the first.
 
@@ -178,7 +179,7 @@ class At(Trigger):
         return next((step for step in self.steps if step > steps), math.inf)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class First(Trigger):
     """Fires after each of the first `n` training steps.
 
@@ -215,7 +216,7 @@ class First(Trigger):
         return math.inf if steps >= self.n and not self.of_process else steps + 1
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class AnyOf(Trigger):
     """Fires when either of two does; made by `|`."""
 
@@ -238,6 +239,9 @@ class AnyOf(Trigger):
     @property
     def counts_epochs(self) -> bool:
         return self.left.counts_epochs or self.right.counts_epochs
+
+    def __repr__(self) -> str:
+        return f"{self.left!r} | {self.right!r}"
 
     def parts(self) -> tuple[Trigger, ...]:
         return (*self.left.parts(), *self.right.parts())

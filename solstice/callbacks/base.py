@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from solstice.experiment import Experiment
 from solstice.metrics.directions import Direction
+from solstice.tree.reprs import ShownAsMade
 
 
 class Evaluation(NamedTuple):
@@ -28,7 +29,7 @@ class Evaluation(NamedTuple):
     better: Callable[[str], Direction | None]
 
 
-class Callback:
+class Callback(ShownAsMade):
     """Hooks into a run; a subclass defines those it needs, all of which return None.
 
     `mode` is "train", "val" or "test". Steps and epochs count from 0: `global_step` is the index

@@ -86,6 +86,15 @@ class KerasOptimizer(Optimizer):
         self._recipe = Static(_read(optimizer))
         self._signature = None
 
+    def _shown(self) -> list[tuple[str, Any]]:
+        if "_recipe" not in vars(self):
+            return []
+        recipe = self._recipe.value
+        rate = recipe.config.get("learning_rate")
+        if isinstance(rate, float):
+            rate = float(f"{rate:.6g}")  # Keras rounds it to a float32
+        return [("optimizer", recipe.cls), ("learning_rate", rate), ("state", self.state)]
+
     def init(self, params: PyTree) -> Self:
         check_params(params)
         variables = self._build(trained(params)).variables

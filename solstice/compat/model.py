@@ -22,12 +22,13 @@ from solstice.tree.keys import is_key
 from solstice.tree.naming import tree_difference
 from solstice.tree.overwritten import unboxed
 from solstice.tree.ownership import owned
+from solstice.tree.reprs import Shown
 
 # A key for each named stream, or one key for all of them.
 Keys = Array | Mapping[str, Array] | None
 
 
-class Model(eqx.Module):
+class Model(Shown, eqx.Module):
     """An initialised network: three fields of arrays, and a call over batched inputs.
 
     Attributes:
@@ -100,15 +101,13 @@ class Model(eqx.Module):
         return None
 
 
-class Example:
+class Example(Shown):
     """The shapes of a batch's inputs in the static part of a model; equal for any size of a batch.
 
     >>> one, four = (Example((jnp.zeros((size, 3)),)) for size in (1, 4))
     >>> one == four, four.inputs
     (True, (ShapeDtypeStruct(shape=(4, 3), dtype=float32),))
     """
-
-    __slots__ = ("_form", "inputs")
 
     def __init__(self, inputs: tuple[Any, ...]) -> None:
         self.inputs = jax.tree.map(_shape, inputs)

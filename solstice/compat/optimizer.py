@@ -16,9 +16,10 @@ from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree.naming import leaf_names, tree_difference
+from solstice.tree.reprs import Shown
 
 
-class Optimizer(eqx.Module):
+class Optimizer(Shown, eqx.Module):
     """An optimizer and its state; calling it gives the new parameters and the new optimizer.
 
     >>> import jax, jax.numpy as jnp, optax

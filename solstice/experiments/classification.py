@@ -179,7 +179,7 @@ class ClassificationExperiment(SupervisedExperiment):
         return jax.nn.logsumexp(logs, axis=0) - jnp.log(logits.shape[0])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Classification(Task):
     """The task of telling classes apart; see `ClassificationExperiment`.
 

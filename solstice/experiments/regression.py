@@ -110,7 +110,7 @@ class RegressionExperiment(SupervisedExperiment):
         return self(x)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Regression(Task):
     """The task of giving numbers; see `RegressionExperiment`."""
 

@@ -13,9 +13,10 @@ from jaxtyping import Array
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 from solstice.metrics.base import Metrics
+from solstice.tree.reprs import Shown
 
 
-class Task(abc.ABC):
+class Task(Shown, abc.ABC):
     """What is learned: what targets and outputs look like, a loss and a metric.
 
     A task is a value: it never changes, and equal ones share a compiled step. This one asks a

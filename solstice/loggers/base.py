@@ -22,6 +22,7 @@ from solstice.errors import InvalidValueError, MissingPackageError, SlowWriteErr
 from solstice.loggers.records import Record, make_record
 from solstice.loggers.values import whole
 from solstice.loggers.worker import Worker
+from solstice.tree.reprs import ShownAsMade
 
 _logger = logging.getLogger("solstice")
 
@@ -35,7 +36,7 @@ _PATIENCE = 10.0
 _AGAIN = 0.1
 
 
-class Sink(abc.ABC):
+class Sink(ShownAsMade, abc.ABC):
     """A place where logs go: a file, a dashboard, the screen.
 
     Give it to a callback as its `logging_fn`, alone or in a list with others. Records are written
@@ -195,9 +196,6 @@ class Sink(abc.ABC):
         """Where it writes, whatever the working directory is."""
         return self._name
 
-    def __repr__(self) -> str:
-        return self._name
-
     def _write(self, record: Record) -> None:
         try:
             host = record.on_host()
@@ -225,7 +223,7 @@ class Sink(abc.ABC):
             other._worker.stop()  # also one that failed to begin
             if not other._worker.ended(_PATIENCE):
                 raise SlowWriteError(
-                    f"The sink {other} of an earlier run is still writing its records to "
+                    f"The sink {other._name} of an earlier run is still writing its records to "
                     f"{place!r}, after {_PATIENCE:g} s: both would mix theirs. Wait for it, or "
                     f"log to another place."
                 )

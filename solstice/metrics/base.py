@@ -15,11 +15,12 @@ from jaxtyping import Array
 from solstice.arguments import describe
 from solstice.errors import UsageError
 from solstice.metrics.directions import Direction, direction
+from solstice.tree.reprs import Shown
 
 _T = TypeVar("_T")
 
 
-class Metrics(eqx.Module):
+class Metrics(Shown, eqx.Module):
     """The statistics of some examples; two of them merge into those of all examples.
 
     A subclass keeps its laws: `merge` is associative and commutative, any batching of the same

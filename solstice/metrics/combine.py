@@ -60,6 +60,11 @@ class MetricsDict(Metrics):
             raise UnknownKeyError(f"{name!r} is none of the metrics {self._named()}.")
         return self._metrics[self._names.index(name)]
 
+    def _shown(self) -> list[tuple[str, Any]]:
+        held = vars(self)
+        pairs = zip(held.get("_names", ()), held.get("_metrics", ()), strict=False)
+        return [(name or "", one) for name, one in pairs]
+
     def merge(self, other: Any) -> Self:
         """Return the metrics of both sets of examples.
 

@@ -18,9 +18,10 @@ from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.sharding.arrays import as_global
 from solstice.tree.flat import Flat, Placement
+from solstice.tree.reprs import Shown
 
 
-class Sharding(abc.ABC):
+class Sharding(Shown, abc.ABC):
     """Where an experiment and its batches go: what `sharding=` of train, test and predict takes.
 
     Attributes:
