@@ -76,7 +76,7 @@ class ModelSubject:
         self.train_stack = jax.jit(
             jax.vmap(lambda model, key, *inputs: model(*inputs, key=key, train=True), (0, *stacked))
         )
-        self.train_scan = jax.jit(lambda model, keys, *inputs: _scan(model, keys, *inputs))
+        self.train_scan = jax.jit(_scan)
         # The library's own call and ours, by mode: one program each, from the same model, so that
         # the compiler sees the same.
         self.natively = (
@@ -84,7 +84,9 @@ class ModelSubject:
                 train: (
                     jax.jit(lambda model, key, *x, t=train: model(*x, key=key, train=t)[0]),
                     jax.jit(
-                        lambda model, key, *x, t=train: native(model.unwrap(), *x, key=key, train=t)
+                        lambda model, key, *x, t=train: self.native(
+                            model.unwrap(), *x, key=key, train=t
+                        )
                     ),
                 )
                 for train in (False, True)
