@@ -27,7 +27,7 @@ _logger = logging.getLogger("solstice")
 
 
 # What Keras, Lightning, Transformers and scikit-learn call them.
-_OTHERS = {
+OTHER_NAMES = {
     "epochs": "num_epochs",
     "max_epochs": "num_epochs",
     "n_epochs": "num_epochs",
@@ -57,7 +57,7 @@ _OTHERS = {
 }
 
 
-@explained(**_OTHERS)
+@explained(**OTHER_NAMES)
 def train(
     exp: _E,
     num_epochs: int | None,
