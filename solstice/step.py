@@ -9,7 +9,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import equinox as eqx
 import jax
@@ -27,7 +27,11 @@ from solstice.tree.flat import Flat
 _LIGHT = 2e7
 
 
-def jit(step: Callable[..., Any]) -> Any:
+# A checker of types sees the step itself: a method, with its own batch and outs.
+_S = TypeVar("_S", bound=Callable[[Any, Any], tuple[Any, Any]])
+
+
+def jit(step: _S) -> _S:
     """Return a compiled `train_step` or `eval_step`; use it as a decorator.
 
     Called directly, the step is a pure call that leaves its experiment and its batch alive. The
@@ -62,7 +66,7 @@ def jit(step: Callable[..., Any]) -> Any:
             f"The step that solstice.jit decorates is expected to be a method of (self, batch); it "
             f"is {describe(step)}. For any other function, use jax.jit or equinox.filter_jit."
         )
-    return Step(step)
+    return cast(_S, Step(step))
 
 
 class Step:

@@ -42,7 +42,7 @@ collect_ignore = [
 
 
 # Which their test imports; imported once more, they would add their rows to its table twice.
-collect_ignore_glob = ["arguments/*_rows.py"]
+collect_ignore_glob = ["arguments/*_rows.py", "typing_programs/*"]
 
 
 @pytest.fixture

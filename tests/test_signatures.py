@@ -7,7 +7,7 @@ import pytest
 
 import solstice
 from solstice.experiments import Runnable
-from solstice.training.train import _OTHERS
+from solstice.training.train import OTHER_NAMES
 
 
 class Still(Runnable):
@@ -26,10 +26,11 @@ DS = [np.ones(2)]
 
 @pytest.mark.parametrize("start", [lambda **o: solstice.train(Still(), **o), Still().train])
 @pytest.mark.parametrize(
-    ("wrong", "right"), [*_OTHERS.items(), ("num_epoch", "num_epochs"), ("prefetched", "prefetch")]
+    ("wrong", "right"),
+    [*OTHER_NAMES.items(), ("num_epoch", "num_epochs"), ("prefetched", "prefetch")],
 )
 def test_train_knows_what_was_meant(start, wrong, right):
-    message = rf"train\(\) has no argument '{wrong}'; did you mean '{right}'\? It takes exp, num_ep"
+    message = rf"train\(\) has no argument '{wrong}'; did you mean '{right}'\? It takes (exp, )?num"
     with pytest.raises(TypeError, match=message) as raised:
         start(**{"train_ds": DS, wrong: 3})
     assert isinstance(raised.value, solstice.SolsticeError)
@@ -62,8 +63,24 @@ def test_so_do_test_and_predict(start, options, message):
         start(**options)
 
 
+@pytest.mark.parametrize(
+    ("method", "function", "without"),
+    [
+        (Runnable.train, solstice.train, {"exp"}),
+        (Runnable.test, solstice.test, {"exp", "return_outs"}),
+    ],
+)
+def test_a_method_takes_what_its_function_takes(method, function, without):
+    ours, theirs = inspect.signature(method).parameters, inspect.signature(function).parameters
+    assert [n for n in theirs if n not in without] == list(ours)[1:]
+    for name in list(ours)[1:]:
+        assert ours[name].kind is theirs[name].kind
+        assert ours[name].annotation == theirs[name].annotation
+        assert theirs[name].default in (ours[name].default, inspect.Parameter.empty)
+
+
 def test_every_argument_is_meant_by_its_name():
     known = inspect.signature(solstice.train).parameters
-    assert set(_OTHERS.values()) <= set(known) and not set(_OTHERS) & set(known)
+    assert set(OTHER_NAMES.values()) <= set(known) and not set(OTHER_NAMES) & set(known)
     assert list(known)[:4] == ["exp", "num_epochs", "train_ds", "val_ds"]
     solstice.train(exp=Still(), num_epochs=1, train_ds=DS, progress=False)

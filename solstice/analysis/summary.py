@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -23,6 +22,7 @@ from solstice.step import Step
 from solstice.tree.flat import Flat
 from solstice.tree.names import elided, path_name
 from solstice.tree.overwritten import is_box
+from solstice.tree.pytree import PyTree
 from solstice.tree.sizes import nbytes, size
 
 _ROLES = {"params": "trainable", "frozen": "frozen", "state": "state"}

@@ -5,11 +5,12 @@ A callback sees experiments and outs; it cannot change them. To end the run it r
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from solstice.experiment import Experiment
 from solstice.metrics.directions import Direction
 from solstice.tree.reprs import ShownAsMade
+
+Mode = Literal["train", "val", "test"]
 
 
 class Evaluation(NamedTuple):
@@ -32,8 +33,9 @@ class Evaluation(NamedTuple):
 class Callback(ShownAsMade):
     """Hooks into a run; a subclass defines those it needs, all of which return None.
 
-    `mode` is "train", "val" or "test". Steps and epochs count from 0: `global_step` is the index
-    of the step concerned among the steps of its mode since the start of the run.
+    `exp` is the run's experiment: annotate it with your own class. `mode` is "train", "val" or
+    "test". Steps and epochs count from 0: `global_step` is the index of the step concerned among
+    the steps of its mode since the start of the run.
 
     Attributes:
         needs_experiment: Whether the step hooks look at `exp`. Where all of a run's callbacks say
@@ -64,30 +66,28 @@ class Callback(ShownAsMade):
                 batches.
         """
 
-    def on_run_start(self, exp: Experiment) -> None:
+    def on_run_start(self, exp: Any) -> None:
         """Called before anything else of a `train` or `test`."""
 
-    def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
+    def on_run_end(self, exp: Any, error: BaseException | None) -> None:
         """Called last, whatever happens, with the error that ends the run or None.
 
         An early stop is no error.
         """
 
-    def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
+    def on_epoch_start(self, exp: Any, epoch: int, mode: Mode) -> None:
         """Called before a pass over a dataset."""
 
-    def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
+    def on_epoch_end(self, exp: Any, epoch: int, mode: Mode) -> None:
         """Called after a pass over a dataset, cut short by an early stop or not."""
 
-    def after_epoch(self, exp: Experiment, epochs: int) -> None:
+    def after_epoch(self, exp: Any, epochs: int) -> None:
         """Called when `epochs` epochs of training are completed, validation included."""
 
-    def on_step_start(self, exp: Experiment, global_step: int, mode: str, batch: Any) -> None:
+    def on_step_start(self, exp: Any, global_step: int, mode: Mode, batch: Any) -> None:
         """Called before each step with the experiment and the batch it will get."""
 
-    def on_step_end(
-        self, outs: Any, exp: Experiment, global_step: int, mode: str, batch: Any
-    ) -> None:
+    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: Mode, batch: Any) -> None:
         """Called after each step with what it returned."""
 
     def evaluation(self, dataset: str) -> Evaluation | None:

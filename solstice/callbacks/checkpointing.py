@@ -18,7 +18,6 @@ from solstice import arguments
 from solstice.callbacks.base import Callback
 from solstice.callbacks.best import Best, By
 from solstice.errors import DirectoryInUseError, ExistingFileError, InvalidTypeError, SlowWriteError
-from solstice.experiment import Experiment
 from solstice.saving.arrays import Piece, copies, pieces
 from solstice.saving.checkpoints import Checkpoints, describe_leaves
 from solstice.saving.claims import Claim
@@ -143,19 +142,17 @@ class CheckpointingCallback(Callback):
             )
         self._best.check()
 
-    def on_run_start(self, exp: Experiment) -> None:
+    def on_run_start(self, exp: Any) -> None:
         self._described(Flat.of(exp))  # what cannot be saved is an error now
 
-    def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
+    def on_run_end(self, exp: Any, error: BaseException | None) -> None:
         self._claim.release()
 
-    def on_step_end(
-        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
-    ) -> None:
+    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: str, batch: Any) -> None:
         if mode == "val":
             self._best.add(outs)
 
-    def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
+    def on_epoch_end(self, exp: Any, epoch: int, mode: str) -> None:
         if mode == "val":
             self._best.end_validation()
 

@@ -13,7 +13,6 @@ from solstice.callbacks.base import Callback
 from solstice.callbacks.no_improvement import NoImprovement, check_watch
 from solstice.callbacks.passes import PassCount
 from solstice.errors import EarlyStoppingException, InvalidTypeError, InvalidValueError
-from solstice.experiment import Experiment
 from solstice.metrics.accumulator import rebuilt
 from solstice.metrics.directions import Direction
 from solstice.signatures import explained
@@ -110,12 +109,10 @@ class EarlyStoppingCallback(Callback):
         """
         return NoImprovement(metric, mode=mode, patience=patience, min_delta=min_delta, watch=watch)
 
-    def on_run_start(self, exp: Experiment) -> None:
+    def on_run_start(self, exp: Any) -> None:
         self._begin()
 
-    def on_step_end(
-        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
-    ) -> None:
+    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: str, batch: Any) -> None:
         if mode == "train":
             self._trained = global_step + 1
         if mode != self._watch:
@@ -127,7 +124,7 @@ class EarlyStoppingCallback(Callback):
         if -(-first // self._every) * self._every < self._pass.seen:
             self._outs.append(outs)
 
-    def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
+    def on_epoch_end(self, exp: Any, epoch: int, mode: str) -> None:
         if mode != self._watch or not self._pass.seen:
             return
         met = self._ask()

@@ -57,17 +57,17 @@ class EnvironmentCallback(Callback):
 
         self._logged = False
 
-    def on_run_start(self, exp: Experiment) -> None:
+    def on_run_start(self, exp: Any) -> None:
         self._logged = False
 
-    def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
+    def on_epoch_start(self, exp: Any, epoch: int, mode: str) -> None:
         # Not at the run's start: then a resumed run's sinks are not yet where the checkpoint stood.
         if not self._logged:
             self._logged = True
             facts = _told(_environment) | _told(lambda: _sizes(exp))
             self._outlets.write(facts, index=0, mode="environment", epoch=0, step=0)
 
-    def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
+    def on_run_end(self, exp: Any, error: BaseException | None) -> None:
         self._outlets.close()
 
     def get_state(self) -> dict[str, Any]:

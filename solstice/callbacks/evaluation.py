@@ -159,7 +159,7 @@ class EvaluationCallback(TriggeredCallback):
         said = self._directions.get(dataset, {})
         return said[name] if name in said else direction(name)
 
-    def on_run_start(self, exp: Experiment) -> None:
+    def on_run_start(self, exp: Any) -> None:
         super().on_run_start(exp)
         self.evaluations = 0
         self._empty.clear()

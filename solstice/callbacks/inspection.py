@@ -13,7 +13,6 @@ import numpy as np
 from solstice import arguments
 from solstice.callbacks.passes import PassCount
 from solstice.callbacks.triggered import TriggeredCallback
-from solstice.experiment import Experiment
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.values import to_host
 from solstice.tree.flat import Flat
@@ -86,28 +85,26 @@ class InspectionCallback(TriggeredCallback):
         super().attach(experiment, steps_per_call)
         self._steps_per_call = steps_per_call
 
-    def on_run_start(self, exp: Experiment) -> None:
+    def on_run_start(self, exp: Any) -> None:
         super().on_run_start(exp)
         self._batch, self._trained, self._pass = None, False, PassCount()
 
-    def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
+    def on_epoch_start(self, exp: Any, epoch: int, mode: str) -> None:
         super().on_epoch_start(exp, epoch, mode)
         self._trained = self._trained and mode != "train"
 
-    def on_step_end(
-        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
-    ) -> None:
+    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: str, batch: Any) -> None:
         if mode == "train":
             self._batch = batch if self._steps_per_call == 1 else batch[-1]
             self._pass.add(global_step)
         super().on_step_end(outs, exp, global_step, mode, batch)
 
-    def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
+    def on_epoch_end(self, exp: Any, epoch: int, mode: str) -> None:
         if mode == "train":
             self._trained = True
             self._pass.end()
 
-    def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
+    def on_run_end(self, exp: Any, error: BaseException | None) -> None:
         super().on_run_end(exp, error)
         self._batch = None
 

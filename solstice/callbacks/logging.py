@@ -10,7 +10,6 @@ from solstice import arguments
 from solstice.arguments import describe
 from solstice.callbacks.triggered import Never, TriggeredCallback
 from solstice.errors import InvalidValueError, UsageError
-from solstice.experiment import Experiment
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.records import compute, on_host
 from solstice.loggers.values import decoded, encoded
@@ -86,13 +85,11 @@ class LoggingCallback(TriggeredCallback):
         # How many steps of each mode the run has had.
         self._steps: dict[str, int] = {}
 
-    def on_run_start(self, exp: Experiment) -> None:
+    def on_run_start(self, exp: Any) -> None:
         super().on_run_start(exp)
         self._begin_windows()
 
-    def on_step_end(
-        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
-    ) -> None:
+    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: str, batch: Any) -> None:
         if not is_metrics(outs):
             raise UsageError(
                 f"{type(self).__name__} logs Metrics (an object with `merge` and `compute`), but "
@@ -111,11 +108,11 @@ class LoggingCallback(TriggeredCallback):
     def act(self, exp: Any, step: int) -> None:
         self._log("train")
 
-    def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
+    def on_epoch_end(self, exp: Any, epoch: int, mode: str) -> None:
         if mode != "train" or not self._goes_on:
             self._log(mode)
 
-    def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
+    def on_run_end(self, exp: Any, error: BaseException | None) -> None:
         if error is None:
             # After the run was saved: one that goes on from there goes on with this window.
             self._log("train")

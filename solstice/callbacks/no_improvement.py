@@ -6,7 +6,6 @@ from solstice import arguments
 from solstice.arguments import describe
 from solstice.callbacks.base import Callback
 from solstice.errors import EarlyStoppingException, UsageError
-from solstice.experiment import Experiment
 from solstice.loggers.values import is_number, to_host
 from solstice.metrics.accumulator import Accumulator
 from solstice.metrics.base import is_metrics, joining
@@ -47,12 +46,10 @@ class NoImprovement(Callback):
         self._best, self._waited = -float("inf"), 0
         self._mode = self._given
 
-    def on_run_start(self, exp: Experiment) -> None:
+    def on_run_start(self, exp: Any) -> None:
         self._begin()
 
-    def on_step_end(
-        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
-    ) -> None:
+    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: str, batch: Any) -> None:
         if mode != self._watch:
             return
         if not is_metrics(outs):
@@ -62,7 +59,7 @@ class NoImprovement(Callback):
             )
         self._pass.add(outs)
 
-    def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
+    def on_epoch_end(self, exp: Any, epoch: int, mode: str) -> None:
         merged = self._pass.pop() if mode == self._watch else None
         if merged is None:
             return

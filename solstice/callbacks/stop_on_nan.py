@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from solstice import arguments
 from solstice.callbacks.base import Callback
 from solstice.errors import NotFiniteError
-from solstice.experiment import Experiment
 from solstice.tree.names import path_name
 
 
@@ -44,12 +43,10 @@ class StopOnNaN(Callback):
         self._latest: tuple[int, Any] | None = None
         self._asked: tuple[int, list[str], Any] | None = None
 
-    def on_run_start(self, exp: Experiment) -> None:
+    def on_run_start(self, exp: Any) -> None:
         self._begin()
 
-    def on_step_end(
-        self, outs: Any, exp: Experiment, global_step: int, mode: str, batch: Any
-    ) -> None:
+    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: str, batch: Any) -> None:
         if mode != "train":
             return
         before, self._completed = self._completed, global_step + 1
@@ -58,7 +55,7 @@ class StopOnNaN(Callback):
             self._read()
             self._ask()
 
-    def on_epoch_end(self, exp: Experiment, epoch: int, mode: str) -> None:
+    def on_epoch_end(self, exp: Any, epoch: int, mode: str) -> None:
         self._read()
 
     def get_state(self) -> dict[str, int]:

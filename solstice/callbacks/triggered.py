@@ -10,7 +10,6 @@ from typing import Any
 
 from solstice import arguments
 from solstice.callbacks.base import Callback
-from solstice.experiment import Experiment
 from solstice.loggers.outlets import Outlets
 from solstice.triggers import Moment, Trigger, check_trigger
 
@@ -79,16 +78,14 @@ class TriggeredCallback(Callback, abc.ABC):
         """
         self._experiment = experiment
 
-    def on_run_start(self, exp: Experiment) -> None:
+    def on_run_start(self, exp: Any) -> None:
         self._begin_run()
 
-    def on_epoch_start(self, exp: Experiment, epoch: int, mode: str) -> None:
+    def on_epoch_start(self, exp: Any, epoch: int, mode: str) -> None:
         self._epoch = epoch
         self._outlets.open()
 
-    def on_step_end(
-        self, outs: Any, exp: Experiment | None, global_step: int, mode: str, batch: Any
-    ) -> None:
+    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: str, batch: Any) -> None:
         if mode != "train":
             return
         self._completed = global_step + 1
@@ -97,12 +94,12 @@ class TriggeredCallback(Callback, abc.ABC):
                 exp = self._experiment()
             self.act(exp, global_step)
 
-    def after_epoch(self, exp: Experiment, epochs: int) -> None:
+    def after_epoch(self, exp: Any, epochs: int) -> None:
         """Called when `epochs` epochs are completed, validation included."""
         if self._watch.after_epoch(epochs):
             self.act(exp, self._completed - 1)
 
-    def on_run_end(self, exp: Experiment, error: BaseException | None) -> None:
+    def on_run_end(self, exp: Any, error: BaseException | None) -> None:
         self._experiment = None  # it would keep the whole run alive
         self._outlets.close()
 

@@ -65,11 +65,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    found = adapter(name)
-    if found is None:
-        raise AttributeError(f"module 'solstice.compat' has no attribute {name!r}")
-    return found.load()
+if not TYPE_CHECKING:  # a checker of types knows the names above, and no others
+
+    def __getattr__(name: str) -> Any:
+        found = adapter(name)
+        if found is None:
+            raise AttributeError(f"module 'solstice.compat' has no attribute {name!r}")
+        return found.load()
 
 
 def __dir__() -> list[str]:

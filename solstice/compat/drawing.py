@@ -6,12 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice.compat.model import Model, is_shaped, missing_key, random_evaluation
 from solstice.tree.dependence import depends_on
 from solstice.tree.fields import replace
 from solstice.tree.programs import program
+from solstice.tree.pytree import PyTree
 
 
 def needs_key(model: Model, inputs: tuple[Any, ...], key: Array) -> bool:

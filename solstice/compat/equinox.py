@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -38,6 +38,7 @@ from solstice.tree.fields import replace
 from solstice.tree.names import path_name
 from solstice.tree.naming import leaves_by_path
 from solstice.tree.overwritten import is_box
+from solstice.tree.pytree import PyTree
 
 _NAME = "EquinoxModel"
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 import equinox as eqx
 import haiku as hk
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice.arguments import describe
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values, parameters
@@ -29,6 +29,7 @@ from solstice.static import Static
 from solstice.tree.dependence import depends_on
 from solstice.tree.fields import replace
 from solstice.tree.keys import as_key
+from solstice.tree.pytree import PyTree
 
 _NAME = "HaikuModel"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -17,6 +17,7 @@ from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.naming import leaves_by_path
 from solstice.tree.norms import norm
 from solstice.tree.overwritten import trained
+from solstice.tree.pytree import PyTree
 
 
 def intermediates(

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.example_libraries import optimizers
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice.arguments import describe
 from solstice.compat.leaves import check_own_leaves
@@ -27,6 +27,7 @@ from solstice.static import Static
 from solstice.tree.fields import replace
 from solstice.tree.overwritten import set_apart, trained
 from solstice.tree.ownership import owned
+from solstice.tree.pytree import PyTree
 
 _NAME = "JaxOptimizer"
 

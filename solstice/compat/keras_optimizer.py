@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import keras
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice.arguments import describe
 from solstice.compat.leaves import check_own_leaves
@@ -26,6 +26,7 @@ from solstice.tree.fields import replace
 from solstice.tree.naming import leaves_by_path
 from solstice.tree.overwritten import set_apart, trained
 from solstice.tree.ownership import owned
+from solstice.tree.pytree import PyTree
 
 _NAME = "KerasOptimizer"
 

@@ -5,12 +5,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 from solstice.tree.naming import leaf_names
 from solstice.tree.ownership import owned
+from solstice.tree.pytree import PyTree
 
 
 def owned_state(state: PyTree) -> PyTree:

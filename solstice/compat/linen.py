@@ -10,7 +10,7 @@ import flax.core
 import flax.errors
 import flax.linen as nn
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -38,6 +38,7 @@ from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree.fields import replace
 from solstice.tree.keys import as_key
+from solstice.tree.pytree import PyTree
 
 _NAME = "FlaxModel"
 

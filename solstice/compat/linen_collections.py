@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
-from jaxtyping import PyTree
 
 from solstice.errors import InvalidValueError
 from solstice.tree.overwritten import Overwritten
+from solstice.tree.pytree import PyTree
 
 
 def take_weights(collections: dict[str, PyTree]) -> PyTree:

@@ -39,7 +39,8 @@ def as_metrics(metric: Any) -> Any:
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
-    >>>     >>> fresh = compat.as_metrics(nnx.MultiMetric(loss=nnx.metrics.Average("loss")))
+    >>> from solstice import compat
+    >>> fresh = compat.as_metrics(nnx.MultiMetric(loss=nnx.metrics.Average("loss")))
     >>> step = fresh.update(loss=jnp.array([1.0, 2.0]))
     >>> float(step.merge(fresh.update(loss=jnp.array([6.0]))).compute()["loss"])
     3.0

@@ -11,7 +11,7 @@ from typing import Any, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -22,6 +22,7 @@ from solstice.tree.keys import is_key
 from solstice.tree.naming import tree_difference
 from solstice.tree.overwritten import unboxed
 from solstice.tree.ownership import owned
+from solstice.tree.pytree import PyTree
 from solstice.tree.reprs import Shown
 
 # A key for each named stream, or one key for all of them.

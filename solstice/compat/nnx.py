@@ -7,7 +7,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import PyTree
 
 from solstice import arguments
 from solstice.compat.flags import Flags, call_of, check_train, find_flags, flag_values, parameters
@@ -26,6 +25,7 @@ from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree.fields import replace
 from solstice.tree.overwritten import Overwritten
+from solstice.tree.pytree import PyTree
 
 _NAME = "NNXModel"
 # The type of variable that the bridge makes of what Flax's fp8 layers keep their scales in.

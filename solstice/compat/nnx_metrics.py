@@ -5,13 +5,13 @@ from typing import Any, Self
 
 import equinox as eqx
 from flax import nnx
-from jaxtyping import PyTree
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, UsageError
 from solstice.metrics.base import Metrics
 from solstice.static import Static
 from solstice.tree.fields import replace
+from solstice.tree.pytree import PyTree
 
 
 class NNXMetrics(Metrics):

@@ -19,7 +19,7 @@ import optax
 import optax.contrib
 import optax.transforms
 import optax.tree_utils
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -38,6 +38,7 @@ from solstice.static import Static
 from solstice.tree.fields import replace
 from solstice.tree.overwritten import overwrite, set_apart, trained
 from solstice.tree.ownership import owned
+from solstice.tree.pytree import PyTree
 
 _NAME = "OptaxOptimizer"
 

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree.naming import leaf_names, tree_difference
+from solstice.tree.pytree import PyTree
 from solstice.tree.reprs import Shown
 
 

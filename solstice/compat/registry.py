@@ -70,7 +70,7 @@ def register(
         TypeError: `cls` is no class or path, or `adapt` cannot be called.
 
     >>> import jax, jax.numpy as jnp
-    >>> from solstice import arguments
+    >>> from solstice import compat
     >>> class Affine:
     ...     def init(self, key, x):
     ...         return {"w": jax.random.normal(key, (x.shape[-1], 2))}

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -27,6 +27,7 @@ from solstice.errors import InvalidTypeError
 from solstice.static import Static
 from solstice.tree.dependence import depends_on
 from solstice.tree.keys import as_key
+from solstice.tree.pytree import PyTree
 
 _NAME = "StaxModel"
 

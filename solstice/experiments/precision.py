@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice.arguments import describe
 from solstice.errors import InvalidValueError, MissingPackageError
+from solstice.tree.pytree import PyTree
 
 
 def compute_dtype(value: Any) -> str:

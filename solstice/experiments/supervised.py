@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -32,6 +32,7 @@ from solstice.tree.fields import replace
 from solstice.tree.keys import as_key
 from solstice.tree.overwritten import overwrite
 from solstice.tree.ownership import owned
+from solstice.tree.pytree import PyTree
 
 
 class Seen(NamedTuple):

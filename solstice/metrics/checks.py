@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 from numpy.typing import ArrayLike
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError, UsageError
+from solstice.tree.pytree import PyTree
 
 
 def as_array(values: Any, name: str, what: str = "real numbers") -> Array:

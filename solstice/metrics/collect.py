@@ -11,7 +11,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 from numpy.typing import ArrayLike
 
 from solstice import arguments
@@ -21,6 +20,7 @@ from solstice.metrics.base import Metrics
 from solstice.metrics.checks import check_examples, check_mask_shape, check_mask_values, is_traced
 from solstice.static import Static
 from solstice.tree.fields import replace
+from solstice.tree.pytree import PyTree
 
 
 class Collect(Metrics):

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree, UInt32
+from jaxtyping import Array, Bool, UInt32
 from numpy.typing import ArrayLike
 
 from solstice import arguments
@@ -16,6 +16,7 @@ from solstice.metrics.checks import as_array, check_examples, check_kind, check_
 from solstice.metrics.texts import decode_texts, encode_texts, of_equal_widths
 from solstice.tree.fields import replace
 from solstice.tree.keys import as_key, is_key
+from solstice.tree.pytree import PyTree
 
 
 class Sample(Metrics):
@@ -51,7 +52,7 @@ class Sample(Metrics):
     True
     """
 
-    values: PyTree[Array]
+    values: PyTree
     _priorities: UInt32[Array, "max_size 2"]
     _known: Bool[Array, " max_size"]
 

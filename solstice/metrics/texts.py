@@ -6,10 +6,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree, UInt32
+from jaxtyping import Array, UInt32
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
+from solstice.tree.pytree import PyTree
 
 # Widths are powers of two, so that texts of any lengths have few shapes to compile for.
 _NARROWEST = 16

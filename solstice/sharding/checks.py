@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from solstice import arguments
 from solstice.errors import UnequalCopiesError
 from solstice.sharding.arrays import local
 from solstice.tree.kinds import is_typed_key
 from solstice.tree.naming import flatten_with_paths
+from solstice.tree.pytree import PyTree
 
 
 def assert_replicated(tree: PyTree, *, atol: float = 0.0, rtol: float = 0.0) -> None:

@@ -6,9 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from solstice.tree.naming import leaves_by_path
+from solstice.tree.pytree import PyTree
 
 RTOL = 1e-5
 

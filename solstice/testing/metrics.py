@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from solstice import arguments
 from solstice.errors import InvalidTypeError, InvalidValueError
@@ -14,6 +13,7 @@ from solstice.metrics.base import Metrics, is_metrics, reduce
 from solstice.testing.compare import assert_close
 from solstice.testing.law import EXAMPLES, Law, LawBook, Report, maker, run
 from solstice.testing.strategies import permutations, splits
+from solstice.tree.pytree import PyTree
 
 
 class MetricsSubject:

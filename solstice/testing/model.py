@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice import arguments
 from solstice.compat import as_model
@@ -28,6 +28,7 @@ from solstice.tree.dependence import depends_on, used_leaves
 from solstice.tree.fields import replace
 from solstice.tree.naming import leaves_by_path
 from solstice.tree.overwritten import trained
+from solstice.tree.pytree import PyTree
 
 Native = Callable[..., Any]
 

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice import arguments
 from solstice.compat.optimizer import Optimizer
@@ -15,6 +15,7 @@ from solstice.testing.compare import assert_close, assert_same_bits, assert_same
 from solstice.testing.law import EXAMPLES, Law, LawBook, Report, check_returned, maker, run
 from solstice.testing.strategies import seeds
 from solstice.tree.overwritten import Overwritten
+from solstice.tree.pytree import PyTree
 
 _STEPS = 3
 

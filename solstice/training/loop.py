@@ -32,7 +32,7 @@ from solstice.sharding.processes import check_same, is_first_process
 from solstice.training.feed import Feed
 from solstice.training.hooks import Hooks
 from solstice.training.position import Position, batch_digest
-from solstice.training.progress.bars import Progress, Shown
+from solstice.training.progress.bars import Progress, ProgressChoice
 from solstice.training.signals import Interrupted, Signals, noted
 from solstice.training.stepper import Stepper
 from solstice.tree.tensors import untrusted
@@ -64,7 +64,7 @@ class Loop:
         exp: Experiment,
         callbacks: Iterable[Callback],
         *,
-        progress: Shown = True,
+        progress: ProgressChoice = True,
         steps_per_call: int = 1,
         prefetch: int | None = None,
         recompile: Literal["warn", "error"] = "warn",

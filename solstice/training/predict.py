@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from solstice.arguments import describe
 from solstice.data.datasets import batches, check_dataset, length
@@ -15,14 +14,15 @@ from solstice.sharding.in_step import in_step
 from solstice.sharding.placements import Sharding, check_sharding
 from solstice.sharding.processes import is_first_process
 from solstice.signatures import explained
-from solstice.training.progress.bars import Progress, check_progress
+from solstice.training.progress.bars import Progress, ProgressChoice, check_progress
 from solstice.tree.flat import Flat
+from solstice.tree.pytree import PyTree
 
 
 @explained(dataset="ds", data="ds", test_ds="ds", x="ds", verbose="progress")
 def predict(
-    exp: Experiment, ds: Any, *, sharding: Sharding | None = None, progress: bool = True
-) -> PyTree[np.ndarray]:
+    exp: Experiment, ds: Any, *, sharding: Sharding | None = None, progress: ProgressChoice = True
+) -> PyTree:
     """Return `exp.predict` of each batch's inputs, joined along the first axis, on the host.
 
     The inputs are what `exp.batch_inputs(batch)` returns: by default the first element of a tuple

@@ -12,7 +12,10 @@ from solstice.sharding.placements import Sharding, check_sharding
 from solstice.signatures import explained
 from solstice.training.hooks import listed
 from solstice.training.loop import Loop
-from solstice.training.progress.bars import Shown, check_progress
+from solstice.training.progress.bars import ProgressChoice, check_progress
+
+# What other libraries call them.
+OTHER_NAMES = {"dataset": "test_ds", "data": "test_ds", "ds": "test_ds", "verbose": "progress"}
 
 
 @overload
@@ -23,7 +26,7 @@ def test(
     return_outs: Literal[False] = False,
     *,
     sharding: Sharding | None = None,
-    progress: bool = True,
+    progress: ProgressChoice = True,
 ) -> None: ...
 
 
@@ -35,7 +38,7 @@ def test(
     *,
     return_outs: Literal[True],
     sharding: Sharding | None = None,
-    progress: bool = True,
+    progress: ProgressChoice = True,
 ) -> list[Any]: ...
 
 
@@ -47,7 +50,7 @@ def test(
     return_outs: Literal[True],
     *,
     sharding: Sharding | None = None,
-    progress: bool = True,
+    progress: ProgressChoice = True,
 ) -> list[Any]: ...
 
 
@@ -59,11 +62,11 @@ def test(
     return_outs: bool = False,
     *,
     sharding: Sharding | None = None,
-    progress: bool = True,
+    progress: ProgressChoice = True,
 ) -> list[Any] | None: ...
 
 
-@explained(dataset="test_ds", data="test_ds", ds="test_ds", verbose="progress")
+@explained(**OTHER_NAMES)
 def test(
     exp: Experiment,
     test_ds: Any,
@@ -71,7 +74,7 @@ def test(
     return_outs: bool = False,
     *,
     sharding: Sharding | None = None,
-    progress: Shown = True,
+    progress: ProgressChoice = True,
 ) -> list[Any] | None:
     """Run `eval_step` over a dataset, in mode "test".
 

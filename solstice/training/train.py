@@ -18,7 +18,7 @@ from solstice.signatures import explained
 from solstice.training.hooks import listed
 from solstice.training.loop import Loop
 from solstice.training.position import Position
-from solstice.training.progress.bars import Shown, check_progress
+from solstice.training.progress.bars import ProgressChoice, check_progress
 from solstice.triggers import Trigger, check_trigger
 
 _E = TypeVar("_E", bound=Experiment)
@@ -27,7 +27,7 @@ _logger = logging.getLogger("solstice")
 
 
 # What Keras, Lightning, Transformers and scikit-learn call them.
-_OTHERS = {
+OTHER_NAMES = {
     "epochs": "num_epochs",
     "max_epochs": "num_epochs",
     "n_epochs": "num_epochs",
@@ -57,7 +57,7 @@ _OTHERS = {
 }
 
 
-@explained(**_OTHERS)
+@explained(**OTHER_NAMES)
 def train(
     exp: _E,
     num_epochs: int | None,
@@ -73,7 +73,7 @@ def train(
     resume_from: CheckpointingCallback | str | os.PathLike[str] | None = None,
     recompile: Literal["warn", "error"] = "warn",
     donate: bool = False,
-    progress: Shown = True,
+    progress: ProgressChoice = True,
 ) -> _E:
     """Return the experiment after training; the one passed in stays as it is.
 

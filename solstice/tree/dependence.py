@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
 
 from solstice import arguments
 from solstice.tree.programs import program
+from solstice.tree.pytree import PyTree
 
 
 def depends_on(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree) -> bool:

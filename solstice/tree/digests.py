@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
@@ -19,6 +18,7 @@ from solstice.tree.encoding import check_data, host_array
 from solstice.tree.json import encode_leaf
 from solstice.tree.kinds import OBJECT, is_array, kind
 from solstice.tree.naming import leaves_by_path
+from solstice.tree.pytree import PyTree
 
 
 def digest(tree: PyTree) -> str:

@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.growing import Growing
 from solstice.tree.kinds import OBJECT, is_array, is_typed_key, kind
 from solstice.tree.names import names_difference, path_name
+from solstice.tree.pytree import PyTree
 
 
 def host_array(leaf: Any) -> np.ndarray:

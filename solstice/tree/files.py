@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
 
 from solstice import arguments
 from solstice.errors import DamagedFileError, InvalidValueError
@@ -22,6 +21,7 @@ from solstice.tree.encoding import as_keys, check_data, check_kinds, from_host, 
 from solstice.tree.json import from_json, to_json
 from solstice.tree.kinds import OBJECT, dtype_name, is_array, is_typed_key, kind
 from solstice.tree.naming import leaves_by_path
+from solstice.tree.pytree import PyTree
 from solstice.tree.tensors import (
     Tensors,
     array_digest,

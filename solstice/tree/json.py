@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -32,6 +31,7 @@ from solstice.tree.growing import Growing
 from solstice.tree.kinds import OBJECT, VALUES, is_array, kind
 from solstice.tree.names import path_name
 from solstice.tree.naming import leaves_by_path
+from solstice.tree.pytree import PyTree
 from solstice.tree.tensors import as_dtype
 
 

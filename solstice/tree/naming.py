@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
 
 from solstice.arguments import function, instance
 from solstice.errors import InvalidValueError
 from solstice.tree.names import names_difference, path_name
+from solstice.tree.pytree import PyTree
 
 
 def flatten_with_paths(

@@ -3,7 +3,9 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
+
+from solstice.tree.pytree import PyTree
 
 
 def norm(tree: PyTree) -> Float[Array, ""]:

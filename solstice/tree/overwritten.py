@@ -9,7 +9,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
+
+from solstice.tree.pytree import PyTree
 
 
 class Overwritten(eqx.Module):

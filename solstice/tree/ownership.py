@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 from solstice.tree.kinds import is_typed_key
+from solstice.tree.pytree import PyTree
 
 
 def owned(tree: PyTree) -> PyTree:

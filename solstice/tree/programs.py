@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import Literal
 from jax.interpreters import partial_eval
-from jaxtyping import PyTree
+
+from solstice.tree.pytree import PyTree
 
 # Where jax's own functions are, such as relu.
 _JAX = f"{Path(jax.__file__).parent}{os.sep}"

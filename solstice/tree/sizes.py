@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
+
+from solstice.tree.pytree import PyTree
 
 _NUMBERS = (bool, int, float, complex)
 

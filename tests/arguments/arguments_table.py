@@ -50,6 +50,7 @@ EXEMPT: dict[str, str] = {
     "*.set_state": _TRAINER,
     "*.attach": _TRAINER,
     "*.after_epoch": _TRAINER,
+    "*.evaluation": _TRAINER,
     "*.after_step": _TRAINER,
     "*.fires": _TRAINER,
     "*.next_step": _TRAINER,

@@ -34,21 +34,23 @@ NAMES = "text", "number as text", "text with a NUL", "empty list", "empty tuple"
 PROGRESS = only(False, "True", "False", "pair", *NAMES)
 EPOCHS = count(1, least=0).not_trying("huge")
 PASSES = {"train_ds": DS, "val_ds": optional(DS), "callbacks": CALLBACKS}
-QUIET = given({"progress": False})
+OPTIONS = {
+    "num_steps": optional(count(1)).not_trying("huge"),
+    "steps_per_call": count(1),
+    "prefetch": optional(count(0, least=0)),
+    "sharding": SHARDING,
+    "resume_from": only(None, "None", "text", "number as text"),
+    "recompile": choice("warn"),
+    "donate": flag(),
+    "progress": PROGRESS,
+}
 
 row(
     "train",
     exp=only(Still()),
     num_epochs=optional(EPOCHS),
     **PASSES,
-    num_steps=optional(count(1)).not_trying("huge"),
-    steps_per_call=count(1),
-    prefetch=optional(count(0, least=0)),
-    sharding=SHARDING,
-    resume_from=only(None, "None", "text", "number as text"),
-    recompile=choice("warn"),
-    donate=flag(),
-    progress=PROGRESS,
+    **OPTIONS,
 )
 row(
     "train",
@@ -72,8 +74,24 @@ row("predict", exp=only(Still()), ds=WHOLE, sharding=SHARDING, progress=PROGRESS
 row(
     "experiments.Runnable.train",
     on=Still,
-    num_epochs=EPOCHS.telling("Nothing ends"),
+    num_epochs=optional(EPOCHS),
     **PASSES,
-    options=QUIET,
+    **OPTIONS,
 )
-row("experiments.Runnable.test", on=Still, test_ds=DS, callbacks=CALLBACKS, options=QUIET)
+row(
+    "experiments.Runnable.train",
+    on=Still,
+    num_epochs=given(1),
+    train_ds=given([1.0]),
+    val_ds=given([1.0]),
+    validate_every=only(Every(steps=1), "None"),
+    progress=given(False),
+)
+row(
+    "experiments.Runnable.test",
+    on=Still,
+    test_ds=DS,
+    callbacks=CALLBACKS,
+    sharding=SHARDING,
+    progress=PROGRESS,
+)

@@ -3,6 +3,6 @@
 It shows where a run is and what its metrics say; it decides nothing, and never waits for a step.
 """
 
-from solstice.training.progress.bars import Progress, Shown, check_progress
+from solstice.training.progress.bars import Progress, ProgressChoice, check_progress
 
-__all__ = ["Progress", "Shown", "check_progress"]
+__all__ = ["Progress", "ProgressChoice", "check_progress"]

@@ -22,7 +22,7 @@ from solstice.training.progress.running import Running
 
 _logger = logging.getLogger("solstice")
 
-Shown = bool | str | Sequence[str]
+ProgressChoice = bool | str | Sequence[str]
 
 # A notebook says nothing of its width.
 _NOTEBOOK_WIDTH = 100
@@ -39,7 +39,7 @@ class Progress:
     ...     bar.update(1)
     """
 
-    def __init__(self, shown: Shown) -> None:
+    def __init__(self, shown: ProgressChoice) -> None:
         shown = (shown,) if isinstance(shown, str) else shown
         names = (shown,) if isinstance(shown, str) else shown
         self._names = None if isinstance(names, bool) else tuple(names)
