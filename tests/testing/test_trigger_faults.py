@@ -110,7 +110,7 @@ FAULTS = {
     "it_fires_once_a_question": (FiresWhileItLasts, "it fires after 3 steps.*just asked"),
     "next_step_is_never_late": (NextIsLate, "always asked, and by `next_step`: it says True and"),
     "it_tells_whether_it_counts_epochs": (CountsEpochsUntold, "is false, and it fires after"),
-    "joined_fires_when_either_does": (JoinsAsBoth, r"either alone, and JoinsAsBoth\._Both\("),
+    "joined_fires_when_either_does": (JoinsAsBoth, r"either alone, and JoinsAsBoth\(\) \|"),
     "watches_are_independent": (RemembersItself, "alone, and beside another: it says"),
     "it_is_a_value": (EqualToNone, "made alike, are not equal"),
     "it_can_be_pickled": (HoldsAFunction, "pickle"),
