@@ -241,7 +241,7 @@ class AnyOf(Trigger):
         return self.left.counts_epochs or self.right.counts_epochs
 
     def __repr__(self) -> str:
-        return f"{self.left!r} | {self.right!r}"
+        return " | ".join(map(repr, vars(self).values()))
 
     def parts(self) -> tuple[Trigger, ...]:
         return (*self.left.parts(), *self.right.parts())

@@ -306,7 +306,7 @@ def test_a_half_made_object_prints_what_there_is():
     assert repr(object.__new__(Keeps)) == "Keeps()"
     assert repr(object.__new__(Own)) == "Own()"
     for cls in shown_classes().values():
-        assert repr(object.__new__(cls)).startswith((f"{cls.__name__}(", "... | ")), cls
+        assert repr(object.__new__(cls)).partition("(")[0] in (cls.__name__, ""), cls
 
 
 def test_a_run_prints_nothing(monkeypatch):
