@@ -20,7 +20,7 @@ class Static(Generic[_T]):
     __slots__ = ("_hash", "value")
 
     def __init__(self, value: _T) -> None:
-        self.value = value
+        self.value: _T = value
         try:
             self._hash = hash(value)
         except TypeError:  # a list or dict inside; equal values still share the type
@@ -61,7 +61,7 @@ class Aside(Generic[_T]):
     __slots__ = ("value",)
 
     def __init__(self, value: _T) -> None:
-        self.value = value
+        self.value: _T = value
 
     def __hash__(self) -> int:
         return hash(Aside)

@@ -64,7 +64,7 @@ class Best:
         # The dataset whose metric it is, and the callback that evaluates it; None: the validation.
         self._dataset = dataset
         self._evaluating: Callback | None = None
-        self.needs_validation = by is not None and dataset is None
+        self.needs_validation: bool = by is not None and dataset is None
         self.begin(())
 
     def begin(self, callbacks: Iterable[Callback]) -> None:

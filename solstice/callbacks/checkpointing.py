@@ -102,12 +102,12 @@ class CheckpointingCallback(Callback):
         packages()
         self._there = Checkpoints(directory)
         url = "://" in self._there.place
-        self.directory = self._there.place if url else Path(self._there.place)
+        self.directory: str | Path = self._there.place if url else Path(self._there.place)
         self._claim = Claim(self._there.store)
         self._every = every
         self._keep = keep
         self._best = Best(best)
-        self.needs_validation = self._best.needs_validation
+        self.needs_validation: bool = self._best.needs_validation
         self._on_error = on_error
         self._writer: ThreadPoolExecutor | None = None
         self._saving: Future[None] | None = None

@@ -53,7 +53,7 @@ class EarlyStoppingCallback(Callback):
     @explained(**_OTHERS)
     def __init__(
         self,
-        criterion_fn: Callable[[list[Any]], Any],
+        criterion_fn: Callable[[list[Any]], object],
         accumulate_every_n_steps: int = 1,
         *,
         watch: Literal["val", "train"] = "val",
@@ -68,7 +68,7 @@ class EarlyStoppingCallback(Callback):
         self._every = arguments.count(accumulate_every_n_steps, "accumulate_every_n_steps")
         check_watch(watch)
         self._watch = watch
-        self.needs_validation = watch == "val"
+        self.needs_validation: bool = watch == "val"
         self._begin()
 
     def _begin(self) -> None:

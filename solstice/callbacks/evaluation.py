@@ -101,8 +101,8 @@ class EvaluationCallback(TriggeredCallback):
         key: Array | int = 0,
         prepare_batch: Callable[[Any], Any] | None = None,
         finalize: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
-        on_start: Callable[[Any, int, str], Any] | None = None,
-        on_end: Callable[[dict[str, Any], Any, int, str], Any] | None = None,
+        on_start: Callable[[Any, int, str], object] | None = None,
+        on_end: Callable[[dict[str, Any], Any, int, str], object] | None = None,
         on_host: bool | None = None,
         jit: bool = True,
     ) -> None:

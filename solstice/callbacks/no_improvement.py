@@ -37,7 +37,7 @@ class NoImprovement(Callback):
         self._patience = arguments.count(patience, "patience")
         self._min_delta = arguments.number(min_delta, "min_delta", least=0)
         self._watch = watch
-        self.needs_validation = watch == "val"
+        self.needs_validation: bool = watch == "val"
         self._begin()
 
     def _begin(self) -> None:

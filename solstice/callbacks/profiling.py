@@ -62,7 +62,7 @@ class ProfilingCallback(Callback):
         self._mode: str | None = None
         self._recorded = False
         self._completed: dict[str, int] = {}
-        self.stopwatch = Stopwatch()
+        self.stopwatch: Stopwatch = Stopwatch()
 
     @property
     def report(self) -> TimeReport:

@@ -44,7 +44,7 @@ class ScheduledCallback(TriggeredCallback):
     """
 
     def __init__(
-        self, action: Callable[[Any, int], Any], when: Trigger, name: str | None = None
+        self, action: Callable[[Any, int], object], when: Trigger, name: str | None = None
     ) -> None:
         arguments.function(action, "action", "exp, step")
         if name is not None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
@@ -97,7 +98,7 @@ class ClassificationExperiment(SupervisedExperiment):
         perplexity: bool = False,
         batch_keys: BatchKeys = ("image", "label", "mask", "weight"),
         ema_decay: float | None = None,
-        compute_dtype: Any = None,
+        compute_dtype: DTypeLike | None = None,
         accumulate_steps: int = 1,
     ) -> None:
         """Adapt and initialise the network and the optimizer.

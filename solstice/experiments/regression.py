@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from solstice import arguments
@@ -66,7 +67,7 @@ class RegressionExperiment(SupervisedExperiment):
         num_outputs: int | None = None,
         batch_keys: BatchKeys = ("x", "y", "mask", "weight"),
         ema_decay: float | None = None,
-        compute_dtype: Any = None,
+        compute_dtype: DTypeLike | None = None,
         accumulate_steps: int = 1,
     ) -> None:
         """Adapt and initialise the network and the optimizer.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from solstice import arguments
@@ -123,7 +124,7 @@ class SupervisedExperiment(Runnable):
         example_input: Any = None,
         batch_keys: BatchKeys = ("x", "y", "mask", "weight"),
         ema_decay: float | None = None,
-        compute_dtype: Any = None,
+        compute_dtype: DTypeLike | None = None,
         accumulate_steps: int = 1,
     ) -> None:
         """Adapt and initialise the network and the optimizer.

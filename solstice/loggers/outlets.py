@@ -16,7 +16,7 @@ from solstice.loggers.records import make_record
 from solstice.loggers.values import to_host
 from solstice.sharding.processes import is_first_process
 
-LoggingFn = Callable[[dict[str, Any], int, str], Any]
+LoggingFn = Callable[[dict[str, Any], int, str], object]
 
 
 @runtime_checkable

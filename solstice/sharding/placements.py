@@ -119,8 +119,8 @@ class DataParallel(Sharding):
     """
 
     def __init__(self, mesh: Mesh | None = None) -> None:
-        self.mesh = as_mesh(mesh)
-        self.batch_spec = PartitionSpec(self.mesh.axis_names)
+        self.mesh: Mesh = as_mesh(mesh)
+        self.batch_spec: PartitionSpec = PartitionSpec(self.mesh.axis_names)
 
     def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
         return PartitionSpec()
@@ -143,9 +143,9 @@ class FullySharded(Sharding):
     """
 
     def __init__(self, mesh: Mesh | None = None, min_size: int = 1024) -> None:
-        self.mesh = as_mesh(mesh)
-        self.batch_spec = PartitionSpec(self.mesh.axis_names)
-        self.min_size = arguments.count(min_size, "min_size", least=0)
+        self.mesh: Mesh = as_mesh(mesh)
+        self.batch_spec: PartitionSpec = PartitionSpec(self.mesh.axis_names)
+        self.min_size: int = arguments.count(min_size, "min_size", least=0)
 
     def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
         axis = self.mesh.axis_names[-1]
@@ -184,11 +184,11 @@ class Rules(Sharding):
         mesh: Mesh | None = None,
         batch: PartitionSpec | None = None,
     ) -> None:
-        self.mesh = as_mesh(mesh)
+        self.mesh: Mesh = as_mesh(mesh)
         batch = PartitionSpec(self.mesh.axis_names[0]) if batch is None else batch
         spec = "a jax.sharding.PartitionSpec"
-        self.batch_spec = arguments.instance(batch, "batch", PartitionSpec, spec)
-        self.rules = _as_rules(rules)
+        self.batch_spec: PartitionSpec = arguments.instance(batch, "batch", PartitionSpec, spec)
+        self.rules: tuple[tuple[str, PartitionSpec], ...] = _as_rules(rules)
 
     def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
         for pattern, spec in self.rules:

@@ -66,8 +66,8 @@ class Flat:
     __slots__ = ("arrays", "structure")
 
     def __init__(self, arrays: list[Any], structure: "Structure") -> None:
-        self.arrays = arrays
-        self.structure = structure
+        self.arrays: list[Any] = arrays
+        self.structure: Structure = structure
 
     @classmethod
     def of(cls, tree: Any, like: "Structure | None" = None) -> Self:
@@ -127,10 +127,10 @@ class Structure:
     def __init__(
         self, treedef: Any, places: tuple[Static[Any], ...], placement: Placement | None = None
     ) -> None:
-        self.treedef = treedef
-        self.places = places
-        self.placement = placement
-        self.only_arrays = all(one is _ARRAY for one in places)
+        self.treedef: Any = treedef
+        self.places: tuple[Static[Any], ...] = places
+        self.placement: Placement | None = placement
+        self.only_arrays: bool = all(one is _ARRAY for one in places)
         self._hash = hash((treedef, places))
 
     def placed(self, placement: Placement | None) -> "Structure":
