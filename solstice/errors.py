@@ -23,6 +23,9 @@
 
 `except solstice.SolsticeError` catches what Solstice itself raises, and nothing that your own
 functions raise.
+
+What a program may want beside the message is an attribute: see `RecompileError`,
+`DamagedFileError`, `DirectoryInUseError`, `ProcessError` and `NotFiniteError`.
 """
 
 
@@ -66,7 +69,19 @@ class MissingPackageError(SolsticeError, ImportError):
 
 
 class NotFiniteError(SolsticeError, FloatingPointError):
-    """A run has a NaN or an infinity: the message says where."""
+    """A run has a NaN or an infinity: the message says where.
+
+    Attributes:
+        step: The index of the training step after which it was found; None where that is not known.
+        leaves: The paths of all arrays, of the experiment and the step's outs, that have one.
+    """
+
+    def __init__(
+        self, message: str = "", *, step: int | None = None, leaves: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.step = step
+        self.leaves = leaves
 
 
 class NoCheckpointError(SolsticeError, FileNotFoundError):
@@ -82,7 +97,26 @@ class ExistingFileError(SolsticeError, FileExistsError):
 
 
 class DirectoryInUseError(SolsticeError, RuntimeError):
-    """Another run writes checkpoints into the directory: the message says which."""
+    """Another run writes checkpoints into the directory: the message says which.
+
+    Attributes:
+        pid: The other run's process; None where it does not say, as for the two below.
+        host: The name of its machine.
+        since: When it began, as "2026-01-31T12:00:00+00:00".
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        pid: int | None = None,
+        host: str | None = None,
+        since: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.pid = pid
+        self.host = host
+        self.since = since
 
 
 class SlowWriteError(SolsticeError, TimeoutError):
@@ -90,7 +124,15 @@ class SlowWriteError(SolsticeError, TimeoutError):
 
 
 class ProcessError(SolsticeError, RuntimeError):
-    """Another process of a distributed run failed, left it or says nothing."""
+    """Another process of a distributed run failed, left it or says nothing.
+
+    Attributes:
+        process: The index of that process; None where it is not about one.
+    """
+
+    def __init__(self, message: str = "", *, process: int | None = None) -> None:
+        super().__init__(message)
+        self.process = process
 
 
 class UnequalCopiesError(SolsticeError, AssertionError):
@@ -124,6 +166,10 @@ class UsageError(InvalidValueError, AssertionError):
 class DamagedFileError(InvalidValueError):
     """A file is not what was written: cut short, changed, or somebody else's.
 
+    Attributes:
+        path: The file, or the directory of a checkpoint or of all of them, or its URL; None where
+            the error is about what a checkpoint says and not about a file.
+
     >>> import pathlib, solstice, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "state.solstice"
     >>> solstice.tree.save(file, {"step": 3})
@@ -131,9 +177,13 @@ class DamagedFileError(InvalidValueError):
     >>> try:
     ...     solstice.tree.load(file, like={"step": 0})
     ... except solstice.DamagedFileError as error:
-    ...     print("is damaged" in str(error))
-    True
+    ...     print("is damaged" in str(error), error.path == str(file))
+    True True
     """
+
+    def __init__(self, message: str = "", *, path: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class EarlyStoppingException(SolsticeError):
@@ -162,6 +212,12 @@ class RecompileError(SolsticeError):
 
     The message names what changed: a leaf's shape, dtype, weak type or static value, or the tree.
 
+    Attributes:
+        leaf: The path of the first leaf, or part of the tree, that changed, such as "batch" or
+            "experiment/model/params/kernel"; None where a setting of jax did.
+        before: What it was, in words such as "float32[3]".
+        after: What it is now.
+
     >>> import jax.numpy as jnp, solstice
     >>> class Total(solstice.Experiment):
     ...     total: jnp.ndarray
@@ -181,6 +237,19 @@ class RecompileError(SolsticeError):
     ...         progress=False,
     ...     )
     ... except solstice.RecompileError as error:
-    ...     print("batch was float32[3] and is float32[2]" in str(error))
-    True
+    ...     print(error.leaf, error.before, error.after)
+    batch float32[3] float32[2]
     """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        leaf: str | None = None,
+        before: str | None = None,
+        after: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.leaf = leaf
+        self.before = before
+        self.after = after

@@ -85,8 +85,14 @@ def test_only_unreadable_ones_are_an_error(saved, tmp_path):
     shutil.copytree(saved[0], copy)
     for name in Checkpoints(copy).names():
         (copy / name / "checkpoint.json").unlink()
-    with pytest.raises(solstice.DamagedFileError, match=r"None of the 2 checkpoints in .* can be"):
+    with pytest.raises(
+        solstice.DamagedFileError, match=r"None of the 2 checkpoints in .* can be"
+    ) as all_:
         solstice.restore(copy, (experiment(), LARGE))
+    assert all_.value.path == str(copy)
+    one = all_.value.__cause__
+    assert isinstance(one, solstice.DamagedFileError)
+    assert one.path == str(copy / Checkpoints(copy).names()[0] / "checkpoint.json")
     with pytest.raises(solstice.DamagedFileError, match="not started over in silence"):
         solstice.train(experiment(), 1, shuffled, resume_from=copy, progress=False)
 
@@ -537,10 +543,10 @@ def test_pieces_that_do_not_fill_the_array_are_damage(name):
     half = [(place[: len(place) // 2], place[len(place) // 2 :]) for place in places]
     entries = [{"start": start, "shape": shape} for start, shape in half]
     if right:
-        check_places("w", (4, 6), entries)
+        check_places("run/step_4", "w", (4, 6), entries)
     else:
         with pytest.raises(solstice.DamagedFileError, match="do not fill an array"):
-            check_places("w", (4, 6), entries)
+            check_places("run/step_4", "w", (4, 6), entries)
 
 
 def test_pieces_of_one_leaf_have_names_of_their_own():

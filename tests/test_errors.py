@@ -3,12 +3,15 @@
 import ast
 import builtins
 import inspect
+import pickle
+import re
 from pathlib import Path
 
 import pytest
 
 import solstice
 from solstice import errors
+from solstice.sharding import processes
 
 CLASSES = [one for _, one in inspect.getmembers(errors, inspect.isclass)]
 # Where the builtin itself is asked for: by Python's protocols, the system, or the laws' runner.
@@ -21,14 +24,67 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_each_error_has_the_root_above_it_and_stands_in_the_drawn_tree(cls):
-    assert issubclass(cls, solstice.SolsticeError)
-    drawn = next(line for line in errors.__doc__.splitlines() if f"{cls.__name__}" in line)
-    builtin = next((b for b in cls.__mro__ if b.__module__ == "builtins"), None)
-    stated = drawn.partition("(")[2].partition(")")[0]
-    if stated:
-        assert stated in [base.__name__ for base in cls.__mro__], (drawn, builtin)
+def drawn(text):
+    """Return each class of a drawn tree with those that it is drawn under and beside."""
+    tree, above = {}, []
+    for line in text.splitlines():
+        found = re.fullmatch(r"    (.*?)(\w+)(?: \((\w+)\))?(?:: .+)?", line)
+        if found is None or not (found[1] or not tree):
+            continue
+        bars, name, builtin = found.groups()
+        depth = len(bars) // 4
+        above = [*above[:depth], name]
+        tree[name] = {*above[depth - 1 : depth], *filter(None, [builtin])}
+    return tree
+
+
+def test_each_error_stands_in_the_drawn_tree_under_its_bases():
+    held = {one.__name__: {base.__name__ for base in one.__bases__} for one in CLASSES}
+    assert drawn(errors.__doc__) == held
+    assert all(issubclass(one, solstice.SolsticeError) for one in CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("line", "changed"),
+    [
+        (" ├─ RecompileError", " ├─ Recompiled"),
+        (" ├─ SlowWriteError (TimeoutError)", " ├─ SlowWriteError (OSError)"),
+        (" │   └─ DamagedFileError", " ├─ DamagedFileError"),
+    ],
+)
+def test_a_wrong_drawing_is_seen(line, changed):
+    assert line in errors.__doc__
+    assert drawn(errors.__doc__.replace(line, changed)) != drawn(errors.__doc__)
+
+
+FIELDS = [
+    (errors.RecompileError, {"leaf": "batch", "before": "float32[3]", "after": "float32[2]"}),
+    (errors.DamagedFileError, {"path": "run/step_4/arrays-0.safetensors"}),
+    (errors.DirectoryInUseError, {"pid": 7, "host": "node3", "since": "2026-01-31T12:00:00"}),
+    (errors.ProcessError, {"process": 1}),
+    (errors.NotFiniteError, {"step": 3, "leaves": ("experiment/weight",)}),
+]
+
+
+@pytest.mark.parametrize(("cls", "fields"), FIELDS, ids=[cls.__name__ for cls, _ in FIELDS])
+def test_fields_are_told_beside_the_message_and_survive_pickle(cls, fields):
+    error = cls("It failed.", **fields)
+    for one in (error, pickle.loads(pickle.dumps(error))):
+        assert (str(one), one.args, {n: getattr(one, n) for n in fields}) == (
+            "It failed.",
+            ("It failed.",),
+            fields,
+        )
+    assert not any(getattr(cls("It failed."), name) for name in fields)
+    page = Path(__file__).parents[1] / "docs" / "api" / "errors.md"
+    assert all(f"`{name}`" in page.read_text() and f"{name}: " in cls.__doc__ for name in fields)
+
+
+def test_an_error_of_another_process_tells_which(monkeypatch):
+    monkeypatch.setattr(processes, "exchange", lambda *_, **__: ["done ", "failed OSError: full"])
+    with pytest.raises(errors.ProcessError, match="In process 1: OSError: full") as caught:
+        processes.together("save", lambda: "")
+    assert caught.value.process == 1
 
 
 def test_solstice_raises_no_raw_builtin_error():

@@ -156,6 +156,9 @@ def test_it_may_be_an_error_and_the_experiment_lives():
     with pytest.raises(solstice.RecompileError, match=r"batch/x was float32\[4\] and is") as caught:
         run(exp, [batch(4), batch(4), batch(3)], callbacks=[keep], recompile="error")
     assert keep.error is caught.value and keep.total == 0
+    found = caught.value
+    told = (found.leaf, found.before, found.after)
+    assert told == ("batch/x", "float32[4]", "float32[3]")
     run(exp, [batch(4)] * 3, val_ds=[batch(3)] * 3, recompile="error")
 
 

@@ -362,8 +362,9 @@ def test_a_diverged_run_keeps_its_last_finite_checkpoint(tmp_path):
     for every in (1, 2, 100):
         directory = tmp_path / str(every)
         stop = solstice.callbacks.StopOnNaN(every)
-        with pytest.raises(FloatingPointError, match=r"step 2, .* in experiment/mod"):
+        with pytest.raises(FloatingPointError, match=r"step 2, .* in experiment/mod") as caught:
             run(directory, [stop], train_ds=poisoned)
+        assert caught.value.step == 2 and caught.value.leaves[0].startswith("experiment/model/")
         exp = solstice.restore(directory, experiment())
         assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(exp.model.params))
 

@@ -200,8 +200,10 @@ def test_a_claim_of_another_host_counts_until_it_has_been_silent_too_long(tmp_pa
     there.write("claim.json", card())
     with pytest.raises(
         solstice.errors.DirectoryInUseError, match="process 1 on elsewhere, since t"
-    ):
+    ) as refused:
         claims.Claim(there).take()
+    assert (refused.value.pid, refused.value.host) == (1, "elsewhere")
+    assert refused.value.since == json.loads(card())["since"]
     there.write("claim.json", card(beat=time.time() - claims.GIVEN_UP - 1))
     claim = claims.Claim(there)
     claim.take()
@@ -380,8 +382,11 @@ def test_a_state_of_a_callback_that_it_does_not_take_is_damage(tmp_path):
         )
 
     go(1)
-    with pytest.raises(solstice.DamagedFileError, match=r"The state of Odd in the checkpoint is"):
+    with pytest.raises(
+        solstice.DamagedFileError, match=r"The state of Odd in the checkpoint is"
+    ) as odd:
         go(2)
+    assert odd.value.path is None
 
 
 def test_values_and_arrays_of_every_kind_come_back_from_every_store(place):

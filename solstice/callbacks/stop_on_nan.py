@@ -89,7 +89,9 @@ class StopOnNaN(Callback):
             raise NotFiniteError(
                 f"After training step {step}, not all is finite in {', '.join(bad[:3])}{more}. "
                 f"Lower the learning rate, clip the gradients, or look at the batches before; the "
-                f"last checkpoint is finite."
+                f"last checkpoint is finite.",
+                step=step,
+                leaves=tuple(bad),
             )
 
 

@@ -95,24 +95,28 @@ def named(pieces: Iterable[Piece]) -> tuple[dict[str, np.ndarray], list[dict[str
     return arrays, entries
 
 
-def check_places(path: str, shape: tuple[int, ...], entries: Sequence[Mapping[str, Any]]) -> None:
+def check_places(
+    where: str, leaf: str, shape: tuple[int, ...], entries: Sequence[Mapping[str, Any]]
+) -> None:
     """Raise unless pieces fill an array: each element is in just one of them.
 
     Args:
-        path: The checkpoint and the leaf, for the message.
+        where: The checkpoint.
+        leaf: The path of the leaf.
         shape: The array's.
         entries: What the checkpoint says of the pieces.
 
     Raises:
         DamagedFileError: Pieces are missing, overlap, or do not lie in the array.
 
-    >>> check_places("w", (4,), [{"start": [0], "shape": [2]}, {"start": [2], "shape": [2]}])
+    >>> halves = [{"start": [0], "shape": [2]}, {"start": [2], "shape": [2]}]
+    >>> check_places("run/step_4", "w", (4,), halves)
     """
     starts = [tuple(entry["start"]) for entry in entries]
     shapes = [tuple(entry["shape"]) for entry in entries]
-    why = f"its {len(entries)} pieces do not fill an array of shape {shape}"
+    why = f"the {len(entries)} pieces of {leaf!r} do not fill an array of shape {shape}"
     if any(len(one) != len(shape) for one in (*starts, *shapes)):
-        raise damaged(path, why)
+        raise damaged(where, why)
     # Shards lie on a grid: along each axis, the same cuts everywhere.
     cuts = [
         sorted({(s[axis], n[axis]) for s, n in zip(starts, shapes, strict=True)})
@@ -125,7 +129,7 @@ def check_places(path: str, shape: tuple[int, ...], entries: Sequence[Mapping[st
     )
     count = int(np.prod([len(axis) for axis in cuts], dtype=object))
     if not whole or not len(entries) == len(set(starts)) == count:
-        raise damaged(path, why)
+        raise damaged(where, why)
 
 
 def placed(

@@ -419,7 +419,8 @@ def newest(
     raise DamagedFileError(
         f"None of the {len(names)} checkpoints in {there.place} can be read, so the run is not "
         f"started over in silence. Restore the directory from a copy, or give another one to "
-        f"start anew."
+        f"start anew.",
+        path=str(there.place),
     ) from last
 
 
@@ -453,7 +454,7 @@ def _leaf(where: str, path: str, about: dict[str, Any], files: _Files, like: Any
         return value_of(where, path, about)
     shape, dtype = tuple(about["shape"]), as_dtype(about["dtype"])
     entries = files.pieces.get(path, [])
-    check_places(f"{where} ({path})", shape, entries)
+    check_places(where, path, shape, entries)
 
     def read(entry: Mapping[str, Any]) -> Any:
         file = files.tensors(entry["file"])

@@ -146,9 +146,13 @@ class Claim:
         who = "process {pid} on {host}, since {since}".format_map(
             {"pid": "?", "host": "an unknown host", "since": "an unknown time"} | holder
         )
+        pid, host, since = (holder.get(name) for name in ("pid", "host", "since"))
         return DirectoryInUseError(
             f"{self._store.place} is written by another run ({who}). Wait until it ends, end it, "
-            f"or use another directory: two runs in one would mix their checkpoints."
+            f"or use another directory: two runs in one would mix their checkpoints.",
+            pid=pid if isinstance(pid, int) else None,
+            host=host if isinstance(host, str) else None,
+            since=since if isinstance(since, str) else None,
         )
 
 

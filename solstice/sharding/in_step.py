@@ -55,7 +55,8 @@ def _in_step(
                 raise ProcessError(
                     f"Process {said.index('left')} has left this pass after {i - 1} batches, while "
                     f"others go on: its run failed, or a callback stopped it. Look at its log; "
-                    f"what stops a run is expected to say the same in all processes."
+                    f"what stops a run is expected to say the same in all processes.",
+                    process=said.index("left"),
                 )
             numbers = [int(one.split()[1]) for one in said if one.startswith("signal")]
             if signals is not None and (over := bool(numbers)):

@@ -100,7 +100,7 @@ def together(label: str, action: Callable[[], str]) -> list[str]:
         raise failure
     for i, one in enumerate(said):
         if one.startswith("failed "):
-            raise ProcessError(f"In process {i}: {one.removeprefix('failed ')}")
+            raise ProcessError(f"In process {i}: {one.removeprefix('failed ')}", process=i)
     return [one.removeprefix("done ") for one in said]
 
 
@@ -128,7 +128,8 @@ def exchange(label: str, text: str, patience: int | None = None) -> list[str]:
                 f"Process {process} has said nothing for {patience} s about {label!r}: it has "
                 f"ended, is stuck, or does something else than this one. All processes are "
                 f"expected to make the same calls of train, test and predict. Look at its log, "
-                f"and resume the run from its last checkpoint."
+                f"and resume the run from its last checkpoint.",
+                process=process,
             ) from error
     return said
 

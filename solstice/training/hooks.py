@@ -126,7 +126,7 @@ class Hooks:
 
     def set_states(self, states: list[list[Any]]) -> None:
         """Give them back what `get_states` said, each to the next callback of that name."""
-        with untrusted("What the checkpoint says of callbacks"):
+        with untrusted("What the checkpoint says of callbacks", is_file=False):
             waiting = [[str(name), state] for name, state in states]
         for callback in self.callbacks:
             name = type(callback).__name__
@@ -134,7 +134,7 @@ class Hooks:
             if saved is not None:
                 waiting.remove(saved)
                 # A checkpoint may be damaged, or another version's: what it says is not trusted.
-                with untrusted(f"The state of {name} in the checkpoint"):
+                with untrusted(f"The state of {name} in the checkpoint", is_file=False):
                     callback.set_state(saved[1])
         if waiting:
             _logger.warning(

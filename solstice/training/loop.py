@@ -524,7 +524,7 @@ class Loop:
             return
         self._hooks.set_states(self._resumed["callbacks"])
         if self._validation_watch is not None and self._resumed["validation"] is not None:
-            with untrusted("What the checkpoint says of the validation"):
+            with untrusted("What the checkpoint says of the validation", is_file=False):
                 self._validation_watch.set_state(self._resumed["validation"])
 
     # What a profile times; a run without one pays nothing.

@@ -64,7 +64,7 @@ class Position:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         """Return what `to_state` was called on."""
-        with untrusted("The position of the run in the checkpoint"):
+        with untrusted("The position of the run in the checkpoint", is_file=False):
             found = cls(**state)
             for field in dataclasses.fields(cls):
                 value = getattr(found, field.name)
@@ -77,7 +77,9 @@ class Position:
                     right = sort is Any or isinstance(value, sort)
                     right &= not isinstance(value, int) or value >= 0
                 if not right:
-                    raise damaged(f"The {field.name} of the run", f"it is {describe(value)}")
+                    raise damaged(
+                        f"The {field.name} of the run", f"it is {describe(value)}", is_file=False
+                    )
             return found
 
     def end_pass(self, mode: str) -> None:

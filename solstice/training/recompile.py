@@ -68,14 +68,14 @@ was float32[3] and is float32[2]. ...
             RecompileError: It was the second compilation, and this is to be an error.
         """
         before, now = self._seen, _Signature(flat, batches)
-        what = None if before is None else now.changes_from(before)
-        if what is None and not traced:
+        changes = [] if before is None else now.changes_from(before)
+        if not changes and not traced:
             return
         self._seen = now
         self._compilations += 1
         if before is None:
             return
-        what = what or "no array and no static value did, so it must be a setting of jax"
+        what = _told(changes) or "no array and no static value did, so it must be a setting of jax"
         message = (
             f"{self._name} was compiled again, since its input changed: {what}. Give each step the "
             f"same shapes, dtypes, static values and devices: drop or pad a shorter last batch, "
@@ -83,12 +83,22 @@ was float32[3] and is float32[2]. ...
             f"devices."
         )
         if self._how == "error":
-            raise RecompileError(message)
+            leaf, old, new = changes[0] if changes else (None, None, None)
+            raise RecompileError(message, leaf=leaf, before=old, after=new)
         if what not in self._told:
             self._told.add(what)
             count = self._compilations
             level = logging.WARNING if count >= _WARN_FROM else logging.INFO
             _logger.log(level, "%s (Compilation %d of this run.)", message, count)
+
+
+# A leaf's path, what it was and what it is.
+_Change = tuple[str, str, str]
+
+
+def _told(changes: list[_Change]) -> str:
+    parts = [f"{leaf} was {before} and is {after}" for leaf, before, after in changes[:4]]
+    return "; ".join(parts + [f"and {len(changes) - 4} more"] * (len(changes) > 4))
 
 
 class _Signature:
@@ -100,20 +110,16 @@ class _Signature:
         leaves, self._batch_structure = jax.tree.flatten(batches)
         self._batch_leaves = list(map(_form, leaves))
 
-    def changes_from(self, before: "_Signature") -> str | None:
+    def changes_from(self, before: "_Signature") -> list[_Change]:
         if self._structure.treedef != before._structure.treedef:
-            return _tree_change(before._structure.treedef, self._structure.treedef, "experiment")
+            return [_tree_change(before._structure.treedef, self._structure.treedef, "experiment")]
         if self._batch_structure != before._batch_structure:
-            return _tree_change(before._batch_structure, self._batch_structure, "batches")
-        changes = [
-            f"{name} was {change[0]} and is {change[1]}"
+            return [_tree_change(before._batch_structure, self._batch_structure, "batches")]
+        return [
+            (name, *change)
             for (name, old), (_, new) in zip(before._named(), self._named(), strict=True)
             if (change := _change(old, new))
         ]
-        if not changes:
-            return None
-        shown = "; ".join(changes[:4])
-        return shown + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
 
     def _named(self) -> list[tuple[str, "_Form"]]:
         arrays = iter(self._arrays)
@@ -172,13 +178,13 @@ def _place_text(place: Any) -> str:
     return f"{whole} on {place.num_devices} devices"
 
 
-def _tree_change(before: Any, after: Any, name: str) -> str:
+def _tree_change(before: Any, after: Any, name: str) -> _Change:
     """Say where two tree structures differ first: another node, or another static field of one."""
     old, new = (jax.tree.unflatten(one, range(one.num_leaves)) for one in (before, after))
     while True:
         (old_children, old_node), (new_children, new_node) = map(_one_level, (old, new))
         if old_node != new_node:
-            return f"{name} was {_node_text(old, new)} and is {_node_text(new, old)}"
+            return name, _node_text(old, new), _node_text(new, old)
         pairs = zip(old_children, new_children, strict=True)
         different = (
             (a, b) for a, b in pairs if jax.tree.structure(a[1]) != jax.tree.structure(b[1])

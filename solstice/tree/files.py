@@ -197,7 +197,8 @@ def _table(file: Tensors) -> dict[str, Any]:
             f"{file.place} is expected to be a file of solstice.tree.save, {_FORMAT!r}; "
             f"solstice.tree.save did not write it, or it was changed since. Use another copy. A "
             f"checkpoint's arrays are read by solstice.restore(directory, exp), and those of any "
-            f"safetensors file by safetensors.numpy.load_file(path)."
+            f"safetensors file by safetensors.numpy.load_file(path).",
+            path=str(file.place),
         )
     text = about.get("leaves", "")
     if text_digest(text) != about.get("digest"):

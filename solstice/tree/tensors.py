@@ -169,13 +169,14 @@ def check_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, "It is no regular file", str(path))
 
 
-def damaged(path: Path | str, why: str) -> DamagedFileError:
-    """Return the error for a file or directory that is not what was written."""
-    return DamagedFileError(f"{path} is damaged: {why}. Use another copy.")
+def damaged(what: Path | str, why: str, *, is_file: bool = True) -> DamagedFileError:
+    """Return the error for a file, a directory or a part of one that is not what was written."""
+    path = str(what) if is_file else None
+    return DamagedFileError(f"{what} is damaged: {why}. Use another copy.", path=path)
 
 
 @contextlib.contextmanager
-def untrusted(path: Path | str) -> Iterator[None]:
+def untrusted(what: Path | str, *, is_file: bool = True) -> Iterator[None]:
     """Turn what goes wrong in taking apart a file's content into a DamagedFileError.
 
     A file may be changed, crafted even, so that it has right digests and odd content.
@@ -186,7 +187,7 @@ def untrusted(path: Path | str) -> Iterator[None]:
         raise
     except _ODD as error:
         why = f"its content is not of the form that was written ({type(error).__name__}: {error})"
-        raise damaged(path, why[:300]) from error
+        raise damaged(what, why[:300], is_file=is_file) from error
 
 
 _ODD = (

@@ -95,8 +95,9 @@ def test_any_tool_reads_the_arrays_by_their_paths(file):
 
 def test_a_file_of_another_program_is_refused(tmp_path):
     safetensors.numpy.save_file({"w": np.ones(2)}, tmp_path / "other")
-    with pytest.raises(solstice.DamagedFileError, match="save did not write it"):
+    with pytest.raises(solstice.DamagedFileError, match="save did not write it") as caught:
         tree.load(tmp_path / "other")
+    assert caught.value.path == str(tmp_path / "other")
 
 
 def test_without_like_a_flat_dict_comes_back(file):
@@ -174,8 +175,9 @@ def test_a_pickle_is_not_read(file):
             return pytest.fail, ("unpickled",)
 
     file.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(solstice.DamagedFileError, match="no whole safetensors file"):
+    with pytest.raises(solstice.DamagedFileError, match="no whole safetensors file") as caught:
         tree.load(file, VALUE)
+    assert caught.value.path == str(file)
 
 
 def test_files_that_are_not_there_raise_what_open_raises(tmp_path):
