@@ -35,7 +35,12 @@ def name_of(page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name_of)
+@pytest.mark.parametrize(
+    "page",
+    # The programs of `from_flax` are each run alone below.
+    [page for page in PAGES if blocks(page) and page.stem != "from_flax"],
+    ids=name_of,
+)
 def test_the_programs_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page"}

@@ -77,7 +77,8 @@ class ModelSubject:
         self.train_stack = jax.jit(
             jax.vmap(lambda model, key, *inputs: model(*inputs, key=key, train=True), (0, *stacked))
         )
-        self.train_scan = jax.jit(_scan)
+        # Of its own, so that it shares no traces with another subject's.
+        self.train_scan = jax.jit(functools.partial(_scan))
         # The library's own call and ours, by mode: one program each, from the same model, so that
         # the compiler sees the same.
         self.natively = (
