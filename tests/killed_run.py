@@ -16,7 +16,6 @@ parser = argparse.ArgumentParser()
 parser.add_argument("directory", type=Path)
 parser.add_argument("--network", default="linen")
 parser.add_argument("--pause", type=float, default=0.0, help="seconds that each step takes")
-parser.add_argument("--epochs", type=int, default=12)
 parser.add_argument("--cache", default=None)
 parser.add_argument("--devices", type=int, default=0, help="so many simulated ones, SGD on them")
 options = parser.parse_args()
@@ -75,7 +74,7 @@ if options.devices:
     val = [(X[:8], Y[:8]), (X[8:16], Y[8:16])]
 exp = solstice.train(
     exp,
-    options.epochs,
+    12,
     in_eights if options.devices else shuffled,
     val,
     callbacks,

@@ -24,13 +24,9 @@ SCRIPT = Path(__file__).with_name("killed_run.py")
 PATHS = os.pathsep.join(map(str, (SCRIPT.parents[1], SCRIPT.parent)))
 
 
-# Enough for some checkpoints to come and go.
-EPOCHS = 6
-
-
 def start(directory, cache, network, pause, devices=0):
     command = [sys.executable, SCRIPT, directory, "--network", network, "--pause", pause]
-    command += ["--cache", cache, "--devices", devices, "--epochs", EPOCHS]
+    command += ["--cache", cache, "--devices", devices]
     return subprocess.Popen(
         list(map(str, command)),
         stderr=subprocess.PIPE,
