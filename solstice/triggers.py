@@ -220,6 +220,8 @@ class First(Trigger):
 class AnyOf(Trigger):
     """Fires when either of two does; made by `|`."""
 
+    _operator = "|"
+
     left: Trigger
     right: Trigger
 
@@ -239,9 +241,6 @@ class AnyOf(Trigger):
     @property
     def counts_epochs(self) -> bool:
         return self.left.counts_epochs or self.right.counts_epochs
-
-    def __repr__(self) -> str:
-        return " | ".join(map(repr, vars(self).values()))
 
     def parts(self) -> tuple[Trigger, ...]:
         return (*self.left.parts(), *self.right.parts())

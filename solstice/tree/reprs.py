@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import PurePath
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -47,11 +47,16 @@ class Shown:
     (Ruler(length=3), Ruler(length=[1, 1], unit='inch'))
     """
 
+    # What stands between the parts of an object that an operator makes.
+    _operator: ClassVar[str | None] = None
+
     def _shown(self) -> list[tuple[str, Any]]:
         """Return what is printed: pairs of a name, which may be empty, and a value."""
         return list(_held(self))
 
     def __repr__(self) -> str:
+        if self._operator is not None and vars(self):
+            return _text(self, _WIDTH, 0)
         return _lines(type(self).__name__, _parts(self, _WIDTH, 0))
 
 
@@ -179,6 +184,8 @@ def _text(value: Any, room: int, depth: int) -> str:
         return _items(value, room, depth)
     if depth < _DEPTH and isinstance(value, ShownAsMade):
         return _joined(kind.__name__, value._made_with, room)
+    if depth < _DEPTH and isinstance(value, Shown) and (operator := value._operator):
+        return f" {operator} ".join(_text(one, room, depth + 1) for _, one in value._shown())
     if depth < _DEPTH and _has_parts(value):
         return _joined(kind.__name__, _parts(value, room, depth), room)
     if depth < _DEPTH and isinstance(value, tuple) and (names := getattr(kind, "_fields", ())):
