@@ -1,4 +1,4 @@
-"""Adversarial training by the fast gradient sign method, as an experiment of one's own.
+"""Adversarial training by the fast gradient sign method, as an experiment of your own.
 
     python examples/adversarial.py
     python examples/adversarial.py --dataset mnist     # which tfds downloads

@@ -108,7 +108,7 @@ def main(arguments=None):
     exp = solstice.ClassificationExperiment(network, optax.adam(3e-3), example_input=x[:1], key=0)
     exp = exp.train(options.epochs, train_ds)
     accuracy = exp.test(test_ds)["accuracy"]
-    print(f"\ntest accuracy of a network of one's own library: {accuracy:.3f}")
+    print(f"\ntest accuracy of a network of your own library: {accuracy:.3f}")
     if options.picture:
         probabilities = jax.nn.softmax(exp(x_test))
         solstice.plots.calibration(probabilities, y_test, bins=5).savefig(options.picture, dpi=80)

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
+from solstice.signatures import overrides
 from solstice.tree.reprs import Shown
 
 
 class Experiment(Shown, eqx.Module):
     """Everything a run needs (model, optimizer, keys, counters) and what one step does with it.
 
-    A subclass declares its fields, as any `equinox.Module` does, and defines both steps as pure
-    functions. `solstice.jit` compiles a step, and the trainer runs it fused; a step may as well be
+    A subclass declares its fields, as any `equinox.Module` does, and defines its steps as pure
+    functions. `solstice.jit` compiles a step, and the trainer runs it fused; a step may also be
     undecorated, `jax.jit`ted or `equinox.filter_jit`ted. Change fields with `solstice.replace`.
 
     Only `train_step` must be defined. The other methods have defaults, which say what is missing
@@ -87,19 +88,6 @@ class Experiment(Shown, eqx.Module):
         return None
 
 
-def defines(exp: Any, method: str) -> bool:
-    """Say whether an experiment has a method of its own, or only the default.
-
-    >>> class Walk(Experiment):
-    ...     def train_step(self, batch):
-    ...         return self, None
-    >>> defines(Walk(), "train_step"), defines(Walk(), "predict")
-    (True, False)
-    """
-    own = getattr(exp, method)
-    return getattr(own, "__func__", own) is not getattr(Experiment, method)
-
-
 def check_defines(exp: Any, method: str, why: str) -> None:
     """Raise, before a run, where an experiment has only the default of a method that it needs.
 
@@ -111,7 +99,7 @@ def check_defines(exp: Any, method: str, why: str) -> None:
     Raises:
         TypeError: It is not defined.
     """
-    if not defines(exp, method):
+    if not overrides(exp, Experiment, method):
         raise _missing(exp, method, why)
 
 

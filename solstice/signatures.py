@@ -11,6 +11,28 @@ from solstice.errors import InvalidTypeError
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
+
+def overrides(thing: Any, base: type, method: str) -> bool:
+    """Say whether an object has a method of its own, beyond the default of a protocol's class.
+
+    Args:
+        thing: An object of any class.
+        base: The protocol's class, which has the default.
+        method: The method's name.
+
+    >>> class Greeter:
+    ...     def greet(self): ...
+    >>> class Loud(Greeter):
+    ...     def greet(self): ...
+    >>> overrides(Loud(), Greeter, "greet"), overrides(Greeter(), Greeter, "greet")
+    (True, False)
+    """
+    # Of the type first: an Equinox module makes a new object for each method that is looked up.
+    own = getattr(type(thing), method, None)
+    default = getattr(base, method)
+    return (own is not None and own is not default) or method in getattr(thing, "__dict__", ())
+
+
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 

@@ -14,9 +14,10 @@ from solstice.callbacks.base import Callback
 from solstice.errors import InvalidValueError, UsageError
 from solstice.loggers.values import is_number, to_host
 from solstice.metrics.accumulator import Accumulator, Told, rebuilt
-from solstice.metrics.base import defines, is_metrics, joining
+from solstice.metrics.base import Metrics, is_metrics, joining
 from solstice.metrics.directions import Direction, better, direction, known
 from solstice.metrics.named import meant_name, named_values, reported_name
+from solstice.signatures import overrides
 from solstice.tree.tensors import damaged
 
 _Mode = Direction | None
@@ -169,7 +170,7 @@ class Best:
                 name, numbers = self._verdict[0], _numbers(metrics)
                 self._found = {"metric": name, "mode": "is_better_than", "value": numbers}
             return
-        if not defines(metrics, "is_better_than"):
+        if not overrides(metrics, Metrics, "is_better_than"):
             raise UsageError(
                 f"CheckpointingCallback(best=True) asks the validation's metrics for "
                 f"is_better_than(other), which {name} does not have. Define it, or name one of its "
@@ -218,7 +219,7 @@ class Best:
         metric = None if self._metric is None else reported_name(self._metric, computed)
         if self._mode is None and metric is not None:
             self._mode = better(metrics, metric)
-        if self._by is True and defines(metrics, "is_better_than"):
+        if self._by is True and overrides(metrics, Metrics, "is_better_than"):
             self._verdict = type(metrics).__name__, _is_better(metrics, self._best_like(metrics))
         return computed
 

@@ -1,4 +1,4 @@
-"""A network that is a plain pair of functions, of no library or of one's own."""
+"""A network that is a plain pair of functions, of no library or of your own."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Self

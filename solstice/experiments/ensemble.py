@@ -17,7 +17,7 @@ from solstice import arguments
 from solstice.arguments import describe
 from solstice.data.datasets import check_dataset
 from solstice.errors import InvalidTypeError, InvalidValueError, SolsticeError
-from solstice.experiment import Experiment, defines
+from solstice.experiment import Experiment
 from solstice.experiments.caught import caught_tracer
 from solstice.experiments.member_stopping import MemberStopping, Standing, where_active
 from solstice.experiments.runnable import Runnable
@@ -25,6 +25,7 @@ from solstice.metrics.base import is_metrics
 from solstice.metrics.directions import Direction, better, check_mode, known
 from solstice.metrics.ensemble import EnsembleMetrics
 from solstice.metrics.named import meant_name, reported_name
+from solstice.signatures import overrides
 from solstice.step import jit
 from solstice.tree.fields import replace
 from solstice.tree.flat import Flat
@@ -175,7 +176,7 @@ class Ensemble(Runnable):
         Raises:
             TypeError: Those are no real numbers, so that there is no mean.
         """
-        if defines(self.members, "decide"):
+        if overrides(self.members, Experiment, "decide"):
             return self.members.decide(self(x))
         predictions = _outputs(self.members, "predict", x)
         for leaf in jax.tree.leaves(predictions):

@@ -84,7 +84,7 @@ class SupervisedExperiment(Runnable):
         ema: The moving average of the parameters, which evaluation uses; None without one. It is
             kept in float32 where they are narrower, and evaluated in their type.
         loss_scale: For float16, what losses are multiplied by; it adapts itself. Otherwise None.
-        task: What is learned; `Task` has an example of one's own.
+        task: What is learned; `Task` has an example of your own.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax

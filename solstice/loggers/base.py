@@ -45,7 +45,7 @@ class Sink(ShownAsMade, abc.ABC):
     finds the queue full (65536 records, or 256 MiB of arrays), stop nothing: a warning on the
     logger "solstice" names the sink, once a run. What a sink cannot show it leaves out: see there.
 
-    A sink of one's own defines the hooks below. They all run on the writing thread, in order.
+    A sink of your own defines the hooks below. They all run on the writing thread, in order.
 
     Args:
         name: What the sink is called in warnings.

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.errors import InvalidValueError
-from solstice.metrics.base import Metrics, check_metrics, defines, reduce
+from solstice.metrics.base import Metrics, check_metrics, reduce
 from solstice.metrics.named import named_values
+from solstice.signatures import overrides
 from solstice.tree.flat import Flat
 
 AccumulatorState = dict[str, Any]
@@ -185,7 +186,7 @@ def _types(metrics: Any) -> tuple[Any, list[Any]]:
 def is_hosted(node: Any) -> bool:
     """Say whether a node of a pytree is a metric that merges on the host."""
     # isinstance comes last, since it is slow to say that an array is no metric.
-    return defines(node, "to_host") and isinstance(node, Metrics)
+    return overrides(node, Metrics, "to_host") and isinstance(node, Metrics)
 
 
 def _to_host(node: Any) -> Any:

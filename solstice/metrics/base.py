@@ -119,19 +119,6 @@ def _are_metrics(kind: type) -> bool:
     return callable(getattr(kind, "merge", None)) and callable(getattr(kind, "compute", None))
 
 
-def defines(metrics: Any, method: str) -> bool:
-    """Say whether a metric has a method of its own, beyond the default of `Metrics`.
-
-    >>> import jax
-    >>> from solstice.metrics import Collect, Mean
-    >>> defines(Collect(jax.numpy.ones(3)), "to_host"), defines(Mean(1.0), "to_host")
-    (True, False)
-    """
-    # Of the type: an Equinox module makes a new object for each method that is looked up.
-    own = getattr(type(metrics), method, None)
-    return own is not None and own is not getattr(Metrics, method)
-
-
 def check_metrics(metrics: Any) -> None:
     """Raise for what does not merge.
 

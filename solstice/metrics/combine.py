@@ -7,10 +7,11 @@ from jaxtyping import Array
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, UnknownKeyError, UsageError
-from solstice.metrics.base import Metrics, defines, is_metrics, joining
+from solstice.metrics.base import Metrics, is_metrics, joining
 from solstice.metrics.checks import check_kind
 from solstice.metrics.directions import Direction, better, direction
 from solstice.metrics.named import named_values
+from solstice.signatures import overrides
 from solstice.tree.fields import replace
 
 
@@ -139,7 +140,7 @@ def _own_name(label: str | None, metric: Any, name: str) -> str | None:
     if label is None:
         # Whose it is shows only once it is computed, which is worth it only for one that knows
         # more than the standard names.
-        knows = defines(metric, "better")
+        knows = overrides(metric, Metrics, "better")
         return name if knows and name in named_values(metric) else None
     if name == label:
         return next(iter(named_values(metric)), None)

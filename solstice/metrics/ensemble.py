@@ -15,11 +15,12 @@ from jaxtyping import Array
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, UsageError
-from solstice.metrics.base import Metrics, defines, is_metrics
+from solstice.metrics.base import Metrics, is_metrics
 from solstice.metrics.checks import is_traced
 from solstice.metrics.directions import Direction, better
 from solstice.metrics.left_out import tell, told_elsewhere
 from solstice.metrics.named import named_values
+from solstice.signatures import overrides
 
 
 class EnsembleMetrics(Metrics):
@@ -119,7 +120,7 @@ class EnsembleMetrics(Metrics):
 
     def check(self) -> None:
         """Raise where a member's metrics show bad input."""
-        if isinstance(self.members, Metrics) and defines(self.members, "check"):
+        if isinstance(self.members, Metrics) and overrides(self.members, Metrics, "check"):
             for one in self._each():
                 one.check()
 

@@ -1,7 +1,7 @@
 """Single numbers over all steps: their mean, sum, extremes, standard deviation, and the last one.
 
 Each keeps as little as merges right, and names its number after itself; `MetricsDict` gives names
-of one's own.
+of your own.
 """
 
 from typing import Any, Self

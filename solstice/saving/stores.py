@@ -175,7 +175,7 @@ class Local(Store):
         unfinished.replace(self._home / name)
 
     def remove(self, name: str) -> None:
-        with contextlib.suppress(OSError):  # somebody else's directory of that name, say
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # nothing of ours
             (self._home / name).unlink()
 
     def begin(self, directory: str) -> None:

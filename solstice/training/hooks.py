@@ -12,6 +12,7 @@ from solstice.callbacks.base import Callback
 from solstice.errors import EarlyStoppingException, InvalidTypeError
 from solstice.loggers.base import Sink
 from solstice.loggers.outlets import sinks_of
+from solstice.signatures import overrides
 from solstice.tree.encoding import kept
 from solstice.tree.tensors import untrusted
 
@@ -48,7 +49,7 @@ class Hooks:
         # A hook that a callback leaves out costs a step nothing, nor does an experiment that no
         # hook looks at.
         self._called = {
-            name: [c for c in self.callbacks if _defines(c, name)]
+            name: [c for c in self.callbacks if overrides(c, Callback, name)]
             for name in vars(Callback)
             if name.startswith("on_") or name in ("attach", "after_epoch")
         }
@@ -141,10 +142,6 @@ class Hooks:
                 "The checkpoint has the state of callbacks that this run is without: %s.",
                 ", ".join(name for name, _ in waiting),
             )
-
-
-def _defines(callback: Callback, hook: str) -> bool:
-    return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
 
 
 def listed(callbacks: Any) -> list[Callback]:

@@ -21,6 +21,7 @@ from solstice.callbacks.stopwatch import Part
 from solstice.data.bookmark import Bookmark
 from solstice.data.datasets import length, uses_epoch, uses_experiment
 from solstice.data.memory import as_arrays
+from solstice.data.prefetch import ahead
 from solstice.data.reach import leads_to
 from solstice.errors import EarlyStoppingException
 from solstice.experiment import Experiment
@@ -401,7 +402,7 @@ class Loop:
             tracked=training and bool(self._saving or self._resumed),
             signals=self._signals,
             experiment=lambda: stepper.exp,
-            in_turn=self._is_told(dataset),
+            in_turn=ahead(self._prefetch) > 0 and self._is_told(dataset),
         )
 
     def _is_told(self, dataset: Any) -> bool:

@@ -52,7 +52,7 @@ def predict(
     check_dataset(ds, "ds")
     if sharding is not None:
         exp = sharding.placed(Flat.of(exp), donate=True).whole()
-    one_batch = exp.predict
+    one_batch, inputs_of = exp.predict, exp.batch_inputs
     joined = []
     shown = Progress(progress if is_first_process() else False)
     with shown.one_pass("predict", total=length(ds)) as bar:
@@ -60,7 +60,7 @@ def predict(
         if sharding is not None:
             source = in_step(source, strict=True)
         for batch in source:
-            inputs = exp.batch_inputs(batch if sharding is None else batch[0])
+            inputs = inputs_of(batch if sharding is None else batch[0])
             if sharding is None:
                 joined.append(_on_host(one_batch(inputs)))
             else:

@@ -198,7 +198,7 @@ def train(
         found = newest(store, exp)
         if found is None:
             _start_anew(store, callbacks)
-        if found is not None:
+        else:
             there = Position.from_state(found[2]["position"])
             if there.cut and not there.is_over(num_epochs, num_steps):
                 found = newest(store, exp, before=found[0]) or found
