@@ -78,7 +78,7 @@ def check_dataset(
         )
     if not endless and _is_endless(dataset):
         raise InvalidValueError(
-            f"{name} is expected to end; a pass over {describe(dataset)} never does. Leave out "
+            f"{name} is expected to end; a pass over this {type(dataset).__name__} never does. Leave out "
             f"its repeat(): each epoch reads it anew. Or end it, as by take(100); num_steps= can "
             f"end training too."
         )
