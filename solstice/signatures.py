@@ -30,7 +30,8 @@ def overrides(thing: Any, base: type, method: str) -> bool:
     # Of the type first: an Equinox module makes a new object for each method that is looked up.
     own = getattr(type(thing), method, None)
     default = getattr(base, method)
-    return (own is not None and own is not default) or method in getattr(thing, "__dict__", ())
+    held = getattr(thing, "__dict__", {}).get(method)
+    return callable(held) or (callable(own) and own is not default)
 
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

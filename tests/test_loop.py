@@ -632,3 +632,34 @@ def test_what_an_experiment_does_not_define_is_told_before_it_is_needed():
     with pytest.raises(TypeError, match=eval_step):
         exp.eval_step(1.0)
     assert not reads
+
+
+def test_an_experiment_that_is_only_trained_keeps_the_laws():
+    report = solstice.testing.check_experiment(
+        lambda key: OnlyTrained(jnp.zeros(())), jnp.ones(()), examples=1
+    )
+    left_out = [one.law.name for one in report.outcomes if one.skipped]
+    assert left_out == ["eval_leaves_it_unchanged"] and len(report.outcomes) == 4
+
+
+def test_a_field_that_is_no_method_defines_nothing():
+    class Undecided(OnlyTrained):
+        predict: object = None
+
+    with pytest.raises(TypeError, match=r"Undecided has none\. Define `predict"):
+        solstice.predict(Undecided(jnp.zeros(())), [1.0], progress=False)
+
+
+def test_a_method_that_is_no_hook_is_told(train, caplog):
+    class Misnamed(solstice.Callback):
+        def on_training_step_end(self, outs):
+            raise AssertionError("nobody calls it")
+
+        def on_epoch_end(self, exp, epoch, mode):
+            pass
+
+    train(1, [1], callbacks=[Misnamed(), solstice.HistoryCallback()])
+    (told,) = [one for one in caplog.messages if "is no hook" in one]
+    assert told.startswith(
+        "Misnamed.on_training_step_end is no hook, and is never called. Did you mean on_step_end?"
+    )

@@ -289,7 +289,29 @@ def generated(keep, seen):
     return (keep.batch(seen) for _ in range(6))
 
 
-READERS = [closing_over, of_the_module, bound, generated, Reading]
+class Slotted(Reading):
+    """One whose fields have no dict, beside an object that answers nothing."""
+
+    __slots__ = ("keep", "odd", "seen")
+
+    def __init__(self, keep, seen):
+        super().__init__(keep, seen)
+        self.odd = Odd()
+
+
+class Odd:
+    """What raises whatever it is asked."""
+
+    @property
+    def __dict__(self):
+        raise RuntimeError("no fields")
+
+    @property
+    def __class__(self):
+        raise RuntimeError("no class")
+
+
+READERS = [closing_over, of_the_module, bound, generated, Reading, Slotted]
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])

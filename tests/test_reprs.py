@@ -238,6 +238,11 @@ def test_what_it_prints_is(one, text):
     assert repr(one) == text
 
 
+def test_a_model_inside_of_an_experiment_says_what_it_holds():
+    text = repr(classification())
+    assert "model=StaxModel(params=10 numbers in 2 arrays" in text, text
+
+
 def test_a_placement_prints_its_devices():
     devices = len(jax.devices())
     mesh = f"mesh=Mesh(data={devices}), batch_spec=P('data')"
@@ -295,6 +300,19 @@ def test_a_callback_of_a_user_prints_the_call_and_keeps_nothing_alive():
     loop.append(loop)
     assert repr(Keeps(loop)) == "Keeps([[[[list(...)]]]])"
     assert repr(Keeps("https://me:word@host/run")) == "Keeps('https://...@host/run')"
+
+
+def test_what_raises_whatever_it_is_asked_prints_its_class():
+    class Silent(Odd):
+        @property
+        def __dict__(self):
+            raise RuntimeError("no fields")
+
+        @property
+        def __class__(self):
+            raise RuntimeError("no class")
+
+    assert repr(Keeps(Silent())) == "Keeps(Silent(...))"
 
 
 def test_a_constructor_keeps_its_signature():

@@ -172,6 +172,9 @@ def test_a_fresh_start_in_place_of_a_resume_is_told(tmp_path, caplog):
         with pytest.raises(solstice.errors.NoCheckpointError, match=f"which='{newest}'"):
             solstice.restore(wrong, experiment())
     solstice.restore(tmp_path / "run", experiment(), newest)
+    (tmp_path / "file").touch()
+    with pytest.raises(solstice.errors.NoCheckpointError, match="file is a file"):
+        solstice.train(experiment(), 1, shuffled, resume_from=tmp_path / "file", progress=False)
     caplog.clear()
     saving = solstice.CheckpointingCallback(tmp_path / "new")
     for callbacks, place, told in (

@@ -57,7 +57,8 @@ def intermediates(
     >>> list(compat.intermediates(model, x))
     ['dead']
     """
-    arguments.instance(model, "model", Model, "a compat.Model, such as as_model(network, example, key=key)")
+    what = "a compat.Model, such as as_model(network, example, key=key)"
+    arguments.instance(model, "model", Model, what)
     noted: Any = model.intermediates(*inputs, key=key, train=train, name=name, **kwargs)
     # What is sown once is a tuple of one.
     single = jax.tree.map(_single, noted, is_leaf=lambda node: type(node) is tuple)

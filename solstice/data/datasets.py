@@ -78,9 +78,9 @@ def check_dataset(
         )
     if not endless and _is_endless(dataset):
         raise InvalidValueError(
-            f"{name} is expected to end; a pass over this {type(dataset).__name__} never does. Leave out "
-            f"its repeat(): each epoch reads it anew. Or end it, as by take(100); num_steps= can "
-            f"end training too."
+            f"{name} is expected to end; a pass over this {type(dataset).__name__} never does. "
+            f"Leave out its repeat(): each epoch reads it anew. Or end it, as by take(100); "
+            f"num_steps= can end training too."
         )
     if hasattr(dataset, "_fields"):
         raise InvalidTypeError(

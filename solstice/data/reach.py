@@ -3,6 +3,7 @@
 For data that depends on the run without saying so; nothing is called to find it.
 """
 
+import collections
 import functools
 import types
 from collections.abc import Iterable, Mapping
@@ -25,18 +26,23 @@ def leads_to(start: Any, targets: Iterable[Any]) -> bool:
     """
     wanted = {id(target) for target in targets}
     found: set[int] = set()
-    ahead = [start] if wanted else []
+    ahead = collections.deque([start] if wanted else [])
     while ahead and len(found) < _MOST:
-        value = ahead.pop(0)
+        value = ahead.popleft()
         if id(value) in wanted:
             return True
-        if id(value) not in found and not isinstance(value, _OPAQUE):
+        if id(value) not in found:
             found.add(id(value))
-            ahead.extend(_held(value))
+            try:
+                ahead.extend(_held(value))
+            except Exception:  # noqa: BLE001 - an object that answers nothing leads nowhere
+                continue
     return False
 
 
 def _held(value: Any) -> list[Any]:
+    if isinstance(value, _OPAQUE):
+        return []
     if isinstance(value, types.FunctionType):
         cells = [_contents(cell) for cell in value.__closure__ or ()]
         defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
@@ -57,7 +63,18 @@ def _held(value: Any) -> list[Any]:
         return []
     methods = [getattr(type(value), name, None) for name in _READING]
     written = [method for method in methods if isinstance(method, types.FunctionType)]
-    return [*getattr(value, "__dict__", {}).values(), *written]
+    slots = [slot for cls in type(value).__mro__ for slot in vars(cls).values()]
+    slots = [slot for slot in slots if isinstance(slot, types.MemberDescriptorType)]
+    in_slots = [slot.__get__(value) for slot in slots if _is_set(slot, value)]
+    return [*getattr(value, "__dict__", {}).values(), *in_slots, *written]
+
+
+def _is_set(slot: types.MemberDescriptorType, value: Any) -> bool:
+    try:
+        slot.__get__(value)
+    except AttributeError:
+        return False
+    return True
 
 
 def _named(code: types.CodeType, known: Mapping[str, Any]) -> list[Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from solstice.experiment import Experiment
+from solstice.signatures import overrides
 from solstice.testing.compare import assert_same_bits, assert_same_signature, values
 from solstice.testing.law import EXAMPLES, Law, LawBook, Report, check_returned, maker, run
 from solstice.testing.strategies import seeds
@@ -30,6 +31,9 @@ class ExperimentSubject:
         )
         self.batch = batch
         check_returned(self.made(0), "make_experiment", Experiment, "an Experiment")
+        evaluates = overrides(self.made(0), Experiment, "eval_step")
+        self.eval_step = "eval_step" if evaluates else None
+        self.steps = ("train_step", "eval_step") if evaluates else ("train_step",)
 
     def __str__(self) -> str:
         return type(self.made(0)).__name__
@@ -47,7 +51,7 @@ def steps_are_pure(subject: ExperimentSubject, seed: int) -> None:
     """A step changes neither its experiment nor its batch, and repeats bit for bit."""
     exp = subject.made(seed % 2)
     before = values((exp, subject.batch))
-    for step in ("train_step", "eval_step"):
+    for step in subject.steps:
         one, two = (getattr(exp, step)(subject.batch) for _ in range(2))
         assert_same_bits(before, values((exp, subject.batch)), f"before and after {step}")
         assert_same_bits(one, two, f"the same {step} twice")
@@ -57,13 +61,13 @@ def steps_are_pure(subject: ExperimentSubject, seed: int) -> None:
 def signature_is_stable(subject: ExperimentSubject, seed: int) -> None:
     """Steps leave tree, shapes, dtypes and weak types as they are, so nothing compiles again."""
     exp = subject.made(seed % 2)
-    for step in ("train_step", "train_step", "eval_step"):
+    for step in ("train_step", *subject.steps):
         new, _ = getattr(exp, step)(subject.batch)
         assert_same_signature(exp, new, f"after {step}")
         exp = new
 
 
-@_book.law("seed")
+@_book.law("seed", needs="eval_step")
 def eval_leaves_it_unchanged(subject: ExperimentSubject, seed: int) -> None:
     """Evaluation returns an equal experiment, so validating does not disturb training."""
     exp = subject.made(seed % 2)
@@ -105,7 +109,7 @@ def check_experiment(
 
     Args:
         make_experiment: Makes the experiment from a key.
-        batch: A batch for both steps.
+        batch: A batch for its steps. Without an `eval_step`, the training step alone is checked.
         exclude: Names of laws to leave out, or a mapping from them to reasons.
         examples: How many inputs Hypothesis draws for each law.
         on_failure: "raise" or "report", as in `check_model`.

@@ -5,6 +5,7 @@ It decides which callback is called, never when.
 
 import logging
 from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from typing import Any
 
 from solstice.arguments import describe
@@ -46,6 +47,7 @@ class Hooks:
                     f"callbacks are expected to be instances of solstice.Callback; one is "
                     f"{describe(callback)}."
                 )
+            _tell_unknown_hooks(callback)
         # A hook that a callback leaves out costs a step nothing, nor does an experiment that no
         # hook looks at.
         self._called = {
@@ -142,6 +144,23 @@ class Hooks:
                 "The checkpoint has the state of callbacks that this run is without: %s.",
                 ", ".join(name for name, _ in waiting),
             )
+
+
+def _tell_unknown_hooks(callback: Callback) -> None:
+    """Warn of methods that look like hooks and are none, so that nobody calls them."""
+    for name in dir(type(callback)):
+        if name.startswith("on_") and not hasattr(Callback, name):
+            meant = get_close_matches(name, _HOOKS, 1, cutoff=0.4)
+            _logger.warning(
+                "%s.%s is no hook, and is never called.%s The hooks are %s.",
+                type(callback).__name__,
+                name,
+                f" Did you mean {meant[0]}?" if meant else "",
+                ", ".join(_HOOKS),
+            )
+
+
+_HOOKS = [name for name in vars(Callback) if name.startswith("on_")]
 
 
 def listed(callbacks: Any) -> list[Callback]:

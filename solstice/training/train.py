@@ -135,7 +135,8 @@ def train(
             before the first step.
         ValueError: A pass over a dataset gave no batch.
         RecompileError: A step was compiled again, and `recompile` is "error".
-        FileNotFoundError: `resume_from` is itself a checkpoint, not a directory of them.
+        FileNotFoundError: `resume_from` is itself a checkpoint, or a file, and not a directory of
+            checkpoints.
         DamagedFileError: `resume_from` holds only checkpoints that cannot be read.
         KeyboardInterrupt, SystemExit: A signal came; the step in hand was finished and saved.
 
@@ -226,10 +227,18 @@ def train(
 
 
 def _start_anew(there: Checkpoints, callbacks: list[Callback]) -> None:
-    """Say so where a run finds nothing to go on from, unless it is the first of its directory."""
+    """Say so where a run finds nothing to go on from, unless it is the first of its directory.
+
+    Raises:
+        NoCheckpointError: What was given is a checkpoint, or a file.
+    """
     if hint := there.hint():
         raise NoCheckpointError(
             f"resume_from is expected to be a directory of checkpoints; it is {there.place}.{hint}"
+        )
+    if os.path.lexists(there.place) and not os.path.isdir(there.place):
+        raise NoCheckpointError(
+            f"resume_from is expected to be a directory of checkpoints; {there.place} is a file."
         )
     saving = (one for one in callbacks if isinstance(one, CheckpointingCallback))
     if not any(str(one.directory) == there.place for one in saving):

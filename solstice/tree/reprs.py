@@ -166,7 +166,13 @@ def _s(count: int) -> str:
 
 
 def _text(value: Any, room: int, depth: int) -> str:
-    value = _unboxed(value)
+    try:
+        return _text_of(_unboxed(value), room, depth)
+    except Exception:  # noqa: BLE001 - of an object that answers nothing, its class is known
+        return f"{type(value).__name__}(...)"
+
+
+def _text_of(value: Any, room: int, depth: int) -> str:
     kind = type(value)
     if isinstance(value, _ARRAYS):
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
@@ -187,7 +193,9 @@ def _text(value: Any, room: int, depth: int) -> str:
     if depth < _DEPTH and isinstance(value, Shown) and (operator := value._operator):
         return f" {operator} ".join(_text(one, room, depth + 1) for _, one in value._shown())
     if depth < _DEPTH and _has_parts(value):
-        return _joined(kind.__name__, _parts(value, room, depth), room)
+        # A part has no more room than the name and what says that more follows leave.
+        within = room - len(f"{kind.__name__}(, ...)")
+        return _joined(kind.__name__, _parts(value, max(0, within), depth), room)
     if depth < _DEPTH and isinstance(value, tuple) and (names := getattr(kind, "_fields", ())):
         pairs = zip(names, value, strict=False)
         parts = (f"{name}={_text(one, room, depth + 1)}" for name, one in pairs)
