@@ -236,14 +236,15 @@ def _start_anew(there: Checkpoints, callbacks: list[Callback]) -> None:
         raise NoCheckpointError(
             f"resume_from is expected to be a directory of checkpoints; it is {there.place}.{hint}"
         )
+    saving = (one for one in callbacks if isinstance(one, CheckpointingCallback))
+    if any(str(one.directory) == there.place for one in saving):
+        return  # which tells itself what keeps it from saving there
     if os.path.lexists(there.place) and not os.path.isdir(there.place):
         raise NoCheckpointError(
             f"resume_from is expected to be a directory of checkpoints; {there.place} is a file."
         )
-    saving = (one for one in callbacks if isinstance(one, CheckpointingCallback))
-    if not any(str(one.directory) == there.place for one in saving):
-        _logger.warning(
-            "resume_from=%r holds no checkpoint, and no callback of this run saves there: the run "
-            "starts anew. Check the path.",
-            there.place,
-        )
+    _logger.warning(
+        "resume_from=%r holds no checkpoint, and no callback of this run saves there: the run "
+        "starts anew. Check the path.",
+        there.place,
+    )
