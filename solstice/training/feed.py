@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from solstice.data.arrays import Arrays
 from solstice.data.bookmark import Bookmark
 from solstice.data.datasets import batches, uses_epoch, uses_experiment
 from solstice.data.live import Live
@@ -52,6 +53,7 @@ class Feed:
         experiment: Returns the experiment as it is, for a dataset that makes batches from it; of a
             live one nothing is read ahead, and a call takes one batch.
         in_turn: Whether nothing is read ahead of this dataset either, whatever `prefetch` says.
+        padding: How the mask of padding gets into a batch of `Arrays`; see there.
 
     Attributes:
         last_batch: The batch consumed last, as the dataset gave it, where that is tracked.
@@ -90,6 +92,7 @@ class Feed:
         signals: Signals | None = None,
         experiment: Callable[[], Any] = lambda: None,
         in_turn: bool = False,
+        padding: WithMask | None = None,
     ) -> None:
         self._mode, self._epoch, self._step = mode, epoch, step
         self.skipped = self._consumed = skipped
@@ -107,7 +110,8 @@ class Feed:
         self._tracked = tracked and alone
         # The batches that are placed and not yet consumed, as the dataset gave them.
         self._raw: collections.deque[Any] = collections.deque()
-        marked = alone and bookmark is not None and bookmark.needed and not live
+        whole = dataset if isinstance(dataset, Arrays) else None
+        marked = alone and bookmark is not None and bookmark.needed and not live and whole is None
         self._bookmark = bookmark if marked else None
         begin = 0 if self._bookmark is None else self._bookmark.begin(self.skipped)
         self._source = batches(
@@ -118,6 +122,7 @@ class Feed:
             experiment=experiment,
             step=step,
             made=self.skipped,
+            with_mask=padding,
         )
         self.in_step = sharding is not None and not alone
         self._place: Callable[..., Any] | None = on_device if self._prefetch else None
@@ -126,7 +131,8 @@ class Feed:
         if self.in_step:
             self._source = in_step(self._source, signals=signals)
         if self.skipped > begin and not live:
-            self._skip(begin, known, anew=uses_experiment(dataset))
+            at = None if whole is None else lambda i: next(whole.batches(epoch, i, padding), None)
+            self._skip(begin, known, anew=uses_experiment(dataset), at=at)
 
     @contextlib.contextmanager
     def groups(self, last_step: int | None = None) -> Iterator[Iterator[list[Any]]]:
@@ -218,8 +224,18 @@ class Feed:
             self._raw.append(batch)
         return batch if self._place is None else self._place(batch, *sizes)
 
-    def _skip(self, begin: int, known: tuple[str | None, str | None], *, anew: bool) -> None:
-        """Read what was consumed before a resume, and make sure that it is the same."""
+    def _skip(
+        self,
+        begin: int,
+        known: tuple[str | None, str | None],
+        *,
+        anew: bool,
+        at: Callable[[int], Any] | None,
+    ) -> None:
+        """Read what was consumed before a resume, and make sure that it is the same.
+
+        Where `at` finds a batch by its index, only those are read whose digests are known.
+        """
         count = self.skipped
         wanted = {0: known[0]} | ({count - 1: known[1]} if known[1] is not None else {})
         if anew:
@@ -231,8 +247,8 @@ class Feed:
                 self._mode,
                 count,
             )
-        for i in range(begin, count):
-            batch = next(self._source, None)
+        for i in range(begin, count) if at is None else wanted:
+            batch = next(self._source, None) if at is None else at(i)
             if anew:
                 continue
             digest = wanted.get(i)

@@ -76,6 +76,8 @@ class Loop:
         self.position = Position()
         self._steps_per_call, self._prefetch, self._sharding = steps_per_call, prefetch, sharding
         self._with_mask = exp.with_mask
+        # Whether padding would change what is learned; None until a batch shows it.
+        self._never_padded: bool | None = None
         self._stepper = Stepper(
             exp,
             steps_per_call=steps_per_call,
@@ -403,7 +405,15 @@ class Loop:
             signals=self._signals,
             experiment=lambda: stepper.exp,
             in_turn=ahead(self._prefetch) > 0 and self._is_told(dataset),
+            padding=self._pad_training if training else self._with_mask,
         )
+
+    def _pad_training(self, batch: Any, real: Any) -> Any:
+        """Return a padded batch with its mask; None where padding would change what is learned."""
+        masked = self._with_mask(batch, real)
+        if masked is not None and self._never_padded is None:
+            self._never_padded = self.exp.learns_from_whole_batches(masked)
+        return None if self._never_padded else masked
 
     def _is_told(self, dataset: Any) -> bool:
         """Say whether a dataset reads one of the callbacks, which tells it of the steps so far."""
