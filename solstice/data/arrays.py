@@ -5,16 +5,19 @@ reading what came before. Which rows a batch has, `rows.py` says.
 """
 
 import copy
+import dataclasses
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.data.columns import check_columns
+from solstice.data.gathered import Gathered, Mask
 from solstice.data.masks import masked
 from solstice.data.memory import as_arrays
 from solstice.data.rows import epoch_order, folded, parted
@@ -24,9 +27,6 @@ from solstice.tree.naming import leaves_by_path
 from solstice.tree.reprs import Shown
 
 Last = Literal["pad", "drop", "short"]
-
-# (batch, which of its examples are real) -> the batch with them as its mask, None for no masks
-Mask = Callable[[Any, np.ndarray], Any]
 
 _SEEDS = 2**32 - 1
 
@@ -99,6 +99,8 @@ class Arrays(Shown):
         self._of: np.ndarray | None = None
         self._weights: np.ndarray | None = None
         self._maps: tuple[_Map, ...] = ()
+        # Whole arrays on the device, where they are there.
+        self._placed: list[jax.Array] | None = None
         self._check_batches()
 
     @property
@@ -127,22 +129,32 @@ class Arrays(Shown):
             with_mask: How a mask gets into a batch, with `last=None`; None leaves the last short.
                 It returns None where batches are not to be padded.
         """
-        rest = self.rows % self.batch_size
-        pads = self.last == "pad" or (self.last is None and with_mask is not None)
-        order = self._order(epoch)
-        add_mask = masked if self.last == "pad" or with_mask is None else with_mask
-        for i in range(start, len(self)):
-            rows = order[i * self.batch_size : (i + 1) * self.batch_size]
-            if not (pads and rest):
-                yield self._batch(rows, epoch, i)
-                continue
-            real = np.arange(self.batch_size) < len(rows)
-            filled = rows
-            if len(rows) < self.batch_size:  # with other rows that are real, as the mask says
-                filled = np.concatenate([rows, np.resize(order, self.batch_size - len(rows))])
-            batch = add_mask(self._batch(filled, epoch, i), real)
-            pads = batch is not None
-            yield batch if pads else self._batch(rows, epoch, i)
+        pads, add_mask = self._padding(epoch, with_mask)
+        for rows, real, i in self._cuts(epoch, start, pads=pads):
+            batch = self._batch(rows, epoch, i)
+            yield add_mask(batch, np.arange(len(rows)) < real) if pads else batch
+
+    def gathered(
+        self, epoch: int, start: int = 0, with_mask: Mask | None = None
+    ) -> Iterator[Gathered]:
+        """Yield the same batches as indices, for a compiled step that gathers the rows."""
+        assert self._placed is not None
+        pads, _ = self._padding(epoch, with_mask)
+        recipe = _Recipe(self._structure, self._maps, padded=pads and self.last == "pad")
+        by_experiment = pads and self.last is None
+        for rows, real, i in self._cuts(epoch, start, pads=pads):
+            numbers = np.array([epoch, i, real], np.uint32)
+            yield Gathered(self._placed, rows.astype(np.int32), numbers, recipe, by_experiment)
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether `on_device` has put the arrays there."""
+        return self._placed is not None
+
+    @property
+    def devices(self) -> set[Any]:
+        """The device that the arrays are on; none for those in the host's memory."""
+        return set() if self._placed is None else self._placed[0].devices()
 
     def in_order(self) -> Self:
         """Return it with every row once, in the data's order, as predictions are wanted.
@@ -153,11 +165,37 @@ class Arrays(Shown):
         """
         return self._changed(shuffle=None, last="short", _weights=None)
 
+    def _padding(self, epoch: int, with_mask: Mask | None) -> tuple[bool, Mask]:
+        """Return whether batches are padded, and how a mask gets into one."""
+        if self.rows % self.batch_size == 0 or self.last in ("drop", "short"):
+            return False, masked
+        if self.last == "pad":
+            return True, masked
+        if with_mask is None:
+            return False, masked
+        rows, real, i = next(self._cuts(epoch, len(self) - 1, pads=True))
+        batch = self._batch(rows, epoch, i)
+        return with_mask(batch, np.arange(len(rows)) < real) is not None, with_mask
+
+    def _cuts(self, epoch: int, start: int, *, pads: bool) -> Iterator[tuple[np.ndarray, int, int]]:
+        """Yield the rows of each batch, how many of them are real, and its index."""
+        order, size = self._order(epoch), self.batch_size
+        for i in range(start, len(self)):
+            rows = order[i * size : (i + 1) * size]
+            real = len(rows)
+            if pads and real < size:  # with other rows that are real, as the mask says
+                rows = np.concatenate([rows, np.resize(order, size - real)])
+            yield rows, real, i
+
     def _order(self, epoch: int) -> np.ndarray:
         rows = np.arange(self._count) if self._of is None else self._of
         return epoch_order(rows, epoch, self.shuffle, self._weights)
 
     def _batch(self, rows: np.ndarray, epoch: int, i: int) -> Any:
+        if self._placed is not None:
+            numbers = np.array([epoch, i, len(rows)], np.uint32)
+            recipe = _Recipe(self._structure, self._maps, padded=False)
+            return _read(Gathered(self._placed, rows.astype(np.int32), numbers, recipe, False))
         if self.shuffle is None and self._of is None and rows[-1] - rows[0] == len(rows) - 1:
             taken = [leaf[rows[0] : rows[-1] + 1] for leaf in self._leaves]
         else:  # which checks no index, at half the time of leaf[rows]
@@ -166,6 +204,33 @@ class Arrays(Shown):
         for mapping in self._maps:
             batch = mapping.apply(batch, epoch, i)
         return batch
+
+    def on_device(self) -> Self:
+        """Return it with its arrays on the default device, where they are put now, once.
+
+        A compiled step then gets the indices of a batch's rows, and gathers them itself: nothing
+        else goes to the device. With `steps_per_call`, the indices of all steps go at once. It is
+        for one device: a run with `sharding=` over several refuses it.
+
+        Raises:
+            ValueError: The device says that it has not as much memory free.
+
+        >>> data = Arrays(np.arange(4), batch_size=2, shuffle=0)
+        >>> [a.tolist() == b.tolist() for a, b in zip(data(3), data.on_device()(3))]
+        [True, True]
+        """
+        device = _default_device()
+        stats = device.memory_stats() or {}
+        needed = sum(leaf.nbytes for leaf in self._leaves)
+        free = stats.get("bytes_limit", needed) - stats.get("bytes_in_use", 0)
+        if "bytes_limit" in stats and needed > free:
+            raise InvalidValueError(
+                f"on_device is expected to find room for the arrays; they have "
+                f"{needed / 2**20:,.0f} MiB, and {device} has {free / 2**20:,.0f} MiB free. Leave "
+                f"on_device() out: batches are then put there one by one, read ahead."
+            )
+        # Not bound to it, or the experiment would be from the first step on, and compiled anew.
+        return self._changed(_placed=[jax.device_put(leaf) for leaf in self._leaves])
 
     # Other datasets over the same data.
 
@@ -359,12 +424,13 @@ class _Map(Shown):
     def __init__(self, function: Callable[..., Any], keyed: bool, seed: tuple[int, int]) -> None:
         self.function = function
         self._keyed, self._seed = keyed, seed
-        self._compiled = jax.jit(self._apply)
+        self._compiled = jax.jit(self.traced)
 
     def apply(self, batch: Any, epoch: int, i: int) -> Any:
         return self._compiled(batch, np.uint32(epoch), np.uint32(i))
 
-    def _apply(self, batch: Any, epoch: Any, i: Any) -> Any:
+    def traced(self, batch: Any, epoch: Any, i: Any) -> Any:
+        """Apply it within a compiled function."""
         if not self._keyed:
             return self.function(batch)
         seed, place = self._seed
@@ -372,6 +438,32 @@ class _Map(Shown):
         for number in (place, epoch, i):
             key = jax.random.fold_in(key, number)
         return self.function(batch, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """What a step makes of the rows that it has gathered."""
+
+    structure: Any
+    maps: tuple[_Map, ...]
+    padded: bool
+
+    def __call__(self, leaves: list[Any], numbers: Any) -> Any:
+        epoch, i, real = numbers
+        batch = jax.tree.unflatten(self.structure, leaves)
+        for one in self.maps:
+            batch = one.traced(batch, epoch, i)
+        return masked(batch, jnp.arange(len(leaves[0])) < real) if self.padded else batch
+
+
+@jax.jit
+def _read(batch: Gathered) -> Any:
+    return batch.open(lambda batch, real: None)
+
+
+def _default_device() -> Any:
+    (device,) = jnp.zeros(()).devices()
+    return device
 
 
 def _seed(value: Any, name: str) -> int | None:

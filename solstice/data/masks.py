@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 
 
-def masked(batch: Any, real: np.ndarray) -> Any:
+def masked(batch: Any, real: Any) -> Any:
     """Return a batch in which only the `real` examples count, of those that did.
 
     `(x, y)` becomes `(x, y, mask)`, and a mapping gets the entry "mask".
@@ -30,7 +28,7 @@ def masked(batch: Any, real: np.ndarray) -> Any:
     )
 
 
-def _both(mask: Any, real: np.ndarray) -> Any:
+def _both(mask: Any, real: Any) -> Any:
     if mask is None:
         return real
     return mask & real.reshape(-1, *[1] * (mask.ndim - 1)).astype(mask.dtype)
