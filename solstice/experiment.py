@@ -73,6 +73,16 @@ class Experiment(Shown, eqx.Module):
         """
         return None
 
+    def learns_from_whole_batches(self, batch: Any, /) -> bool:
+        """Say whether training learns from what a mask leaves out too, as batch norm does.
+
+        Training batches are then not padded, where that can be chosen.
+
+        Args:
+            batch: A training batch, with its mask.
+        """
+        return False
+
     def average_outputs(self, outputs: Any, /) -> Any:
         """Return the average of the outputs of the members of an ensemble, along their first axis.
 

@@ -7,6 +7,7 @@ step is an ordinary pure call.
 
 import functools
 import inspect
+import math
 import types
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -17,11 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from solstice.arguments import describe
+from solstice.data.gathered import Gathered, opened
 from solstice.errors import InvalidTypeError
 from solstice.experiment import check_result
 from solstice.metrics.accumulator import merge_all
 from solstice.metrics.base import is_metrics
 from solstice.tree.flat import Flat
+
+# So many steps are always a loop of XLA's, for they would be a long program; and their outs are
+# joined within the loop, so many at a time.
+_MANY = 64
 
 # Floating-point operations of a step below which one thread is enough.
 _LIGHT = 2e7
@@ -122,12 +128,20 @@ class Step:
 
     def fused(self, flat: Flat, batches: list[Any]) -> tuple[Flat, Any]:
         """Take a step a batch, in one call, on a flat experiment whose buffers it takes."""
+        many = len(batches) > _MANY
         if len(batches) == 1:
             new, outs = self._fused(flat, batches)
-        elif self._rolls(flat, batches[0]):
+        elif self._rolls(flat, batches[0], many=many):
             new, outs = self._rolled(flat, _stacked(batches))
+        elif many:
+            every = []
+            for batch in batches:
+                flat, outs = self.fused(flat, [batch])
+                every.append(outs)
+            return flat, joined(join_outs(every))
         else:
-            new, outs = self._unrolled(flat, batches)
+            gathered = type(batches[0]) is Gathered
+            new, outs = self._unrolled(flat, _stacked(batches) if gathered else batches)
         return new, joined(outs.whole())
 
     def forms(self, *, fused: bool, steps: int) -> Callable[[], int]:
@@ -141,10 +155,10 @@ class Step:
             return self._fused._cache_size
         return lambda: self._rolled._cache_size() + self._unrolled._cache_size()
 
-    def _rolls(self, flat: Flat, batch: Any) -> bool:
+    def _rolls(self, flat: Flat, batch: Any, *, many: bool = False) -> bool:
         """Say whether several steps are quicker as a loop of XLA's than one after the other."""
         leaves, structure = jax.tree.flatten(batch)
-        key = (flat.structure, structure, tuple(map(np.shape, leaves)))
+        key = (flat.structure, structure, tuple(map(np.shape, leaves)), many)
         if key not in self._is_rolled:
             step = jax.jit(self._flat_step)
             new, _ = jax.eval_shape(step, flat, batch)
@@ -153,7 +167,7 @@ class Step:
                 for a, b in zip(new.arrays, flat.arrays, strict=True)
             )
             # In a loop, XLA runs a convolution or a large product on one thread of the CPU.
-            light = (
+            light = many or (
                 jax.default_backend() != "cpu"
                 or (step.lower(flat, batch).cost_analysis() or {}).get("flops", 0) < _LIGHT
             )
@@ -163,13 +177,34 @@ class Step:
 
     def _loop(self, flat: Flat, stack: Any) -> tuple[Flat, Flat]:
         self.traces += 1
-        flat, outs = jax.lax.scan(self._flat_step, flat, stack)
-        each = range(len(jax.tree.leaves(stack)[0]))
-        every = [jax.tree.map(lambda array, i=i: array[i], outs).whole() for i in each]
-        return flat, Flat.of(join_outs(every))
+        # Of batches that are gathered, the arrays stay outside of the loop.
+        whole = stack if type(stack) is Gathered else None
+        parts = stack if whole is None else (whole.rows, whole.numbers)
 
-    def _flat_steps(self, flat: Flat, batches: list[Any]) -> tuple[Flat, Flat]:
+        def one(flat: Flat, part: Any) -> tuple[Flat, Flat]:
+            return self._flat_step(flat, part if whole is None else whole.at(part))
+
+        def several(flat: Flat, part: Any) -> tuple[Flat, Flat]:
+            flat, outs = jax.lax.scan(one, flat, part)
+            return flat, Flat.of(_joined_stack(outs))
+
+        count = len(jax.tree.leaves(parts)[0])
+        size = count if count <= _MANY else math.isqrt(count)
+        if size == count:
+            return several(flat, parts)
+        even = count - count % size
+        first = jax.tree.map(lambda leaf: leaf[:even].reshape(-1, size, *leaf.shape[1:]), parts)
+        flat, outs = jax.lax.scan(several, flat, first)
+        joints = _each(outs)
+        if even < count:
+            flat, rest = several(flat, jax.tree.map(lambda leaf: leaf[even:], parts))
+            joints.append(rest.whole())
+        return flat, Flat.of(_joined_parts(joints))
+
+    def _flat_steps(self, flat: Flat, batches: list[Any] | Gathered) -> tuple[Flat, Flat]:
         self.traces += 1
+        if isinstance(batches, Gathered):
+            batches = [batches.at(pair) for pair in zip(batches.rows, batches.numbers, strict=True)]
         if len(batches) == 1:
             return self._flat_step(flat, batches[0])
         every = []
@@ -180,6 +215,7 @@ class Step:
 
     def _flat_step(self, flat: Flat, batch: Any) -> tuple[Flat, Flat]:
         exp = flat.whole()
+        batch = opened(batch, exp.with_mask)
         new, outs = check_result(exp, self._function.__name__, self._function(exp, batch))
         after, outs = Flat.of(new, like=flat.structure), Flat.of(outs)
         if flat.structure.placement is not None:
@@ -197,6 +233,8 @@ class Step:
 
 def _stacked(batches: list[Any]) -> Any:
     """Return batches as one, on a new first axis; numpy's on the host, where it is cheap."""
+    if type(batches[0]) is Gathered:
+        return Gathered.stacked(batches)
 
     def stack(*leaves: Any) -> Any:
         return (jnp if isinstance(leaves[0], jax.Array) else np).stack(leaves)
@@ -229,6 +267,28 @@ def join_outs(outs: list[Any]) -> Any:
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
             return _Unmerged(outs)  # their merge reads values, which a compiled call has not
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+
+
+def _each(outs: Flat) -> list[Any]:
+    """Return the outs of each of several steps, which are stacked on a first axis."""
+    count = len(outs.arrays[0]) if outs.arrays else 1
+    return [Flat([array[i] for array in outs.arrays], outs.structure).whole() for i in range(count)]
+
+
+def _joined_stack(outs: Flat) -> Any:
+    """Return the outs of several steps, stacked on a first axis, merged if they are metrics."""
+    every = _each(outs)
+    return join_outs(every) if all(map(is_metrics, every)) else outs.whole()
+
+
+def _joined_parts(parts: list[Any]) -> Any:
+    """Return what `_joined_stack` returned of several stacks, as it would be of one."""
+    if any(type(part) is _Unmerged for part in parts):
+        listed = (part if type(part) is _Unmerged else [part] for part in parts)
+        return _Unmerged(one for part in listed for one in part)
+    if all(map(is_metrics, parts)):
+        return join_outs(parts)
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 class _Unmerged(list):

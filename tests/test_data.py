@@ -218,7 +218,7 @@ def test_a_function_without_batches_is_an_error(train):
 def test_what_is_no_dataset_is_refused(wrong, described, adding, train, recorder):
     events = []
     message = (
-        rf"_ds is expected to be a re-iterable of batches.*; it is {described}.*Arrays must be"
+        rf"_ds is expected to be a re-iterable of batches.*; it is {described}.*data.Arrays\(x, y"
     )
     with pytest.raises(TypeError, match="train" + message):
         train(1, wrong, callbacks=[recorder(events)])
@@ -548,7 +548,9 @@ def test_a_dataset_that_blocks_does_not_hold_the_run(caplog, monkeypatch):
 
 def test_whole_arrays_in_a_pair_are_no_batches():
     x, y = np.zeros((500, 12, 12)), np.zeros(500, int)
-    with pytest.raises(TypeError, match=r"(?s)whole arrays, \(float64\[500,12,12\], .*Cut them: "):
+    with pytest.raises(
+        TypeError, match=r"(?s)whole arrays, \(float64\[500,12,12\], .*Arrays\(x, y, "
+    ):
         check_dataset((x, y), "train_ds")
     with pytest.raises(TypeError, match="whole arrays"):
         check_dataset([x, y, y > 0], "train_ds")

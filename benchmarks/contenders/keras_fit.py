@@ -43,6 +43,12 @@ def contenders(problem):
 
 
 def fit(problem, steps_per_execution):
+    network, batches = compiled(problem, steps_per_execution), Batches(problem.batches)
+    return lambda: network.fit(batches, shuffle=False, verbose=0).history["loss"][0]
+
+
+def compiled(problem, steps_per_execution):
+    """Return the network, ready for `fit`."""
     layers = [keras.layers.Input(problem.batches[0][0].shape[1:])]
     for n in problem.channels:
         layers += [
@@ -58,5 +64,4 @@ def fit(problem, steps_per_execution):
         metrics=[Confusion(name="confusion")],
         steps_per_execution=min(steps_per_execution, len(problem.batches)),
     )
-    batches = Batches(problem.batches)
-    return lambda: network.fit(batches, shuffle=False, verbose=0).history["loss"][0]
+    return network

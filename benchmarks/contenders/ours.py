@@ -12,8 +12,8 @@ from .hand import Network
 def contenders(problem):
     exp = experiment(problem)
     return {
-        "solstice": run_with(exp, problem),
-        "solstice, steps_per_call=10": run_with(exp, problem, steps_per_call=10),
+        "solstice": run_with(exp, problem.batches),
+        "solstice, steps_per_call=10": run_with(exp, problem.batches, steps_per_call=10),
     }
 
 
@@ -26,12 +26,12 @@ def experiment(problem):
     )
 
 
-def run_with(exp, problem, **options):
+def run_with(exp, ds, num_epochs=1, **options):
     logged = []
     logging = solstice.LoggingCallback(logging_fn=lambda metrics, *_: logged.append(metrics))
 
     def run():
-        trained = solstice.train(exp, 1, problem.batches, callbacks=[logging], **options)
+        trained = solstice.train(exp, num_epochs, ds, callbacks=[logging], **options)
         jax.block_until_ready(jax.tree.leaves(trained))
         return logged[-1]["average_loss"]
 

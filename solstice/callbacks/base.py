@@ -40,6 +40,8 @@ class Callback(ShownAsMade):
     Attributes:
         needs_experiment: Whether the step hooks look at `exp`. Where all of a run's callbacks say
             no, the trainer does not put it together at each step, and passes None.
+        needs_batch: Whether the step hooks look at `batch`. Where all of a run's callbacks say no,
+            they get None for batches of `Arrays.on_device()`, which then stay there unread.
         needs_validation: Whether it can do nothing in a `train` without a `val_ds`, which is then
             an error before the first step.
 
@@ -52,6 +54,7 @@ class Callback(ShownAsMade):
     """
 
     needs_experiment: bool = True
+    needs_batch: bool = True
     needs_validation: bool = False
 
     def attach(self, experiment: Callable[[], Any], steps_per_call: int) -> None:

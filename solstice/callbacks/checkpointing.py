@@ -85,6 +85,7 @@ class CheckpointingCallback(Callback):
     """
 
     needs_experiment = False
+    needs_batch = False
 
     def __init__(
         self,

@@ -49,6 +49,7 @@ class EarlyStoppingCallback(Callback):
     """
 
     needs_experiment = False
+    needs_batch = False
 
     @explained(**_OTHERS)
     def __init__(

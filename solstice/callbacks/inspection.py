@@ -61,6 +61,8 @@ class InspectionCallback(TriggeredCallback):
     (['gradient_norm', 'hidden', 'parameter_norm'], (4, 8))
     """
 
+    needs_batch = True
+
     def __init__(
         self,
         values_fn: Callable[[Any, Any], Any],

@@ -20,6 +20,7 @@ class NoImprovement(Callback):
     """
 
     needs_experiment = False
+    needs_batch = False
 
     def __init__(
         self,

@@ -43,6 +43,8 @@ class ProfilingCallback(Callback):
     >>> callback = solstice.ProfilingCallback("outputs/profile", steps_to_profile=range(10, 13))
     """
 
+    needs_batch = False
+
     def __init__(
         self, log_dir: str | os.PathLike[str], steps_to_profile: Iterable[int] | None = None
     ) -> None:

@@ -33,6 +33,8 @@ class StopOnNaN(Callback):
     >>> callback = solstice.callbacks.StopOnNaN(every_n_steps=100)
     """
 
+    needs_batch = False
+
     def __init__(self, every_n_steps: int = 1) -> None:
         self._every = arguments.count(every_n_steps, "every_n_steps")
         self._begin()

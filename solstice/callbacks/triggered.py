@@ -47,6 +47,7 @@ class TriggeredCallback(Callback, abc.ABC):
     """
 
     needs_experiment = False
+    needs_batch = False
     acts_on_experiment = True
 
     def __init__(self, when: Trigger, outlets: Outlets | None = None) -> None:

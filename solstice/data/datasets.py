@@ -11,6 +11,7 @@ from types import GeneratorType
 from typing import Any
 
 from solstice.arguments import describe
+from solstice.data.arrays import Arrays, Mask
 from solstice.data.bookmark import Bookmark
 from solstice.data.live import Live
 from solstice.data.memory import as_arrays, own_arrays
@@ -42,6 +43,8 @@ def check_dataset(
         ...
     solstice.errors.InvalidValueError: train_ds is empty: it has no batch at all; it is [].
     """
+    if isinstance(dataset, Arrays):
+        return  # it was checked when it was made
     if isinstance(dataset, Live):
         if dataset.length is None and not endless:
             raise InvalidValueError(
@@ -65,7 +68,8 @@ def check_dataset(
         raise InvalidTypeError(
             f"{name} is expected to be a re-iterable of batches (a list of (x, y) tuples, a "
             f"tf.data or grain dataset, a DataLoader, ...) or a function that returns an iterator "
-            f"over them; it is {describe(dataset)}. Arrays must be cut into batches first."
+            f"over them; it is {describe(dataset)}. Whole arrays are one as "
+            f"solstice.data.Arrays(x, y, batch_size=32, shuffle=0)."
         )
     if makes_iterators(dataset) and (number := _takes(dataset, name)) > 2:
         raise InvalidTypeError(
@@ -90,8 +94,9 @@ def check_dataset(
     if isinstance(dataset, list | tuple) and _is_whole(dataset):
         arrays = ", ".join(map(describe, dataset))
         raise InvalidTypeError(
-            f"{name} is expected to hold batches; it holds whole arrays, ({arrays}). Cut "
-            f"them: [(x[i : i + 32], y[i : i + 32]) for i in range(0, len(x), 32)]."
+            f"{name} is expected to hold batches; it holds whole arrays, ({arrays}). "
+            f"solstice.data.Arrays({', '.join('xyz'[: len(dataset)])}, batch_size=32, shuffle=0) "
+            f"cuts and shuffles them."
         )
     if is_one_shot(dataset) and passes is not None and passes > 1:
         raise InvalidValueError(
@@ -131,12 +136,12 @@ def _is_endless(dataset: Any) -> bool:
 def _is_whole(dataset: Any) -> bool:
     """Say whether it is (x, y) or (x, y, mask) of all examples, and not a list of batches."""
     shapes: list[tuple[int, ...]] = [getattr(part, "shape", ()) for part in dataset[:4]]
-    # As many examples in each, and not of one form, as batches would be.
+    # As many examples in each; a list of arrays of one form may be of batches.
     return (
         len(shapes) in (2, 3)
         and all(shapes)
         and len({shape[0] for shape in shapes}) == 1
-        and len(set(map(len, shapes))) > 1
+        and (type(dataset) is tuple or len(set(map(len, shapes))) > 1)
     )
 
 
@@ -149,6 +154,7 @@ def batches(
     experiment: Callable[[], Any] = lambda: None,
     step: int = 0,
     made: int = 0,
+    with_mask: Mask | None = None,
 ) -> Iterator[Any]:
     """Yield one pass over the dataset, each array-like leaf as something jax takes.
 
@@ -166,7 +172,8 @@ def batches(
         bookmark: Where the pass begins, if not with the first batch, and what keeps where it is.
         experiment: Returns the experiment as it is, for a dataset that makes batches from it.
         step: For a live one: the index of the next step.
-        made: For a live one: how many of the pass's batches a resumed run has had.
+        made: For a live one and `Arrays`: how many of the pass's batches a resumed run has had.
+        with_mask: For `Arrays`: see there.
 
     Raises:
         ValueError: The pass has no batch.
@@ -176,6 +183,9 @@ def batches(
     """
     if isinstance(dataset, Live):
         yield from dataset.batches(experiment, step, made)
+        return
+    if isinstance(dataset, Arrays):
+        yield from dataset.batches(epoch, made, with_mask)
         return
     set_epoch = getattr(dataset, "set_epoch", None)
     if callable(set_epoch):
@@ -231,6 +241,8 @@ def length(dataset: Any) -> int | None:
     """
     if isinstance(dataset, Live):
         return dataset.length
+    if isinstance(dataset, Arrays):
+        return len(dataset)
     return None if makes_iterators(dataset) else _length(dataset)
 
 

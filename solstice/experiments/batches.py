@@ -114,8 +114,13 @@ def batch_inputs(batch: Any, keys: BatchKeys, example: tuple[Any, ...] | None = 
 def with_mask(batch: Any, real: Any, keys: BatchKeys) -> Any:
     """Return a batch in which only the `real` examples count, of those that did."""
     _, targets, mask, _ = unpack(batch, keys)
-    whole = np.asarray(check_mask(mask, targets))
-    mask = whole & np.asarray(real).reshape(-1, *[1] * (targets.ndim - 1))
+    # On the host where it can be, for this is done for each batch.
+    of = jnp if isinstance(real, jax.Array) else np
+    real = of.asarray(real).reshape(-1, *[1] * (targets.ndim - 1))
+    if mask is None:
+        mask = of.broadcast_to(real, targets.shape)
+    else:
+        mask = of.asarray(check_mask(mask, targets)) & real
     if isinstance(batch, Mapping):
         return {**batch, keys[2]: mask}
     return (batch[0], batch[1], mask)

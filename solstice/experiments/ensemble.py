@@ -259,6 +259,10 @@ class Ensemble(Runnable):
         """Return what the members' method does; None with `own_batches`, which are not padded."""
         return None if self.own_batches else self.members.with_mask(batch, real)
 
+    def learns_from_whole_batches(self, batch: Any) -> bool:
+        """Say what a member does."""
+        return self.member(0).learns_from_whole_batches(batch)
+
     def check_batch(self, batch: Any) -> None:
         """Raise for a batch that a member refuses."""
         member = self.member(0)

@@ -16,6 +16,7 @@ from solstice.metrics.left_out import told_elsewhere
 from solstice.metrics.named import named_values
 from solstice.sharding.placements import Sharding
 from solstice.signatures import explained
+from solstice.training.calls import StepsPerCall
 from solstice.training.hooks import listed
 from solstice.training.progress.bars import ProgressChoice
 from solstice.training.test import OTHER_NAMES as OTHER_NAMES_OF_TEST
@@ -55,7 +56,7 @@ class Runnable(Experiment):
         *,
         num_steps: int | None = None,
         validate_every: Trigger | None = None,
-        steps_per_call: int = 1,
+        steps_per_call: StepsPerCall = 1,
         prefetch: int | None = None,
         sharding: Sharding | None = None,
         resume_from: CheckpointingCallback | str | os.PathLike[str] | None = None,
@@ -122,6 +123,7 @@ class _Total(Callback):
     """Merges the metrics of a whole test."""
 
     needs_experiment = False
+    needs_batch = False
 
     def __init__(self) -> None:
         self.metrics = Accumulator()

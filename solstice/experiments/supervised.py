@@ -317,6 +317,10 @@ class SupervisedExperiment(Runnable):
         """
         return batches.with_mask(batch, real, self._batch_keys)
 
+    def learns_from_whole_batches(self, batch: Any) -> bool:
+        """Say whether the network updates its state from whole batches, as batch norm does."""
+        return self._keeps_state_of(batches.unpack(batch, self._batch_keys).inputs)
+
     @jax.jit
     def _outputs(self, inputs: tuple) -> Array:
         params = self.model.params
@@ -417,19 +421,21 @@ class SupervisedExperiment(Runnable):
 
     def _refuse_padding(self, inputs: tuple, mask: Any) -> None:
         """Raise where padded examples would change what the network keeps from a batch."""
-        if mask is None or jnp.ndim(mask) != 1 or not jax.tree.leaves(self.model.state):
-            return
-
-        def state(inputs: tuple) -> Any:
-            return self.model(*inputs, key=jax.random.key(0), train=True)[1].state
-
-        if depends_on(state, inputs):
+        if mask is not None and jnp.ndim(mask) == 1 and self._keeps_state_of(inputs):
             raise InvalidValueError(
                 "In training, examples that a mask leaves out still pass through this network, "
                 "which updates its state from whole batches (batch norm does): two of them move "
                 "its outputs by a third. Drop the last, shorter batch in training; padding is for "
                 "evaluation."
             )
+
+    def _keeps_state_of(self, inputs: tuple) -> bool:
+        """Say whether the network updates its state from the inputs of training."""
+
+        def state(inputs: tuple) -> Any:
+            return self.model(*inputs, key=jax.random.key(0), train=True)[1].state
+
+        return bool(jax.tree.leaves(self.model.state)) and depends_on(state, inputs)
 
     def _next_key(self, inputs: tuple) -> tuple[Array | None, Array | None]:
         # Carrying a key costs a small step dearly, so only a network that asks for one has it.

@@ -14,8 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from solstice.data.arrays import Arrays
 from solstice.data.bookmark import Bookmark
 from solstice.data.datasets import batches, uses_epoch, uses_experiment
+from solstice.data.gathered import opened
 from solstice.data.live import Live
 from solstice.data.prefetch import ahead, close, on_device, prefetched
 from solstice.errors import InvalidValueError
@@ -41,7 +43,7 @@ class Feed:
         step: The index of the next step among those of its mode.
         known: The digests of the first and the last batch that it had consumed, None where not
             known.
-        steps_per_call: How many batches a call takes.
+        steps_per_call: Returns how many batches the next call takes.
         prefetch: How many are read ahead.
         sharding: Where they go.
         with_mask: How a mask gets into a batch; it returns None where the experiment takes none.
@@ -52,6 +54,7 @@ class Feed:
         experiment: Returns the experiment as it is, for a dataset that makes batches from it; of a
             live one nothing is read ahead, and a call takes one batch.
         in_turn: Whether nothing is read ahead of this dataset either, whatever `prefetch` says.
+        padding: How the mask of padding gets into a batch of `Arrays`; see there.
 
     Attributes:
         last_batch: The batch consumed last, as the dataset gave it, where that is tracked.
@@ -60,12 +63,13 @@ class Feed:
         skipped: As above.
         over: Whether the pass has no batch left, once its groups are read.
         partial: Whether `last_step` made the group read last smaller than others.
+        gathers: Whether its batches are gathered in the step: hooks get what `opened` returns.
         in_step: Whether processes wait for each other before each batch.
 
     Raises:
         ValueError: The dataset does not give again what was consumed before a resume.
 
-    >>> feed = Feed([1.0, 2.0, 3.0], "train", 0, steps_per_call=2)
+    >>> feed = Feed([1.0, 2.0, 3.0], "train", 0, steps_per_call=lambda: 2)
     >>> with feed.groups() as groups:
     ...     list(groups)
     [[1.0, 2.0], [3.0]]
@@ -80,7 +84,7 @@ class Feed:
         skipped: int = 0,
         step: int = 0,
         known: tuple[str | None, str | None] = (None, None),
-        steps_per_call: int = 1,
+        steps_per_call: Callable[[], int] = lambda: 1,
         prefetch: int | None = 0,
         sharding: Sharding | None = None,
         with_mask: WithMask = lambda batch, real: None,
@@ -90,12 +94,17 @@ class Feed:
         signals: Signals | None = None,
         experiment: Callable[[], Any] = lambda: None,
         in_turn: bool = False,
+        padding: WithMask | None = None,
     ) -> None:
         self._mode, self._epoch, self._step = mode, epoch, step
         self.skipped = self._consumed = skipped
         live = isinstance(dataset, Live)
-        self._steps_per_call = 1 if live else steps_per_call
-        self._prefetch = 0 if live or in_turn else ahead(prefetch)
+        self._steps_per_call = (lambda: 1) if live else steps_per_call
+        whole = dataset if isinstance(dataset, Arrays) else None
+        gathered = whole is not None and whole.is_on_device
+        self._prefetch = 0 if live or in_turn or gathered else ahead(prefetch)
+        self._with_mask = with_mask
+        self.gathers = gathered
         self._check = check
         self.over = self.partial = False
         self._dataset = dataset
@@ -107,7 +116,7 @@ class Feed:
         self._tracked = tracked and alone
         # The batches that are placed and not yet consumed, as the dataset gave them.
         self._raw: collections.deque[Any] = collections.deque()
-        marked = alone and bookmark is not None and bookmark.needed and not live
+        marked = alone and bookmark is not None and bookmark.needed and not live and whole is None
         self._bookmark = bookmark if marked else None
         begin = 0 if self._bookmark is None else self._bookmark.begin(self.skipped)
         self._source = batches(
@@ -118,15 +127,21 @@ class Feed:
             experiment=experiment,
             step=step,
             made=self.skipped,
+            with_mask=padding,
         )
+        if whole is not None and gathered:
+            check_on_one_device(whole, sharding, f"{mode}_ds")
+            self._source = whole.gathered(epoch, self.skipped, padding)
         self.in_step = sharding is not None and not alone
         self._place: Callable[..., Any] | None = on_device if self._prefetch else None
-        if sharding is not None:
+        if sharding is not None and not gathered:
             self._place = functools.partial(_on_mesh, sharding, with_mask)
         if self.in_step:
             self._source = in_step(self._source, signals=signals)
         if self.skipped > begin and not live:
-            self._skip(begin, known, anew=uses_experiment(dataset))
+            read = None if whole is None else whole.gathered if gathered else whole.batches
+            at = None if read is None else lambda i: next(read(epoch, i, padding), None)
+            self._skip(begin, known, anew=uses_experiment(dataset), at=at)
 
     @contextlib.contextmanager
     def groups(self, last_step: int | None = None) -> Iterator[Iterator[list[Any]]]:
@@ -149,9 +164,19 @@ class Feed:
         self._source = _again(first, self._source)
         return self._placed(first)
 
+    def opened(self, batch: Any) -> Any:
+        """Return a batch as it is to whoever looks at it, where a step gathers it itself."""
+        return opened(batch, self._with_mask)
+
     def close(self) -> None:
         """End a pass that was not begun."""
         close(self._source)
+
+    def digest(self, batch: Any) -> str | None:
+        """Return what tells a batch from others; it is the same for `Arrays` on the device."""
+        if isinstance(self._dataset, Arrays):
+            batch = jax.tree.map(_as_jax_has_it, self.opened(batch))
+        return batch_digest(batch)
 
     @property
     def keeps_order(self) -> bool:
@@ -168,7 +193,7 @@ class Feed:
         if self._raw:
             group = [self._raw.popleft() for _ in group]
         if self._consumed == len(group):
-            self.first_digest = batch_digest(group[0])
+            self.first_digest = self.digest(group[0])
         if self._bookmark is not None:
             self._bookmark.consumed(self._consumed)
         self.last_batch = group[-1]
@@ -176,19 +201,19 @@ class Feed:
     def _grouped(self, ready: Iterator[Any], last_step: int | None) -> Iterator[list[Any]]:
         if self._check is not None and self._place is None:
             for first in itertools.islice(ready, 1):
-                self._check(first, self._mode)
+                self._check(self.opened(first), self._mode)
                 ready = itertools.chain([first], ready)
         group: list[Any] = []
         limit = None if last_step is None else max(last_step - self._step, 0)
         for batch in itertools.islice(ready, limit):
-            if self._steps_per_call == 1:
+            if not group and self._steps_per_call() == 1:
                 yield [batch]
                 continue
             if group and _form(batch) != _form(group[0]):
                 yield group
                 group = []
             group.append(batch)
-            if len(group) == self._steps_per_call:
+            if len(group) == self._steps_per_call():
                 yield group
                 group = []
         taken = self._consumed - self.skipped + len(group)
@@ -213,13 +238,23 @@ class Feed:
         """Check a batch as the dataset gave it, and put it where it goes."""
         batch, *sizes = batch if self.in_step else (batch,)
         if self._check is not None:
-            self._check(batch, self._mode)
+            self._check(self.opened(batch), self._mode)
         if self._tracked:
             self._raw.append(batch)
         return batch if self._place is None else self._place(batch, *sizes)
 
-    def _skip(self, begin: int, known: tuple[str | None, str | None], *, anew: bool) -> None:
-        """Read what was consumed before a resume, and make sure that it is the same."""
+    def _skip(
+        self,
+        begin: int,
+        known: tuple[str | None, str | None],
+        *,
+        anew: bool,
+        at: Callable[[int], Any] | None,
+    ) -> None:
+        """Read what was consumed before a resume, and make sure that it is the same.
+
+        Where `at` finds a batch by its index, only those are read whose digests are known.
+        """
         count = self.skipped
         wanted = {0: known[0]} | ({count - 1: known[1]} if known[1] is not None else {})
         if anew:
@@ -231,12 +266,12 @@ class Feed:
                 self._mode,
                 count,
             )
-        for i in range(begin, count):
-            batch = next(self._source, None)
+        for i in range(begin, count) if at is None else wanted:
+            batch = next(self._source, None) if at is None else at(i)
             if anew:
                 continue
             digest = wanted.get(i)
-            if batch is None or (digest is not None and batch_digest(batch) != digest):
+            if batch is None or (digest is not None and self.digest(batch) != digest):
                 what = "ends before it" if batch is None else "has another one in its place"
                 raise InvalidValueError(
                     f"The run was saved after {count} batches of epoch {self._epoch}; "
@@ -252,6 +287,20 @@ def _on_mesh(
     sharding: Sharding, with_mask: WithMask, batch: Any, sizes: Sequence[int | None] = ()
 ) -> Any:
     return place_batch(sharding, batch, with_mask, sizes)
+
+
+def check_on_one_device(data: Arrays, sharding: Sharding | None, name: str) -> None:
+    """Raise where a run is on other devices than its data."""
+    if sharding is not None and {*sharding.mesh.devices.flat} != data.devices:
+        raise InvalidValueError(
+            f"{name} is on the device {', '.join(map(str, data.devices))}, and sharding= puts the "
+            f"run on {', '.join(map(str, sharding.mesh.devices.flat))}. Leave on_device() out: "
+            f"each batch is then split over the devices."
+        )
+
+
+def _as_jax_has_it(leaf: Any) -> np.ndarray:
+    return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
 def _again(first: Any, source: Iterator[Any]) -> Iterator[Any]:

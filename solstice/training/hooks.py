@@ -25,6 +25,7 @@ class Hooks:
 
     Attributes:
         callbacks: All of them, in order.
+        looks_at_batches: Whether one that has a step's hook looks at its batch.
 
     Raises:
         TypeError: One is no callback.
@@ -58,6 +59,12 @@ class Hooks:
         self._looking = {
             name: any(c.needs_experiment for c in called) for name, called in self._called.items()
         }
+
+        self.looks_at_batches = any(
+            callback.needs_batch
+            for hook in ("on_step_start", "on_step_end")
+            for callback in self._called[hook]
+        )
 
     def any(self, hook: str) -> bool:
         """Say whether a callback has the hook."""

@@ -30,9 +30,10 @@ from solstice.metrics.left_out import LeftOut, told_elsewhere
 from solstice.saving.checkpoints import Checkpoints
 from solstice.sharding.placements import Sharding
 from solstice.sharding.processes import check_same, is_first_process
+from solstice.training.calls import Calls, StepsPerCall
 from solstice.training.feed import Feed
 from solstice.training.hooks import Hooks
-from solstice.training.position import Position, batch_digest
+from solstice.training.position import Position
 from solstice.training.progress.bars import Progress, ProgressChoice
 from solstice.training.signals import Interrupted, Signals, noted
 from solstice.training.stepper import Stepper
@@ -66,7 +67,7 @@ class Loop:
         callbacks: Iterable[Callback],
         *,
         progress: ProgressChoice = True,
-        steps_per_call: int = 1,
+        steps_per_call: StepsPerCall = 1,
         prefetch: int | None = None,
         recompile: Literal["warn", "error"] = "warn",
         donate: bool = False,
@@ -74,11 +75,14 @@ class Loop:
         sharding: Sharding | None = None,
     ) -> None:
         self.position = Position()
-        self._steps_per_call, self._prefetch, self._sharding = steps_per_call, prefetch, sharding
+        self._calls = Calls(steps_per_call)
+        self._prefetch, self._sharding = prefetch, sharding
         self._with_mask = exp.with_mask
+        # Whether padding would change what is learned; None until a batch shows it.
+        self._never_padded: bool | None = None
         self._stepper = Stepper(
             exp,
-            steps_per_call=steps_per_call,
+            fuses=self._calls.fuses,
             recompile=recompile,
             donate=donate,
             sharding=sharding,
@@ -192,7 +196,7 @@ class Loop:
     def _begin(self) -> None:
         for callback in self._saving:
             callback.begin(self._resumed_from, self._hooks.callbacks)
-        self._fire("attach", lambda: self.exp, self._steps_per_call)
+        self._fire("attach", lambda: self.exp, self._calls.most)
         self._fire("on_run_start", self.exp)
         self.give_states()
         if self._resumed is None and self._saving:
@@ -297,6 +301,7 @@ class Loop:
         between = False
         if training:
             self._training = feed
+            self._calls.begin(total)
             between = bool(self._validation_watch or self._saving)
             if where.validated is not None and self._validation_watch is not None:
                 self._validate()  # it was saved in the middle of one
@@ -304,6 +309,7 @@ class Loop:
                 self._between_steps()  # what a stop had left out; nothing is due twice
         starts, ends = hooks.any("on_step_start"), hooks.any("on_step_end")
         fire, take = self._fire, self._timed("step", self._stepper.take)
+        one_by_one = self._calls.asked == 1
         with (
             self._progress.one_pass(title, mode=mode, total=total, done=feed.skipped) as bar,
             feed.groups(last_step) as ready,
@@ -311,7 +317,8 @@ class Loop:
             for group in self._timed_items("input", ready):
                 if feed.partial:
                     self._save_before_the_end()
-                batch = group[0] if self._steps_per_call == 1 else group
+                shown = self._batches_shown(feed, group) if starts or ends else group
+                batch = shown[0] if one_by_one else shown
                 first = where.steps[mode]
                 last = first + len(group) - 1
                 if starts:
@@ -329,6 +336,8 @@ class Loop:
                     where.trained += len(group)
                     if where.trained == len(group) and feed.first_digest is not None:
                         self._note_first(feed)
+                    self._calls.taken(len(group), out)
+                    where.steps_per_call = self._calls.found
                 elif where.validated is not None:
                     where.validated += len(group)
                 if ends:
@@ -343,6 +352,13 @@ class Loop:
 
     def _shown(self, hook: str) -> Any:
         return self.exp if self._hooks.looks(hook) else None
+
+    def _batches_shown(self, feed: Feed, group: list[Any]) -> list[Any]:
+        """Return what hooks get of batches; of those that a step gathers, None where none looks."""
+        if not feed.gathers:
+            return group
+        looks = self._hooks.looks_at_batches
+        return [feed.opened(batch) if looks else None for batch in group]
 
     def _between_steps(self) -> None:
         """Validate and save where it is time to."""
@@ -385,7 +401,7 @@ class Loop:
                 return feed
             self._close_opened()
         where, training = self.position, mode == "train"
-        stepper = self._stepper
+        stepper, calls = self._stepper, self._calls
         return Feed(
             dataset,
             mode,
@@ -393,7 +409,7 @@ class Loop:
             skipped=(where.trained if training else where.validated) or 0,
             step=where.steps[mode],
             known=(where.first, where.last) if training else (None, None),
-            steps_per_call=self._steps_per_call,
+            steps_per_call=lambda: calls.size if training else calls.in_evaluation,
             prefetch=self._prefetch,
             sharding=self._sharding,
             with_mask=self._with_mask,
@@ -403,7 +419,15 @@ class Loop:
             signals=self._signals,
             experiment=lambda: stepper.exp,
             in_turn=ahead(self._prefetch) > 0 and self._is_told(dataset),
+            padding=self._pad_training if training else self._with_mask,
         )
+
+    def _pad_training(self, batch: Any, real: Any) -> Any:
+        """Return a padded batch with its mask; None where padding would change what is learned."""
+        masked = self._with_mask(batch, real)
+        if masked is not None and self._never_padded is None:
+            self._never_padded = self.exp.learns_from_whole_batches(masked)
+        return None if self._never_padded else masked
 
     def _is_told(self, dataset: Any) -> bool:
         """Say whether a dataset reads one of the callbacks, which tells it of the steps so far."""
@@ -468,7 +492,8 @@ class Loop:
         """Return what gives the state of now, once there is time: it digests a batch."""
         position = self.position.to_state()
         position["iterator"], position["read"] = self._bookmark.state(self.position.trained)
-        batch = None if self._training is None else self._training.last_batch
+        feed = self._training
+        batch = None if feed is None else feed.last_batch
         watch = self._validation_watch
         state = {
             "epoch": self.position.epoch,
@@ -479,8 +504,8 @@ class Loop:
         }
 
         def complete() -> dict[str, Any]:
-            if batch is not None:
-                position["last"] = batch_digest(batch)
+            if feed is not None and batch is not None:
+                position["last"] = feed.digest(batch)
             return state
 
         return complete
@@ -507,6 +532,7 @@ class Loop:
         """Go on from the state of a checkpoint, one of those that are there."""
         self.position = Position.from_state(state["position"])
         where, keeps = self.position, bool(self._saving)
+        self._calls.go_on(where.steps_per_call)
         self._bookmark = Bookmark("train_ds", where.iterator, where.read, keeps=keeps, resumed=True)
         self._resumed, self._resumed_from = state, there
         self._passes_missing = where.epoch > 0

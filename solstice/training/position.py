@@ -31,6 +31,7 @@ class Position:
         ended: How the run ended: "finished" or "stopped"; None while it goes on.
         cut: Whether that was within a pass. Hooks were then told of the pass's end, so a run that
             is asked for more goes on from the checkpoint before.
+        steps_per_call: What `steps_per_call="auto"` has found; None before, and without it.
         num_epochs: What the run was asked for, to tell whether more is asked now.
         num_steps: The same, in training steps.
 
@@ -54,6 +55,7 @@ class Position:
     read: int | None = 0
     ended: str | None = None
     cut: bool = False
+    steps_per_call: int | None = None
     num_epochs: int | None = None
     num_steps: int | None = None
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from solstice.arguments import describe
+from solstice.data.arrays import Arrays
 from solstice.data.datasets import batches, check_dataset, length
 from solstice.errors import InvalidValueError
 from solstice.experiment import Experiment, check_defines, check_experiment
@@ -30,7 +31,8 @@ def predict(
 
     Args:
         exp: An experiment with a `predict` method.
-        ds: As `train_ds` in `train`; labels are not needed.
+        ds: As `train_ds` in `train`; labels are not needed. `data.Arrays` are read in their order,
+            each row once, however they are shuffled.
         sharding: As in `train`. Each process gets the predictions of its own batches.
         progress: Whether to show a progress bar.
 
@@ -50,6 +52,7 @@ def predict(
     check_progress(progress)
     check_defines(exp, "predict", "predict() is called")
     check_dataset(ds, "ds")
+    ds = ds.in_order() if isinstance(ds, Arrays) else ds
     if sharding is not None:
         exp = sharding.placed(Flat.of(exp), donate=True).whole()
     one_batch, inputs_of = exp.predict, exp.batch_inputs

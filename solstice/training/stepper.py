@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 
 from solstice.data.columns import check_columns
+from solstice.data.gathered import opened
 from solstice.experiment import Experiment, check_result
 from solstice.sharding.arrays import local_tree
 from solstice.sharding.placements import Sharding
@@ -33,7 +34,7 @@ class Stepper:
 
     Args:
         exp: The experiment that the run starts with.
-        steps_per_call: How many steps a call of a compiled training step takes.
+        fuses: Says whether so many steps are taken in one call of a compiled step.
         recompile: What a step that is traced again does.
         donate: Whether the experiment's own buffers may be taken.
         sharding: Where it is kept.
@@ -57,7 +58,7 @@ class Stepper:
         self,
         exp: Experiment,
         *,
-        steps_per_call: int = 1,
+        fuses: Callable[[int], bool] = lambda steps: steps == 1,
         recompile: Literal["warn", "error"] = "warn",
         donate: bool = False,
         sharding: Sharding | None = None,
@@ -67,9 +68,9 @@ class Stepper:
         self._type = type(exp)
         # Whether nobody else has its buffers.
         self._owned = donate
-        self._steps_per_call = steps_per_call
+        self._fuses = fuses
         self._recompile: Literal["warn", "error"] = recompile
-        self._guards: dict[tuple[str, bool], tuple[RecompileGuard, Callable[[], int]]] = {}
+        self._guards: dict[tuple[str, int], tuple[RecompileGuard, Callable[[], int]]] = {}
         self._sharding = sharding
         self._alone = jax.process_count() == 1
         self._in_bursts = jax.default_backend() == "cpu"
@@ -99,7 +100,7 @@ class Stepper:
         """Take a step a batch, in one call where that is possible, and return their joined outs."""
         name = "train_step" if mode == "train" else "eval_step"
         step = getattr(self._type, name)
-        if isinstance(step, Step) and len(group) in (1, self._steps_per_call):
+        if isinstance(step, Step) and self._fuses(len(group)):
             outs = self._fused(step, name, mode, group)
         else:
             # A call of another number of steps would have to be compiled for this one time.
@@ -128,6 +129,7 @@ class Stepper:
         if isinstance(step, Step):
             step.trace(self.flat, batch)
         elif isinstance(step, _COMPILED):
+            batch = opened(batch, self.exp.with_mask)
             check_result(self.exp, "eval_step", eqx.filter_eval_shape(step, self.exp, batch))
 
     def _wait(self, outs: Any) -> None:
@@ -140,6 +142,7 @@ class Stepper:
     def _one(self, step: Any, name: str, mode: str, batch: Any) -> Any:
         if isinstance(step, Step):
             return self._fused(step, name, mode, [batch])
+        batch = opened(batch, self.exp.with_mask)
         exp, outs = check_result(self.exp, name, getattr(self.exp, name)(batch))
         if exp is not self._exp:
             self._exp, self._type, self._flat, self._owned = exp, type(exp), None, False
@@ -148,7 +151,7 @@ class Stepper:
 
     def _fused(self, step: Step, name: str, mode: str, group: list[Any]) -> Any:
         before = self.flat
-        key = mode, len(group) == 1
+        key = mode, len(group)
         if known := key in self._guards:
             guard, forms = self._guards[key]
         else:

@@ -15,6 +15,7 @@ from solstice.experiment import Experiment, check_defines, check_experiment
 from solstice.saving.checkpoints import Checkpoints, newest
 from solstice.sharding.placements import Sharding, check_sharding
 from solstice.signatures import explained
+from solstice.training.calls import StepsPerCall, as_steps_per_call
 from solstice.training.hooks import listed
 from solstice.training.loop import Loop
 from solstice.training.position import Position
@@ -67,7 +68,7 @@ def train(
     *,
     num_steps: int | None = None,
     validate_every: Trigger | None = None,
-    steps_per_call: int = 1,
+    steps_per_call: StepsPerCall = 1,
     prefetch: int | None = None,
     sharding: Sharding | None = None,
     resume_from: CheckpointingCallback | str | os.PathLike[str] | None = None,
@@ -83,11 +84,11 @@ def train(
     Args:
         exp: The experiment.
         num_epochs: How many epochs; None when `num_steps` alone ends the run.
-        train_ds: Any re-iterable of batches: a list, a tf.data or grain dataset, a DataLoader, or
-            a function that returns an iterator (called with the epoch if it takes an argument,
-            with the epoch and the experiment if it requires two), or `data.live(make)`. A method
-            `set_epoch(epoch)` is called before each pass. It may fill the same buffers again for
-            each batch: but for a list's, numpy's arrays are copied.
+        train_ds: `data.Arrays`, or any re-iterable of batches: a list, a tf.data or grain dataset,
+            a DataLoader, or a function that returns an iterator (called with the epoch if it takes
+            an argument, with the epoch and the experiment if it requires two), or
+            `data.live(make)`. A method `set_epoch(epoch)` is called before each pass. It may fill
+            the same buffers again for each batch: but for a list's, numpy's arrays are copied.
         val_ds: The same, for validation. Its first batch is read before the first training step,
             to see that an evaluation works, and the first validation begins with it.
         callbacks: What watches the run. One that raises `EarlyStoppingException` ends it: the
@@ -103,7 +104,12 @@ def train(
             the index of its last step, the list of its batches, and the steps' outs: merged, or
             stacked on a new first axis if they do not merge. What is left at the end of a pass,
             or differs in shape, is taken step by step, in one call of the hooks. Steps that are
-            not compiled by `solstice.jit` are all taken so.
+            not compiled by `solstice.jit` are all taken so. "auto" finds how many by timing the
+            first calls: 1, 4, 16 and 64, as long as each is clearly quicker than the one before and
+            compiles soon. The logger tells what it has found, and a resumed run goes on with it.
+            "epoch" takes a whole pass as one call, of data that fit in the memory, such as
+            `data.Arrays(...).on_device()`. With both, hooks always get a list, and evaluation
+            takes one step a call.
         prefetch: How many batches a thread reads and places on the device ahead of time; 0 reads
             each when its turn comes. None means 2 on accelerators and 0 on a CPU, where a
             compiled call takes numpy's arrays more cheaply. Nothing is read ahead of a dataset that
@@ -155,7 +161,7 @@ def train(
         num_epochs = arguments.count(num_epochs, "num_epochs", least=0)
     if num_steps is not None:
         num_steps = arguments.count(num_steps, "num_steps")
-    steps_per_call = arguments.count(steps_per_call, "steps_per_call")
+    steps_per_call = as_steps_per_call(steps_per_call)
     if prefetch is not None:
         prefetch = arguments.count(prefetch, "prefetch", least=0)
     donate = arguments.flag(donate, "donate")

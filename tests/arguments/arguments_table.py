@@ -63,6 +63,8 @@ EXEMPT: dict[str, str] = {
     "*.check_batch": _TRAINER,
     "*.batch_inputs": _TRAINER,
     "*.with_mask": _TRAINER,
+    "*.learns_from_whole_batches": _TRAINER,
+    "data.Arrays.batches": _TRAINER,
     "*.decide": _TRAINER,
     "*.average_outputs": _TRAINER,
     "Experiment.predict": "it says that it is missing",

@@ -7,10 +7,12 @@ from unittest import mock
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from arguments_table import row
 from kinds import (
     Made,
     anything,
+    choice,
     count,
     counts,
     flag,
@@ -166,6 +168,48 @@ row(
     mask_key=text("mask"),
     finish=read,
 )
+WHOLE = np.linspace(0, 1, 7), np.array([0, 1, 0, 1, 0, 1, 1])
+
+
+def arrays():
+    """A dataset of seven rows."""
+    return solstice.data.Arrays(*WHOLE, batch_size=2, shuffle=0)
+
+
+SEED = count(3, least=0, most=2**32).also("None", "False")
+LABELS = only(True, "True", "seven ints", "seven bools")
+row(
+    "data.Arrays",
+    data=only(WHOLE, "seven floats", "seven with a NaN", "seven with a negative", "seven bools")
+    .called("Arrays")
+    .telling("first axis"),
+    batch_size=count(2, most=2**31),
+    shuffle=SEED,
+    last=optional(choice("short")),
+)
+row("data.Arrays.__call__", on=arrays, epoch=count(3, least=0, most=2**31), finish=list)
+row("data.Arrays.in_order", on=arrays)
+row(
+    "data.Arrays.split",
+    on=arrays,
+    fraction=only(0.5, "numpy float"),
+    seed=SEED,
+    stratify=optional(LABELS),
+)
+row(
+    "data.Arrays.folds",
+    on=arrays,
+    k=count(2, least=2, most=7),
+    seed=SEED,
+    stratify=optional(LABELS),
+)
+row("data.Arrays.map", on=arrays, function=function(lambda batch, key: batch), seed=SEED)
+row(
+    "data.Arrays.weighted",
+    on=arrays,
+    weights=only(np.ones(7), "seven ints", "seven floats", "seven bools"),
+)
+row("data.Arrays.balanced", on=arrays, labels=LABELS)
 row("data.live", make=function(lambda exp, step: None), length=optional(count(3)))
 
 

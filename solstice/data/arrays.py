@@ -1,0 +1,508 @@
+"""Arrays: whole arrays as a dataset, shuffled and cut into batches, each epoch in its own order.
+
+A batch is a function of the epoch and its index, so a resumed run begins where it stood without
+reading what came before. Which rows a batch has, `rows.py` says.
+"""
+
+import copy
+import dataclasses
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from solstice import arguments
+from solstice.arguments import describe
+from solstice.data.columns import check_columns
+from solstice.data.gathered import Gathered, Mask
+from solstice.data.masks import masked
+from solstice.data.memory import as_arrays
+from solstice.data.rows import epoch_order, folded, parted
+from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.signatures import required
+from solstice.tree.naming import leaves_by_path
+from solstice.tree.reprs import Shown
+
+Last = Literal["pad", "drop", "short"]
+
+_SEEDS = 2**32 - 1
+
+
+class Arrays(Shown):
+    """A dataset of whole arrays: cut into batches, and shuffled anew in each epoch.
+
+    Each epoch reads every row once, in an order that depends on the seed and the epoch alone. So a
+    resumed run has the same batches, and goes on within an epoch without reading what it had.
+
+    The methods return a new dataset over the same memory: nothing is copied, and memory-mapped
+    files stay on the disk.
+
+    Args:
+        *data: Arrays with examples along their first axis, or pytrees of these: numpy's, jax's,
+            memory-mapped, any that numpy takes. Several give batches that are tuples, such as
+            `(x, y)`; a mapping gives mappings.
+        batch_size: How many examples a batch has.
+        shuffle: A seed, from 0; None leaves the rows in their order.
+        last: What becomes of a last batch with fewer examples. "pad" fills it up with other rows
+            and adds a mask to every batch, as `pad_last` does; "drop" leaves it out; "short" gives
+            it as it is. None pads where the experiment takes masks, and learns nothing from whole
+            batches as batch norm does; otherwise the batch is short.
+
+    Attributes:
+        rows: How many examples there are.
+        batch_size: As above.
+        shuffle: As above.
+        last: As above.
+
+    Raises:
+        TypeError: Data are no arrays of numbers, or an argument is of a wrong type.
+        ValueError: The arrays differ in their first axis or are empty, or no batch is left.
+
+    >>> import numpy as np, solstice
+    >>> x, y = np.arange(10.0), np.arange(10) % 2
+    >>> data = solstice.data.Arrays(x, y, batch_size=4, shuffle=0)
+    >>> data
+    Arrays(float64[10], int64[10], batch_size=4, shuffle=0)
+    >>> len(data), [len(y) for x, y in data(epoch=0)]
+    (3, [4, 4, 2])
+    >>> train, val = data.split(0.8, seed=0, stratify=y)
+    >>> train.rows, val.rows
+    (8, 2)
+    """
+
+    def __init__(
+        self,
+        *data: Any,
+        batch_size: int,
+        shuffle: int | None = None,
+        last: Last | None = None,
+    ) -> None:
+        if not data or not all(map(jax.tree.leaves, map(_as_dict, data))):
+            raise InvalidTypeError(
+                f"Arrays is expected to be given the data, as in Arrays(x, y, batch_size=32); it "
+                f"was given {describe(data) if data else 'none'}."
+            )
+        tree = as_arrays(_as_dict(data[0]) if len(data) == 1 else data)
+        leaves, self._structure = jax.tree.flatten(tree)
+        self._count = _check_data(tree)
+        # Slices of a memory map would each be a file's object; those of its memory are not.
+        self._leaves: list[np.ndarray] = [np.asarray(leaf) for leaf in leaves]
+        self.batch_size: int = arguments.count(batch_size, "batch_size", most=2**31 - 1)
+        self.shuffle: int | None = _seed(shuffle, "shuffle")
+        self.last: Last | None = (
+            None if last is None else arguments.choice(last, "last", ("pad", "drop", "short"))
+        )
+        # Of the data's rows, those that this is of; None for all.
+        self._of: np.ndarray | None = None
+        self._weights: np.ndarray | None = None
+        self._maps: tuple[_Map, ...] = ()
+        # Whole arrays on the device, where they are there.
+        self._placed: list[jax.Array] | None = None
+        self._check_batches()
+
+    @property
+    def rows(self) -> int:
+        return self._count if self._of is None else len(self._of)
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.rows, self.batch_size)
+        return whole + (rest > 0 and self.last != "drop")
+
+    def __call__(self, epoch: int) -> Iterator[Any]:
+        """Return an iterator over an epoch's batches.
+
+        With `last=None`, the last one is short: which experiment takes them is not known here.
+        """
+        return self.batches(arguments.count(epoch, "epoch", least=0, most=2**31 - 1))
+
+    # What a run reads.
+
+    def batches(self, epoch: int, start: int = 0, with_mask: Mask | None = None) -> Iterator[Any]:
+        """Yield an epoch's batches, from one of them on.
+
+        Args:
+            epoch: The epoch's index.
+            start: The index of the first batch.
+            with_mask: How a mask gets into a batch, with `last=None`; None leaves the last short.
+                It returns None where batches are not to be padded.
+        """
+        pads, add_mask = self._padding(epoch, with_mask)
+        for rows, real, i in self._cuts(epoch, start, pads=pads):
+            batch = self._batch(rows, epoch, i)
+            yield add_mask(batch, np.arange(len(rows)) < real) if pads else batch
+
+    def gathered(
+        self, epoch: int, start: int = 0, with_mask: Mask | None = None
+    ) -> Iterator[Gathered]:
+        """Yield the same batches as indices, for a compiled step that gathers the rows."""
+        assert self._placed is not None
+        pads, _ = self._padding(epoch, with_mask)
+        recipe = _Recipe(self._structure, self._maps, padded=pads and self.last == "pad")
+        by_experiment = pads and self.last is None
+        for rows, real, i in self._cuts(epoch, start, pads=pads):
+            numbers = np.array([epoch, i, real], np.uint32)
+            yield Gathered(self._placed, rows.astype(np.int32), numbers, recipe, by_experiment)
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether `on_device` has put the arrays there."""
+        return self._placed is not None
+
+    @property
+    def devices(self) -> set[Any]:
+        """The device that the arrays are on; none for those in the host's memory."""
+        return set() if self._placed is None else self._placed[0].devices()
+
+    def in_order(self) -> Self:
+        """Return it with every row once, in the data's order, as predictions are wanted.
+
+        >>> data = Arrays(np.arange(3), batch_size=2, shuffle=0).in_order()
+        >>> [batch.tolist() for batch in data(0)]
+        [[0, 1], [2]]
+        """
+        return self._changed(shuffle=None, last="short", _weights=None)
+
+    def _padding(self, epoch: int, with_mask: Mask | None) -> tuple[bool, Mask]:
+        """Return whether batches are padded, and how a mask gets into one."""
+        if self.rows % self.batch_size == 0 or self.last in ("drop", "short"):
+            return False, masked
+        if self.last == "pad":
+            return True, masked
+        if with_mask is None:
+            return False, masked
+        rows, real, i = next(self._cuts(epoch, len(self) - 1, pads=True))
+        batch = self._batch(rows, epoch, i)
+        return with_mask(batch, np.arange(len(rows)) < real) is not None, with_mask
+
+    def _cuts(self, epoch: int, start: int, *, pads: bool) -> Iterator[tuple[np.ndarray, int, int]]:
+        """Yield the rows of each batch, how many of them are real, and its index."""
+        order, size = self._order(epoch), self.batch_size
+        for i in range(start, len(self)):
+            rows = order[i * size : (i + 1) * size]
+            real = len(rows)
+            if pads and real < size:  # with other rows that are real, as the mask says
+                rows = np.concatenate([rows, np.resize(order, size - real)])
+            yield rows, real, i
+
+    def _order(self, epoch: int) -> np.ndarray:
+        rows = np.arange(self._count) if self._of is None else self._of
+        return epoch_order(rows, epoch, self.shuffle, self._weights)
+
+    def _batch(self, rows: np.ndarray, epoch: int, i: int) -> Any:
+        if self._placed is not None:
+            numbers = np.array([epoch, i, len(rows)], np.uint32)
+            recipe = _Recipe(self._structure, self._maps, padded=False)
+            return _read(Gathered(self._placed, rows.astype(np.int32), numbers, recipe, False))
+        if self.shuffle is None and self._of is None and rows[-1] - rows[0] == len(rows) - 1:
+            taken = [leaf[rows[0] : rows[-1] + 1] for leaf in self._leaves]
+        else:  # which checks no index, at half the time of leaf[rows]
+            taken = [leaf.take(rows, 0, mode="clip") for leaf in self._leaves]
+        batch = jax.tree.unflatten(self._structure, taken)
+        for mapping in self._maps:
+            batch = mapping.apply(batch, epoch, i)
+        return batch
+
+    def on_device(self) -> Self:
+        """Return it with its arrays on the default device, where they are put now, once.
+
+        A compiled step then gets the indices of a batch's rows, and gathers them itself: nothing
+        else goes to the device. With `steps_per_call`, the indices of all steps go at once. It is
+        for one device: a run with `sharding=` over several refuses it.
+
+        Raises:
+            ValueError: The device says that it has not as much memory free.
+
+        >>> data = Arrays(np.arange(4), batch_size=2, shuffle=0)
+        >>> [a.tolist() == b.tolist() for a, b in zip(data(3), data.on_device()(3))]
+        [True, True]
+        """
+        device = _default_device()
+        stats = device.memory_stats() or {}
+        needed = sum(leaf.nbytes for leaf in self._leaves)
+        free = stats.get("bytes_limit", needed) - stats.get("bytes_in_use", 0)
+        if "bytes_limit" in stats and needed > free:
+            raise InvalidValueError(
+                f"on_device is expected to find room for the arrays; they have "
+                f"{needed / 2**20:,.0f} MiB, and {device} has {free / 2**20:,.0f} MiB free. Leave "
+                f"on_device() out: batches are then put there one by one, read ahead."
+            )
+        # Not bound to it, or the experiment would be from the first step on, and compiled anew.
+        return self._changed(_placed=[jax.device_put(leaf) for leaf in self._leaves])
+
+    # Other datasets over the same data.
+
+    def split(
+        self, fraction: float, *, seed: int | None = 0, stratify: Any = None
+    ) -> tuple[Self, Self]:
+        """Return two datasets: this fraction of the rows, and the others.
+
+        Args:
+            fraction: Of the rows, which the first one gets, between 0 and 1.
+            seed: Says which rows; None takes them from the start, as for a series in time.
+            stratify: The class of each row, an array or the name of one in a mapping: both then
+                have the classes in the same proportion. True takes the targets, the second array.
+
+        Raises:
+            TypeError, ValueError: An argument is not what it must be, or one would be empty.
+
+        >>> train, val = Arrays(np.arange(10), batch_size=2).split(0.8, seed=None)
+        >>> train.rows, [batch.tolist() for batch in val(0)]
+        (8, [[8, 9]])
+        """
+        fraction = arguments.number(fraction, "fraction", above=0, below=1)
+        first = round(fraction * self.rows)
+        if not 0 < first < self.rows:
+            raise InvalidValueError(
+                f"split is expected to leave a row or more on each side; fraction={fraction} of "
+                f"{self.rows} rows is {first}."
+            )
+        labels = None if stratify is None else self._labels(stratify, "stratify")
+        one, other = parted(self.rows, first, _seed(seed, "seed"), labels)
+        return self._chosen(one), self._chosen(other)
+
+    def folds(
+        self, k: int, *, seed: int | None = 0, stratify: Any = None
+    ) -> list[tuple[Self, Self]]:
+        """Return k pairs of datasets for cross-validation: the rest of the rows, and the fold.
+
+        Args:
+            k: How many folds there are, from 2; each row is in one of them.
+            seed: As in `split`.
+            stratify: As in `split`.
+
+        Raises:
+            TypeError, ValueError: An argument is not what it must be.
+
+        >>> [(train.rows, val.rows) for train, val in Arrays(np.arange(7), batch_size=2).folds(3)]
+        [(4, 3), (5, 2), (5, 2)]
+        """
+        k = arguments.count(k, "k", least=2, most=self.rows)
+        labels = None if stratify is None else self._labels(stratify, "stratify")
+        pairs = folded(self.rows, k, _seed(seed, "seed"), labels)
+        return [(self._chosen(rest), self._chosen(own)) for rest, own in pairs]
+
+    def map(self, function: Callable[..., Any], *, seed: int | None = None) -> Self:
+        """Return it with a function of each batch, compiled by `jax.jit`; for augmentation.
+
+        Split first, and map what is trained on. A mask for padding is added after it.
+
+        Args:
+            function: Called as `function(batch)`, or as `function(batch, key)` if it requires two
+                arguments, with a key that depends on the seed, the epoch and the batch's index.
+            seed: Of the keys; None takes that of the shuffling, or 0.
+
+        Raises:
+            TypeError, ValueError: An argument is not what it must be.
+
+        >>> data = Arrays(np.arange(4.0), batch_size=2).map(lambda batch: 2 * batch)
+        >>> [batch.tolist() for batch in data(0)]
+        [[0.0, 2.0], [4.0, 6.0]]
+        """
+        arguments.function(function, "function")
+        number = required(function, "function")
+        if number not in (1, 2):
+            raise InvalidTypeError(
+                f"function is expected to be a function of (batch) or of (batch, key); it is "
+                f"{describe(function)}, which requires {number} arguments."
+            )
+        seed = self.shuffle or 0 if seed is None else _seed(seed, "seed")
+        one = _Map(function, number == 2, (seed or 0, len(self._maps)))
+        return self._changed(_maps=(*self._maps, one))
+
+    def weighted(self, weights: Any) -> Self:
+        """Return it with rows drawn in proportion to weights, in each epoch as many as there are.
+
+        A row that is expected 2.3 times in an epoch comes twice or three times.
+
+        Args:
+            weights: One number of at least 0 for each row.
+
+        Raises:
+            TypeError, ValueError: They are no such numbers, or nothing is shuffled.
+
+        >>> data = Arrays(np.arange(4), batch_size=4, shuffle=0).weighted([0, 0, 1, 1])
+        >>> sorted(next(data(0)).tolist())
+        [2, 2, 3, 3]
+        """
+        found = np.asarray(arguments.array(weights, "weights"), np.float64)
+        right = found.shape == (self.rows,) and np.isfinite(found).all() and (found >= 0).all()
+        if not right or not found.any():
+            raise InvalidValueError(
+                f"weights are expected to be {self.rows} finite numbers of at least 0, one for "
+                f"each row and not all 0; they are {describe(weights)}."
+            )
+        if self.shuffle is None:
+            raise InvalidValueError(
+                "Rows are drawn by chance, which needs a seed; shuffle is None. Pass one to "
+                "Arrays, such as shuffle=0."
+            )
+        return self._changed(_weights=found)
+
+    def balanced(self, labels: Any = True) -> Self:
+        """Return it with each class drawn as often as the others: `weighted` by 1 / its number.
+
+        In each epoch, rows of rare classes come several times, and some of frequent ones not at
+        all, others each time. Balance what is trained on: measured is what is there.
+
+        Args:
+            labels: As `stratify` in `split`.
+
+        Raises:
+            TypeError, ValueError: They are no labels, or nothing is shuffled.
+
+        >>> data = Arrays(np.arange(8), np.array([0] * 6 + [1] * 2), batch_size=8, shuffle=0)
+        >>> sorted(next(data.balanced()(0))[1].tolist())
+        [0, 0, 0, 0, 1, 1, 1, 1]
+        """
+        _, classes, counts = np.unique(
+            self._labels(labels, "labels"), return_inverse=True, return_counts=True
+        )
+        return self.weighted(1 / counts[classes])
+
+    def _labels(self, labels: Any, name: str) -> np.ndarray:
+        """Return the class of each row, from what says where they are."""
+        tree = jax.tree.unflatten(self._structure, self._leaves)
+        found: Any = labels
+        if labels is True and isinstance(tree, tuple) and len(tree) > 1:
+            found = tree[1]
+        elif isinstance(labels, str) and isinstance(tree, Mapping) and labels in tree:
+            found = tree[labels]
+        whole = found is not labels
+        try:
+            found = np.asarray(found)
+        except ValueError:  # a ragged list
+            found = np.asarray(None)
+        if whole and self._of is not None and found.ndim:
+            found = found[self._of]
+        if found.shape != (self.rows,) or found.dtype.kind not in "iubSUO":
+            raise InvalidValueError(
+                f"{name} is expected to be the class of each of {self.rows} rows, True for the "
+                f"second array's or the name of an entry of a mapping; it is {describe(labels)} "
+                f"for {describe(tree)}."
+            )
+        return found
+
+    def _chosen(self, places: np.ndarray) -> Self:
+        rows = places if self._of is None else self._of[places]
+        weights = None if self._weights is None else self._weights[places]
+        return self._changed(_of=rows, _weights=weights)
+
+    def _changed(self, **changes: Any) -> Self:
+        other = copy.copy(self)
+        vars(other).update(changes)
+        other._check_batches()
+        return other
+
+    def _check_batches(self) -> None:
+        if not len(self):
+            raise InvalidValueError(
+                f"last='drop' is expected to leave a batch or more; there are {self.rows} rows, "
+                f"fewer than batch_size={self.batch_size}. Make it smaller, or pass last='short'."
+            )
+
+    def _shown(self) -> list[tuple[str, Any]]:
+        tree = jax.tree.unflatten(self._structure, self._leaves)
+        parts = tree if type(tree) is tuple else (tree,)
+        of = [] if self._of is None else [("rows", self.rows)]
+        maps = tuple(one.function for one in self._maps)
+        others = [("shuffle", self.shuffle), ("last", self.last), ("map", maps or None)]
+        others += [("weighted", None if self._weights is None else True)]
+        return [
+            *(("", part) for part in parts),
+            *of,
+            ("batch_size", self.batch_size),
+            *((name, value) for name, value in others if value is not None),
+        ]
+
+
+class _Map(Shown):
+    """A function of each batch, compiled once; the same function of another dataset is another."""
+
+    def __init__(self, function: Callable[..., Any], keyed: bool, seed: tuple[int, int]) -> None:
+        self.function = function
+        self._keyed, self._seed = keyed, seed
+        self._compiled = jax.jit(self.traced)
+
+    def apply(self, batch: Any, epoch: int, i: int) -> Any:
+        return self._compiled(batch, np.uint32(epoch), np.uint32(i))
+
+    def traced(self, batch: Any, epoch: Any, i: Any) -> Any:
+        """Apply it within a compiled function."""
+        if not self._keyed:
+            return self.function(batch)
+        seed, place = self._seed
+        key = jax.random.key(seed)
+        for number in (place, epoch, i):
+            key = jax.random.fold_in(key, number)
+        return self.function(batch, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """What a step makes of the rows that it has gathered."""
+
+    structure: Any
+    maps: tuple[_Map, ...]
+    padded: bool
+
+    def __call__(self, leaves: list[Any], numbers: Any) -> Any:
+        epoch, i, real = numbers
+        batch = jax.tree.unflatten(self.structure, leaves)
+        for one in self.maps:
+            batch = one.traced(batch, epoch, i)
+        return masked(batch, jnp.arange(len(leaves[0])) < real) if self.padded else batch
+
+
+@jax.jit
+def _read(batch: Gathered) -> Any:
+    return batch.open(lambda batch, real: None)
+
+
+def _default_device() -> Any:
+    (device,) = jnp.zeros(()).devices()
+    return device
+
+
+def _seed(value: Any, name: str) -> int | None:
+    """Return a seed; None for none."""
+    if value is None or value is False:
+        return None
+    if isinstance(value, bool | np.bool_):
+        raise InvalidTypeError(
+            f"{name} is expected to be a seed, so that the order can be had again; it is True. "
+            f"Pass an int, such as {name}=0, or None for no shuffling."
+        )
+    return arguments.count(value, name, least=0, most=_SEEDS)
+
+
+def _check_data(tree: Any) -> int:
+    """Return how many rows the arrays have."""
+    check_columns(tree, "Arrays")
+    sizes: dict[str, int] = {}
+    for name, leaf in leaves_by_path(tree).items():
+        if not np.ndim(leaf):
+            raise InvalidTypeError(
+                f"Arrays is expected to be given arrays with examples along their first axis; "
+                f"{name or 'the data'!r} is {describe(leaf)}. Make an array of a list of numbers "
+                f"with np.asarray; its options are given by name."
+            )
+        sizes[name] = leaf.shape[0]
+    if len(set(sizes.values())) != 1:
+        raise InvalidValueError(
+            f"Arrays are expected to have the same examples along their first axis; they have "
+            f"{sizes or 'none'}."
+        )
+    count = operator.index(next(iter(sizes.values())))
+    if not count:
+        raise InvalidValueError(
+            f"Arrays is expected to be given an example or more; it was given {describe(tree)}."
+        )
+    return count
+
+
+def _as_dict(tree: Any) -> Any:
+    """Return a mapping of any kind as a dict, which jax looks into."""
+    return dict(tree) if isinstance(tree, Mapping) else tree

@@ -1,0 +1,84 @@
+"""Gathered: a batch whose arrays are on the device, as the indices of its rows.
+
+It goes into a compiled step as it is, which gathers the rows: only indices go to the device. To
+everybody else it is opened first.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# What makes a batch of gathered leaves and its numbers; equal ones share a compiled program.
+Recipe = Callable[[list[Any], Any], Any]
+
+# (batch, which of its examples are real) -> the batch with them as its mask, None for no masks
+Mask = Callable[[Any, Any], Any]
+
+
+@jax.tree_util.register_pytree_node_class
+class Gathered:
+    """The rows of a batch, or those of several, stacked.
+
+    Args:
+        arrays: Whole arrays on the device.
+        rows: Indices along their first axes, `(batch,)`; of several batches `(batches, batch)`.
+        numbers: The epoch, the batch's index and how many of the rows are real, `(3,)` of uint32.
+        recipe: What is made of the rows.
+        masked: Whether the experiment's mask says which rows are real.
+    """
+
+    __slots__ = ("arrays", "masked", "numbers", "recipe", "rows")
+
+    def __init__(
+        self, arrays: list[Any], rows: Any, numbers: Any, recipe: Recipe, masked: bool
+    ) -> None:
+        self.arrays, self.rows, self.numbers = arrays, rows, numbers
+        self.recipe, self.masked = recipe, masked
+
+    @classmethod
+    def stacked(cls, batches: "list[Gathered]") -> "Gathered":
+        """Return several batches of the same arrays as one."""
+        first = batches[0]
+        rows = np.stack([one.rows for one in batches])
+        numbers = np.stack([one.numbers for one in batches])
+        return cls(first.arrays, rows, numbers, first.recipe, first.masked)
+
+    def at(self, indices: tuple[Any, Any]) -> "Gathered":
+        """Return a batch of the same arrays, of other rows and numbers."""
+        return Gathered(self.arrays, *indices, self.recipe, self.masked)
+
+    def open(self, with_mask: Mask) -> Any:
+        """Return the batch itself, within a compiled step or outside.
+
+        Args:
+            with_mask: How the experiment's mask gets into a batch.
+        """
+        taken = [jnp.take(array, self.rows, 0, mode="clip") for array in self.arrays]
+        batch = self.recipe(taken, self.numbers)
+        if not self.masked:
+            return batch
+        return with_mask(batch, jnp.arange(len(self.rows)) < self.numbers[2])
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Recipe, bool]]:
+        return (self.arrays, self.rows, self.numbers), (self.recipe, self.masked)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[Recipe, bool], children: Any) -> Self:
+        arrays, rows, numbers = children
+        return cls(arrays, rows, numbers, *static)
+
+
+def opened(batch: Any, with_mask: Mask) -> Any:
+    """Return a batch as it is to whoever looks at it; what is gathered in the step, gathered now.
+
+    >>> data = Gathered([jnp.arange(4) * 10], np.array([3, 1]), np.zeros(3, np.uint32),
+    ...                 lambda leaves, numbers: tuple(leaves), masked=False)
+    >>> opened(data, lambda batch, real: None)
+    (Array([30, 10], dtype=int32),)
+    >>> opened(5.0, lambda batch, real: None)
+    5.0
+    """
+    return batch.open(with_mask) if type(batch) is Gathered else batch

@@ -1,0 +1,34 @@
+"""Masks: how a batch in one of the usual forms says which of its examples are real."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from solstice.arguments import describe
+from solstice.errors import InvalidTypeError
+
+
+def masked(batch: Any, real: Any) -> Any:
+    """Return a batch in which only the `real` examples count, of those that did.
+
+    `(x, y)` becomes `(x, y, mask)`, and a mapping gets the entry "mask".
+
+    Raises:
+        TypeError: It has no place for a mask.
+
+    >>> masked((np.zeros(2), np.ones(2)), np.array([True, False]))
+    (array([0., 0.]), array([1., 1.]), array([ True, False]))
+    """
+    if isinstance(batch, Mapping):
+        return {**batch, "mask": _both(batch.get("mask"), real)}
+    if isinstance(batch, tuple | list) and len(batch) in (2, 3):
+        return batch[0], batch[1], _both(batch[2] if len(batch) == 3 else None, real)
+    raise InvalidTypeError(
+        f"last='pad' adds a mask, so batches are expected to be (x, y), (x, y, mask) or a mapping; "
+        f"one is {describe(batch)}. Pass last='short' or last='drop'."
+    )
+
+
+def _both(mask: Any, real: Any) -> Any:
+    if mask is None:
+        return real
+    return mask & real.reshape(-1, *[1] * (mask.ndim - 1)).astype(mask.dtype)
