@@ -65,6 +65,7 @@ EXEMPT: dict[str, str] = {
     "*.with_mask": _TRAINER,
     "*.decide": _TRAINER,
     "*.average_outputs": _TRAINER,
+    "*.innermost": _TRAINER,
     "Experiment.predict": "it says that it is missing",
     "*.is_better_than": _TRAINER,
     "data.pad_last": "as `pad_last`",
