@@ -187,7 +187,7 @@ class MultiLabel(Task):
         if isinstance(weight, tuple) and outputs.shape[-1:] != (len(weight),):
             raise InvalidValueError(
                 f"positive_weight is expected to be one number, or one for each label; there are "
-                f"{len(weight)}, and the network's outputs are {describe(outputs)}."
+                f"{len(weight)} numbers, and the network's outputs are {describe(outputs)}."
             )
         if targets is not None and targets.shape != outputs.shape:
             raise InvalidValueError(
@@ -225,10 +225,10 @@ class MultiLabel(Task):
 
 
 def _weight(value: Any) -> float | tuple[float, ...]:
-    if not np.ndim(arguments.array(value, "positive_weight")):
+    if not isinstance(value, list | tuple) and not getattr(value, "ndim", 0):
         return arguments.number(value, "positive_weight", above=0)
     weights = arguments.array(value, "positive_weight")
-    if weights.ndim != 1:
+    if weights.ndim != 1 or not weights.size:
         raise InvalidValueError(
             f"positive_weight is expected to be one number, or one for each label; it is "
             f"{describe(value)}."
