@@ -44,6 +44,10 @@ from solstice.signatures import explained
 
 LossFn = Callable[[Array, Array], Array]
 
+_TRACKS: tuple[Literal["confusion"], Literal["totals"]] = ("confusion", "totals")
+# Of more classes, a matrix a step would cost more than a small network's step.
+_MOST_IN_A_MATRIX = 256
+
 
 def softmax_cross_entropy(
     logits: Float[Array, "*positions classes"], labels: Int[Array, "*positions"]
@@ -104,7 +108,7 @@ class ClassificationExperiment(SupervisedExperiment):
         label_smoothing: float = 0.0,
         class_weights: ArrayLike | None = None,
         top_k: int | tuple[int, ...] = (),
-        track: Literal["confusion", "totals"] = "confusion",
+        track: Literal["confusion", "totals"] | None = None,
         per_class: bool = True,
         perplexity: bool = False,
         overlap: bool = False,
@@ -133,9 +137,10 @@ class ClassificationExperiment(SupervisedExperiment):
             label_smoothing: Between 0 and 1: this share of each target is spread evenly over all
                 classes (Szegedy et al., 2016).
             class_weights: `(classes,)`: what the losses of each class are multiplied by.
-            top_k: As in `ClassificationMetrics`, as are `track`, `per_class`, `perplexity` and
-                `overlap`.
-            track: See `top_k`.
+            top_k: As in `ClassificationMetrics`, as are `per_class`, `perplexity` and `overlap`.
+            track: What metrics keep: the "confusion" matrix, or of each class the "totals" alone,
+                from which all that they compute follows. None takes the matrix up to 256 classes;
+                with 1000, it is 4 MB a step, which takes as long as a small network.
             per_class: See `top_k`.
             perplexity: See `top_k`.
             overlap: See `top_k`.
@@ -233,14 +238,14 @@ class Classification(Task):
     label_smoothing: float = 0.0
     class_weights: Any = None
     top_k: Any = ()
-    track: Literal["confusion", "totals"] = "confusion"
+    track: Literal["confusion", "totals"] | None = None
     per_class: bool = True
     perplexity: bool = False
     overlap: bool = False
     ranking: bool = False
 
     def __post_init__(self) -> None:
-        number, weights = self.num_classes, self.class_weights
+        number, weights, track = self.num_classes, self.class_weights, self.track
         number = None if number is None else arguments.count(number, "num_classes")
         flags = ("per_class", "perplexity", "overlap", "ranking")
         keep_checked(
@@ -250,7 +255,7 @@ class Classification(Task):
             label_smoothing=check_smoothing(self.label_smoothing),
             class_weights=None if weights is None else _weights(weights),
             top_k=arguments.counts(self.top_k, "top_k", most=number),
-            track=arguments.choice(self.track, "track", ("confusion", "totals")),
+            track=None if track is None else arguments.choice(track, "track", _TRACKS),
             **{name: arguments.flag(getattr(self, name), name) for name in flags},
         )
         if number is not None:
@@ -315,15 +320,16 @@ class Classification(Task):
         return losses, valid
 
     def metrics(self, outputs: Array, targets: Array, loss: Array, mask: Array | None) -> Metrics:
+        number = outputs.shape[-1]
         decisions = ClassificationMetrics(
             outputs.argmax(-1),
             targets,
             loss,
-            outputs.shape[-1],
+            number,
             mask=mask,
             scores=outputs if self.top_k else None,
             top_k=self.top_k,
-            track=self.track,
+            track=self.track or _TRACKS[number > _MOST_IN_A_MATRIX],
             per_class=self.per_class,
             perplexity=self.perplexity,
             overlap=self.overlap,
@@ -331,7 +337,7 @@ class Classification(Task):
         if not self.ranking:
             return decisions
         # Labels that are no class are told of once, by the decisions.
-        real = check_mask(mask, targets) & as_classes(targets, outputs.shape[-1])[1]
+        real = check_mask(mask, targets) & as_classes(targets, number)[1]
         chances = jax.nn.softmax(widened(outputs))
         ranks = OneVsRestMetrics(chances, targets, mask=real, per_class=self.per_class)
         return MetricsDict(decisions, ranks)

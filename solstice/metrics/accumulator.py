@@ -24,7 +24,7 @@ from solstice.tree.flat import Flat
 AccumulatorState = dict[str, Any]
 
 _WAITING = 64
-_WAITING_BYTES = 16 * 2**20
+_WAITING_BYTES = 8 * 2**20
 
 
 class Accumulator:

@@ -51,7 +51,7 @@ row(
     overlap=flag(),
     ranking=flag(),
     top_k=count(1, most=2).also("empty list", "empty tuple", "array without elements", "iterator"),
-    track=choice("confusion"),
+    track=optional(choice("confusion")),
     perplexity=flag(),
     batch_keys=only(("image", "label", "mask")),
 )
@@ -99,7 +99,7 @@ row(
     loss=function(lambda logits, labels: labels),
     class_weights=only(None, "None").telling("there are"),
     top_k=count(1, most=3).also("empty list", "empty tuple", "array without elements", "iterator"),
-    track=choice("confusion"),
+    track=optional(choice("confusion")),
     perplexity=flag(),
     overlap=flag(),
     ranking=flag(),

@@ -260,6 +260,19 @@ def test_ranks_of_classes_come_by_one_word():
     assert found["auroc_macro"] == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("number", [256, 257])
+def test_very_many_classes_are_tracked_by_their_totals(number):
+    def made(**options):
+        exp = solstice.ClassificationExperiment(
+            net(number), optax.sgd(0.5), example_input=X, key=0, **options
+        )
+        return exp.eval_step((X, np.arange(12) * 21))[1]
+
+    metrics = made()
+    assert (metrics.confusion_matrix is None) == (number > 256)
+    assert metrics.compute() == pytest.approx(made(track="confusion").compute())
+
+
 class Reader(nn.Module):
     """Embeds tokens and averages those that the attention mask leaves."""
 
