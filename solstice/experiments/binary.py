@@ -16,7 +16,6 @@ from solstice.experiments.batches import BatchKeys
 from solstice.experiments.precision import widened
 from solstice.experiments.sigmoid import (
     LossFn,
-    are_binary,
     check_binary,
     losses_of,
     mean_logits,
@@ -26,7 +25,7 @@ from solstice.experiments.supervised import OTHER_NAMES, MetricsFn, SupervisedEx
 from solstice.experiments.task import Task, check_array, check_smoothing, keep_checked
 from solstice.metrics.base import Metrics
 from solstice.metrics.binary import BinaryMetrics
-from solstice.metrics.checks import check_mask
+from solstice.metrics.checks import as_binary, check_mask
 from solstice.metrics.classification import ClassificationMetrics
 from solstice.metrics.combine import MetricsDict
 from solstice.signatures import explained
@@ -194,8 +193,9 @@ class BinaryClassification(Task):
     def metrics(self, outputs: Array, targets: Array, loss: Array, mask: Array | None) -> Metrics:
         logits = widened(outputs.reshape(targets.shape))
         # Targets that are neither 0 nor 1 are told of once, by the decisions.
-        real = check_mask(mask, targets) & are_binary(targets)
+        labels, binary = as_binary(targets)
+        real = check_mask(mask, targets) & binary
         return MetricsDict(
             ClassificationMetrics(logits > 0, targets, loss, 2, mask=mask),
-            BinaryMetrics(jax.nn.sigmoid(logits), jnp.where(real, targets, 0), mask=real),
+            BinaryMetrics(jax.nn.sigmoid(logits), labels, mask=real),
         )

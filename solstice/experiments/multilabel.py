@@ -17,7 +17,6 @@ from solstice.experiments.batches import BatchKeys
 from solstice.experiments.precision import widened
 from solstice.experiments.sigmoid import (
     LossFn,
-    are_binary,
     check_binary,
     losses_of,
     mean_logits,
@@ -26,7 +25,7 @@ from solstice.experiments.sigmoid import (
 from solstice.experiments.supervised import OTHER_NAMES, MetricsFn, SupervisedExperiment
 from solstice.experiments.task import Task, check_array, check_smoothing, keep_checked
 from solstice.metrics.base import Metrics
-from solstice.metrics.checks import check_mask
+from solstice.metrics.checks import as_binary, check_mask
 from solstice.metrics.combine import MetricsDict
 from solstice.metrics.multilabel import MultiLabelMetrics
 from solstice.metrics.one_vs_rest import OneVsRestMetrics
@@ -216,9 +215,9 @@ class MultiLabel(Task):
         if not self.ranking:
             return decisions
         # Targets that are neither 0 nor 1 are told of once, by the decisions.
-        real = check_mask(mask, targets) & are_binary(targets)
+        labels, binary = as_binary(targets)
+        real = check_mask(mask, targets) & binary
         chances = jax.nn.sigmoid(widened(outputs))
-        labels = jnp.where(real, targets, 0)
         return MetricsDict(
             decisions, OneVsRestMetrics(chances, labels, mask=real, per_class=self.per_class)
         )

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Float, Num
 
 from solstice.errors import InvalidValueError
 from solstice.experiments.task import check_losses
-from solstice.metrics.checks import check_label_type, check_labels
+from solstice.metrics.checks import as_binary, check_label_type, check_labels
 
 LossFn = Callable[[Array, Array], Array]
 
@@ -27,11 +27,6 @@ def sigmoid_cross_entropy(
     return jax.nn.softplus(logits) - targets.astype(logits.dtype) * logits
 
 
-def are_binary(targets: Array | np.ndarray) -> Bool[Array, "*positions"]:
-    """Return where targets are 0 or 1."""
-    return (targets == 0) | (targets == 1)
-
-
 def check_binary(targets: Any, real: np.ndarray) -> None:
     """Raise for targets of a first batch that are neither 0 nor 1.
 
@@ -41,7 +36,7 @@ def check_binary(targets: Any, real: np.ndarray) -> None:
     """
     check_label_type(targets, "targets")
     shown = np.asarray(targets)[real]
-    wrong = shown[~are_binary(shown)]
+    wrong = shown[(shown != 0) & (shown != 1)]
     if wrong.size:
         values = ", ".join(map(str, np.unique(wrong)[:5]))
         raise InvalidValueError(
@@ -55,13 +50,13 @@ def losses_of(
     loss: LossFn, logits: Array, targets: Array, *, smoothing: float, positive_weight: Any
 ) -> tuple[Array, Array]:
     """Return the loss of each question, and where there is one: where the target is 0 or 1."""
-    valid = are_binary(check_labels(targets, "targets"))
-    labels = jnp.where(valid, targets, 0).astype(logits.dtype)
+    yes, valid = as_binary(check_labels(targets, "targets"))
+    labels = yes.astype(logits.dtype)
     losses = loss(logits, labels * (1 - smoothing) + smoothing / 2 if smoothing else labels)
     check_losses(losses, labels.shape, "loss(logits, targets)")
     if positive_weight != 1:
-        weight = jnp.asarray(positive_weight, losses.dtype)
-        losses = losses * jnp.where(labels == 1, weight, 1)
+        weight = jnp.broadcast_to(jnp.asarray(positive_weight, losses.dtype), losses.shape)
+        losses = losses * jnp.where(yes, weight, 1)
     return losses, valid
 
 

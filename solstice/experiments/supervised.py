@@ -439,7 +439,8 @@ class SupervisedExperiment(Runnable):
         self.task.check_outputs(outputs, targets)
         real = None if mask is None else check_mask(mask, targets)
         # Masked targets may be NaN, which would reach the gradient through a loss of 0 too.
-        shown = targets if real is None else jnp.where(real, targets, 0)
+        zero = jnp.zeros((), targets.dtype)
+        shown = targets if real is None else jnp.where(real, targets, zero)
         losses, valid = self.task.losses(precision.widened(outputs), shown)
         losses = precision.widened(losses)
         valid = batches.counted(real, valid)

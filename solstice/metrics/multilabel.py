@@ -20,6 +20,7 @@ from solstice.errors import InvalidValueError
 from solstice.metrics import sums
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import (
+    as_binary,
     check_kind,
     check_labels,
     check_loss,
@@ -103,10 +104,9 @@ class MultiLabelMetrics(Metrics):
         self.num_labels = targets.shape[-1]
         self.per_class = arguments.flag(per_class, "per_class")
         real, odd = check_mask(mask, targets), odd_mask(mask, targets)
-        binary = (targets == 0) | (targets == 1)
+        (label, binary), (pred, named) = as_binary(targets), as_binary(preds)
         known = real & binary
-        named = (preds == 0) | (preds == 1)
-        valid, label, pred = known & named, targets == 1, preds == 1
+        valid = known & named
         each = [valid & label & pred, valid & label, valid & pred, valid]
         totals = [count(one.reshape(-1, self.num_labels), axis=0) for one in each]
         exact = (~valid | (label == pred)).all(-1) & valid.any(-1)

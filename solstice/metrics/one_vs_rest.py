@@ -118,7 +118,8 @@ class OneVsRestMetrics(Metrics):
             self._top = BinaryMetrics(
                 scores.max(-1), right, mask=real, bins=1, calibration_bins=calibration_bins
             )
-            hot = (chosen[..., None] == jnp.arange(number)).astype(scores.dtype)
+            places = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+            hot = (chosen[..., None] == places).astype(scores.dtype)
             labels, real = hot, jnp.broadcast_to((real & valid)[..., None], scores.shape)
         rows = [jnp.moveaxis(one, -1, 0).reshape(number, -1) for one in (scores, labels, real)]
         self.classes = jax.vmap(lambda p, y, mask: BinaryMetrics(p, y, mask=mask, **options))(*rows)
@@ -155,11 +156,7 @@ class OneVsRestMetrics(Metrics):
             each = jax.device_get(each)
         computed = {"ece": top["ece"]} if top else {}
         for name, of_class in _NAMES.items():
-            values = each[of_class]
-            known = values == values
-            xp = jnp if is_traced(values) else np
-            mean = xp.where(known, values, 0).sum() / xp.maximum(known.sum(), 1)
-            computed[f"{name}_macro"] = xp.where(known.any(), mean, xp.nan).astype(values.dtype)[()]
+            computed[f"{name}_macro"] = _mean_of_known(each[of_class])
         for name, of_class in _NAMES.items() if self.per_class else ():
             computed |= {f"{name}_class_{i}": value for i, value in enumerate(each[of_class])}
         return computed
@@ -180,6 +177,14 @@ class OneVsRestMetrics(Metrics):
             if of_class in bounds
             for i, bound in enumerate(bounds[of_class])
         }
+
+
+def _mean_of_known(values: Any) -> Any:
+    """Return the mean of what is not NaN; NaN where all is."""
+    xp = jnp if is_traced(values) else np
+    known = ~xp.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return xp.where(known, values, 0).sum() / known.sum().astype(values.dtype)
 
 
 _computed = jax.jit(jax.vmap(BinaryMetrics.compute))
