@@ -37,7 +37,13 @@ from solstice.errors import (
     UsageError,
 )
 from solstice.experiment import Experiment
-from solstice.experiments import ClassificationExperiment, Ensemble, RegressionExperiment
+from solstice.experiments import (
+    BinaryClassificationExperiment,
+    ClassificationExperiment,
+    Ensemble,
+    MultiLabelExperiment,
+    RegressionExperiment,
+)
 from solstice.metrics import ClassificationMetrics, Metrics, RegressionMetrics, reduce
 from solstice.saving import restore
 from solstice.step import jit
@@ -50,6 +56,7 @@ from solstice.tree.flat import snapshot
 __version__ = version("solstice")
 
 __all__ = [
+    "BinaryClassificationExperiment",
     "Callback",
     "CheckpointingCallback",
     "ClassificationExperiment",
@@ -64,6 +71,7 @@ __all__ = [
     "HistoryCallback",
     "LoggingCallback",
     "Metrics",
+    "MultiLabelExperiment",
     "ProfilingCallback",
     "RecompileError",
     "RegressionExperiment",

@@ -97,6 +97,13 @@ class Experiment(Shown, eqx.Module):
         """
         return None
 
+    def innermost(self) -> "Experiment":
+        """Return the experiment that an ensemble, also one of ensembles, is made of; or itself.
+
+        Its class says what can be done: it is asked whether it defines `eval_step` and `decide`.
+        """
+        return self
+
 
 def check_defines(exp: Any, method: str, why: str) -> None:
     """Raise, before a run, where an experiment has only the default of a method that it needs.
@@ -109,8 +116,10 @@ def check_defines(exp: Any, method: str, why: str) -> None:
     Raises:
         TypeError: It is not defined.
     """
-    if not overrides(exp, Experiment, method):
-        raise _missing(exp, method, why)
+    # How an ensemble predicts is its own; how it evaluates, its members'.
+    asked = exp if method == "predict" else exp.innermost()
+    if not overrides(asked, Experiment, method):
+        raise _missing(asked, method, why)
 
 
 def _missing(exp: Any, method: str, why: str) -> InvalidTypeError:

@@ -133,6 +133,28 @@ def test_experiments_run_without_promotion(form, options):
                 steps(exp, batch | {"y": y} if isinstance(batch, dict) else (x, y, *batch[2:]))
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["float32", "uint8", "bool"])
+def test_questions_and_ranks_run_without_promotion(dtype, kind):
+    hot, options = np.ones((8, CLASSES), kind), {"compute_dtype": dtype, "label_smoothing": 0.1}
+    weights = np.arange(1, CLASSES + 1)
+    with forbidden():
+        model, tx = linear(X), optax.sgd(0.1)
+        many = solstice.MultiLabelExperiment(
+            model, tx, positive_weight=weights, ignore_index=-1, **options
+        )
+        one = solstice.BinaryClassificationExperiment(
+            model, tx, positive_weight=2, ignore_index=255, **options
+        )
+        ranked = solstice.ClassificationExperiment(
+            model, tx, ranking=True, overlap=True, ignore_index=-100, **options
+        )
+        classes = Y.astype("uint8" if kind == "bool" else kind)
+        for exp, y in ((many, hot), (one, hot), (ranked, classes)):
+            steps(exp, (X, y))
+            steps(exp, (X, y, np.arange(8) < 5))
+
+
 def test_a_run_goes_without_promotion():
     with forbidden():
         exp = solstice.ClassificationExperiment(linear(X), optax.sgd(0.1))

@@ -120,6 +120,12 @@ EXPERIMENTS = {
     "regression": lambda: solstice.RegressionExperiment(
         network(), keras.optimizers.Adam(0.1), example_input=X, key=0
     ),
+    "binary": lambda: solstice.BinaryClassificationExperiment(
+        stax.serial(stax.Dense(1)), optax.adam(0.1), example_input=X, key=0, ignore_index=-1
+    ),
+    "multi-label": lambda: solstice.MultiLabelExperiment(
+        network(), optax.adam(0.1), example_input=X, key=0, metrics=lambda *batch: MANY
+    ),
     "own": Own,
     "ensemble": ensemble,
 }

@@ -1,17 +1,25 @@
 """Ready-made experiments: they consume a Model and an Optimizer, whatever library these are of."""
 
-from solstice.experiments.classification import ClassificationExperiment
+from solstice.experiments.binary import BinaryClassification, BinaryClassificationExperiment
+from solstice.experiments.classification import Classification, ClassificationExperiment
 from solstice.experiments.ensemble import Ensemble
 from solstice.experiments.member_stopping import MemberStopping
-from solstice.experiments.regression import RegressionExperiment
+from solstice.experiments.multilabel import MultiLabel, MultiLabelExperiment
+from solstice.experiments.regression import Regression, RegressionExperiment
 from solstice.experiments.runnable import Runnable
 from solstice.experiments.supervised import SupervisedExperiment
 from solstice.experiments.task import Task
 
 __all__ = [
+    "BinaryClassification",
+    "BinaryClassificationExperiment",
+    "Classification",
     "ClassificationExperiment",
     "Ensemble",
     "MemberStopping",
+    "MultiLabel",
+    "MultiLabelExperiment",
+    "Regression",
     "RegressionExperiment",
     "Runnable",
     "SupervisedExperiment",

@@ -16,7 +16,13 @@ from jaxtyping import Array
 from solstice.arguments import describe
 from solstice.compat.model import is_shaped
 from solstice.errors import InvalidTypeError, InvalidValueError
-from solstice.metrics.checks import as_array, check_mask, check_mask_shape, check_mask_values
+from solstice.metrics.checks import (
+    as_array,
+    check_mask,
+    check_mask_shape,
+    check_mask_values,
+    promoted,
+)
 
 # The names of inputs, targets, mask and weights in mappings; several inputs are a tuple of names.
 BatchKeys = tuple[str | tuple[str, ...], ...]
@@ -87,6 +93,28 @@ def unpack(batch: Any, keys: BatchKeys) -> Batch:
     if weight is not None:
         _check_weight(weight, targets)
     return Batch(inputs, targets, mask, weight)
+
+
+def ignoring(batch: Batch, ignore_index: int | None) -> Batch:
+    """Return a batch in which targets of one value are masked, besides those that are.
+
+    >>> ignoring(Batch((), np.array([1, 255, 0]), None, None), 255).mask.tolist()
+    [True, False, True]
+    """
+    if ignore_index is None:
+        return batch
+    targets = batch.targets
+    real = jnp.isdtype(targets.dtype, "real floating")
+    # A type that is too narrow for the value (uint8 for -100) must hold it to compare.
+    counts = targets.astype(promoted(targets.dtype, jnp.float32 if real else jnp.int32))
+    counts = counts != ignore_index
+    if batch.mask is not None:
+        mask = batch.mask
+        check_mask_shape(mask, targets, "the targets")
+        mask = mask.reshape(mask.shape + (1,) * (targets.ndim - mask.ndim))
+        # A product and no `and`: what is neither 0 nor 1 in a mask is to be seen.
+        counts = mask * counts.astype(mask.dtype)
+    return batch._replace(mask=counts)
 
 
 def batch_inputs(batch: Any, keys: BatchKeys, example: tuple[Any, ...] | None = None) -> Any:

@@ -19,19 +19,34 @@ from solstice import arguments
 from solstice.arguments import describe
 from solstice.errors import InvalidValueError
 from solstice.experiments.batches import BatchKeys
-from solstice.experiments.supervised import OTHER_NAMES, SupervisedExperiment
-from solstice.experiments.task import Task, check_array
+from solstice.experiments.precision import widened
+from solstice.experiments.supervised import OTHER_NAMES, MetricsFn, SupervisedExperiment
+from solstice.experiments.task import (
+    Task,
+    check_array,
+    check_losses,
+    check_smoothing,
+    keep_checked,
+)
+from solstice.metrics.base import Metrics
 from solstice.metrics.checks import (
     as_classes,
     check_label_type,
     check_labels,
+    check_mask,
     check_whole,
     is_traced,
 )
 from solstice.metrics.classification import ClassificationMetrics
+from solstice.metrics.combine import MetricsDict
+from solstice.metrics.one_vs_rest import OneVsRestMetrics
 from solstice.signatures import explained
 
 LossFn = Callable[[Array, Array], Array]
+
+_TRACKS: tuple[Literal["confusion"], Literal["totals"]] = ("confusion", "totals")
+# Of more classes, a matrix a step would cost more than a small network's step.
+_MOST_IN_A_MATRIX = 256
 
 
 def softmax_cross_entropy(
@@ -93,9 +108,13 @@ class ClassificationExperiment(SupervisedExperiment):
         label_smoothing: float = 0.0,
         class_weights: ArrayLike | None = None,
         top_k: int | tuple[int, ...] = (),
-        track: Literal["confusion", "totals"] = "confusion",
+        track: Literal["confusion", "totals"] | None = None,
         per_class: bool = True,
         perplexity: bool = False,
+        overlap: bool = False,
+        ranking: bool = False,
+        metrics: MetricsFn | None = None,
+        ignore_index: int | None = None,
         batch_keys: BatchKeys = ("image", "label", "mask", "weight"),
         ema_decay: float | None = None,
         compute_dtype: DTypeLike | None = None,
@@ -118,10 +137,18 @@ class ClassificationExperiment(SupervisedExperiment):
             label_smoothing: Between 0 and 1: this share of each target is spread evenly over all
                 classes (Szegedy et al., 2016).
             class_weights: `(classes,)`: what the losses of each class are multiplied by.
-            top_k: As in `ClassificationMetrics`, as are `track`, `per_class` and `perplexity`.
-            track: See `top_k`.
+            top_k: As in `ClassificationMetrics`, as are `per_class`, `perplexity` and `overlap`.
+            track: What metrics keep: the "confusion" matrix, or of each class the "totals" alone,
+                from which all that they compute follows. None takes the matrix up to 256 classes;
+                with 1000, it is 4 MB a step, which takes as long as a small network.
             per_class: See `top_k`.
             perplexity: See `top_k`.
+            overlap: See `top_k`.
+            ranking: Whether metrics include `OneVsRestMetrics`: `auroc`, `average_precision` and
+                `ece`. Steps then return a `MetricsDict`.
+            metrics: Metrics of your own, as in `SupervisedExperiment`: a function `(outputs,
+                targets, mask) -> Metrics`.
+            ignore_index: A label that is to count nowhere: 255 or -100, say.
             batch_keys: The names of inputs, labels, mask and example weights in batches that are
                 mappings; several inputs are a tuple of names.
             ema_decay: As in `SupervisedExperiment`, as are `compute_dtype` and
@@ -134,17 +161,17 @@ class ClassificationExperiment(SupervisedExperiment):
             ValueError: Something is missing: the key, the example; or the outputs are no logits,
                 or their last axis is not `num_classes`.
         """
-        if num_classes is not None:
-            num_classes = arguments.count(num_classes, "num_classes")
         task = Classification(
             num_classes,
-            arguments.function(loss, "loss", "logits, labels"),
-            label_smoothing=arguments.number(label_smoothing, "label_smoothing", least=0, below=1),
-            class_weights=None if class_weights is None else _weights(class_weights),
-            top_k=arguments.counts(top_k, "top_k", most=num_classes),
-            track=arguments.choice(track, "track", ("confusion", "totals")),
-            per_class=arguments.flag(per_class, "per_class"),
-            perplexity=arguments.flag(perplexity, "perplexity"),
+            loss,
+            label_smoothing=label_smoothing,
+            class_weights=class_weights,
+            top_k=top_k,
+            track=track,
+            per_class=per_class,
+            perplexity=perplexity,
+            overlap=overlap,
+            ranking=ranking,
         )
         super().__init__(
             task,
@@ -152,6 +179,8 @@ class ClassificationExperiment(SupervisedExperiment):
             optimizer,
             key=key,
             example_input=example_input,
+            metrics=metrics,
+            ignore_index=ignore_index,
             batch_keys=batch_keys,
             ema_decay=ema_decay,
             compute_dtype=compute_dtype,
@@ -182,24 +211,55 @@ class ClassificationExperiment(SupervisedExperiment):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Classification(Task):
-    """The task of telling classes apart; see `ClassificationExperiment`.
+    """The task of telling classes apart, for a `SupervisedExperiment`.
 
-    Two are equal if they do the same, so that equal experiments share a compilation.
+    Its arguments are those of `ClassificationExperiment`. Two are equal if they do the same, so
+    that equal experiments share a compilation.
+
+    >>> import equinox as eqx, jax, jax.numpy as jnp, optax, solstice
+    >>> from solstice.experiments import Classification, SupervisedExperiment
+    >>> class Species(SupervisedExperiment):
+    ...     def __init__(self, model, optimizer):
+    ...         super().__init__(Classification(3, label_smoothing=0.1), model, optimizer)
+    ...
+    ...     def predict(self, x):
+    ...         return [("cat", "dog", "owl")[i] for i in self(x).argmax(-1)]
+    >>> exp = Species(eqx.nn.Linear(2, 3, key=jax.random.key(0)), optax.sgd(1.0))
+    >>> x = 5 * jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+    >>> exp = solstice.train(exp, 20, [(x, jnp.arange(3))], progress=False)
+    >>> exp.predict(x)
+    ['cat', 'dog', 'owl']
     """
 
     # None where no outputs were seen; those of each step then tell it.
-    num_classes: int | None
-    loss: LossFn
-    label_smoothing: float
-    class_weights: tuple[float, ...] | None
-    top_k: tuple[int, ...]
-    track: Literal["confusion", "totals"]
-    per_class: bool
-    perplexity: bool
+    num_classes: int | None = None
+    loss: LossFn = softmax_cross_entropy
+    _: dataclasses.KW_ONLY
+    label_smoothing: float = 0.0
+    class_weights: Any = None
+    top_k: Any = ()
+    track: Literal["confusion", "totals"] | None = None
+    per_class: bool = True
+    perplexity: bool = False
+    overlap: bool = False
+    ranking: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_classes is not None:
-            self._check_weights(self.num_classes)
+        number, weights, track = self.num_classes, self.class_weights, self.track
+        number = None if number is None else arguments.count(number, "num_classes")
+        flags = ("per_class", "perplexity", "overlap", "ranking")
+        keep_checked(
+            self,
+            num_classes=number,
+            loss=arguments.function(self.loss, "loss", "logits, labels"),
+            label_smoothing=check_smoothing(self.label_smoothing),
+            class_weights=None if weights is None else _weights(weights),
+            top_k=arguments.counts(self.top_k, "top_k", most=number),
+            track=None if track is None else arguments.choice(track, "track", _TRACKS),
+            **{name: arguments.flag(getattr(self, name), name) for name in flags},
+        )
+        if number is not None:
+            self._check_weights(number)
 
     def for_outputs(self, outputs: Any) -> Self:
         self.check_outputs(outputs)
@@ -214,9 +274,8 @@ class Classification(Task):
             raise InvalidValueError(
                 f"The network is expected to return a logit for each class, of shape (batch, ..., "
                 f"classes) with two classes or more; it returned {describe(outputs)}, one number "
-                f"an example. To tell two classes apart, give it two outputs, which learn what one "
-                f"with a sigmoid does. To keep one, use SupervisedExperiment with a Task of your "
-                f"own, as in the docstring of solstice.experiments.Task."
+                f"an example. To tell two classes apart by one, use "
+                f"BinaryClassificationExperiment; or give it two outputs, which learn the same."
                 + ("" if outputs.ndim > 1 else " Or was it called on a single example, no batch?")
             )
         classes = outputs.shape[-1]
@@ -252,12 +311,7 @@ class Classification(Task):
         labels, valid = as_classes(check_labels(targets, "labels"), outputs.shape[-1])
         labels = jnp.where(valid, labels, 0)
         losses = self.loss(outputs, labels)
-        if getattr(losses, "shape", None) != labels.shape:
-            raise InvalidValueError(
-                f"loss(logits, labels) is expected to return a loss for each position, of shape "
-                f"{labels.shape}; it returned {describe(losses)}. Leave the mean to the "
-                f"experiment, which knows the mask."
-            )
+        check_losses(losses, labels.shape, "loss(logits, labels)")
         if self.label_smoothing:
             even = -jax.nn.log_softmax(outputs).mean(-1)
             losses = (1 - self.label_smoothing) * losses + self.label_smoothing * even
@@ -265,21 +319,28 @@ class Classification(Task):
             losses = losses * jnp.asarray(self.class_weights, losses.dtype)[labels]
         return losses, valid
 
-    def metrics(
-        self, outputs: Array, targets: Array, loss: Array, mask: Array | None
-    ) -> ClassificationMetrics:
-        return ClassificationMetrics(
+    def metrics(self, outputs: Array, targets: Array, loss: Array, mask: Array | None) -> Metrics:
+        number = outputs.shape[-1]
+        decisions = ClassificationMetrics(
             outputs.argmax(-1),
             targets,
             loss,
-            outputs.shape[-1],
+            number,
             mask=mask,
             scores=outputs if self.top_k else None,
             top_k=self.top_k,
-            track=self.track,
+            track=self.track or _TRACKS[number > _MOST_IN_A_MATRIX],
             per_class=self.per_class,
             perplexity=self.perplexity,
+            overlap=self.overlap,
         )
+        if not self.ranking:
+            return decisions
+        # Labels that are no class are told of once, by the decisions.
+        real = check_mask(mask, targets) & as_classes(targets, number)[1]
+        chances = jax.nn.softmax(widened(outputs))
+        ranks = OneVsRestMetrics(chances, targets, mask=real, per_class=self.per_class)
+        return MetricsDict(decisions, ranks)
 
     def _check_weights(self, num_classes: int) -> None:
         if self.class_weights is not None and len(self.class_weights) != num_classes:
@@ -305,8 +366,7 @@ def _what_they_are(targets: Any, outputs: Any) -> str:
         return f"The network's outputs are {describe(outputs)}."
     multi_hot = (
         "multi-hot labels, of which several may be 1, are a question for each class: use "
-        "SupervisedExperiment with a Task of your own, as in the docstring of "
-        "solstice.experiments.Task."
+        "MultiLabelExperiment."
     )
     if is_traced(targets):
         return (

@@ -165,7 +165,7 @@ class Ensemble(Runnable):
         the probabilities, as logits; by default, the mean.
         """
         outputs = _outputs(self.members, "__call__", x)
-        return self.members.average_outputs(outputs)
+        return self.average_outputs(outputs)
 
     def predict(self, x: Any) -> Any:
         """Return what the average of the members predicts for a batch of inputs.
@@ -176,8 +176,8 @@ class Ensemble(Runnable):
         Raises:
             TypeError: Those are no real numbers, so that there is no mean.
         """
-        if overrides(self.members, Experiment, "decide"):
-            return self.members.decide(self(x))
+        if overrides(self.innermost(), Experiment, "decide"):
+            return self.decide(self(x))
         predictions = _outputs(self.members, "predict", x)
         for leaf in jax.tree.leaves(predictions):
             if not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -272,6 +272,17 @@ class Ensemble(Runnable):
     def batch_inputs(self, batch: Any) -> Any:
         """Return the inputs of a batch as the members do, for `solstice.predict`."""
         return self.members.batch_inputs(batch)
+
+    def average_outputs(self, outputs: Any) -> Any:
+        """Return the average of outputs along their first axis as the members do."""
+        return self.members.average_outputs(outputs)
+
+    def decide(self, outputs: Any) -> Any:
+        """Return what is predicted for averaged outputs as the members do; None if they do not."""
+        return self.members.decide(outputs)
+
+    def innermost(self) -> Experiment:
+        return self.members.innermost()
 
     def _own(self, batch: Any) -> list[Any]:
         self._check_own(batch)

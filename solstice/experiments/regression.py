@@ -13,8 +13,8 @@ from solstice import arguments
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.experiments.batches import BatchKeys
-from solstice.experiments.supervised import OTHER_NAMES, SupervisedExperiment
-from solstice.experiments.task import Task, check_array
+from solstice.experiments.supervised import OTHER_NAMES, MetricsFn, SupervisedExperiment
+from solstice.experiments.task import Task, check_array, check_losses, keep_checked
 from solstice.metrics.regression import RegressionMetrics
 from solstice.signatures import explained
 
@@ -65,6 +65,7 @@ class RegressionExperiment(SupervisedExperiment):
         example_input: Any = None,
         loss: LossFn = squared_error,
         num_outputs: int | None = None,
+        metrics: MetricsFn | None = None,
         batch_keys: BatchKeys = ("x", "y", "mask", "weight"),
         ema_decay: float | None = None,
         compute_dtype: DTypeLike | None = None,
@@ -80,6 +81,8 @@ class RegressionExperiment(SupervisedExperiment):
                 are to have as many axes.
             loss: From outputs and targets `(...)` to a loss for each position.
             num_outputs: The size of the last axis, if the metrics are to be told for each of it.
+            metrics: Metrics of your own, as in `SupervisedExperiment`: a function `(outputs,
+                targets, mask) -> Metrics`.
             batch_keys: The names of inputs, targets, mask and weights in mappings; several inputs
                 are a tuple of names.
             ema_decay: As in `SupervisedExperiment`, as are `compute_dtype` and
@@ -92,14 +95,12 @@ class RegressionExperiment(SupervisedExperiment):
             ValueError: Something is missing, or out of its range.
         """
         super().__init__(
-            Regression(
-                arguments.function(loss, "loss", "outputs, targets"),
-                None if num_outputs is None else arguments.count(num_outputs, "num_outputs"),
-            ),
+            Regression(loss, num_outputs),
             model,
             optimizer,
             key=key,
             example_input=example_input,
+            metrics=metrics,
             batch_keys=batch_keys,
             ema_decay=ema_decay,
             compute_dtype=compute_dtype,
@@ -113,10 +114,31 @@ class RegressionExperiment(SupervisedExperiment):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Regression(Task):
-    """The task of giving numbers; see `RegressionExperiment`."""
+    """The task of giving numbers, for a `SupervisedExperiment`.
 
-    loss: LossFn
-    num_outputs: int | None
+    Its arguments are those of `RegressionExperiment`.
+
+    >>> import equinox as eqx, jax, jax.numpy as jnp, optax, solstice
+    >>> from solstice.experiments import Regression, SupervisedExperiment
+    >>> exp = SupervisedExperiment(
+    ...     Regression(num_outputs=1), eqx.nn.Linear(2, 1, key=jax.random.key(0)), optax.sgd(0.1)
+    ... )
+    >>> batch = (jnp.eye(2), jnp.array([[2.0], [0.0]]))
+    >>> exp = solstice.train(exp, 50, [batch], progress=False)
+    >>> [name for name in exp.test([batch], progress=False) if name.startswith("r2")]
+    ['r2', 'r2_output_0']
+    """
+
+    loss: LossFn = squared_error
+    num_outputs: int | None = None
+
+    def __post_init__(self) -> None:
+        number = self.num_outputs
+        keep_checked(
+            self,
+            loss=arguments.function(self.loss, "loss", "outputs, targets"),
+            num_outputs=None if number is None else arguments.count(number, "num_outputs"),
+        )
 
     def target_axes(self, outputs: Any) -> int:
         return outputs.ndim
@@ -146,12 +168,7 @@ class Regression(Task):
 
     def losses(self, outputs: Array, targets: Array) -> tuple[Array, None]:
         losses = self.loss(outputs, _in_type_of(outputs, targets))
-        if getattr(losses, "shape", None) != targets.shape:
-            raise InvalidValueError(
-                f"loss(outputs, targets) is expected to return a loss for each position, of shape "
-                f"{targets.shape}; it returned {describe(losses)}. Leave the mean to the "
-                f"experiment, which knows the mask."
-            )
+        check_losses(losses, targets.shape, "loss(outputs, targets)")
         return losses, None
 
     def metrics(

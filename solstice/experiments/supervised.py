@@ -4,6 +4,7 @@ What a target, a loss and a metric are is a `Task`'s; what is the same for all t
 weights, averages of parameters, accumulation, mixed precision) is here, once.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import equinox as eqx
@@ -18,13 +19,14 @@ from solstice.compat import as_model, as_optimizer
 from solstice.compat.drawing import needs_key
 from solstice.compat.model import Model, as_inputs, check_example, is_shaped
 from solstice.compat.optimizer import Optimizer
-from solstice.errors import InvalidValueError
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.experiments import batches, precision
 from solstice.experiments.batches import BatchKeys
 from solstice.experiments.runnable import Runnable
 from solstice.experiments.task import Task
-from solstice.metrics.base import Metrics
+from solstice.metrics.base import Metrics, is_metrics, joining
 from solstice.metrics.checks import check_mask
+from solstice.metrics.combine import MetricsDict, check_apart
 from solstice.signatures import explained
 from solstice.static import Aside, Static
 from solstice.step import jit
@@ -34,6 +36,9 @@ from solstice.tree.keys import as_key
 from solstice.tree.overwritten import overwrite
 from solstice.tree.ownership import owned
 from solstice.tree.pytree import PyTree
+
+# From outputs, targets and mask (None where all count) to metrics.
+MetricsFn = Callable[[Array, Array, Array | None], Any]
 
 
 class Seen(NamedTuple):
@@ -103,6 +108,8 @@ class SupervisedExperiment(Runnable):
     ema: PyTree | None
     loss_scale: Any
     _task: Static[Task] = eqx.field(static=True)
+    _metrics: Static[MetricsFn | None] = eqx.field(static=True)
+    _ignore_index: int | None = eqx.field(static=True)
     _batch_keys: BatchKeys = eqx.field(static=True)
     _ema_decay: float | None = eqx.field(static=True)
     _compute_dtype: str | None = eqx.field(static=True)
@@ -122,6 +129,8 @@ class SupervisedExperiment(Runnable):
         *,
         key: Array | int | None = None,
         example_input: Any = None,
+        metrics: MetricsFn | None = None,
+        ignore_index: int | None = None,
         batch_keys: BatchKeys = ("x", "y", "mask", "weight"),
         ema_decay: float | None = None,
         compute_dtype: DTypeLike | None = None,
@@ -139,8 +148,14 @@ class SupervisedExperiment(Runnable):
             example_input: A batch's inputs (of any length), or their `jax.ShapeDtypeStruct`s; None
                 takes the one that an adapted model was initialised with. A run's first batches are
                 to have as many axes.
+            metrics: Metrics of your own, reported beside the task's: a function `(outputs, targets,
+                mask) -> Metrics` of each batch, traced in the step. The mask is None where all
+                positions count. Steps then return a `MetricsDict`; of metrics with the same names,
+                put yours into another: `MetricsDict(name=metric)`.
+            ignore_index: A target that is to count nowhere, as a masked one: 255 or -100, say.
             batch_keys: The names of inputs, targets, mask and example weights in batches that are
-                mappings; several inputs are a tuple of names.
+                mappings; several inputs are a tuple of names, and a mapping may hold more: the keys
+                `(("input_ids", "attention_mask"), "label", "mask")` take a batch of Hugging Face.
             ema_decay: Keep a moving average of the parameters, `decay * average + (1 - decay) *
                 parameters` after each step, and evaluate with it.
             compute_dtype: What the network computes in: "bfloat16", say, or "float16", with a loss
@@ -163,6 +178,11 @@ class SupervisedExperiment(Runnable):
             compute_dtype = precision.compute_dtype(compute_dtype)
         if example_input is not None:
             check_example(example_input, "example_input")
+        if metrics is not None:
+            arguments.function(metrics, "metrics", "outputs, targets, mask")
+        if ignore_index is not None:
+            ignore_index = arguments.count(ignore_index, "ignore_index", least=-(2**31))
+        self._metrics, self._ignore_index = Static(metrics), ignore_index
         self._batch_keys = batches.check_keys(batch_keys)
         init_key, self.key = (None, None) if key is None else _two_keys(as_key(key))
         self.model = as_model(model, example_input, key=init_key)
@@ -219,8 +239,9 @@ class SupervisedExperiment(Runnable):
     @jit
     def train_step(self, batch: Any) -> tuple[Self, Metrics]:
         """Take one optimizer step on the mean loss over the batch's positions that count."""
-        inputs, targets, mask, weight = batches.unpack(batch, self._batch_keys)
-        self._refuse_padding(inputs, mask)
+        parts = batches.unpack(batch, self._batch_keys)
+        self._refuse_padding(parts.inputs, parts.mask)
+        inputs, targets, mask, weight = batches.ignoring(parts, self._ignore_index)
         key, step_key = self._next_key(inputs)
         params = self.model.params
 
@@ -255,15 +276,16 @@ class SupervisedExperiment(Runnable):
             kept = jax.tree.structure(optimizer) != jax.tree.structure(self.optimizer)
             before = replace(self, optimizer=optimizer) if kept else self
             exp = replace(precision.chosen(finite, exp, before), loss_scale=loss_scale)
-        return exp, self.task.metrics(outputs, targets, loss, mask)
+        return exp, self._measure(outputs, targets, loss, mask)
 
     @jit
     def eval_step(self, batch: Any) -> tuple[Self, Metrics]:
         """Measure one batch; the experiment comes back as it is."""
-        inputs, targets, mask, weight = batches.unpack(batch, self._batch_keys)
+        parts = batches.unpack(batch, self._batch_keys)
+        inputs, targets, mask, weight = batches.ignoring(parts, self._ignore_index)
         outputs = self._outputs(inputs)
         loss = self._mean_loss(outputs, targets, mask, weight)
-        return self, self.task.metrics(outputs, targets, loss, mask)
+        return self, self._measure(outputs, targets, loss, mask)
 
     def __call__(self, x: Any) -> Array:
         """Return the network's outputs for a batch of inputs, in evaluation mode.
@@ -283,7 +305,7 @@ class SupervisedExperiment(Runnable):
             ValueError: It is a single example, targets are out of their range, shapes do not fit,
                 a mask is no mask, or weights are negative or not finite.
         """
-        parts = batches.unpack(batch, self._batch_keys)
+        parts = batches.ignoring(batches.unpack(batch, self._batch_keys), self._ignore_index)
         batches.check_arrays(parts.inputs, self._batch_keys[0])
         task, seen = self.task, self._seen.value
         batches.check_batched(parts, None if seen is None else seen.inputs)
@@ -396,6 +418,20 @@ class SupervisedExperiment(Runnable):
         loss = losses.sum() * share.astype(losses.dtype)
         return loss, outputs, replace(self.model, state=state), grads
 
+    def _measure(self, outputs: Array, targets: Array, loss: Array, mask: Any) -> Metrics:
+        """Return the task's metrics of a batch, and the user's."""
+        own = self.task.metrics(outputs, targets, loss, mask)
+        if self._metrics.value is None:
+            return own
+        more = self._metrics.value(outputs, targets, mask)
+        if not is_metrics(more):
+            raise InvalidTypeError(
+                f"metrics(outputs, targets, mask) is expected to return a Metrics (an object with "
+                f"`merge` and `compute`); it returned {describe(more)}.{joining(more)}"
+            )
+        check_apart(own, more)
+        return MetricsDict(own, more)
+
     def _mean_loss(self, outputs: Array, targets: Array, mask: Any, weight: Any) -> Array:
         total, number = self._summed_loss(outputs, targets, mask, weight)
         return total / jnp.maximum(number, 1).astype(total.dtype)
@@ -407,7 +443,8 @@ class SupervisedExperiment(Runnable):
         self.task.check_outputs(outputs, targets)
         real = None if mask is None else check_mask(mask, targets)
         # Masked targets may be NaN, which would reach the gradient through a loss of 0 too.
-        shown = targets if real is None else jnp.where(real, targets, 0)
+        zero = jnp.zeros((), targets.dtype)
+        shown = targets if real is None else jnp.where(real, targets, zero)
         losses, valid = self.task.losses(precision.widened(outputs), shown)
         losses = precision.widened(losses)
         valid = batches.counted(real, valid)

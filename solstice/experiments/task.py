@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from solstice import arguments
 from solstice.arguments import describe
-from solstice.errors import InvalidTypeError
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.metrics.base import Metrics
 from solstice.tree.reprs import Shown
 
@@ -19,9 +20,9 @@ from solstice.tree.reprs import Shown
 class Task(Shown, abc.ABC):
     """What is learned: what targets and outputs look like, a loss and a metric.
 
-    A task is a value: it never changes, and equal ones share a compiled step. This one asks a
-    yes-or-no question a class, for labels of which several may be 1 (multi-hot), or of a network
-    with one output:
+    Ready-made ones are `Classification`, `BinaryClassification`, `MultiLabel` and `Regression`. A
+    task is a value: it never changes, and equal ones share a compiled step. This one asks a
+    yes-or-no question a class:
 
     >>> import jax, jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -86,6 +87,30 @@ class Task(Shown, abc.ABC):
     @abc.abstractmethod
     def metrics(self, outputs: Array, targets: Array, loss: Array, mask: Array | None) -> Metrics:
         """Return a batch's metrics; `loss` is its mean loss."""
+
+
+def keep_checked(task: Task, **values: Any) -> None:
+    """Set the fields of a frozen task, when it is made, to what their checks returned."""
+    for name, value in values.items():
+        object.__setattr__(task, name, value)
+
+
+def check_smoothing(label_smoothing: Any) -> float:
+    """Return a share of targets as a float, or raise."""
+    return arguments.number(label_smoothing, "label_smoothing", least=0, below=1)
+
+
+def check_losses(losses: Any, shape: tuple[int, ...], called: str) -> None:
+    """Raise unless a user's loss returned one for each position.
+
+    Raises:
+        ValueError: It returned something else: their mean, perhaps.
+    """
+    if getattr(losses, "shape", None) != shape:
+        raise InvalidValueError(
+            f"{called} is expected to return a loss for each position, of shape {shape}; it "
+            f"returned {describe(losses)}. Leave the mean to the experiment, which knows the mask."
+        )
 
 
 def check_array(outputs: Any, what: str) -> None:

@@ -8,8 +8,10 @@ from solstice.metrics.collect import Collect
 from solstice.metrics.combine import MetricsDict
 from solstice.metrics.directions import direction
 from solstice.metrics.ensemble import EnsembleMetrics
+from solstice.metrics.multilabel import MultiLabelMetrics
 from solstice.metrics.named import named_values
 from solstice.metrics.numbers import Last, Max, Mean, Min, Std, Sum
+from solstice.metrics.one_vs_rest import OneVsRestMetrics
 from solstice.metrics.regression import RegressionMetrics
 from solstice.metrics.sample import Sample
 
@@ -25,6 +27,8 @@ __all__ = [
     "Metrics",
     "MetricsDict",
     "Min",
+    "MultiLabelMetrics",
+    "OneVsRestMetrics",
     "RegressionMetrics",
     "Sample",
     "Std",

@@ -90,6 +90,17 @@ def as_classes(labels: Array, num_classes: int) -> tuple[Array, Array]:
     return labels.astype(jnp.int32), valid
 
 
+def as_binary(labels: Array) -> tuple[Array, Array]:
+    """Return where labels are 1, and where they are 0 or 1; booleans are.
+
+    >>> [found.tolist() for found in as_binary(jnp.array([1, 0, 2]))]
+    [[True, False, False], [True, True, False]]
+    """
+    if labels.dtype == bool:
+        return labels, jnp.ones(labels.shape, bool)
+    return labels == 1, (labels == 0) | (labels == 1)
+
+
 def check_real(values: ArrayLike, name: str) -> Array:
     """Return real numbers as floats of single precision or more.
 

@@ -1,7 +1,7 @@
 """Classification: a confusion matrix and a mean loss, and all that scikit-learn reads off them.
 
 It counts whole predictions, and the ranks of targets among scores where these are given. What
-needs probabilities (calibration, ROC curves) is in `BinaryMetrics`.
+needs probabilities (calibration, ROC curves) is in `BinaryMetrics` and `OneVsRestMetrics`.
 """
 
 import functools
@@ -49,6 +49,10 @@ class ClassificationMetrics(Metrics):
     weighted ones weigh by the number of targets, an absent class has 0. Over no examples at all,
     `average_loss` and the accuracies are NaN.
 
+    With `overlap` also `iou` (intersection over union, scikit-learn's `jaccard_score`) and `dice`
+    (2 |A and B| / (|A| + |B|) of targets and predictions of a class, which is `f1`), averaged and
+    of each class.
+
     With scores, `top_{k}_accuracy` is how often a target is among the k highest scores; of equal
     ones the later class goes first, as in scikit-learn's `top_k_accuracy_score`.
 
@@ -84,6 +88,7 @@ class ClassificationMetrics(Metrics):
     top_k: tuple[int, ...] = eqx.field(static=True)
     per_class: bool = eqx.field(static=True)
     perplexity: bool = eqx.field(static=True)
+    overlap: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -98,6 +103,7 @@ class ClassificationMetrics(Metrics):
         track: Literal["confusion", "totals"] = "confusion",
         per_class: bool = True,
         perplexity: bool = False,
+        overlap: bool = False,
     ) -> None:
         """Count one batch.
 
@@ -116,6 +122,7 @@ class ClassificationMetrics(Metrics):
                 totals 120 kB.
             per_class: Whether `compute` lists each class; with very many, it is a long list.
             perplexity: Whether `compute` gives `perplexity`, the exponential of the average loss.
+            overlap: Whether `compute` gives `iou` and `dice`, as segmentation is measured.
 
         Raises:
             ValueError: The shapes do not fit, `num_classes` is not positive, a k is no number of
@@ -135,7 +142,7 @@ class ClassificationMetrics(Metrics):
                 f"{describe(preds)} and {describe(targets)}. Of logits, pass logits.argmax(-1). "
                 f"Targets with an axis of classes are no classes: of those with exactly one 1 "
                 f"(one-hot), pass its place; with several (multi-hot), each class is a question "
-                f"of its own, for BinaryMetrics."
+                f"of its own, for MultiLabelMetrics."
             )
         if not (jnp.isdtype(preds.dtype, ("bool", "integral")) or _is_real(preds)):
             raise InvalidTypeError(f"preds are expected to be classes; they are {describe(preds)}.")
@@ -149,6 +156,7 @@ class ClassificationMetrics(Metrics):
         self.top_k = arguments.counts(top_k, "top_k", most=num_classes)
         self.per_class = arguments.flag(per_class, "per_class")
         self.perplexity = arguments.flag(perplexity, "perplexity")
+        self.overlap = arguments.flag(overlap, "overlap")
         real = check_mask(mask, targets)
         if _is_real(targets) and not is_traced((targets, real)):
             check_whole(targets, real, "targets")
@@ -280,7 +288,7 @@ def _report(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the averages and each class's numbers, of arrays of `xp`: numpy or jax.numpy."""
     number = metrics.num_classes
-    ratio = functools.partial(_ratio, xp=xp, dtype=loss.dtype)
+    ratio = functools.partial(ratio_of, xp=xp, dtype=loss.dtype)
     if metrics.track == "totals":
         correct, support, predicted = counts[: 3 * number].reshape(3, number)
     else:
@@ -292,6 +300,9 @@ def _report(
         "tpr": ratio(correct, support),
         "ppv": ratio(correct, predicted),
     }
+    if metrics.overlap:
+        per_class["iou"] = ratio(correct, support + predicted - correct)
+        per_class["dice"] = per_class["f1"]
     prevalence = ratio(support, total)
     # Over no examples these are 0 / 0.
     averages = {
@@ -311,7 +322,7 @@ def _report(
     return averages, per_class | {"prevalence": prevalence} if metrics.per_class else {}
 
 
-def _ratio(numerator: Any, denominator: Any, *, xp: Any, dtype: Any, empty: float = 0.0) -> Any:
+def ratio_of(numerator: Any, denominator: Any, *, xp: Any, dtype: Any, empty: float = 0.0) -> Any:
     """`numerator / denominator`, and `empty` where there is nothing to divide by."""
     safe = xp.maximum(denominator, 1).astype(dtype)
     value = numerator.astype(dtype) / safe

@@ -3,6 +3,7 @@
 from typing import Any, Self
 
 import equinox as eqx
+import jax
 from jaxtyping import Array
 
 from solstice.arguments import describe
@@ -123,6 +124,30 @@ class MetricsDict(Metrics):
 
     def _named(self) -> str:
         return ", ".join(map(repr, self._names))
+
+
+def check_apart(one: Any, other: Any) -> None:
+    """Raise where two metrics compute a value of the same name, before anything is computed.
+
+    What computes on the host alone tells no names here; then `MetricsDict.compute()` raises.
+
+    Raises:
+        UsageError: They do.
+    """
+    both = [name for name in _names(other) if name in _names(one)]
+    if both:
+        raise UsageError(
+            f"metrics are expected to compute values of other names than the experiment's own, "
+            f"{type(one).__name__}; a {type(other).__name__} computes {', '.join(both[:3])} too. "
+            f"Put it under a name: solstice.metrics.MetricsDict(name=metric)."
+        )
+
+
+def _names(metrics: Any) -> list[str]:
+    try:
+        return list(jax.eval_shape(named_values, metrics))
+    except Exception:  # noqa: BLE001 - whatever needs values, or makes no arrays
+        return []
 
 
 def _values(name: str | None, metric: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ _logger = logging.getLogger("solstice")
 # So many steps wait to be counted by one compiled call: for each by itself, the call would take as
 # long as a small step. A confusion matrix may be large, so fewer may wait.
 _WAITING = 64
-_WAITING_BYTES = 16 * 2**20
+_WAITING_BYTES = 8 * 2**20
 
 # One for each of those who tell instead.
 _tellers: list[None] = []

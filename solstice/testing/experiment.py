@@ -31,7 +31,7 @@ class ExperimentSubject:
         )
         self.batch = batch
         check_returned(self.made(0), "make_experiment", Experiment, "an Experiment")
-        evaluates = overrides(self.made(0), Experiment, "eval_step")
+        evaluates = overrides(self.made(0).innermost(), Experiment, "eval_step")
         self.eval_step = "eval_step" if evaluates else None
         self.steps = ("train_step", "eval_step") if evaluates else ("train_step",)
 

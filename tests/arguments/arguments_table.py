@@ -43,6 +43,8 @@ ROWS: list[Row] = []
 _TRAINER = "the trainer calls it"
 _RECORD = "the library makes it, and users read it"
 _ADAPTER = "a base class's, whose subclasses have rows"
+_TASK = "a ready-made experiment calls it"
+_TASKS = "BinaryClassification", "Classification", "MultiLabel", "Regression"
 # What has no row, by patterns of names, and why.
 EXEMPT: dict[str, str] = {
     "*.on_*": _TRAINER,
@@ -67,11 +69,13 @@ EXEMPT: dict[str, str] = {
     "data.Arrays.batches": _TRAINER,
     "*.decide": _TRAINER,
     "*.average_outputs": _TRAINER,
+    "*.innermost": _TRAINER,
     "Experiment.predict": "it says that it is missing",
     "*.is_better_than": _TRAINER,
     "data.pad_last": "as `pad_last`",
     "experiments.MemberStopping.is_about": _TRAINER,
-    "experiments.Task.*": "a ready-made experiment calls it",
+    "experiments.Task.*": _TASK,
+    **dict.fromkeys((f"experiments.{name}.*" for name in _TASKS), _TASK),
     "triggers.Moment": _RECORD,
     "callbacks.TimeReport": _RECORD,
     "callbacks.TriggeredCallback": _ADAPTER,

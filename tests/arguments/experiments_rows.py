@@ -20,6 +20,7 @@ import solstice
 from solstice import compat
 from solstice.experiments import Ensemble, MemberStopping
 from solstice.experiments.regression import Regression, squared_error
+from solstice.experiments.sigmoid import sigmoid_cross_entropy
 
 SEED = count(0, least=-1, most=2**63)
 _ONES = ("one", "numpy int", "array of one int", "jax int")
@@ -33,16 +34,24 @@ SHARED = {
     "ema_decay": only(None, "None", "numpy float"),
     "compute_dtype": DTYPE,
     "accumulate_steps": count(1),
+    "metrics": optional(function(lambda outputs, targets, mask: None)),
+}
+IGNORED = {"ignore_index": optional(count(0, least=-(2**31)))}
+CLASSES = {
+    "label_smoothing": only(0.0, "zero", "numpy float"),
+    "per_class": flag(),
 }
 row(
     "experiments.ClassificationExperiment",
     **SHARED,
+    **IGNORED,
+    **CLASSES,
     num_classes=optional(only(2, "numpy int", "array of one int", "jax int")),
     loss=function(lambda logits, labels: labels),
-    label_smoothing=only(0.0, "zero", "numpy float"),
+    overlap=flag(),
+    ranking=flag(),
     top_k=count(1, most=2).also("empty list", "empty tuple", "array without elements", "iterator"),
-    track=choice("confusion"),
-    per_class=flag(),
+    track=optional(choice("confusion")),
     perplexity=flag(),
     batch_keys=only(("image", "label", "mask")),
 )
@@ -64,8 +73,59 @@ row(
     batch_keys=only(("x", "y", "mask")),
 )
 row(
+    "experiments.BinaryClassificationExperiment",
+    **SHARED,
+    **IGNORED,
+    loss=function(sigmoid_cross_entropy),
+    label_smoothing=CLASSES["label_smoothing"],
+    positive_weight=number(1.0),
+    batch_keys=only(("x", "y", "mask")),
+)
+WEIGHT = number(1.0).telling("there are")
+row(
+    "experiments.MultiLabelExperiment",
+    **SHARED,
+    **IGNORED,
+    **CLASSES,
+    loss=function(sigmoid_cross_entropy),
+    positive_weight=WEIGHT,
+    ranking=flag(),
+    batch_keys=only(("x", "y", "mask")),
+)
+row(
+    "experiments.Classification",
+    **CLASSES,
+    num_classes=optional(count(3)),
+    loss=function(lambda logits, labels: labels),
+    class_weights=only(None, "None").telling("there are"),
+    top_k=count(1, most=3).also("empty list", "empty tuple", "array without elements", "iterator"),
+    track=optional(choice("confusion")),
+    perplexity=flag(),
+    overlap=flag(),
+    ranking=flag(),
+)
+row(
+    "experiments.BinaryClassification",
+    loss=function(sigmoid_cross_entropy),
+    label_smoothing=CLASSES["label_smoothing"],
+    positive_weight=number(1.0),
+)
+row(
+    "experiments.MultiLabel",
+    **CLASSES,
+    loss=function(sigmoid_cross_entropy),
+    positive_weight=WEIGHT.also("seven ints"),
+    ranking=flag(),
+)
+row(
+    "experiments.Regression",
+    loss=function(squared_error),
+    num_outputs=optional(count(2)),
+)
+row(
     "experiments.SupervisedExperiment",
     **SHARED,
+    **IGNORED,
     task=only(Regression(squared_error, None)),
     batch_keys=only(("x", "y", "mask")),
 )

@@ -53,6 +53,26 @@ row(
     track=choice("confusion"),
     per_class=flag(True),
     perplexity=flag(),
+    overlap=flag(),
+)
+_PROBABILITIES = SCORES * np.float32(0.5)
+row(
+    "metrics.OneVsRestMetrics",
+    probabilities=only(_PROBABILITIES).telling("examples are not"),
+    targets=only(CLASSES, "seven bools").telling("examples are not"),
+    mask=mask(),
+    bins=count(8, most=2**24),
+    calibration_bins=count(5, most=2**16),
+    per_class=flag(True),
+)
+TAGS = np.array([[0, 1, 1]] * 7)
+row(
+    "metrics.MultiLabelMetrics",
+    preds=only(TAGS),
+    targets=only(TAGS),
+    loss=loss(),
+    mask=mask(),
+    per_class=flag(True),
 )
 row(
     "metrics.Collect",
@@ -98,6 +118,8 @@ MADE = [
     metrics.RegressionMetrics(SEVEN, SEVEN),
     metrics.BinaryMetrics(SEVEN, BINARY, bins=8),
     metrics.ClassificationMetrics(CLASSES, CLASSES, 0.5, 3),
+    metrics.MultiLabelMetrics(TAGS, TAGS, 0.5),
+    metrics.OneVsRestMetrics(_PROBABILITIES, CLASSES, bins=8),
     metrics.Collect(SEVEN),
     metrics.Sample(SEVEN, key=0, max_size=2),
     metrics.MetricsDict(metrics.Mean(SEVEN)),

@@ -363,6 +363,40 @@ def test_predictions_are_of_the_mean_probabilities():
     assert (predicted == probabilities.argmax(-1)).all()
 
 
+def test_an_ensemble_of_ensembles_averages_probabilities_too():
+    def pair(key):
+        return solstice.Ensemble.init(lambda key: mlp(key), jax.random.split(key))
+
+    outer = solstice.Ensemble.init(pair, KEYS).train(5, DS, progress=False)
+    every = [outer.member(i).member(j)(X) for i in range(3) for j in range(2)]
+    probabilities = np.mean([jax.nn.softmax(one) for one in every], axis=0)
+    np.testing.assert_allclose(np.exp(outer(X)), probabilities, rtol=1e-5)
+    assert (outer.predict(X) == probabilities.argmax(-1)).all()
+
+
+class Trained(solstice.experiments.Runnable):
+    """An experiment that is only trained."""
+
+    weight: jax.Array
+
+    def train_step(self, batch):
+        return solstice.replace(self, weight=self.weight + 1), solstice.metrics.Mean(self.weight)
+
+
+def test_members_that_are_only_trained_cannot_be_evaluated():
+    ensemble = solstice.Ensemble.init(lambda key: Trained(jnp.zeros(())), [0, 1])
+    several = solstice.Ensemble.init(
+        lambda key: solstice.Ensemble.init(lambda key: Trained(jnp.zeros(())), [0, 1]), [0, 1]
+    )
+    for exp in (Trained(jnp.zeros(())), ensemble, several):
+        assert exp.train(1, [np.ones(2)], progress=False) is not None
+        needs = r", which needs an experiment with a method `eval_step`; Trained has none\. Define"
+        with pytest.raises(TypeError, match=f"test\\(\\) is called{needs}"):
+            exp.test([np.ones(2)], progress=False)
+        with pytest.raises(TypeError, match=f"val_ds is given{needs}"):
+            exp.train(1, [np.ones(2)], [np.ones(2)], progress=False)
+
+
 @pytest.mark.parametrize(
     ("make", "where"),
     [

@@ -17,6 +17,8 @@ from solstice.metrics import (
     Mean,
     MetricsDict,
     Min,
+    MultiLabelMetrics,
+    OneVsRestMetrics,
     RegressionMetrics,
     Sample,
     Std,
@@ -51,6 +53,9 @@ Y = (X + RNG.normal(size=SIZE)).astype("float32")
 PAIRS = np.stack([X, -Y], 1)
 CLASSES = {"preds": PREDS, "targets": LABELS, "loss": LOSS}
 SCORES = RNG.normal(size=(SIZE, 3)).astype("float32")
+CHANCES = (np.exp(SCORES) / np.exp(SCORES).sum(1, keepdims=True)).astype("float32")
+# Drawn apart, so that what other rows draw stays.
+TAGS, TAGGED = np.random.default_rng(1).integers(0, 2, (2, SIZE, 3))
 NUMBERS = {"values": X}
 
 
@@ -74,6 +79,16 @@ def outputs(batch, mask=None):
 def binary(batch, mask=None):
     loss = mean_loss(batch, mask)
     return BinaryMetrics(batch["p"], batch["y"], loss, mask=mask, bins=50, calibration_bins=4)
+
+
+def multilabel(batch, mask=None):
+    loss = mean_loss(batch, mask)
+    return MultiLabelMetrics(batch["preds"], batch["targets"], loss, mask=mask)
+
+
+def one_vs_rest(batch, mask=None):
+    options = {"bins": 50, "calibration_bins": 4}
+    return OneVsRestMetrics(batch["p"], batch["y"], mask=mask, **options)
 
 
 def number(kind):
@@ -116,6 +131,10 @@ TABLE = {
     "regression": Row(regression, {"x": X, "y": Y, "loss": LOSS}),
     "outputs": Row(outputs, {"x": PAIRS, "y": PAIRS[:, ::-1]}),
     "binary": Row(binary, {"p": LOSS, "y": LABELS == 1, "loss": LOSS}),
+    "overlap": Row(classification(overlap=True), CLASSES),
+    "multi-label": Row(multilabel, {"preds": TAGGED, "targets": TAGS, "loss": LOSS}),
+    "one vs rest": Row(one_vs_rest, {"p": CHANCES, "y": LABELS}),
+    "labels vs rest": Row(one_vs_rest, {"p": CHANCES, "y": TAGS}),
     "mean": Row(number(Mean), NUMBERS),
     "sum": Row(number(Sum), NUMBERS),
     "sum of integers": Row(number(Sum), {"values": LABELS.astype("int8")}),
