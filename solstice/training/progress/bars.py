@@ -31,6 +31,7 @@ ProgressChoice = bool | str | Sequence[str]
 _NOTEBOOK_WIDTH = 100
 # tqdm's own width of a bar where a line has no width.
 _BAR = 10
+_NEVER = float("inf")
 
 
 class Progress:
@@ -121,7 +122,7 @@ class _Shown(Pass):
             else:
                 # Its position is no line that tqdm gives to a bar of the user's.
                 self._place, total = Place(), None
-                width = {"mininterval": float("inf"), "position": 1000}
+                width = {"miniters": _NEVER, "maxinterval": _NEVER, "position": 1000}
                 if mode == "train":
                     progress.end_epoch()
             self._bar = Bar(
@@ -131,8 +132,10 @@ class _Shown(Pass):
 
     def update(self, steps: int, outs: object = None) -> None:
         self._running.add(outs)
-        with self._progress.losing:
+        try:
             self._bar.update(steps)
+        except Exception as error:  # noqa: BLE001 - as in `losing`, and quicker at each step
+            self._progress.losing.tell(error)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self._progress.losing, self._open:

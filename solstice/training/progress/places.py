@@ -32,10 +32,15 @@ class Losing:
         return
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, Exception) and self._message:
-            message, self._message = self._message, ""
-            _logger.warning(message, type(error).__name__, error)
+        if isinstance(error, Exception):
+            self.tell(error)
         return isinstance(error, Exception)
+
+    def tell(self, error: Exception) -> None:
+        """Log an error, if it is the first."""
+        message, self._message = self._message, ""
+        if message:
+            _logger.warning(message, type(error).__name__, error)
 
 
 class Place:
