@@ -238,6 +238,26 @@ def test_a_bar_of_the_users_own_and_a_run_within_a_run(train):
     ]
 
 
+def test_prints_and_bars_of_the_users_own_stay_whole(train, capsys):
+    def own():
+        for number in tqdm(range(3), desc="mine", mininterval=0):
+            print("inside", number)
+
+    with Terminal() as terminal:
+        train(1, [1, 2, 3], callbacks=[At(step0=own)], progress=True)
+        for _ in tqdm(range(2), desc="outer", mininterval=0):
+            train(1, [4], callbacks=[At(step0=lambda: print("printed"))], progress=True)
+    assert terminal.shapes() == [
+        *(f"inside {number}" for number in range(3)),
+        "mine: 100%|| 3/3 []",
+        "epoch 0 || 3/3 [] mean=2.000 count=3",
+        *("printed", "epoch 0 || 1/1 [] mean=4.000 count=1") * 2,
+        "outer: 100%|| 2/2 []",
+    ]
+    train(1, [1, 2, 3], callbacks=[At(step0=own)], progress=True)
+    assert "\x1b" not in capsys.readouterr().err  # the only bar there is the user's
+
+
 def test_validations_within_an_epoch_and_datasets_without_a_length(train):
     options = {"validate_every": Every(steps=3), "progress": True}
     with Terminal() as terminal:

@@ -93,7 +93,7 @@ def test_a_notebook_is_gone(train, monkeypatch, caplog, at):
 
 
 def test_a_bar_that_cannot_be_drawn_is_told_once(train, monkeypatch, caplog):
-    monkeypatch.setattr("solstice.training.progress.bars.tqdm", lambda **options: 1 / 0)
+    monkeypatch.setattr("solstice.training.progress.bars.Bar", lambda *arguments, **options: 1 / 0)
     monkeypatch.setattr("solstice.training.progress.bars.is_terminal", lambda stream: True)
     train(2, [1, 2], [3], progress=True)
     (message,) = caplog.messages

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +17,7 @@ from solstice import arguments
 from solstice.callbacks.base import Callback
 from solstice.callbacks.best import Best, By
 from solstice.errors import DirectoryInUseError, ExistingFileError, InvalidTypeError, SlowWriteError
+from solstice.loggers.worker import Worker
 from solstice.saving.arrays import Piece, copies, pieces
 from solstice.saving.checkpoints import Checkpoints, describe_leaves
 from solstice.saving.claims import Claim
@@ -110,8 +110,7 @@ class CheckpointingCallback(Callback):
         self._best = Best(best)
         self.needs_validation: bool = self._best.needs_validation
         self._on_error = on_error
-        self._writer: ThreadPoolExecutor | None = None
-        self._saving: Future[None] | None = None
+        self._writer: Worker | None = None
         self._failure: Exception | None = None
         # The leaves' paths and what a checkpoint says of them, and of what form of experiment.
         self._leaves: tuple[list[str], str] = ([], "")
@@ -201,8 +200,8 @@ class CheckpointingCallback(Callback):
             run = _raising(error)  # where all processes hear of it
         job = _Job(leaves, mine, run, best, ticket())
         if self._writer is None:
-            self._writer = ThreadPoolExecutor(1, "solstice-checkpoint")
-        self._saving = self._writer.submit(self._write, job)
+            self._writer = Worker("solstice-checkpoint")
+        self._writer.put(lambda: self._write(job))
 
     def wait(self) -> None:
         """Wait until all that was saved is on the disk, at a run's end.
@@ -210,16 +209,17 @@ class CheckpointingCallback(Callback):
         Raises:
             Exception: A save failed, and failures are to be raised.
         """
-        if self._writer is not None:
-            self._writer.shutdown()
-            self._writer = None
-        self._finish_save()
+        try:
+            self._finish_save()
+        finally:
+            if self._writer is not None:
+                self._writer.stop()
+                self._writer = None
 
     def _finish_save(self) -> None:
         """Wait for the save that is being written, and raise if it failed and is to."""
-        if self._saving is not None:
-            self._saving.result()
-            self._saving = None
+        if self._writer is not None:
+            self._writer.call(lambda: None)
         failure, self._failure = self._failure, None
         if failure is not None and self._on_error == "raise":
             raise failure

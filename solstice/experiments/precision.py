@@ -5,20 +5,24 @@ parameters are.
 """
 
 import contextlib
-import functools
-from typing import Any
+from typing import Self
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from solstice.arguments import describe
-from solstice.errors import InvalidValueError, MissingPackageError
+from solstice.errors import InvalidValueError
+from solstice.tree.fields import replace
 from solstice.tree.pytree import PyTree
 
+# After how many steps without an overflow a loss scale grows.
+_PERIOD = 2000
 
-def compute_dtype(value: Any) -> str:
+
+def compute_dtype(value: object) -> str:
     """Return the name of a type of floats that a network can compute in here.
 
     >>> compute_dtype(jnp.bfloat16)
@@ -109,23 +113,63 @@ def stays_finite(new: PyTree, old: PyTree) -> Array:
     return jnp.array(kept).all() if kept else jnp.array(True)
 
 
-def jmp() -> Any:
-    """Return the package that computes in other types.
+def cast(tree: PyTree, dtype: str) -> PyTree:
+    """Return a tree whose arrays of floats are of a type; all else as it is.
 
-    Raises:
-        ImportError: It is not installed.
+    >>> cast({"x": jnp.ones(2), "label": jnp.ones(2, int)}, "bfloat16")["x"].dtype
+    dtype(bfloat16)
     """
-    try:
-        import jmp
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            "compute_dtype= needs the package jmp, which is not installed: "
-            "pip install 'solstice[precision]'"
-        ) from error
-    return jmp
+
+    def one(leaf: object) -> object:
+        if isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf.astype(dtype)
+        return leaf
+
+    return jax.tree.map(one, tree)
 
 
-@functools.cache
-def policy(dtype: str) -> Any:
-    """Return what casts a network's arrays to `dtype`, and its outputs back to float32."""
-    return jmp().get_policy(f"params=float32,compute={dtype},output=float32")
+def all_finite(tree: PyTree) -> Array:
+    """Return whether no number in a tree of arrays is infinite or NaN.
+
+    >>> bool(all_finite({"w": jnp.array([1.0, jnp.nan])})), bool(all_finite({}))
+    (False, True)
+    """
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(finite).all() if finite else jnp.array(True)
+
+
+class LossScale(eqx.Module):
+    """What a loss is multiplied by, so that its gradients are not rounded to zero in float16.
+
+    It is halved, to 1 at least, when a gradient overflows, and doubled after 2,000 steps without
+    (https://arxiv.org/abs/1710.03740).
+
+    >>> scale = LossScale()
+    >>> float(scale.loss_scale), float(scale.adjust(jnp.array(False)).loss_scale)
+    (32768.0, 16384.0)
+    """
+
+    loss_scale: Float[Array, ""]
+    counter: Int[Array, ""]
+
+    def __init__(self) -> None:
+        self.loss_scale = jnp.full((), 2.0**15, jnp.float32)
+        self.counter = jnp.zeros((), jnp.int32)
+
+    def scale(self, loss: Array) -> Array:
+        """Return a loss for the gradients to be taken of."""
+        return loss * self.loss_scale
+
+    def unscale(self, tree: PyTree) -> PyTree:
+        """Return what was computed from a scaled loss as if from the loss."""
+        inverse = 1 / self.loss_scale
+        return jax.tree.map(lambda array: array * inverse, tree)
+
+    def adjust(self, finite: Array) -> Self:
+        """Return the next step's scale, after one whose numbers were finite or were not."""
+        larger = self.loss_scale * 2
+        due = (self.counter == _PERIOD - 1) & jnp.isfinite(larger)
+        grown = jnp.where(due, larger, self.loss_scale)
+        scale = jnp.where(finite, grown, jnp.maximum(self.loss_scale / 2, 1))
+        counter = jnp.where(finite, (self.counter + 1) % _PERIOD, 0)
+        return replace(self, loss_scale=scale, counter=counter)

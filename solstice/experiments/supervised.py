@@ -5,6 +5,7 @@ weights, averages of parameters, accumulation, mixed precision) is here, once.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import equinox as eqx
@@ -106,7 +107,7 @@ class SupervisedExperiment(Runnable):
     optimizer: Optimizer
     key: Array | None
     ema: PyTree | None
-    loss_scale: Any
+    loss_scale: precision.LossScale | None
     _task: Static[Task] = eqx.field(static=True)
     _metrics: Static[MetricsFn | None] = eqx.field(static=True)
     _ignore_index: int | None = eqx.field(static=True)
@@ -168,7 +169,6 @@ class SupervisedExperiment(Runnable):
         Raises:
             TypeError: The network or the optimizer is of no known kind.
             ValueError: Something is missing, or out of its range.
-            ImportError: `compute_dtype` is given and jmp is not installed.
         """
         arguments.instance(task, "task", Task, "a solstice.experiments.Task")
         if ema_decay is not None:
@@ -191,11 +191,7 @@ class SupervisedExperiment(Runnable):
         self._ema_decay = ema_decay
         self._accumulate_steps = accumulate_steps
         self._compute_dtype = compute_dtype
-        self.loss_scale = None
-        if self._compute_dtype is not None:
-            jmp = precision.jmp()
-            if self._compute_dtype == "float16":
-                self.loss_scale = owned(jmp.DynamicLossScale(jnp.float32(2**15)))
+        self.loss_scale = precision.LossScale() if compute_dtype == "float16" else None
         self._draws, self._seen = None if key is not None else False, Aside(None)
         example = self.model.example if example_input is None else as_inputs(example_input)
         if any(map(is_shaped, jax.tree.leaves(example))):
@@ -259,10 +255,9 @@ class SupervisedExperiment(Runnable):
             grads = overwrite(loss_scale.unscale(grads), grads)
             loss = loss_scale.unscale(loss)
             # What the network keeps may overflow alone: a variance does before a gradient.
-            finite = precision.jmp().all_finite(grads)
+            finite = precision.all_finite(grads)
             finite &= precision.stays_finite(model.state, self.model.state)
-            with jax.numpy_dtype_promotion("standard"):  # which jmp takes for granted
-                loss_scale = loss_scale.adjust(finite)
+            loss_scale = loss_scale.adjust(finite)
         new_params, optimizer = self.optimizer(
             grads, params, value=loss, grad=grads, value_fn=lambda params: loss_fn(params)[0]
         )
@@ -353,8 +348,7 @@ class SupervisedExperiment(Runnable):
     def _forward(self, params: PyTree, inputs: tuple, **options: Any) -> tuple[Array, Model]:
         if self._compute_dtype is None:
             return replace(self.model, params=params)(*inputs, **options)
-        policy, frozen = precision.policy(self._compute_dtype), self.model.frozen
-        cast = policy.cast_to_compute
+        cast, frozen = partial(precision.cast, dtype=self._compute_dtype), self.model.frozen
         low = replace(
             self.model,
             params=overwrite(cast(params), params),
@@ -362,7 +356,7 @@ class SupervisedExperiment(Runnable):
         )
         outputs, model = low(*cast(inputs), **options)
         state = precision.like(model.state, self.model.state)
-        return policy.cast_to_output(outputs), replace(self.model, params=params, state=state)
+        return precision.cast(outputs, "float32"), replace(self.model, params=params, state=state)
 
     def _scaled(self, loss_fn: Any) -> Any:
         """Return a function of a loss and others, with the loss as float16 needs it."""

@@ -1,7 +1,9 @@
 """TensorBoard: curves, histograms, pictures and texts in event files.
 
-It writes the files itself, so that what was written is known to the byte; tensorboardX gives the
-format. A directory on another machine (gs://, s3://) is refused.
+tensorboardX makes the events, and this file writes them: `tensorboardX.FileWriter.flush` returns
+while events still wait in a queue, so that nobody knows the size to cut a file back to on a resume,
+and `RecordWriter` leaves half an event on a full disk and holds others in a buffer. A directory on
+another machine (gs://, s3://) is refused.
 """
 
 import importlib

@@ -2,9 +2,8 @@
 
 import importlib
 import io
-import struct
-import zlib
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 
 from solstice.arguments import describe
-from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.errors import InvalidTypeError, InvalidValueError, MissingPackageError
 
 
 class Image(eqx.Module):
@@ -59,29 +58,32 @@ class Image(eqx.Module):
         return array if array.ndim == 3 else array[:, :, None]
 
     def png(self) -> bytes:
-        """Return it as a PNG file (https://www.w3.org/TR/png), without the help of Pillow."""
+        """Return it as a PNG file.
+
+        Raises:
+            ImportError: Pillow is not installed.
+        """
         pixels = self.pixels()
-        height, width, channels = pixels.shape
-        rows = np.zeros((height, 1 + width * channels), np.uint8)  # each begins with: no filter
-        rows[:, 1:] = pixels.reshape(height, -1)
-        colours = {1: 0, 3: 2, 4: 6}[channels]
-        head = struct.pack(">IIBBBBB", width, height, 8, colours, 0, 0, 0)
-        chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
-        parts = [
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-            for kind, data in chunks
-        ]
-        return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+        file = io.BytesIO()
+        _pillow().fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+        return file.getvalue()
 
 
 def _drawn(figure: Any) -> np.ndarray:
     """Return the pixels of matplotlib's figure, without those of transparency where it has none."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
-    # matplotlib itself needs Pillow.
-    image = importlib.import_module("PIL.Image").open(file).convert("RGBA")
-    pixels = np.asarray(image)
+    pixels = np.asarray(_pillow().open(file).convert("RGBA"))
     return pixels if (pixels[..., 3] < 255).any() else pixels[..., :3]
+
+
+def _pillow() -> ModuleType:
+    try:
+        return importlib.import_module("PIL.Image")
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            "Pictures need the package pillow, which is not installed: pip install pillow"
+        ) from error
 
 
 class Text(str):

@@ -1,7 +1,7 @@
 """A thread that does jobs in order, so that whoever hands one over need not wait for it.
 
-It knows nothing of logs. It never blocks the thread that hands over a job: where the queue is
-full, it says so.
+Sinks write on one, and checkpoints. It never blocks the thread that hands over a job: where the
+queue is full, it says so.
 """
 
 import threading

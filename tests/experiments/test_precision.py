@@ -11,6 +11,7 @@ from networks import LIBRARIES
 from networks.common import CLASSES, assert_same_bits
 
 import solstice
+from solstice.experiments.precision import LossScale
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -241,3 +242,17 @@ def test_the_gradients_of_many_parts_add_up_in_float32(dtype):
         found.append(np.concatenate([np.asarray(leaf, "f4").ravel() for leaf in gradients]))
     whole, added = found
     assert np.abs(added - whole).max() < 0.02 * np.abs(whole).max()
+
+
+def test_a_loss_scale_moves_as_published(monkeypatch):
+    monkeypatch.setattr("solstice.experiments.precision._PERIOD", 3)
+    scale, expected, count = LossScale(), 2.0**15, 0
+    for finite in [False] * 17 + [True, True, False] + [True] * 400:
+        scale = scale.adjust(jnp.array(finite))
+        count = count + 1 if finite else 0
+        if not finite:
+            expected = max(expected / 2, 1.0)
+        elif count % 3 == 0:
+            expected = np.float32(expected) * 2 if expected < 2.0**127 else expected
+        assert float(scale.loss_scale) == expected
+    assert expected == 2.0**127  # and no more, which would be infinite

@@ -1,15 +1,13 @@
 """The bar of a pass over a dataset, and the line of an epoch where no bar can be drawn.
 
 A bar is drawn in terminals and notebooks at tqdm's pace. Elsewhere, as in a log file, each epoch is
-one line. Neither asks the device for anything in between, and neither ends a run: what it cannot
-show is lost, which is said once.
+one line. Neither waits for the device before a pass ends, and neither ends a run: what cannot be
+shown is lost, which is logged once.
 """
 
 import contextlib
-import logging
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 from tqdm import tqdm
@@ -17,16 +15,23 @@ from tqdm.utils import disp_len
 
 from solstice.arguments import describe
 from solstice.errors import EarlyStoppingException, InvalidTypeError
-from solstice.training.progress.places import Cell, Terminal, is_notebook, is_terminal
+from solstice.training.progress.places import (
+    Cell,
+    Losing,
+    Place,
+    Terminal,
+    is_notebook,
+    is_terminal,
+)
 from solstice.training.progress.running import Running
-
-_logger = logging.getLogger("solstice")
 
 ProgressChoice = bool | str | Sequence[str]
 
 # A notebook says nothing of its width.
 _NOTEBOOK_WIDTH = 100
+# tqdm's own width of a bar where a line has no width.
 _BAR = 10
+_NEVER = float("inf")
 
 
 class Progress:
@@ -40,21 +45,18 @@ class Progress:
     """
 
     def __init__(self, shown: ProgressChoice) -> None:
-        shown = (shown,) if isinstance(shown, str) else shown
         names = (shown,) if isinstance(shown, str) else shown
-        self._names = None if isinstance(names, bool) else tuple(names)
-        self._failed = False
-        self._place: type[Terminal | Cell] | None = None
+        self.names = None if isinstance(names, bool) else tuple(names)
         self._shown = shown is not False
-        if self._shown:
-            with self.losing_what_fails():
-                self._place = _place()
+        self.losing = Losing(
+            "The progress cannot be shown: %s: %s. The run goes on; this is said once."
+        )
         # Where epochs are lines: by mode, the line and the metrics of the epoch's last pass.
         self._passes: dict[str, tuple[str, str]] = {}
 
     def one_pass(
         self, title: str, *, mode: str = "test", total: int | None = None, done: int = 0
-    ) -> "_Silent | _Drawn | _Counted":
+    ) -> "Pass":
         """Return what is to be updated during a pass, a context manager.
 
         Args:
@@ -63,155 +65,137 @@ class Progress:
             total: How many steps there are; None if nobody knows.
             done: How many of them an earlier run has done.
         """
-        if not self._shown:
-            return _Silent()
-        running = Running(self._names)
-        if self._place is not None:
-            with self.losing_what_fails():
-                return _Drawn(self, self._place, title, mode, running, total, done)
-            return _Silent()
-        if mode == "train":
+        if self._shown:
+            with self.losing:
+                return _Shown(self, title, mode, total, done)
+        return Pass()
+
+    def note(self, mode: str, line: str, metrics: str) -> None:
+        """Keep the line of a pass until its epoch ends."""
+        self._passes[mode] = line, metrics
+        if mode not in ("train", "val"):
             self.end_epoch()
-        return _Counted(self, title, mode, running, done)
 
     def end_epoch(self) -> None:
         """Write the line of the epoch, where epochs are lines."""
         said = [f"{line} {metrics}".rstrip() for line, metrics in self._passes.values()]
         if "train" in self._passes and "val" in self._passes:
-            line, metrics = self._passes["train"]
             validation = self._passes["val"][1]
-            said = [f"{line} {metrics}".rstrip() + (f", val: {validation}" if validation else "")]
+            said = [" ".join(self._passes["train"]).rstrip()]
+            said[0] += f", val: {validation}" if validation else ""
         self._passes.clear()
         if said and sys.stderr is not None:
-            with self.losing_what_fails():
+            with self.losing:
                 sys.stderr.write("\n".join([*said, ""]))
                 sys.stderr.flush()
 
-    def note(self, mode: str, line: str, metrics: str) -> None:
-        """Keep what a pass says until its epoch ends."""
-        self._passes[mode] = line, metrics
 
-    @contextlib.contextmanager
-    def losing_what_fails(self) -> Iterator[None]:
-        """Go on behind what fails to be shown."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - what only shows ends no run
-            if not self._failed:
-                self._failed = True
-                _logger.warning(
-                    "The progress cannot be shown: %s: %s. The run goes on; this is said once.",
-                    type(error).__name__,
-                    error,
-                )
+class Pass:
+    """A pass that shows nothing."""
 
-
-class _Silent:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         return
 
-    def update(self, steps: int, outs: Any = None) -> None:
-        return
+    def update(self, steps: int, outs: object = None) -> None:
+        """Note that some steps were taken, and what they returned."""
 
 
-class _Drawn:
-    """A bar at the foot of a terminal or in a notebook's cell."""
+class _Shown(Pass):
+    """A pass with a bar, or with a line in a log file."""
 
     def __init__(
-        self,
-        progress: Progress,
-        kind: type[Terminal | Cell],
-        title: str,
-        mode: str,
-        running: Running,
-        total: int | None,
-        done: int,
+        self, progress: Progress, title: str, mode: str, total: int | None, done: int
     ) -> None:
-        self._progress = progress
-        self._optional = mode == "val"
-        self._running = running
-        self._beside = _Beside(running)
-        known = "{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}"
+        self._progress, self._mode = progress, mode
+        self._running = Running(progress.names)
         with contextlib.ExitStack() as opened:
-            self._place = opened.enter_context(kind.shared())
-            self._bar = self._beside.bar = tqdm(
-                total=total,
-                initial=done,
-                desc=title,
-                file=self._place,
-                ncols=_NOTEBOOK_WIDTH if kind is Cell else None,
-                dynamic_ncols=kind is Terminal,
-                bar_format=known if total else "{desc}: {n_fmt} steps [{elapsed}{postfix}",
-                postfix=self._beside,  # pyright: ignore[reportArgumentType]
+            if is_notebook():
+                self._place, width = Cell(), {"ncols": _NOTEBOOK_WIDTH}
+            elif is_terminal(sys.stderr):
+                self._place, width = (
+                    opened.enter_context(Terminal.opened()),
+                    {"dynamic_ncols": True},
+                )
+            else:
+                # Its position is no line that tqdm gives to a bar of the user's.
+                self._place, total = Place(), None
+                width = {"miniters": _NEVER, "maxinterval": _NEVER, "position": 1000}
+                if mode == "train":
+                    progress.end_epoch()
+            self._bar = Bar(
+                self._running, total, initial=done, desc=title, file=self._place, **width
             )
             self._open = opened.pop_all()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def update(self, steps: int, outs: Any = None) -> None:
-        """Note that some steps were taken, and what they returned."""
+    def update(self, steps: int, outs: object = None) -> None:
         self._running.add(outs)
         try:
             self._bar.update(steps)
-        except Exception as error:  # noqa: BLE001 - as in `losing_what_fails`
-            self._give_up(error)
+        except Exception as error:  # noqa: BLE001 - as in `losing`, and quicker at each step
+            self._progress.losing.tell(error)
 
-    def _give_up(self, error: Exception) -> None:
-        with self._progress.losing_what_fails():
-            try:
-                raise error
-            finally:
-                self._bar.close()
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        with self._progress.losing_what_fails(), self._open:
-            if _is_end(error):
-                self._beside.final = self._running.end()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        with self._progress.losing, self._open:
+            ended = error is None or isinstance(error, EarlyStoppingException)
+            metrics = self._running.end() if ended else ()
+            if not self._place.draws:
+                self._bar.final = ()
+                self._progress.note(self._mode, str(self._bar), " ".join(metrics))
+            elif ended:
+                self._bar.final = metrics
                 # The trace of a validation is its metrics.
-                self._bar.leave = bool(self._beside.final) or not self._optional
+                self._bar.leave = bool(metrics) or self._mode != "val"
             self._place.end_line()
             self._bar.close()
             self._running.drop()
 
 
-class _Beside:
-    """The rate and the metrics, as a text that tqdm asks for whenever it draws, and never else."""
+class Bar(tqdm):
+    """A bar whose line ends with a state or the rate, and the metrics, as far as there is room.
 
-    def __init__(self, running: Running) -> None:
+    Attributes:
+        state: What the run does instead of steps, shown in place of the rate; empty for steps.
+        final: The metrics of the whole pass, once it is over.
+    """
+
+    def __init__(self, running: Running, total: int | None, **options: Any) -> None:
         self._running = running
-        self._of: Any = None
-        self._text = ""
-        self.bar: tqdm | None = None
+        self.state = ""
         self.final: tuple[str, ...] | None = None
+        known = "{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{beside}"
+        unknown = "{desc}: {n_fmt} steps [{elapsed}{beside}"
+        super().__init__(total=total, bar_format=known if total else unknown, **options)
 
-    def __str__(self) -> str:
-        if self.bar is None:
-            return "]"
-        now = self.bar.format_dict
-        of = now["n"], now["ncols"], self.final
-        if of != self._of:  # tqdm asks several times for one drawing
-            metrics = self._running.look() if self.final is None else self.final
-            average = (now["n"] - now["initial"]) / now["elapsed"] if now["elapsed"] else None
-            text = _fitting(_rate(now["rate"] or average), metrics, _room(now))
-            self._of, self._text = of, text
-        return self._text
-
-
-def _room(now: Mapping[str, Any]) -> float:
-    """Return how many columns a line leaves to what is beside its bar, of one column at least."""
-    if not now["ncols"]:
-        return float("inf")
-    line: dict[str, Any] = {**now, "postfix": None, "ncols": None}
-    without = tqdm.format_meter(**line)
-    bar = _BAR - 1 if now["total"] else 0  # tqdm's own choice for a width that it does not know
-    return now["ncols"] - (disp_len(without) - bar)
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What tqdm draws a line from, which it asks for once a line."""
+        now = dict(super().format_dict)
+        average = (now["n"] - now["initial"]) / now["elapsed"] if now["elapsed"] else None
+        state = self.state or _rate(now["rate"] or average)
+        metrics = self._running.look() if self.final is None else self.final
+        room = float("inf")
+        if now["ncols"]:
+            line = tqdm.format_meter(**now | {"beside": "", "ncols": None})
+            # A bar has one column at least.
+            room = now["ncols"] - disp_len(line) + (_BAR - 1 if now["total"] else 0)
+        return now | {"beside": _fitting(state, metrics, room)}
 
 
-def _fitting(rate: str, metrics: tuple[str, ...], room: float) -> str:
+def check_progress(progress: object) -> None:
+    """Raise a TypeError if that is no truth and no names of metrics."""
+    names = [progress] if isinstance(progress, str) else progress
+    several = isinstance(names, Sequence) and all(isinstance(one, str) and one for one in names)
+    if not (isinstance(progress, bool) or several):
+        raise InvalidTypeError(
+            f"progress is expected to be True, False, or the names of the metrics to show, such as "
+            f"('loss', 'f1_macro'); it is {describe(progress)}."
+        )
+
+
+def _fitting(state: str, metrics: tuple[str, ...], room: float) -> str:
     """Return what has room, the metrics before the rate: half a number would be another number.
 
     >>> for room in (43, 30, 16, 4):
@@ -223,62 +207,10 @@ def _fitting(rate: str, metrics: tuple[str, ...], room: float) -> str:
     """
     for count in range(len(metrics), -1, -1):
         shown = " ".join(["]", *metrics[:count]])
-        for text in (f", {rate}{shown}", shown):
+        for text in (f", {state}{shown}", shown):
             if disp_len(text) <= room:
                 return text
     return "]"
-
-
-class _Counted:
-    """A line where no bar can be drawn, written when the epoch ends."""
-
-    def __init__(
-        self, progress: Progress, title: str, mode: str, running: Running, done: int
-    ) -> None:
-        self._progress = progress
-        self._title, self._mode = title, mode
-        self._running = running
-        self._done = self._steps = done
-
-    def __enter__(self) -> Self:
-        self._start = time.monotonic()
-        return self
-
-    def update(self, steps: int, outs: Any = None) -> None:
-        """Note that some steps were taken, and what they returned."""
-        self._running.add(outs)
-        self._steps += steps
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        metrics = " ".join(self._running.end()) if _is_end(error) else ""
-        self._running.drop()
-        elapsed = time.monotonic() - self._start
-        rate = _rate((self._steps - self._done) / elapsed if elapsed else None)
-        line = f"{self._title}: {self._steps} steps [{tqdm.format_interval(elapsed)}, {rate}]"
-        self._progress.note(self._mode, line, metrics)
-        if self._mode not in ("train", "val"):
-            self._progress.end_epoch()
-
-
-def check_progress(progress: Any) -> None:
-    """Raise a TypeError if that is no truth and no names of metrics."""
-    names = [progress] if isinstance(progress, str) else progress
-    several = isinstance(names, Sequence) and all(isinstance(one, str) and one for one in names)
-    if not (isinstance(progress, bool) or several):
-        raise InvalidTypeError(
-            f"progress is expected to be True, False, or the names of the metrics to show, such as "
-            f"('loss', 'f1_macro'); it is {describe(progress)}."
-        )
-
-
-def _place() -> type[Terminal | Cell] | None:
-    if is_notebook():
-        return Cell
-    return Terminal if is_terminal(sys.stderr) else None
-
-
-def _is_end(error: BaseException | None) -> bool:
-    return error is None or isinstance(error, EarlyStoppingException)
 
 
 def _rate(rate: float | None) -> str:

@@ -1,8 +1,7 @@
 """Where a bar is drawn: at the foot of a terminal, or in a notebook's cell.
 
-A bar takes one line, which it writes again and again. In a terminal, what the user's code prints
-meanwhile would land behind it; so writes to a terminal go above the bar. Either may be gone before
-the run ends: then nothing is drawn any more.
+A bar takes one line and writes it again and again. What the user's code prints to a terminal
+meanwhile goes above the bar. A place may be gone before the run ends: then nothing is drawn.
 """
 
 import contextlib
@@ -10,163 +9,178 @@ import importlib
 import logging
 import sys
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO, TypeGuard
 
 from tqdm import tqdm
 
 _logger = logging.getLogger("solstice")
 
-
-class _Lasting:
-    """A place that may be gone: from then on, what is drawn there is lost."""
-
-    def __init__(self) -> None:
-        self._gone = False
-
-    @contextlib.contextmanager
-    def _while_there(self) -> Iterator[None]:
-        """Do something in a place that may be gone."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - a notebook's kernel raises what it likes
-            if not self._gone:
-                self._gone = True
-                _logger.warning(
-                    "The progress bar is gone, and the run goes on: %s: %s.",
-                    type(error).__name__,
-                    error,
-                )
+_UP, _ERASE = "\x1b[A", "\x1b[K"
 
 
-class Terminal(_Lasting):
-    """A terminal with bars at its foot: what is written to standard output or error goes above.
+class Losing:
+    """A context that goes on after an error of what is only shown, and logs the first one.
 
-    It stands in for `write` on the streams themselves, so that whoever holds one, a logging
-    handler too, writes above. A line without its end yet is left alone: bars wait until it ends.
+    Args:
+        message: What to log, with places for the error's type and text.
     """
 
+    def __init__(self, message: str) -> None:
+        self._message = message
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, Exception):
+            self.tell(error)
+        return isinstance(error, Exception)
+
+    def tell(self, error: Exception) -> None:
+        """Log an error, if it is the first."""
+        message, self._message = self._message, ""
+        if message:
+            _logger.warning(message, type(error).__name__, error)
+
+
+class Place:
+    """Where no bar can be drawn, such as a log file.
+
+    Attributes:
+        draws: Whether bars are seen there.
+    """
+
+    draws = False
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        self._losing = Losing("The progress bar is gone, and the run goes on: %s: %s.")
+
+    def write(self, text: str) -> None:
+        """Write a bar's text."""
+
+    def flush(self) -> None:
+        """Show what was written."""
+
+    def end_line(self) -> None:
+        """End a line of the user's in the bar's place, if there is one."""
+
+
+class Terminal(Place):
+    """A terminal with bars at its foot; what is written to standard output or error goes above.
+
+    It takes over `write` of the streams themselves, so that it also gets what a logging handler
+    writes that holds one. (`tqdm.contrib.logging` would forget the level of such a handler.) A line
+    without its end is left alone: bars wait until it ends. A line that is drawn again from its
+    start, such as a bar of the user's, is left alone until one of ours is due.
+    """
+
+    draws = True
     _current: ClassVar["Terminal | None"] = None
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: TextIO) -> None:
         super().__init__()
-        self._stream = stream
-        self._write = stream.write
-        self._unfinished = False
+        self.encoding, self.fileno = stream.encoding, stream.fileno
+        self._stream, self._write = stream, stream.write
+        # Whether the line at the cursor is the user's, whether it is drawn again from its start,
+        # and whether the user's code is writing.
+        self._theirs = self._redrawn = self._writing = False
 
     @classmethod
     @contextlib.contextmanager
-    def shared(cls) -> Iterator["Terminal"]:
+    def opened(cls) -> Iterator["Terminal"]:
         """Give the terminal that all bars share, its streams guarded while there is one."""
         if cls._current is not None:
             yield cls._current
             return
         with contextlib.ExitStack() as guards:
             terminal = cls._current = cls(sys.stderr)
-            try:
-                for stream in (sys.stdout, sys.stderr):
-                    if is_terminal(stream) and hasattr(stream, "__dict__"):
-                        terminal._guard(stream, guards)
-                yield terminal
-            finally:
-                cls._current = None
+            guards.callback(setattr, cls, "_current", None)
+            for stream in (sys.stdout, sys.stderr):
+                if is_terminal(stream) and hasattr(stream, "__dict__"):
+                    guards.enter_context(terminal._guarded(stream))
+            yield terminal
 
-    def _guard(self, stream: Any, guards: contextlib.ExitStack) -> None:
-        write = stream.write
+    @contextlib.contextmanager
+    def _guarded(self, stream: TextIO) -> Iterator[None]:
+        before, write = vars(stream).get("write"), stream.write
 
         def above(text: str) -> int:
             with tqdm.get_lock():
-                # A bar of the user's own counts lines with ours; what it writes stays as it is.
-                if any(getattr(bar, "fp", None) != self for bar in getattr(tqdm, "_instances", ())):
-                    return write(text)
-                # It takes the bars away and draws them anew, but beside an unfinished line.
-                with tqdm.external_write_mode(file=self, nolock=True):
-                    self.flush()
-                    written = write(text)
-                    with self._while_there():
-                        stream.flush()
-                    if text:
-                        self._unfinished = not text.endswith("\n")
-                return written
+                self._writing = True
+                try:
+                    # tqdm takes our bars away and draws them again, unless the line is the user's.
+                    self._theirs |= text.startswith(_UP)
+                    with tqdm.external_write_mode(file=self, nolock=True):
+                        if not self._theirs:
+                            self._draw("\r" + _ERASE)  # of a bar of the user's
+                        self.flush()
+                        written = write(text)
+                        with self._losing:
+                            stream.flush()
+                        if text:
+                            self._theirs = not text.endswith(("\n", _UP))
+                            self._redrawn = text.startswith("\r")
+                finally:
+                    self._writing = False
+            return written
 
-        taken = "write" in vars(stream)
         stream.write = above
-        if taken:  # somebody else's before us
-            guards.callback(setattr, stream, "write", write)
-        else:
-            guards.callback(delattr, stream, "write")
+        try:
+            yield
+        finally:
+            if before is None:
+                del stream.write
+            else:  # somebody else's
+                stream.write = before
 
     def end_line(self) -> None:
-        """End a line of the user's that has no end."""
-        if self._unfinished:
-            self._unfinished = False
+        if self._theirs:
+            self._theirs = False
             self._draw("\n")
 
     def write(self, text: str) -> None:
-        """Write a bar's text."""
-        if not self._unfinished:
-            # A bar that was below may have left its line here.
-            self._draw(text + "\x1b[K" if text.startswith("\r") else text)
+        if self._theirs and (self._writing or not self._redrawn):
+            return
+        self._theirs = False
+        # A bar that was below may have left its line here.
+        self._draw(text + _ERASE if text.startswith("\r") else text)
 
     def _draw(self, text: str) -> None:
-        if not self._gone:
-            with self._while_there():
-                self._write(text)
+        with self._losing:
+            self._write(text)
 
     def flush(self) -> None:
-        if not self._gone:
-            with self._while_there():
-                self._stream.flush()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    @property
-    def encoding(self) -> str:
-        return self._stream.encoding
+        with self._losing:
+            self._stream.flush()
 
 
-class Cell(_Lasting):
+class Cell(Place):
     """A line of a notebook's output that is written anew in its place; no widgets are needed."""
 
-    encoding = "utf-8"
+    draws = True
 
     def __init__(self) -> None:
         super().__init__()
         self._handle: Any = None
 
-    @classmethod
-    @contextlib.contextmanager
-    def shared(cls) -> Iterator["Cell"]:
-        """Give a line of the cell; each bar has its own."""
-        yield cls()
-
-    def end_line(self) -> None:
-        return
-
     def write(self, text: str) -> None:
-        """Write a bar's text; what moves a cursor is nothing here."""
-        line = text.replace("\x1b[A", "").strip("\r\n")
-        if self._gone or not line or (not line.strip() and self._handle is None):
+        line = text.replace(_UP, "").strip("\r\n")  # nothing moves a cursor here
+        if not line or (self._handle is None and not line.strip()):
             return
-        with self._while_there():
-            self._show(line)
-
-    def _show(self, line: str) -> None:
         shown = {"text/plain": line.rstrip()}
-        if self._handle is None:
-            display = importlib.import_module("IPython.display").display
-            self._handle = display(shown, raw=True, display_id=True)
-        else:
-            self._handle.update(shown, raw=True)
-
-    def flush(self) -> None:
-        return
+        with self._losing:
+            if self._handle is None:
+                display = importlib.import_module("IPython.display").display
+                self._handle = display(shown, raw=True, display_id=True)
+            else:
+                self._handle.update(shown, raw=True)
 
 
-def is_terminal(stream: Any) -> bool:
+def is_terminal(stream: object) -> TypeGuard[TextIO]:
     """Say whether a stream is one; it may be None, or closed, or anybody's object."""
     try:
-        return stream is not None and bool(stream.isatty())
+        return stream is not None and bool(stream.isatty())  # pyright: ignore[reportAttributeAccessIssue]
     except (AttributeError, OSError, ValueError):
         return False
 

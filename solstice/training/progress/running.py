@@ -1,15 +1,16 @@
 """The numbers beside a progress bar: what the metrics of a pass say so far.
 
-A step pays for keeping its outs, and, now and then, for one call that merges those of many.
-Computing and reading happen when the bar is drawn, ten times a second at most, and only what the
-device has finished is read.
+A step pays for keeping its outs and, now and then, for one call that merges many. Computing and
+reading happen when the bar is drawn, ten times a second at most, and only what the device has
+finished is read.
 """
 
+import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from functools import cache, partial, wraps
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -29,33 +30,11 @@ _WAITING_BYTES = 16 * 2**20
 _USUAL = ("loss", "average_loss", "accuracy")
 
 
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-def _stopping_nothing(method: _Method) -> _Method:
-    """Return a method that leaves the metrics out where it fails, for they are only shown."""
-
-    @wraps(method)
-    def trying(self: "Running", *arguments: Any) -> Any:
-        try:
-            return method(self, *arguments)
-        except Exception as error:  # noqa: BLE001 - a bar stops no run
-            _logger.info(
-                "The progress bar is without metrics, which it cannot merge or compute: %s: %s",
-                type(error).__name__,
-                error,
-            )
-            self.drop()
-            self._said = ()
-            return self._said
-
-    return cast("_Method", trying)
-
-
 class Running:
     """The merged metrics of a pass so far, a text each.
 
-    At the end of a pass it says what a callback logs of it: both merge the same outs.
+    At the end of a pass it says what a callback logs of it: both merge the same outs. Metrics that
+    cannot be merged or computed are left out.
 
     Args:
         names: Which values of `compute()`, with or without `average_`; None takes the loss and the
@@ -73,87 +52,91 @@ class Running:
         self._names = names
         # In order, what is merged first. Drawing leaves them as they are, so that they are merged
         # in the same numbers, which are compiled once, as those that a callback logs.
-        self._outs: list[Any] = []
-        self._room = 0
+        self._outs: list[object] = []
+        # How many of them wait; None before the first, 0 where nothing is shown.
+        self._room: int | None = None
         # What is looked at, and of how many of the outs that is.
-        self._merged: Any = None
+        self._merged: object = None
         self._seen = 0
         self._numbers: Mapping[str, jax.Array] | None = None
         self._said: tuple[str, ...] = ()
-        # Takes in one call's outs. Not a method, for it is called at each step.
-        self.add: Callable[[Any], None] = self._add_first
 
-    @_stopping_nothing
+    def add(self, outs: object) -> None:
+        """Take in what one call of a step returned."""
+        if self._room is None:
+            self._room = 0  # unless that can be told
+            with self._left_out_where_it_fails():
+                self._room = _room(outs)
+        if self._room:
+            self._outs.append(outs)
+            if len(self._outs) > self._room:
+                with self._left_out_where_it_fails():
+                    self._outs, self._seen = [_merged(self._outs)], 0
+
     def look(self) -> tuple[str, ...]:
         """Return the newest texts whose numbers the device has; nothing is waited for."""
-        if self._numbers is not None:
-            if not all(map(_is_ready, self._numbers.values())):
-                return self._said
-            self._said, self._numbers = _texts(self._numbers), None
-        new = self._outs[self._seen :]
-        if not new or len(new) > _FEW:  # many are merged soon
-            return self._said
-        for one in new:
-            self._merged = one if self._seen == 0 else _merged([self._merged, one])
-            self._seen += 1
-        self._numbers = _numbers(self._merged, self._names)
+        with self._left_out_where_it_fails():
+            if self._numbers is not None and all(map(_is_ready, self._numbers.values())):
+                self._said, self._numbers = _texts(self._numbers), None
+            new = self._outs[self._seen :]
+            # Many are merged soon.
+            if self._numbers is None and 0 < len(new) <= _FEW:
+                for one in new:
+                    self._merged = one if self._seen == 0 else _merged([self._merged, one])
+                    self._seen += 1
+                self._numbers = _numbers(self._merged, self._names)
         return self._said
 
-    @_stopping_nothing
     def end(self) -> tuple[str, ...]:
         """Return the texts of the whole pass, once the device has its numbers."""
-        if self._outs:
-            self._said = _texts(_numbers(_merged(self._outs), self._names))
+        with self._left_out_where_it_fails():
+            if self._outs:
+                self._said = _texts(_numbers(_merged(self._outs), self._names))
         self.drop()
         return self._said
 
     def drop(self) -> None:
-        """Let go of all outs."""
-        self.add, self._outs, self._seen = _ignore, [], 0
+        """Let go of all outs, and take no more."""
+        self._outs, self._seen, self._room = [], 0, 0
         self._merged = self._numbers = None
 
-    @_stopping_nothing
-    def _add_first(self, outs: Any) -> None:
-        leaves = jax.tree.leaves(outs, is_leaf=is_hosted)
-        shown = is_metrics(outs) and bool(leaves) and all(map(eqx.is_array, leaves))
-        size = sum(leaf.nbytes for leaf in leaves) if shown else 0
-        if not shown or size > _WAITING_BYTES:
-            self.add = _ignore
-            return
-        self._room = max(2, min(_WAITING, _WAITING_BYTES // max(size, 1)))
-        self._outs, self.add = [outs], self._add_next
-
-    def _add_next(self, outs: Any) -> None:
-        self._outs.append(outs)
-        if len(self._outs) > self._room:
-            self._fold()
-
-    @_stopping_nothing
-    def _fold(self) -> None:
-        self._outs, self._seen = [_merged(self._outs)], 0
+    @contextlib.contextmanager
+    def _left_out_where_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - a bar stops no run
+            _logger.info(
+                "The progress bar is without metrics, which it cannot merge or compute: %s: %s",
+                type(error).__name__,
+                error,
+            )
+            self.drop()
+            self._said = ()
 
 
-def _merged(outs: list[Any]) -> Any:
+def _room(outs: object) -> int:
+    """Return how many of such outs may wait; 0 if they are nothing to show."""
+    leaves = jax.tree.leaves(outs, is_leaf=is_hosted)
+    if not (is_metrics(outs) and leaves and all(map(eqx.is_array, leaves))):
+        return 0
+    size = sum(leaf.nbytes for leaf in leaves)
+    return 0 if size > _WAITING_BYTES else max(2, min(_WAITING, _WAITING_BYTES // max(size, 1)))
+
+
+def _merged(outs: list[object]) -> object:
     if len(outs) == 1:
         return outs[0]
     merged = merge_all(outs)
-    if _shapes(merged) != _shapes(outs[0]):
+    first, whole = ([leaf.shape for leaf in jax.tree.leaves(one)] for one in (outs[0], merged))
+    if first != whole:
         raise UsageError(
             f"A bar shows metrics of one size; {type(merged).__name__} grows when it is merged."
         )
     return merged
 
 
-def _shapes(metrics: Any) -> list[tuple[int, ...]]:
-    return [leaf.shape for leaf in jax.tree.leaves(metrics)]
-
-
-def _ignore(outs: Any) -> None:
-    return
-
-
 @partial(jax.jit, static_argnums=1)
-def _numbers(metrics: Any, names: tuple[str, ...] | None) -> OrderedDict[str, jax.Array]:
+def _numbers(metrics: object, names: tuple[str, ...] | None) -> OrderedDict[str, jax.Array]:
     computed = named_values(metrics)
     numbers = {name: jnp.asarray(one) for name, one in computed.items() if _is_number(one)}
     if names is None:
@@ -171,7 +154,7 @@ def _say_missing(missing: str, given: str) -> None:
     _logger.warning("The progress bar has no %s. compute() gives numbers named %s.", missing, given)
 
 
-def _is_ready(array: Any) -> bool:
+def _is_ready(array: Any) -> bool:  # a method that jax does not declare
     return array.is_ready()
 
 
@@ -186,5 +169,5 @@ def _texts(numbers: Mapping[str, jax.Array]) -> tuple[str, ...]:
     )
 
 
-def _short(value: Any) -> str:
+def _short(value: complex | str) -> str:
     return f"{value:#.4g}".rstrip(".") if isinstance(value, float) else str(value)
