@@ -1,5 +1,6 @@
 """NoImprovement: ends a run once a metric has stopped improving."""
 
+import logging
 from typing import Any
 
 from solstice import arguments
@@ -11,6 +12,11 @@ from solstice.metrics.accumulator import Accumulator
 from solstice.metrics.base import is_metrics, joining
 from solstice.metrics.directions import Direction, better, check_mode, known
 from solstice.metrics.named import meant_name, named_values, reported_name
+from solstice.sharding.arrays import local_tree
+from solstice.tree.encoding import from_host, host_array, key_impl
+from solstice.tree.flat import Flat, Structure
+
+_logger = logging.getLogger("solstice")
 
 
 class NoImprovement(Callback):
@@ -29,6 +35,7 @@ class NoImprovement(Callback):
         patience: int,
         min_delta: float,
         watch: str,
+        restore_best: bool,
     ) -> None:
         check_mode(mode)
         check_watch(watch)
@@ -37,6 +44,7 @@ class NoImprovement(Callback):
         self._patience = arguments.count(patience, "patience")
         self._min_delta = arguments.number(min_delta, "min_delta", least=0)
         self._watch = watch
+        self._restores = arguments.flag(restore_best, "restore_best")
         self.needs_validation: bool = watch == "val"
         self._begin()
 
@@ -45,6 +53,11 @@ class NoImprovement(Callback):
         # The best value, with a sign that makes larger ones better.
         self._best, self._waited = -float("inf"), 0
         self._mode = self._given
+        # The experiment of the best pass: its arrays, and what it is besides, which a resumed run
+        # takes from its own. Whether an epoch has just ended, and not the run.
+        self._arrays: list[Any] | None = None
+        self._structure: Structure | None = None
+        self._epoch_over = False
 
     def on_run_start(self, exp: Any) -> None:
         self._begin()
@@ -69,6 +82,9 @@ class NoImprovement(Callback):
         sign = 1.0 if self._mode == "max" else -1.0
         if sign * number > self._best + self._min_delta:  # which no NaN is
             self._best, self._waited = sign * number, 0
+            if self._restores:
+                kept = Flat.of(exp).copy()
+                self._arrays, self._structure = kept.arrays, kept.structure
             return
         self._waited += 1
         if self._waited >= self._patience:
@@ -79,15 +95,35 @@ class NoImprovement(Callback):
                 f"{name} has not improved on {sign * self._best:.6g} in {passes}"
             )
 
+    def after_epoch(self, exp: Any, epochs: int) -> None:
+        self._epoch_over = True
+
+    def revise(self, exp: Any) -> Any:
+        """Return the experiment of the best pass at the run's end, if it is to be restored."""
+        if self._epoch_over or self._arrays is None:
+            self._epoch_over = False
+            return exp
+        _logger.info("The experiment is again what it was at the best %s.", self._metric)
+        if self._structure is None:  # they come from a checkpoint
+            flat = Flat.of(exp)
+            pairs = zip(self._arrays, flat.arrays, strict=True)
+            self._arrays = [from_host(host_array(a), like, key_impl(like)) for a, like in pairs]
+            self._structure = flat.structure
+        return Flat(self._arrays, self._structure).whole()
+
     def get_state(self) -> dict[str, Any]:
         window = self._pass.get_state(self._computed)
         state = {"best": self._best, "waited": self._waited, "pass": window}
+        if self._restores:
+            state["arrays"] = self._arrays and local_tree(self._arrays)
         return state if self._given is not None else {**state, "mode": self._mode}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._best, self._waited = float(state["best"]), int(state["waited"])
         self._mode = self._given or state.get("mode")
         self._pass = Accumulator(state["pass"])
+        if self._restores:
+            self._arrays, self._structure = state.get("arrays"), None
 
     def _number(self, metrics: Any) -> tuple[str, float]:
         computed = to_host(named_values(metrics))

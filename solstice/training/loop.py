@@ -143,15 +143,17 @@ class Loop:
             self._check_sequence(val_ds, "val")
         if validate_every is not None:
             self._validation_watch = validate_every.start()
-        self._run(self._epochs)
+        self._run(self._epochs, self._finish)
 
     def test(self, test_ds: Any, outs: list[Any] | None) -> None:
         """Make one pass in mode "test"; the outs of its steps are appended to `outs`."""
         self._check_sequence(test_ds, "test")
-        self._run(lambda: self._pass("test", 0, test_ds, "test", outs=outs))
+        self._run(lambda: self._pass("test", 0, test_ds, "test", outs=outs), _nothing)
 
-    def _run(self, passes: Callable[[], None]) -> None:
+    def _run(self, passes: Callable[[], None], finish: Callable[[str], None]) -> None:
         """Make the passes between the hooks of the run's start and end; an early stop ends them.
+
+        Unless it fails, it finishes as "finished" or "stopped".
 
         After a SIGTERM or Ctrl-C, the step that is being taken is finished and the run saved first.
         """
@@ -160,10 +162,10 @@ class Loop:
             try:
                 self._begin()
                 passes()
-                self._save_end("finished")
+                finish("finished")
             except EarlyStoppingException as stop:
                 _logger.info("The run stopped early: %s.", str(stop).removesuffix("."))
-                error = _caught(lambda: self._save_end("stopped"))
+                error = _caught(lambda: finish("stopped"))
             except Interrupted as signal:
                 error = _caught(self._save) or signal.ending
             except BaseException as raised:  # noqa: BLE001 - raised below, after the last hooks
@@ -240,12 +242,38 @@ class Loop:
             self._validate()
         self._progress.end_epoch()
         where.next_epoch()
+        stop: EarlyStoppingException | None = None
         if self._hooks.any("after_epoch"):
-            self._fire("after_epoch", self.exp, epochs)
+            try:
+                self._fire("after_epoch", self.exp, epochs)
+            except EarlyStoppingException as raised:
+                stop = raised
+        if self._hooks.any("revise"):
+            new, asked = self._hooks.revised(self.exp)
+            self._go_on_with(new)
+            stop = stop or asked
+        if stop is not None:
+            raise stop
         for callback in self._saving:
             # The end of the run is saved anyway.
             if callback.due_after_epoch(epochs) and not last:
                 callback.save(self._stepper.flat, self._state)
+
+    def _finish(self, how: str) -> None:
+        """Let callbacks change what the run ends with, and save it.
+
+        A run that is asked for more goes on from what it was before that.
+        """
+        if self._hooks.any("revise"):
+            new, _ = self._hooks.revised(self.exp)
+            if new is not self.exp:
+                self._save_before_the_end(how)
+                self._go_on_with(new)
+        self._save_end(how)
+
+    def _go_on_with(self, new: Any) -> None:
+        if new is not self.exp:
+            self._stepper.revise(new)
 
     # A pass over a dataset, and its steps.
 
@@ -519,6 +547,12 @@ class Loop:
         """
         self._never_saved = noted
 
+    def end_again(self) -> None:
+        """Return to the end of a run that was over, also of one killed before its last save."""
+        self.give_states()
+        if not self.position.cut and self._hooks.any("revise"):
+            self._go_on_with(self._hooks.revised(self.exp)[0])
+
     def give_states(self) -> None:
         """Give the callbacks of a resumed run the states that were saved."""
         if self._resumed is None:
@@ -539,6 +573,10 @@ class Loop:
         for watch in self._watches:
             items = watch.timed_items(part, items)
         return items
+
+
+def _nothing(how: str) -> None:
+    return
 
 
 def _caught(action: Callable[[], None]) -> BaseException | None:

@@ -40,6 +40,7 @@ row(
     patience=count(5),
     min_delta=number(0.1).also("zero"),
     watch=choice("val"),
+    restore_best=flag(),
 )
 row("callbacks.EnvironmentCallback", logging_fn=LOGGING)
 row(
