@@ -10,8 +10,9 @@ import numpy as np
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.callbacks.base import Callback
-from solstice.callbacks.no_improvement import NoImprovement, check_watch
+from solstice.callbacks.no_improvement import NoImprovement
 from solstice.callbacks.passes import PassCount
+from solstice.callbacks.plateau import check_watch
 from solstice.errors import EarlyStoppingException, InvalidTypeError, InvalidValueError
 from solstice.metrics.accumulator import rebuilt
 from solstice.metrics.directions import Direction
