@@ -6,6 +6,7 @@ from typing import Any
 from solstice import arguments
 from solstice.callbacks.plateau import Plateau
 from solstice.errors import EarlyStoppingException
+from solstice.metrics.directions import Direction
 from solstice.sharding.arrays import local_tree
 from solstice.tree.encoding import from_host, host_array, key_impl
 from solstice.tree.flat import Flat, Structure
@@ -18,9 +19,18 @@ class NoImprovement(Plateau):
 
     purpose = "Early stopping"
 
-    def __init__(self, metric: str, *, restore_best: bool, **options: Any) -> None:
+    def __init__(
+        self,
+        metric: str,
+        *,
+        mode: Direction | None,
+        patience: int,
+        min_delta: float,
+        watch: str,
+        restore_best: bool,
+    ) -> None:
         self._restores = arguments.flag(restore_best, "restore_best")
-        super().__init__(metric, **options)
+        super().__init__(metric, mode=mode, patience=patience, min_delta=min_delta, watch=watch)
 
     def _begin(self) -> None:
         super()._begin()

@@ -21,7 +21,7 @@ from solstice.compat.optimizer import (
     signature,
 )
 from solstice.compat.registry import as_optimizer
-from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.errors import InvalidTypeError, InvalidValueError, SolsticeError
 from solstice.static import Static
 from solstice.tree.fields import replace
 from solstice.tree.naming import leaves_by_path
@@ -71,7 +71,14 @@ def by_path(rules: Mapping[str, Any]) -> "PathOptimizer":
                 f"A rule of by_path is expected to be for a glob, such as 'head/*'; one is for "
                 f"{describe(glob)}."
             )
-    return PathOptimizer(tuple(rules), tuple(map(as_optimizer, rules.values())))
+    parts = []
+    for glob, optimizer in rules.items():
+        try:
+            parts.append(as_optimizer(optimizer))
+        except SolsticeError as error:
+            error.add_note(f"It is the optimizer of the rule {glob!r} of by_path.")
+            raise
+    return PathOptimizer(tuple(rules), tuple(parts))
 
 
 class PathOptimizer(Optimizer):

@@ -158,6 +158,7 @@ class Loop:
         After a SIGTERM or Ctrl-C, the step that is being taken is finished and the run saved first.
         """
         error: BaseException | None = None
+        signalled = False
         with noted() as self._signals, told_elsewhere():
             try:
                 self._begin()
@@ -167,12 +168,15 @@ class Loop:
                 _logger.info("The run stopped early: %s.", str(stop).removesuffix("."))
                 error = _caught(lambda: finish("stopped"))
             except Interrupted as signal:
-                error = _caught(self._save) or signal.ending
+                failure = _caught(self._save)
+                error, signalled = failure or signal.ending, failure is None
             except BaseException as raised:  # noqa: BLE001 - raised below, after the last hooks
                 error = raised
             for callback in self._saving:
                 lost = _caught(callback.wait)
                 error = error or lost
+                if signalled and lost is None:
+                    self._tell_saved(callback)
             if error is None and self._saving:
                 # Whoever reads the checkpoints next finds them whole.
                 error = _caught(lambda: check_same("The number of steps", str(self.position.steps)))
@@ -192,6 +196,11 @@ class Loop:
             raise error
 
     def _begin(self) -> None:
+        if self._resumed_from is not None:
+            self._progress.say(
+                f"Resuming from {self._resumed_from.place} after {self.position.steps['train']} "
+                f"training steps, in epoch {self.position.epoch}."
+            )
         for callback in self._saving:
             callback.begin(self._resumed_from, self._hooks.callbacks)
         self._fire("attach", lambda: self.exp, self._steps_per_call)
@@ -517,6 +526,14 @@ class Loop:
         for callback in self._saving:
             callback.save(self._stepper.flat, self._state)
 
+    def _tell_saved(self, callback: CheckpointingCallback) -> None:
+        """Say where a run is saved that a signal has ended, unless that save was lost."""
+        if not callback.lost:
+            self._progress.say(
+                f"Interrupted: the run is saved in {callback.directory} after "
+                f"{self.position.steps['train']} training steps; resume_from= goes on from there."
+            )
+
     def _save_end(self, how: str) -> None:
         self.position.ended = how
         self._save()
@@ -550,6 +567,11 @@ class Loop:
     def end_again(self) -> None:
         """Return to the end of a run that was over, also of one killed before its last save."""
         self.give_states()
+        assert self._resumed_from is not None
+        self._progress.say(
+            f"The run in {self._resumed_from.place} is over, after {self.position.steps['train']} "
+            f"training steps."
+        )
         if not self.position.cut and self._hooks.any("revise"):
             self._go_on_with(self._hooks.revised(self.exp)[0])
 

@@ -87,6 +87,14 @@ class Progress:
                 sys.stderr.write("\n".join([*said, ""]))
                 sys.stderr.flush()
 
+    def say(self, line: str) -> None:
+        """Write a line above the bar; where nothing is shown, to the logger "solstice"."""
+        if not self._shown:
+            _logger.info("%s", line)
+            return
+        with self.losing_what_fails():
+            tqdm.write(line, file=sys.stderr)
+
     def note(self, mode: str, line: str, metrics: str) -> None:
         """Keep what a pass says until its epoch ends."""
         self._passes[mode] = line, metrics
