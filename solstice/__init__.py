@@ -28,6 +28,7 @@ from solstice.callbacks import (
     ProfilingCallback,
     ScheduledCallback,
 )
+from solstice.compat.rates import set_learning_rate
 from solstice.data.padding import pad_last
 from solstice.errors import (
     DamagedFileError,
@@ -93,6 +94,7 @@ __all__ = [
     "reduce",
     "replace",
     "restore",
+    "set_learning_rate",
     "sharding",
     "snapshot",
     "summary",

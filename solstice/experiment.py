@@ -104,6 +104,14 @@ class Experiment(Shown, eqx.Module):
         """
         return self
 
+    def learning_rates(self) -> dict[str, Any] | None:
+        """Return its learning rates, by the names that a log has for them.
+
+        None: those that its `compat.Optimizer`s tell, `learning_rate` of the only one, with its
+        path before it where there are several.
+        """
+        return None
+
 
 def check_defines(exp: Any, method: str, why: str) -> None:
     """Raise, before a run, where an experiment has only the default of a method that it needs.

@@ -223,7 +223,8 @@ def test_a_sink_prints_short(name, tmp_path):
         ),
         (
             solstice.EarlyStoppingCallback.no_improvement("loss", patience=3),
-            "NoImprovement('loss', mode=None, patience=3, min_delta=0.0, watch='val')",
+            "NoImprovement(\n  'loss',\n  mode=None,\n  patience=3,\n  min_delta=0.0,\n"
+            "  watch='val',\n  restore_best=False,\n)",
         ),
         (
             solstice.EvaluationCallback(

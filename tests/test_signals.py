@@ -55,6 +55,45 @@ def test_the_step_is_finished_and_saved(tmp_path, number, ending, mode):
     assert bits(run(tmp_path / "run")) == bits(run(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("shown", [False, True])
+def test_an_interrupted_and_a_resumed_run_say_where(tmp_path, capfd, caplog, shown):
+    def said():
+        lines = capfd.readouterr().err.splitlines() if shown else caplog.messages
+        return [line for line in lines if str(tmp_path) in line]
+
+    def go(*callbacks):
+        saving = solstice.CheckpointingCallback(tmp_path)
+        options = dict(resume_from=saving, progress=shown)
+        return solstice.train(experiment(), 2, shuffled, callbacks=[*callbacks, saving], **options)
+
+    caplog.set_level("INFO", logger="solstice")
+    with pytest.raises(KeyboardInterrupt):
+        go(Signal(signal.SIGINT))
+    assert said() == [
+        f"Interrupted: the run is saved in {tmp_path} after 4 training steps; resume_from= goes "
+        f"on from there."
+    ]
+    caplog.clear()
+    go()
+    assert said() == [f"Resuming from {tmp_path} after 4 training steps, in epoch 0."]
+    caplog.clear()
+    go()
+    assert said() == [f"The run in {tmp_path} is over, after 10 training steps."]
+
+
+def test_an_interrupted_run_whose_save_was_lost_does_not_say_so(tmp_path, caplog, monkeypatch):
+    def full(*arguments):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Checkpoints, "finish", full)
+    caplog.set_level("INFO", logger="solstice")
+    callbacks = [Signal(signal.SIGINT), solstice.CheckpointingCallback(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        solstice.train(experiment(), 2, shuffled, callbacks=callbacks, progress=False)
+    assert any("no space left" in message for message in caplog.messages)
+    assert not any("Interrupted" in message for message in caplog.messages)
+
+
 TWICE = """
 import os, signal, solstice
 

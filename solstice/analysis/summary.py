@@ -21,7 +21,8 @@ from solstice.experiment import Experiment
 from solstice.step import Step
 from solstice.tree.flat import Flat
 from solstice.tree.names import elided, path_name
-from solstice.tree.overwritten import is_box
+from solstice.tree.naming import leaves_by_path
+from solstice.tree.overwritten import is_box, trained
 from solstice.tree.pytree import PyTree
 from solstice.tree.sizes import nbytes, size
 
@@ -33,7 +34,8 @@ def summary(experiment_or_model: PyTree, batch: Any = None) -> "Summary":
     """Return a table of all arrays: path, role, shape, dtype, size (in numbers) and bytes.
 
     Below a `compat.Model`, arrays are `trainable` (its `params`), `overwritten` by their gradient,
-    `frozen` or `state`; those of a `compat.Optimizer` are one row. Others have no role.
+    `frozen` or `state`; those of a `compat.Optimizer` are one row. Others have no role. Where
+    `compat.by_path` made the optimizer, each parameter's group is its rule.
 
     Args:
         experiment_or_model: An experiment, a model, or any pytree; arrays may be
@@ -87,6 +89,7 @@ class Row:
         size: How many numbers.
         nbytes: How many bytes.
         arrays: How many arrays.
+        group: The rule of `compat.by_path` that the optimizer updates it by; "" without such rules.
     """
 
     path: str
@@ -96,6 +99,7 @@ class Row:
     size: int
     nbytes: int
     arrays: int = 1
+    group: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,22 +175,22 @@ class Summary:
     def __str__(self) -> str:
         paths = elided([row.path for row in self.rows], _PATH_WIDTH)
         lines = [
-            [path, row.role, row.shape, row.dtype, *_amounts([row]), ""]
+            [path, row.role, row.group, row.shape, row.dtype, *_amounts([row]), ""]
             for path, row in zip(paths, self.rows, strict=True)
         ]
-        total = ["total", "", _arrays(self.rows), "", *_amounts(self.rows), ""]
+        total = ["total", "", "", _arrays(self.rows), "", *_amounts(self.rows), ""]
         parts = []
         for role in dict.fromkeys(row.role for row in self.rows if row.role):
             rows = [row for row in self.rows if row.role == role]
             share = f"{sum(row.nbytes for row in rows) / max(self.nbytes, 1):.0%}"
-            parts.append(["", role, _arrays(rows), "", *_amounts(rows), share])
-        head = ["path", "role", "shape", "dtype", "size", "bytes", ""]
+            parts.append(["", role, "", _arrays(rows), "", *_amounts(rows), share])
+        head = ["path", "role", "group", "shape", "dtype", "size", "bytes", ""]
         table = [head, *lines, *parts, total]
-        kept = [i for i in range(len(head)) if i in (0, 6) or any(line[i] for line in table[1:])]
+        kept = [i for i in range(len(head)) if i in (0, 7) or any(line[i] for line in table[1:])]
         widths = [max(len(line[i]) for line in table) for i in range(len(head))]
 
         def text(line: list[str]) -> str:
-            cells = [line[i].rjust(widths[i]) if i >= 4 else line[i].ljust(widths[i]) for i in kept]
+            cells = [line[i].rjust(widths[i]) if i >= 5 else line[i].ljust(widths[i]) for i in kept]
             return "  ".join(cells).rstrip()
 
         rule = "-" * max(len(text(line)) for line in table[: 1 + len(lines)])
@@ -202,23 +206,33 @@ def _rows(tree: PyTree) -> list[Row]:
     parts = jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda node: isinstance(node, Model | Optimizer)
     )
+    grouped = [part.groups() for _, part in parts if isinstance(part, Optimizer)]
     for path, part in parts:
         if isinstance(part, Optimizer):
             rows += [(path, row) for row in _optimizer_row(path_name(path), part)]
             continue
+        groups = _groups_of(part, grouped) if isinstance(part, Model) else {}
         for inner, node in jax.tree_util.tree_leaves_with_path(part, is_leaf=is_box):
             leaf = node.value if is_box(node) else node
             if _is_sized(leaf):
                 role = _ROLES.get(path_name(inner[:1]), "") if isinstance(part, Model) else ""
                 role = "overwritten" if is_box(node) else role
                 whole = (*path, *inner)
-                rows.append((whole, _row(path_name(whole), role, leaf)))
+                row = _row(path_name(whole), role, leaf)
+                group = groups.get(path_name(inner[1:]), "") if role == "trainable" else ""
+                rows.append((whole, dataclasses.replace(row, group=group)))
     count = Counter(row.path for _, row in rows)
     # "a/b" beside {"a": {"b": ...}}: jax's own way to write a path tells them apart.
     return [
         row if count[row.path] == 1 else dataclasses.replace(row, path=jax.tree_util.keystr(path))
         for path, row in rows
     ]
+
+
+def _groups_of(model: Model, grouped: list[dict[str, str]]) -> dict[str, str]:
+    """Return the groups of the optimizer that updates just the parameters of a model."""
+    names = set(leaves_by_path(trained(model.params)))
+    return next((groups for groups in grouped if set(groups) == names), {})
 
 
 def _row(path: str, role: str, leaf: Any) -> Row:

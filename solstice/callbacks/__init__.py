@@ -9,6 +9,7 @@ from solstice.callbacks.history import HistoryCallback
 from solstice.callbacks.inspection import InspectionCallback
 from solstice.callbacks.logging import LoggingCallback
 from solstice.callbacks.profiling import ProfilingCallback
+from solstice.callbacks.reduce_on_plateau import ReduceOnPlateau
 from solstice.callbacks.replication import ReplicationCallback
 from solstice.callbacks.scheduled import ScheduledCallback
 from solstice.callbacks.stop_on_nan import StopOnNaN
@@ -25,6 +26,7 @@ __all__ = [
     "InspectionCallback",
     "LoggingCallback",
     "ProfilingCallback",
+    "ReduceOnPlateau",
     "ReplicationCallback",
     "ScheduledCallback",
     "StopOnNaN",

@@ -1,7 +1,7 @@
 """What a callback is: hooks that watch a run, called by the trainer on the host.
 
-A callback sees experiments and outs; it cannot change them. To end the run it raises
-`EarlyStoppingException`.
+A callback sees experiments and outs; only its `revise` may change the experiment. To end the run it
+raises `EarlyStoppingException`.
 """
 
 from collections.abc import Callable, Mapping
@@ -86,6 +86,32 @@ class Callback(ShownAsMade):
 
     def after_epoch(self, exp: Any, epochs: int) -> None:
         """Called when `epochs` epochs of training are completed, validation included."""
+
+    def revise(self, exp: Any) -> Any:
+        """Return the experiment to go on with: `exp` itself, or one of the same structure.
+
+        Called after each epoch of a `train` (after its validation and every `after_epoch`), and
+        once more at the run's end, an early stop's too, with no `after_epoch` before it. It is not
+        called when a signal or an error ends the run. No other hook may change the experiment. What
+        it returns may hold arrays that the callback keeps: the run copies them before it takes any.
+
+        >>> import jax.numpy as jnp, solstice
+        >>> class Rewind(solstice.Callback):
+        ...     def on_run_start(self, exp):
+        ...         self.start = solstice.snapshot(exp)
+        ...
+        ...     def revise(self, exp):
+        ...         return self.start
+        >>> class Count(solstice.Experiment):
+        ...     steps: jnp.ndarray
+        ...
+        ...     def train_step(self, batch):
+        ...         return solstice.replace(self, steps=self.steps + 1), None
+        >>> exp = Count(jnp.zeros((), int))
+        >>> int(solstice.train(exp, 3, [0, 1], callbacks=[Rewind()], progress=False).steps)
+        0
+        """
+        return exp
 
     def on_step_start(self, exp: Any, global_step: int, mode: Mode, batch: Any) -> None:
         """Called before each step with the experiment and the batch it will get."""

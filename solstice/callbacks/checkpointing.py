@@ -63,6 +63,7 @@ class CheckpointingCallback(Callback):
 
     Attributes:
         directory: The directory's whole path or URL.
+        lost: Whether the last save failed.
 
     Raises:
         FileExistsError: At the run's start: the directory holds checkpoints, and the run does not
@@ -112,6 +113,8 @@ class CheckpointingCallback(Callback):
         self._on_error = on_error
         self._writer: Worker | None = None
         self._failure: Exception | None = None
+        # Whether the last save failed.
+        self.lost = False
         # The leaves' paths and what a checkpoint says of them, and of what form of experiment.
         self._leaves: tuple[list[str], str] = ([], "")
         self._form: Any = None
@@ -188,6 +191,7 @@ class CheckpointingCallback(Callback):
         """
         self._claim.check()
         self._finish_save()
+        self.lost = False
         self._best.look()
         flat = exp if isinstance(exp, Flat) else Flat.of(exp)
         paths, leaves = self._described(flat)
@@ -277,7 +281,7 @@ class CheckpointingCallback(Callback):
             self._lost(error)
 
     def _lost(self, error: Exception) -> None:
-        self._failure = error
+        self._failure, self.lost = error, True
         _logger.warning(
             "A checkpoint in %s could not be saved: %s: %s. %s",
             self._there.place,

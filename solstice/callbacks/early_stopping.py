@@ -10,8 +10,9 @@ import numpy as np
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.callbacks.base import Callback
-from solstice.callbacks.no_improvement import NoImprovement, check_watch
+from solstice.callbacks.no_improvement import NoImprovement
 from solstice.callbacks.passes import PassCount
+from solstice.callbacks.plateau import check_watch
 from solstice.errors import EarlyStoppingException, InvalidTypeError, InvalidValueError
 from solstice.metrics.accumulator import rebuilt
 from solstice.metrics.directions import Direction
@@ -19,8 +20,8 @@ from solstice.signatures import explained
 
 # What other libraries' early stopping takes.
 _OTHERS = dict.fromkeys(
-    ("metric", "monitor", "mode", "patience", "min_delta"),
-    "EarlyStoppingCallback.no_improvement(metric, mode=, patience=, min_delta=)",
+    ("metric", "monitor", "mode", "patience", "min_delta", "restore_best"),
+    "EarlyStoppingCallback.no_improvement(metric, mode=, patience=, min_delta=, restore_best=)",
 )
 
 
@@ -89,6 +90,7 @@ class EarlyStoppingCallback(Callback):
         patience: int = 5,
         min_delta: float = 0.0,
         watch: Literal["val", "train"] = "val",
+        restore_best: bool = False,
     ) -> "Callback":
         """Return a callback that ends the run once a metric has stopped improving.
 
@@ -99,6 +101,10 @@ class EarlyStoppingCallback(Callback):
             patience: After how many passes in a row without improvement the run ends.
             min_delta: How much better than the best so far counts as an improvement.
             watch: The mode whose passes are watched: "val" or "train".
+            restore_best: Whether the run returns the experiment as it was after the best pass, with
+                its optimizer's state, whether it stops early or ends by its epochs. It is kept in
+                memory, on the device, and in each checkpoint. A resumed run that is asked for more
+                goes on from where it was, not from the best.
 
         Raises:
             ValueError: An argument is not what it must be.
@@ -108,7 +114,14 @@ class EarlyStoppingCallback(Callback):
         >>> import solstice
         >>> plateau = solstice.EarlyStoppingCallback.no_improvement("accuracy", patience=3)
         """
-        return NoImprovement(metric, mode=mode, patience=patience, min_delta=min_delta, watch=watch)
+        return NoImprovement(
+            metric,
+            mode=mode,
+            patience=patience,
+            min_delta=min_delta,
+            watch=watch,
+            restore_best=restore_best,
+        )
 
     def on_run_start(self, exp: Any) -> None:
         self._begin()

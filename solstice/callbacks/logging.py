@@ -11,6 +11,7 @@ from solstice.arguments import describe
 from solstice.callbacks.triggered import Never, TriggeredCallback
 from solstice.errors import InvalidValueError, UsageError
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
+from solstice.loggers.rates import Rates
 from solstice.loggers.records import compute, on_host
 from solstice.loggers.values import decoded, encoded
 from solstice.metrics.accumulator import Accumulator
@@ -28,6 +29,9 @@ class LoggingCallback(TriggeredCallback):
     it is logged when the epoch ends. A trigger that counts epochs may make it longer:
     `when=Every(epochs=2)` merges two epochs; what is left of that is logged when the run ends. A
     pass of validation, or of a test, is always one record.
+
+    Beside the metrics stands `learning_rate`, that of the last training step, where the optimizer
+    tells it (`Experiment.learning_rates`) and no metric has that name.
 
     Args:
         log_every_n_steps: The length of a window of training steps; None logs once an epoch.
@@ -80,6 +84,7 @@ class LoggingCallback(TriggeredCallback):
         self._begin_windows()
 
     def _begin_windows(self) -> None:
+        self._rates = Rates()
         # One for each mode: a validation may come within a window of training steps.
         self._windows: dict[str, Accumulator] = {}
         # How many steps of each mode the run has had.
@@ -147,7 +152,7 @@ class LoggingCallback(TriggeredCallback):
             return
         steps = self._steps[mode] if mode == "test" else self._trained
         self._outlets.write(
-            self._computed(merged),
+            self._rates.beside(self._computed(merged), self._experiment),
             index=self._epoch if self._by_epoch else steps - 1,
             mode=mode,
             epoch=self._epoch,

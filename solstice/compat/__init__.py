@@ -6,6 +6,7 @@ An adapter is loaded when its name is first used, so that `import solstice` load
 from typing import TYPE_CHECKING, Any
 
 from solstice.compat.adapters import adapter
+from solstice.compat.by_path import by_path
 from solstice.compat.flags import check_train
 from solstice.compat.freeze import freeze, unfreeze
 from solstice.compat.inside import gradients, intermediates, training_norms
@@ -49,6 +50,7 @@ __all__ = [
     "as_metrics",
     "as_model",
     "as_optimizer",
+    "by_path",
     "check_train",
     "freeze",
     "gradients",

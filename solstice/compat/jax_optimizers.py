@@ -17,14 +17,17 @@ from solstice.compat.leaves import check_own_leaves
 from solstice.compat.optimizer import (
     Optimizer,
     Signature,
+    carried,
     check_params,
     check_trees,
     keep_types,
+    no_rate,
     signature,
 )
 from solstice.errors import InvalidTypeError
 from solstice.static import Static
 from solstice.tree.fields import replace
+from solstice.tree.naming import leaf_names
 from solstice.tree.overwritten import set_apart, trained
 from solstice.tree.ownership import owned
 from solstice.tree.pytree import PyTree
@@ -111,11 +114,39 @@ class JaxOptimizer(Optimizer):
         opt = replace(self, step=self.step + 1, state=keep_types(kept, self.state))
         return finish(keep_types(get_params(own), params)), opt
 
+    def retarget(self, params: PyTree) -> Self:
+        new = self.init(params)
+        if self.step is None:
+            return new
+        anew = new._by_param()
+        kept = carried(anew, self._by_param())
+        return replace(new, step=self.step, state=tuple(kept[name] for name in anew))
+
+    def _by_param(self) -> dict[str, Array]:
+        """Return the leaves of the state by the path of their parameter and their number there."""
+        assert self._layout is not None and self._signature is not None
+        structure, places = self._layout.value
+        own = jax.tree.unflatten(structure, range(structure.num_leaves))
+        if isinstance(own, optimizers.OptimizerState):
+            paths = leaf_names(own.tree_def)
+            names = [
+                f"{path}/{i}"
+                for path, leaves in zip(paths, own.packed_state, strict=True)
+                for i in range(len(leaves))
+            ]
+        else:
+            names = leaf_names(structure)
+        kept = [name for i, name in enumerate(names) if i not in places]
+        return dict(zip(kept, self.state, strict=True))
+
     def eval_params(self, params: PyTree) -> PyTree:
         return params
 
     def learning_rate(self) -> Array | None:
         return None
+
+    def with_learning_rate(self, rate: Any) -> Self:
+        raise no_rate(_NAME, "Optimizers of jax.example_libraries have it in their functions")
 
     def _find_params(self, own: PyTree, params: PyTree) -> tuple[int, ...]:
         """Find by tracing which leaves of the optimizer's state `get_params` returns.

@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import re
+from collections import Counter
 from typing import Any, NamedTuple, Self
 
 import equinox as eqx
@@ -15,15 +17,18 @@ from solstice.compat.leaves import check_own_leaves
 from solstice.compat.optimizer import (
     Optimizer,
     Signature,
+    carried,
     check_params,
     check_trees,
     keep_types,
+    new_rate,
+    no_rate,
     signature,
 )
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree.fields import replace
-from solstice.tree.naming import leaves_by_path
+from solstice.tree.naming import leaf_names, leaves_by_path
 from solstice.tree.overwritten import set_apart, trained
 from solstice.tree.ownership import owned
 from solstice.tree.pytree import PyTree
@@ -100,7 +105,10 @@ class KerasOptimizer(Optimizer):
         check_params(params)
         variables = self._build(trained(params)).variables
         width = max(2, len(str(len(variables))))  # so that they sort by position
-        state = {f"{i:0{width}}_{v.name}": v.value for i, v in enumerate(variables)}
+        # Keras numbers the variables that have no name; without, equal optimizers are equal.
+        names = (re.sub(r"^variable_\d+$", "variable", v.name) for v in variables)
+        pairs = enumerate(zip(names, variables, strict=True))
+        state = {f"{i:0{width}}_{name}": v.value for i, (name, v) in pairs}
         return replace(self, state=owned(state), _signature=signature(params))
 
     def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, Self]:
@@ -113,6 +121,16 @@ class KerasOptimizer(Optimizer):
         after = jax.tree.unflatten(jax.tree.structure(params), leaves)
         state = keep_types(dict(zip(sorted(self.state), values, strict=True)), self.state)
         return finish(keep_types(after, params)), replace(self, state=state)
+
+    def retarget(self, params: PyTree) -> Self:
+        new = self.init(params)
+        if self.state is None:
+            return new
+        signatures = (one._signature for one in (self, new) if one._signature is not None)
+        _check_own_names({path for one in signatures for path in leaf_names(one.value.structure)})
+        kept = carried(_by_own_name(new.state), _by_own_name(self.state))
+        names = dict(zip(sorted(new.state), _by_own_name(new.state), strict=True))
+        return replace(new, state={name: kept[names[name]] for name in new.state})
 
     def eval_params(self, params: PyTree) -> PyTree:
         return params
@@ -128,6 +146,14 @@ class KerasOptimizer(Optimizer):
         with keras.StatelessScope([*zip(variables, [last, *rest], strict=True)]):
             return jnp.asarray(keras.ops.convert_to_tensor(optimizer.learning_rate))
 
+    def with_learning_rate(self, rate: Any) -> Self:
+        state = self.state or {}
+        name = next((one for one in state if one.partition("_")[2] == "learning_rate"), None)
+        if name is None:
+            why = "It is a schedule's" if state else "The optimizer is not initialised"
+            raise no_rate(_NAME, why)
+        return replace(self, state={**state, name: new_rate(rate, state[name])})
+
     def _values(self) -> list[Array]:
         return [value for _, value in sorted(self.state.items())]
 
@@ -140,6 +166,28 @@ class KerasOptimizer(Optimizer):
         leaves = leaves_by_path(params).items()
         optimizer.build([_variable(name, leaf) for name, leaf in leaves])
         return optimizer
+
+
+def _by_own_name(state: dict[str, Array]) -> dict[str, Array]:
+    """Return a state by Keras's names and which of that name it is, wherever it stands."""
+    seen: Counter[str] = Counter()
+    named = {}
+    for name, value in sorted(state.items()):
+        own = name.partition("_")[2]
+        named[f"{own}:{seen[own]}"] = value
+        seen[own] += 1
+    return named
+
+
+def _check_own_names(paths: set[str]) -> None:
+    """Raise where Keras gives the variables of two parameters one name."""
+    if len({path.replace("/", "_") for path in paths}) != len(paths):
+        raise InvalidValueError(
+            f"{_NAME}: parameters are expected to have paths that differ in more than slashes and "
+            f"underscores, since Keras names its variables so; they are "
+            f"{', '.join(map(repr, sorted(paths)))}. Rename one, or initialise the optimizer "
+            f"again: opt.init(params)."
+        )
 
 
 def _refuse(optimizer: Any) -> None:

@@ -31,9 +31,11 @@ from solstice.compat.optimizer import (
     check_params,
     check_trees,
     keep_types,
+    new_rate,
+    no_rate,
     signature,
 )
-from solstice.errors import InvalidTypeError
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree.fields import replace
 from solstice.tree.overwritten import overwrite, set_apart, trained
@@ -73,10 +75,12 @@ class OptaxOptimizer(Optimizer):
     """An Optax gradient transformation, or `optax.MultiSteps`, with its state.
 
     Learning rates can be seen where they are in Optax's state: with `optax.inject_hyperparams`
-    and in line searches. `optax.contrib.reduce_on_plateau` scales what is seen. Where several
-    parts have rates of their own, there is no one rate, and `learning_rate()` is None; look in
-    `state`. The factors of optimizers that estimate their own (Prodigy, D-Adaptation, Mechanic)
-    are left out.
+    (whose rate `solstice.set_learning_rate` can set too) and in line searches. A schedule inside
+    `optax.chain(clip, optax.adamw(schedule))` cannot be seen: give it as `learning_rate=` too, and
+    it is asked at the count that Optax's own state has. `optax.contrib.reduce_on_plateau` scales
+    what is seen. Where several parts have rates of their own, there is no one rate, and
+    `learning_rate()` is None; look in `state`. The factors of optimizers that estimate their own
+    (Prodigy, D-Adaptation, Mechanic) are left out.
 
     Attributes:
         state: Optax's own state.
@@ -87,6 +91,12 @@ class OptaxOptimizer(Optimizer):
     >>> opt = OptaxOptimizer(optax.inject_hyperparams(optax.adam)(3e-4)).init(jnp.ones(2))
     >>> round(float(opt.learning_rate()), 6), opt.wants
     (0.0003, ())
+    >>> schedule = optax.linear_schedule(1.0, 0.0, 10)
+    >>> opt = OptaxOptimizer(optax.sgd(schedule), learning_rate=schedule).init(jnp.ones(2))
+    >>> _, opt = opt(jnp.ones(2), jnp.ones(2))
+    >>> _, opt = opt(jnp.ones(2), jnp.ones(2))
+    >>> round(float(opt.learning_rate()), 6)
+    0.9
     >>> OptaxOptimizer(optax.lbfgs()).init(jnp.ones(2)).wants
     ('value', 'grad', 'value_fn')
     """
@@ -97,6 +107,8 @@ class OptaxOptimizer(Optimizer):
     # What its update takes, by Optax's names; None until it is found.
     _takes: tuple[str, ...] | None = eqx.field(static=True)
     _transformation: Static[Any] = eqx.field(static=True)
+    # The rate as a number or a schedule, where the user tells it.
+    _rate: Static[Any] = eqx.field(static=True)
     _signature: Static[Signature] | None = eqx.field(static=True)
 
     def __init__(
@@ -104,6 +116,7 @@ class OptaxOptimizer(Optimizer):
         transformation: optax.GradientTransformation | optax.MultiSteps,
         *,
         wants: tuple[str, ...] | None = None,
+        learning_rate: float | optax.Schedule | None = None,
     ) -> None:
         """Take a transformation; it is initialised by `init`.
 
@@ -113,9 +126,12 @@ class OptaxOptimizer(Optimizer):
                 stops at the fewest that it runs with. Those that a training step gives are
                 `value`, `grad` and `value_fn`; `grad_fn` and `obj_fn` are made of `value_fn`; any
                 other is passed on from the step.
+            learning_rate: The rate or the schedule that the transformation was made with, for
+                `learning_rate()` and logs where its state has none. It changes no update.
 
         Raises:
             TypeError: It is not a transformation.
+            ValueError: In `init`: `learning_rate` is a schedule, and the state counts no steps.
         """
         parts = [getattr(transformation, name, None) for name in ("init", "update")]
         if isinstance(transformation, type) or not all(map(callable, parts)):
@@ -128,6 +144,11 @@ class OptaxOptimizer(Optimizer):
         self._takes = None if wants is None else tuple(arguments.texts(wants, "wants"))
         self.wants = _solstice_names(self._takes or ())
         self._transformation = Static(transformation)
+        if learning_rate is not None and not callable(learning_rate):
+            learning_rate = arguments.number(learning_rate, "learning_rate", least=0)
+        elif learning_rate is not None:
+            arguments.function(learning_rate, "learning_rate", "count")
+        self._rate = Static(learning_rate)
         self._signature = None
 
     def init(self, params: PyTree) -> Self:
@@ -145,6 +166,12 @@ class OptaxOptimizer(Optimizer):
         if takes is None:
             takes, after = _trace_step(transformation, params, _with_slow(params, slow), state)
             state = _settled(state, after)
+        if callable(self._rate.value) and _count(state) is None:
+            raise InvalidValueError(
+                f"{_NAME}: learning_rate is a schedule, which is asked at the count of steps that "
+                f"the transformation keeps; this one keeps none. Give the schedule to the "
+                f"transformation itself, such as optax.sgd(schedule), or pass a number."
+            )
         return replace(
             self,
             state=state,
@@ -175,18 +202,68 @@ class OptaxOptimizer(Optimizer):
         return params
 
     def learning_rate(self) -> Array | None:
-        found = optax.tree_utils.tree_get_all_with_path(
-            self.state,
-            "learning_rate",
-            filtering=lambda path, value: eqx.is_array(value),  # not a schedule of that name
-        )
+        if self.state is None:
+            return None
+        found = _named(self.state, "learning_rate")
+        if (rate := self._rate.value) is not None:
+            if callable(rate):
+                # The state has counted the step that is over.
+                rate = rate(jnp.maximum(_count(self.state) - 1, 0))
+            found = [jnp.asarray(rate, jnp.float32)]
         plateaus = _nodes(self.state, optax.contrib.ReduceLROnPlateauState)
         if len(found) != 1 or (plateaus and _nodes(self.state, optax.transforms.PartitionState)):
             return None  # one of several, or it is not known which parameters a plateau scales
-        (_, rate), *_ = found
+        (rate,) = found
         for plateau in plateaus:
             rate = rate * plateau.scale
         return rate
+
+    def with_learning_rate(self, rate: Any) -> Self:
+        changed = []
+
+        def changing(node: Any) -> Any:
+            if not isinstance(node, _INJECTED):
+                return node
+            own = node.hyperparams
+            if "learning_rate" in own and "learning_rate" not in node.hyperparams_states:
+                changed.append(node)
+                own = {**own, "learning_rate": new_rate(rate, own["learning_rate"])}
+            return node._replace(hyperparams=own, inner_state=everywhere(node.inner_state))
+
+        def everywhere(state: PyTree) -> PyTree:
+            return jax.tree.map(changing, state, is_leaf=lambda node: isinstance(node, _INJECTED))
+
+        state = everywhere(self.state)
+        if not changed or self._rate.value is not None:
+            if self.state is None:
+                why = "The optimizer is not initialised"
+            elif _nodes(self.state, _INJECTED) or self._rate.value is not None:
+                why = "It is given by its learning_rate, a constant or a schedule's"
+            else:
+                why = "It is inside the functions of this transformation"
+            raise no_rate(_NAME, why)
+        return replace(self, state=state)
+
+
+# What optax.inject_hyperparams keeps its numbers in.
+_INJECTED = optax.InjectStatefulHyperparamsState
+
+
+def _named(state: PyTree, name: str) -> list[Any]:
+    """Return the arrays of a name in Optax's state."""
+    found = optax.tree_utils.tree_get_all_with_path(
+        state,
+        name,
+        filtering=lambda path, value: eqx.is_array(value),  # not a schedule of that name
+    )
+    return [value for _, value in found]
+
+
+def _count(state: PyTree) -> Array | None:
+    """Return how many updates a state has counted: its schedule if it has one; None for none."""
+    schedules = _nodes(state, optax.ScaleByScheduleState)
+    counts = [node.count for node in schedules] or _named(state, "count")
+    return counts[0] if counts else None
 
 
 def _nodes(state: PyTree, kind: type) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.tree_util import tree_leaves_with_path, tree_map_with_path
 from jaxtyping import Array
 
 from solstice import arguments
@@ -64,6 +65,99 @@ class Optimizer(Shown, eqx.Module):
 
         Before the first step, it is the rate that this will take.
         """
+
+    def retarget(self, params: PyTree) -> Self:
+        """Return it ready for other parameters, after freezing or unfreezing some in a run.
+
+        The state of each parameter that stays, of the same path, shape and dtype, is kept; that of
+        new ones is made anew, as `init` does. Counts of steps are kept, so schedules go on, and so
+        does Adam's bias correction, which is as good as over for the new ones. One that is not
+        initialised is initialised.
+
+        Args:
+            params: The parameters from now on.
+
+        >>> import jax.numpy as jnp, optax
+        >>> from solstice.compat import OptaxOptimizer
+        >>> body, head = {"body": jnp.ones(1)}, {"head": jnp.ones(1)}
+        >>> opt = OptaxOptimizer(optax.sgd(0.5, momentum=0.9)).init(head)
+        >>> _, opt = opt(head, head)
+        >>> opt = opt.retarget(body | head)
+        >>> {name: float(trace[0]) for name, trace in opt.state[0].trace.items()}
+        {'body': 0.0, 'head': 1.0}
+        """
+        return carried(self.init(params), self)
+
+    def groups(self) -> dict[str, str]:
+        """Return which group each parameter is in, by path; none where there is only one."""
+        return {}
+
+    def learning_rates(self) -> dict[str, Array]:
+        """Return the rates that it tells, by the names that a log has for them.
+
+        It is `learning_rate` where that is known; an optimizer of several parts has more.
+        """
+        rate = self.learning_rate()
+        return {} if rate is None else {"learning_rate": rate}
+
+    def with_learning_rate(self, rate: Any) -> Self:
+        """Return the optimizer with another rate for the steps to come: `set_learning_rate`.
+
+        Args:
+            rate: A number, an array that fits the present rate, or a function of that.
+
+        Raises:
+            ValueError: Its rate cannot be set.
+        """
+        raise no_rate(type(self).__name__, "Optimizers of this library keep it in their functions")
+
+
+def carried(new: PyTree, old: PyTree) -> PyTree:
+    """Return a tree with the leaves of another wherever these have the same path, shape and dtype.
+
+    >>> new = {"kept": jnp.zeros(1), "wider": jnp.zeros(2)}
+    >>> carried(new, {"kept": jnp.ones(1), "wider": jnp.ones(1)})
+    {'kept': Array([1.], dtype=float32), 'wider': Array([0., 0.], dtype=float32)}
+    """
+    before = {jax.tree_util.keystr(path): leaf for path, leaf in tree_leaves_with_path(old)}
+
+    def one(path: Any, leaf: Any) -> Any:
+        kept = before.get(jax.tree_util.keystr(path))
+        same = kept is not None and (kept.shape, kept.dtype) == (leaf.shape, leaf.dtype)
+        return kept if same else leaf
+
+    return tree_map_with_path(one, new)
+
+
+def no_rate(adapter: str, why: str) -> InvalidValueError:
+    """Return the error of an optimizer whose learning rate cannot be set."""
+    return InvalidValueError(
+        f"{adapter}: its learning rate is expected to be a number in its state, which can be set. "
+        f"{why}. Take an optimizer such as optax.inject_hyperparams(optax.adam)(1e-3), which keeps "
+        f"it there, or one of Keras with a number."
+    )
+
+
+def new_rate(rate: Any, old: Array) -> Array:
+    """Return a rate as an array like the one whose place it takes.
+
+    Args:
+        rate: A number, an array or a function of the old one.
+        old: The old one.
+
+    Raises:
+        ValueError: It has another shape.
+
+    >>> new_rate(lambda rate: rate / 2, jnp.ones(()))
+    Array(0.5, dtype=float32)
+    """
+    value = jnp.asarray(rate(old) if callable(rate) else rate, old.dtype)
+    if value.shape not in ((), old.shape):
+        raise InvalidValueError(
+            f"rate is expected to be one number, or of the shape {old.shape} of the present one; "
+            f"it is {describe(value)}."
+        )
+    return jnp.broadcast_to(value, old.shape)
 
 
 class Signature(NamedTuple):

@@ -21,6 +21,7 @@ from solstice.experiment import Experiment
 from solstice.experiments.caught import caught_tracer
 from solstice.experiments.member_stopping import MemberStopping, Standing, where_active
 from solstice.experiments.runnable import Runnable
+from solstice.loggers.rates import known_rates
 from solstice.metrics.base import is_metrics
 from solstice.metrics.directions import Direction, better, check_mode, known
 from solstice.metrics.ensemble import EnsembleMetrics
@@ -283,6 +284,14 @@ class Ensemble(Runnable):
 
     def innermost(self) -> Experiment:
         return self.members.innermost()
+
+    def learning_rates(self) -> dict[str, Any]:
+        """Return the members' mean learning rate, and each one's, where these are known."""
+        every = jax.vmap(lambda flat: known_rates(flat.whole()))(Flat.of(self.members))
+        rates = {name: each.mean(0) for name, each in every.items()}
+        for name, each in every.items():
+            rates |= {f"{name}_member_{i}": each[i] for i in range(self.num_members)}
+        return rates
 
     def _own(self, batch: Any) -> list[Any]:
         self._check_own(batch)

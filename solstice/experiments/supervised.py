@@ -19,7 +19,7 @@ from solstice.arguments import describe
 from solstice.compat import as_model, as_optimizer
 from solstice.compat.drawing import needs_key
 from solstice.compat.model import Model, as_inputs, check_example, is_shaped
-from solstice.compat.optimizer import Optimizer
+from solstice.compat.optimizer import Optimizer, carried
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.experiments import batches, precision
 from solstice.experiments.batches import BatchKeys
@@ -291,6 +291,37 @@ class SupervisedExperiment(Runnable):
         inputs, seen = as_inputs(x, "x"), self._seen.value
         batches.check_axes(inputs, None if seen is None else seen.inputs)
         return self._outputs(inputs)
+
+    def with_model(self, model: Model) -> Self:
+        """Return the experiment with its network frozen or unfrozen in other places.
+
+        The optimizer keeps the state of each parameter that stays trained, and makes that of new
+        ones anew (`compat.Optimizer.retarget`); so does the moving average, from their values.
+
+        Args:
+            model: This experiment's, after `compat.freeze` or `compat.unfreeze`; its outputs have
+                the same shapes.
+
+        First train a head alone, then all of it:
+
+        >>> import jax.numpy as jnp, optax, solstice
+        >>> from jax.example_libraries import stax
+        >>> from solstice import compat
+        >>> x, y = jnp.eye(4), jnp.array([0, 1, 1, 0])
+        >>> net = stax.serial(stax.Dense(8), stax.Relu, stax.Dense(2))
+        >>> model = compat.as_model(net, x, key=0)
+        >>> model = compat.freeze(model, lambda path, leaf: not path.startswith("2/"))
+        >>> exp = solstice.ClassificationExperiment(model, optax.adam(0.1))
+        >>> exp = exp.train(2, [(x, y)], progress=False)
+        >>> exp = exp.with_model(compat.unfreeze(exp.model)).train(2, [(x, y)], progress=False)
+        >>> solstice.tree.paths(exp.optimizer.state[0].mu)
+        ['0/0', '0/1', '2/0', '2/1']
+        """
+        arguments.instance(model, "model", Model, "a compat.Model")
+        ema = self.ema
+        if ema is not None:
+            ema = carried(owned(precision.widened(model.params)), ema)
+        return replace(self, model=model, optimizer=self.optimizer.retarget(model.params), ema=ema)
 
     def check_batch(self, batch: Any) -> None:
         """Raise for a batch whose structure or targets are wrong; the trainer asks once a mode.

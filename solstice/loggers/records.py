@@ -88,6 +88,20 @@ class Computed(Mapping[str, Any]):
         }
         return to_host(host) if others else host
 
+    def beside(self, more: "Computed") -> "Computed":
+        """Return these values, and those of another, all scalars, whose names these have not.
+
+        >>> import jax.numpy as jnp
+        >>> loss, rate = (Computed({name: jnp.ones(())}) for name in ("loss", "rate"))
+        >>> loss.beside(rate).on_host()
+        {'loss': 1.0, 'rate': 1.0}
+        """
+        first, own = len(self._stacks), set(self)
+        layout = [(n, first + group, i) for n, group, i in more._layout if n not in own]
+        return Computed.tree_unflatten(
+            (*self._layout, *layout), ([*self._stacks, *more._stacks], self._others)
+        )
+
     @property
     def nbytes(self) -> int:
         return sum(array.nbytes for array in [*self._stacks, *self._others.arrays])

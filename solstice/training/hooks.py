@@ -10,11 +10,14 @@ from typing import Any
 
 from solstice.arguments import describe
 from solstice.callbacks.base import Callback
-from solstice.errors import EarlyStoppingException, InvalidTypeError
+from solstice.errors import EarlyStoppingException, InvalidTypeError, InvalidValueError
+from solstice.experiment import Experiment
 from solstice.loggers.base import Sink
 from solstice.loggers.outlets import sinks_of
 from solstice.signatures import overrides
+from solstice.training.recompile import form_change
 from solstice.tree.encoding import kept
+from solstice.tree.flat import Flat
 from solstice.tree.tensors import untrusted
 
 _logger = logging.getLogger("solstice")
@@ -54,7 +57,7 @@ class Hooks:
         self._called = {
             name: [c for c in self.callbacks if overrides(c, Callback, name)]
             for name in vars(Callback)
-            if name.startswith("on_") or name in ("attach", "after_epoch")
+            if name.startswith("on_") or name in ("attach", "after_epoch", "revise")
         }
         self._looking = {
             name: any(c.needs_experiment for c in called) for name, called in self._called.items()
@@ -92,6 +95,27 @@ class Hooks:
                 raise
         if stop is not None:
             raise stop
+
+    def revised(self, exp: Any) -> tuple[Any, EarlyStoppingException | None]:
+        """Return what the callbacks make of the experiment, in turn, and whether one asks to stop.
+
+        Raises:
+            TypeError: One returned no experiment.
+            ValueError: One returned an experiment of another structure, shape or dtype.
+        """
+        stop: EarlyStoppingException | None = None
+        for callback in self._called["revise"]:
+            try:
+                new = callback.revise(exp)
+                if new is not exp:
+                    _check_revised(exp, new)
+                exp = new
+            except EarlyStoppingException as raised:
+                stop = stop or raised
+            except Exception as error:
+                error.add_note(f"Raised by {type(callback).__name__}.revise.")
+                raise
+        return exp, stop
 
     def end(self, exp: Any, error: BaseException | None) -> Exception | None:
         """Call `on_run_end` of every callback, whatever the others do.
@@ -151,6 +175,20 @@ class Hooks:
                 "The checkpoint has the state of callbacks that this run is without: %s.",
                 ", ".join(name for name, _ in waiting),
             )
+
+
+def _check_revised(exp: Any, new: Any) -> None:
+    if not isinstance(new, Experiment):
+        raise InvalidTypeError(
+            f"revise(exp) is expected to return the experiment to go on with, exp itself where "
+            f"nothing changes; it returned {describe(new)}."
+        )
+    if change := form_change(Flat.of(exp), Flat.of(new)):
+        raise InvalidValueError(
+            f"revise(exp) is expected to return an experiment of the same structure, shapes and "
+            f"dtypes, since the compiled steps are for these; {change}. Change only the values of "
+            f"arrays; for another structure, end this run and train the new experiment."
+        )
 
 
 def _tell_unknown_hooks(callback: Callback) -> None:

@@ -147,34 +147,40 @@ class Loop:
             self._check_sequence(val_ds, "val")
         if validate_every is not None:
             self._validation_watch = validate_every.start()
-        self._run(self._epochs)
+        self._run(self._epochs, self._finish)
 
     def test(self, test_ds: Any, outs: list[Any] | None) -> None:
         """Make one pass in mode "test"; the outs of its steps are appended to `outs`."""
         self._check_sequence(test_ds, "test")
-        self._run(lambda: self._pass("test", 0, test_ds, "test", outs=outs))
+        self._run(lambda: self._pass("test", 0, test_ds, "test", outs=outs), _nothing)
 
-    def _run(self, passes: Callable[[], None]) -> None:
+    def _run(self, passes: Callable[[], None], finish: Callable[[str], None]) -> None:
         """Make the passes between the hooks of the run's start and end; an early stop ends them.
+
+        Unless it fails, it finishes as "finished" or "stopped".
 
         After a SIGTERM or Ctrl-C, the step that is being taken is finished and the run saved first.
         """
         error: BaseException | None = None
+        signalled = False
         with noted() as self._signals, told_elsewhere():
             try:
                 self._begin()
                 passes()
-                self._save_end("finished")
+                finish("finished")
             except EarlyStoppingException as stop:
                 _logger.info("The run stopped early: %s.", str(stop).removesuffix("."))
-                error = _caught(lambda: self._save_end("stopped"))
+                error = _caught(lambda: finish("stopped"))
             except Interrupted as signal:
-                error = _caught(self._save) or signal.ending
+                failure = _caught(self._save)
+                error, signalled = failure or signal.ending, failure is None
             except BaseException as raised:  # noqa: BLE001 - raised below, after the last hooks
                 error = raised
             for callback in self._saving:
                 lost = _caught(callback.wait)
                 error = error or lost
+                if signalled and lost is None:
+                    self._tell_saved(callback)
             if error is None and self._saving:
                 # Whoever reads the checkpoints next finds them whole.
                 error = _caught(lambda: check_same("The number of steps", str(self.position.steps)))
@@ -194,6 +200,11 @@ class Loop:
             raise error
 
     def _begin(self) -> None:
+        if self._resumed_from is not None:
+            self._progress.say(
+                f"Resuming from {self._resumed_from.place} after {self.position.steps['train']} "
+                f"training steps, in epoch {self.position.epoch}."
+            )
         for callback in self._saving:
             callback.begin(self._resumed_from, self._hooks.callbacks)
         self._fire("attach", lambda: self.exp, self._calls.most)
@@ -244,12 +255,38 @@ class Loop:
             self._validate()
         self._progress.end_epoch()
         where.next_epoch()
+        stop: EarlyStoppingException | None = None
         if self._hooks.any("after_epoch"):
-            self._fire("after_epoch", self.exp, epochs)
+            try:
+                self._fire("after_epoch", self.exp, epochs)
+            except EarlyStoppingException as raised:
+                stop = raised
+        if self._hooks.any("revise"):
+            new, asked = self._hooks.revised(self.exp)
+            self._go_on_with(new)
+            stop = stop or asked
+        if stop is not None:
+            raise stop
         for callback in self._saving:
             # The end of the run is saved anyway.
             if callback.due_after_epoch(epochs) and not last:
                 callback.save(self._stepper.flat, self._state)
+
+    def _finish(self, how: str) -> None:
+        """Let callbacks change what the run ends with, and save it.
+
+        A run that is asked for more goes on from what it was before that.
+        """
+        if self._hooks.any("revise"):
+            new, _ = self._hooks.revised(self.exp)
+            if new is not self.exp:
+                self._save_before_the_end(how)
+                self._go_on_with(new)
+        self._save_end(how)
+
+    def _go_on_with(self, new: Any) -> None:
+        if new is not self.exp:
+            self._stepper.revise(new)
 
     # A pass over a dataset, and its steps.
 
@@ -514,6 +551,14 @@ class Loop:
         for callback in self._saving:
             callback.save(self._stepper.flat, self._state)
 
+    def _tell_saved(self, callback: CheckpointingCallback) -> None:
+        """Say where a run is saved that a signal has ended, unless that save was lost."""
+        if not callback.lost:
+            self._progress.say(
+                f"Interrupted: the run is saved in {callback.directory} after "
+                f"{self.position.steps['train']} training steps; resume_from= goes on from there."
+            )
+
     def _save_end(self, how: str) -> None:
         self.position.ended = how
         self._save()
@@ -545,6 +590,17 @@ class Loop:
         """
         self._never_saved = noted
 
+    def end_again(self) -> None:
+        """Return to the end of a run that was over, also of one killed before its last save."""
+        self.give_states()
+        assert self._resumed_from is not None
+        self._progress.say(
+            f"The run in {self._resumed_from.place} is over, after {self.position.steps['train']} "
+            f"training steps."
+        )
+        if not self.position.cut and self._hooks.any("revise"):
+            self._go_on_with(self._hooks.revised(self.exp)[0])
+
     def give_states(self) -> None:
         """Give the callbacks of a resumed run the states that were saved."""
         if self._resumed is None:
@@ -565,6 +621,10 @@ class Loop:
         for watch in self._watches:
             items = watch.timed_items(part, items)
         return items
+
+
+def _nothing(how: str) -> None:
+    return
 
 
 def _caught(action: Callable[[], None]) -> BaseException | None:

@@ -92,6 +92,20 @@ was float32[3] and is float32[2]. ...
             _logger.log(level, "%s (Compilation %d of this run.)", message, count)
 
 
+def form_change(before: Flat, after: Flat) -> str | None:
+    """Say how an experiment's form differs, wherever its arrays are; None where it does not.
+
+    >>> import jax.numpy as jnp
+    >>> form_change(Flat.of({"weight": jnp.zeros(2)}), Flat.of({"weight": jnp.zeros(3)}))
+    'weight was float32[2] and is float32[3]'
+    """
+    same = after.structure.same_tree(before.structure) and all(
+        (old.shape, old.dtype) == (new.shape, new.dtype)
+        for old, new in zip(before.arrays, after.arrays, strict=True)
+    )
+    return None if same else _told(_Signature(after, []).changes_from(_Signature(before, [])))
+
+
 # A leaf's path, what it was and what it is.
 _Change = tuple[str, str, str]
 

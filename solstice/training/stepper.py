@@ -111,6 +111,14 @@ class Stepper:
             self._wait(outs)
         return outs if self._alone else local_tree(outs)
 
+    def revise(self, exp: Any) -> None:
+        """Go on with another experiment of the same form, whose arrays somebody else may have."""
+        like = self.flat.structure
+        self._exp, self._flat, self._owned = exp, Flat.of(exp, like=like), False
+        if self._sharding is not None:
+            self._flat, self._owned = self._sharding.placed(self._flat), True
+            self._exp = None
+
     def check_columns(self, mode: str, batch: Any) -> None:
         """Raise for what the mode's step, if it is compiled, cannot take of a batch.
 

@@ -226,7 +226,7 @@ def train(
     if found is not None and store is not None:
         loop.resume(found[2], store)
         if loop.position.is_over(num_epochs, num_steps):
-            loop.give_states()
+            loop.end_again()
             return loop.exp
     loop.train(train_ds, val_ds, num_epochs, num_steps, validate_every)
     return loop.exp

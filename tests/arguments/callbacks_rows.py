@@ -40,6 +40,17 @@ row(
     patience=count(5),
     min_delta=number(0.1).also("zero"),
     watch=choice("val"),
+    restore_best=flag(),
+)
+row(
+    "callbacks.ReduceOnPlateau",
+    metric=text("loss"),
+    mode=only("min", "None"),
+    factor=only(0.5, "numpy float"),
+    patience=count(5),
+    min_delta=number(0.1).also("zero"),
+    min_rate=number(0.1).also("zero"),
+    watch=choice("val"),
 )
 row("callbacks.EnvironmentCallback", logging_fn=LOGGING)
 row(

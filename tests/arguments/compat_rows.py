@@ -20,6 +20,7 @@ from kinds import (
     flag,
     function,
     given,
+    number,
     only,
     optional,
     texts,
@@ -173,7 +174,13 @@ row(
 )
 
 SGD = optax.sgd(0.1)
-row("compat.OptaxOptimizer", transformation=only(SGD), wants=optional(texts(("value",))))
+row(
+    "compat.OptaxOptimizer",
+    transformation=only(SGD),
+    wants=optional(texts(("value",))),
+    learning_rate=optional(number(0.1).also("zero")),
+)
+row("compat.by_path", rules=only({"*": SGD}).called("rule", "optimizer").telling("'"))
 row("compat.JaxOptimizer", optimizer=only(optimizers.sgd(0.1)))
 row("compat.KerasOptimizer", optimizer=only(keras.optimizers.SGD(0.1)))
 row("compat.as_optimizer", optimizer=only(SGD))

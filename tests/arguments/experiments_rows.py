@@ -130,6 +130,7 @@ row(
     batch_keys=only(("x", "y", "mask")),
 )
 NUMBERS = only(X, "matrix", "array without elements").called("x", "inputs")
+row("experiments.SupervisedExperiment.with_model", on=lambda: EXP, model=only(EXP.model))
 row("experiments.ClassificationExperiment.predict", on=lambda: EXP, x=NUMBERS)
 row("experiments.MemberStopping", metric=text("loss"), mode=only("min", "None"))
 row(

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from arguments_table import row
 from kinds import (
     Made,
@@ -155,6 +156,10 @@ def read(dataset):
 
 
 row("jit", step=only(step))
+RATED = solstice.compat.OptaxOptimizer(optax.inject_hyperparams(optax.sgd)(0.1)).init(
+    {"w": jnp.ones(2)}
+)
+row("set_learning_rate", exp=only(RATED), rate=number(0.1).also("zero"))
 row("snapshot", exp=tree(TREE))
 ARRAYS = ("seven floats", "seven with a NaN", "seven with a negative", "seven bools", "matrix")
 ARRAYS += ("array without elements", "array of complex", "array of one int", "jax int")

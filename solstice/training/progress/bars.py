@@ -6,6 +6,7 @@ shown is lost, which is logged once.
 """
 
 import contextlib
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any, Self
@@ -24,6 +25,8 @@ from solstice.training.progress.places import (
     is_terminal,
 )
 from solstice.training.progress.running import Running
+
+_logger = logging.getLogger("solstice")
 
 ProgressChoice = bool | str | Sequence[str]
 
@@ -88,6 +91,14 @@ class Progress:
             with self.losing:
                 sys.stderr.write("\n".join([*said, ""]))
                 sys.stderr.flush()
+
+    def say(self, line: str) -> None:
+        """Write a line above the bar; where nothing is shown, to the logger "solstice"."""
+        if not self._shown:
+            _logger.info("%s", line)
+            return
+        with self.losing:
+            tqdm.write(line, file=sys.stderr)
 
 
 class Pass:

@@ -1,0 +1,97 @@
+"""ReduceOnPlateau: a smaller learning rate once a metric has stopped improving."""
+
+import logging
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from solstice import arguments
+from solstice.callbacks.plateau import Plateau
+from solstice.compat.rates import set_learning_rate
+from solstice.metrics.directions import Direction
+
+_logger = logging.getLogger("solstice")
+
+
+class ReduceOnPlateau(Plateau):
+    """Multiplies the learning rate by a factor whenever a metric has stopped improving.
+
+    The rate is set by `solstice.set_learning_rate`, after the epoch in which the patience ends:
+    that of each optimizer, and of each member of an ensemble. The count of passes then begins anew,
+    the best value stays. A resumed run goes on with both.
+
+    Args:
+        metric: The name in `compute()`; `loss` finds `average_loss`.
+        mode: Whether a smaller ("min") or a larger ("max") value is better. None leaves it to the
+            metric, which knows it of the standard names (`solstice.metrics.direction`).
+        factor: What the rate is multiplied by, between 0 and 1.
+        patience: After how many passes in a row without improvement.
+        min_delta: How much better than the best so far counts as an improvement.
+        min_rate: What the rate never falls below; one that is lower already stays.
+        watch: The mode whose passes are watched: "val" or "train".
+
+    Raises:
+        ValueError: An argument is not what it must be; or, before the first step, the rate of the
+            experiment's optimizer cannot be set.
+        UsageError: In the run: there is no such metric, it is no number, or nobody knows which
+            of its values are better.
+
+    >>> import jax.numpy as jnp, optax, solstice
+    >>> from jax.example_libraries import stax
+    >>> x, y = jnp.eye(4), jnp.array([0, 1, 1, 0])
+    >>> adam = optax.inject_hyperparams(optax.adam)(0.1)
+    >>> exp = solstice.ClassificationExperiment(
+    ...     stax.serial(stax.Dense(2)), adam, example_input=x, key=0
+    ... )
+    >>> reduce = solstice.callbacks.ReduceOnPlateau("accuracy", patience=5)
+    >>> exp = exp.train(12, [(x, y)] * 3, [(x, y)], [reduce], progress=False)
+    >>> round(float(exp.optimizer.learning_rate()), 4)
+    0.01
+    """
+
+    purpose = "ReduceOnPlateau"
+
+    def __init__(
+        self,
+        metric: str,
+        *,
+        mode: Direction | None = None,
+        factor: float = 0.1,
+        patience: int = 5,
+        min_delta: float = 0.0,
+        min_rate: float = 0.0,
+        watch: Literal["val", "train"] = "val",
+    ) -> None:
+        self._factor = arguments.number(factor, "factor", above=0, below=1)
+        self._min_rate = arguments.number(min_rate, "min_rate", least=0)
+        super().__init__(metric, mode=mode, patience=patience, min_delta=min_delta, watch=watch)
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._due = False
+
+    def on_run_start(self, exp: Any) -> None:
+        super().on_run_start(exp)
+        set_learning_rate(exp, lambda rate: rate)  # an optimizer that has none to set is told now
+
+    def act(self, why: str) -> None:
+        _logger.info("The learning rate is multiplied by %g: %s.", self._factor, why)
+        self._waited, self._due = 0, True
+
+    def revise(self, exp: Any) -> Any:
+        """Return the experiment with the smaller rate, once it is due."""
+        if not self._due:
+            return exp
+        self._due = False
+        return set_learning_rate(exp, self._smaller)
+
+    def _smaller(self, rate: Array) -> Array:
+        return jnp.minimum(rate, jnp.maximum(rate * self._factor, self._min_rate))
+
+    def get_state(self) -> dict[str, Any]:
+        return {**super().get_state(), "due": self._due}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._due = bool(state["due"])

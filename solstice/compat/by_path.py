@@ -1,0 +1,224 @@
+"""Parameter groups: an optimizer of its own for each part of the parameters, chosen by path.
+
+It knows optimizers by their protocol, so that the parts may be of different libraries.
+"""
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+from jaxtyping import Array
+
+from solstice.arguments import describe
+from solstice.compat.optimizer import (
+    Optimizer,
+    Signature,
+    check_extras,
+    check_params,
+    check_trees,
+    signature,
+)
+from solstice.compat.registry import as_optimizer
+from solstice.errors import InvalidTypeError, InvalidValueError, SolsticeError
+from solstice.static import Static
+from solstice.tree.fields import replace
+from solstice.tree.naming import leaves_by_path
+from solstice.tree.overwritten import overwrite, set_apart, trained
+from solstice.tree.pytree import PyTree
+
+_NAME = "by_path"
+
+
+def by_path(rules: Mapping[str, Any]) -> "PathOptimizer":
+    """Return an optimizer of groups: each parameter follows the first rule that matches its path.
+
+    Paths are those that `tree.paths(model.params)` lists, such as "Dense_0/kernel"; in a glob, `*`
+    stands for any text, slashes included, `?` for one character. Each part is initialised and
+    updated for itself: what looks at all parameters together, such as clipping by the global norm,
+    sees those of its part. `summary` says of each parameter which rule it follows.
+
+    Args:
+        rules: From a glob to an optimizer: a transformation, an optimizer of any library, or a
+            `compat.Optimizer`. A rule "*" at the end takes what is left, if anything is.
+
+    Raises:
+        TypeError: It is no such mapping.
+        ValueError: In `init`: a parameter matches no glob; or a glob other than "*" matches no
+            parameter, or only those that earlier ones have taken.
+
+    >>> import jax.numpy as jnp, optax
+    >>> from solstice import compat
+    >>> rates = {"*/bias": 0.1, "head/*": 0.5, "*": 1.0}
+    >>> opt = compat.by_path({glob: optax.sgd(rate) for glob, rate in rates.items()})
+    >>> params = {part: {"bias": jnp.ones(1), "kernel": jnp.ones(1)} for part in ("body", "head")}
+    >>> opt = opt.init(params)
+    >>> opt.groups()
+    {'body/bias': '*/bias', 'body/kernel': '*', 'head/bias': '*/bias', 'head/kernel': 'head/*'}
+    >>> new, opt = opt(params, params)
+    >>> float(new["body"]["kernel"][0]), float(new["head"]["kernel"][0])
+    (0.0, 0.5)
+    """
+    if not isinstance(rules, Mapping) or not rules:
+        raise InvalidTypeError(
+            f"rules of by_path are expected to be a mapping from globs to optimizers, such as "
+            f'{{"*/bias": optax.sgd(0.1), "*": optax.adam(1e-3)}}; they are {describe(rules)}.'
+        )
+    for glob in rules:
+        if not isinstance(glob, str) or not glob:
+            raise InvalidTypeError(
+                f"A rule of by_path is expected to be for a glob, such as 'head/*'; one is for "
+                f"{describe(glob)}."
+            )
+    parts = []
+    for glob, optimizer in rules.items():
+        try:
+            parts.append(as_optimizer(optimizer))
+        except SolsticeError as error:
+            error.add_note(f"It is the optimizer of the rule {glob!r} of by_path.")
+            raise
+    return PathOptimizer(tuple(rules), tuple(parts))
+
+
+class PathOptimizer(Optimizer):
+    """What `by_path` returns: an optimizer for each group of parameters.
+
+    Attributes:
+        parts: The groups' optimizers, in the order of the rules.
+        globs: The rules' globs.
+
+    >>> import jax.numpy as jnp, optax
+    >>> from solstice import compat
+    >>> opt = compat.by_path({"b": optax.sgd(0.1), "*": optax.adam(0.1)})
+    >>> opt.init({"b": jnp.ones(1), "w": jnp.ones(2)}).globs
+    ('b', '*')
+    """
+
+    parts: tuple[Optimizer, ...]
+    globs: tuple[str, ...] = eqx.field(static=True)
+    wants: tuple[str, ...] = eqx.field(static=True)
+    # Which part each leaf of the trained parameters belongs to, in their order.
+    _places: tuple[int, ...] = eqx.field(static=True)
+    _signature: Static[Signature] | None = eqx.field(static=True)
+
+    def __init__(self, globs: tuple[str, ...], parts: tuple[Optimizer, ...]) -> None:
+        self.parts, self.globs = parts, globs
+        self.wants, self._places = _wants(parts), ()
+        self._signature = None
+
+    def init(self, params: PyTree) -> Self:
+        return self._made(params, lambda part, own: part.init(own))
+
+    def retarget(self, params: PyTree) -> Self:
+        return self._made(params, lambda part, own: part.retarget(own))
+
+    def _made(self, params: PyTree, make: Callable[[Optimizer, PyTree], Optimizer]) -> Self:
+        check_params(params)
+        own = trained(params)
+        places = _places(list(leaves_by_path(own)), self.globs)
+        divided = _divided(own, places, len(self.parts))
+        parts = tuple(make(*pair) for pair in zip(self.parts, divided, strict=True))
+        return replace(
+            self, parts=parts, wants=_wants(parts), _places=places, _signature=signature(params)
+        )
+
+    def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, Self]:
+        check_trees(_NAME, self._signature, gradients=grads, parameters=params)
+        extras = check_extras(_NAME, self.wants, extras)
+        grads, params, extras, finish = set_apart(grads, params, extras)
+        count = len(self.parts)
+        split = [_divided(tree, self._places, count) for tree in (grads, params)]
+        grad = extras.get("grad")
+        gradients = [None] * count if grad is None else _divided(grad, self._places, count)
+        news, parts = [], []
+        for part, own_grads, own, own_grad in zip(self.parts, *split, gradients, strict=True):
+            theirs = dict(extras)
+            if grad is not None:
+                theirs["grad"] = own_grad
+            if "value_fn" in extras:  # of the part's parameters, the others' as they are
+                theirs["value_fn"] = _of_a_part(extras["value_fn"], params)
+            new, after = part(own_grads, own, **theirs)
+            news.append(new)
+            parts.append(after)
+        return finish(eqx.combine(*news)), replace(self, parts=tuple(parts))
+
+    def eval_params(self, params: PyTree) -> PyTree:
+        divided = _divided(trained(params), self._places, len(self.parts))
+        each = [part.eval_params(one) for part, one in zip(self.parts, divided, strict=True)]
+        return overwrite(eqx.combine(*each), params)
+
+    def learning_rate(self) -> Array | None:
+        """Return the rate of the only rule that tells one; the others' may differ."""
+        rates = self.learning_rates()
+        return next(iter(rates.values())) if len(self.parts) == len(rates) == 1 else None
+
+    def learning_rates(self) -> dict[str, Array]:
+        """Return the rates of the groups that tell theirs, as `learning_rate/{glob}`."""
+        return {
+            f"{name}/{glob}": rate
+            for glob, part in zip(self.globs, self.parts, strict=True)
+            for name, rate in part.learning_rates().items()
+        }
+
+    def with_learning_rate(self, rate: Any) -> Self:
+        """Return it with that rate in every group; a function is called with each group's own."""
+        return replace(self, parts=tuple(part.with_learning_rate(rate) for part in self.parts))
+
+    def groups(self) -> dict[str, str]:
+        if self._signature is None:
+            return {}
+        structure = self._signature.value.structure
+        paths = leaves_by_path(trained(jax.tree.unflatten(structure, self._signature.value.leaves)))
+        return {path: self.globs[i] for path, i in zip(paths, self._places, strict=True)}
+
+
+def _wants(parts: tuple[Optimizer, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for part in parts for name in part.wants))
+
+
+def _places(paths: list[str], globs: tuple[str, ...]) -> tuple[int, ...]:
+    """Return which glob each path matches first."""
+    places, lost = [], []
+    for path in paths:
+        found = next((i for i, glob in enumerate(globs) if fnmatchcase(path, glob)), None)
+        if found is None:
+            lost.append(path)
+        else:
+            places.append(found)
+    listed = ", ".join(map(repr, paths))
+    if lost:
+        raise InvalidValueError(
+            f"Each parameter is expected to match a glob of by_path ({', '.join(globs)}); "
+            f"{', '.join(map(repr, lost))} match none. Add a rule for them, or one for '*' at the "
+            f"end that takes what is left."
+        )
+    for i, glob in enumerate(globs):
+        if i in places or glob == "*":
+            continue
+        taken = [path for path in paths if fnmatchcase(path, glob)]
+        if taken:
+            raise InvalidValueError(
+                f"The rule {glob!r} of by_path matches only parameters that earlier rules take "
+                f"({', '.join(map(repr, taken))}). The first match wins: put it before them."
+            )
+        raise InvalidValueError(
+            f"The rule {glob!r} of by_path matches none of the parameters, whose paths are "
+            f"{listed}. Mend it or take it out."
+        )
+    return tuple(places)
+
+
+def _divided(tree: PyTree, places: tuple[int, ...], count: int) -> list[PyTree]:
+    """Return a tree for each part, with None in place of the others' leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    return [
+        jax.tree.unflatten(
+            structure, [leaf if i == at else None for leaf, at in zip(leaves, places, strict=True)]
+        )
+        for i in range(count)
+    ]
+
+
+def _of_a_part(value_fn: Any, params: PyTree) -> Any:
+    return lambda some: value_fn(eqx.combine(some, params))

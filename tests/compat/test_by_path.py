@@ -1,0 +1,234 @@
+"""Parameter groups by path, and parameters that come and go, against loops of Optax by hand."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import optax
+import pytest
+from jax.example_libraries import optimizers, stax
+from optimizer_table import JAX, KERAS, OPTAX, value_fn
+
+import solstice
+from solstice.compat import JaxOptimizer, KerasOptimizer, OptaxOptimizer, by_path, freeze, unfreeze
+from solstice.testing import check_optimizer
+from solstice.tree import leaves_by_path
+
+PARAMS = {
+    "body": {"kernel": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "bias": jnp.arange(3.0)},
+    "head": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2), "hole": None},
+}
+RULES = {"*/bias": optax.sgd(0.1), "head/*": optax.adam(0.05), "*": optax.adamw(0.01)}
+
+
+def test_it_equals_multi_transform():
+    def labels(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: (
+                "*/bias" if path[1].key == "bias" else "head/*" if path[0].key == "head" else "*"
+            ),
+            params,
+        )
+
+    tx = optax.multi_transform(RULES, labels)
+    state, expected = tx.init(PARAMS), PARAMS
+    params, opt = PARAMS, by_path(RULES).init(PARAMS)
+    for _ in range(5):
+        updates, state = tx.update(jax.grad(value_fn)(expected), state, expected)
+        expected = optax.apply_updates(expected, updates)
+        params, opt = jax.jit(lambda opt, params: opt(jax.grad(value_fn)(params), params))(
+            opt, params
+        )
+    for path, leaf in leaves_by_path(params).items():
+        np.testing.assert_allclose(leaf, leaves_by_path(expected)[path], rtol=1e-6)
+
+
+def test_it_obeys_the_laws_of_optimizers():
+    # Its rules are for names, so that the law about other names does not hold.
+    check_optimizer(
+        lambda: by_path({"*b*": optax.sgd(0.1), "*": optax.adam(0.1)}),
+        {"b": jnp.ones(2), "w": jnp.ones((2, 3))},
+        exclude=("names_do_not_matter",),
+    )
+
+
+def test_its_parts_may_be_of_several_libraries():
+    rules = {
+        "body/kernel": optax.lbfgs(memory_size=2),  # which asks for the loss as a function
+        "*/bias": keras.optimizers.SGD(0.1),
+        "*": optimizers.momentum(0.1, 0.9),
+    }
+    opt = by_path(rules).init(PARAMS)
+    assert opt.wants == ("value", "grad", "value_fn")
+    params = PARAMS
+    for _ in range(10):
+        value, grads = jax.value_and_grad(value_fn)(params)
+        params, opt = opt(grads, params, value=value, grad=grads, value_fn=value_fn)
+    assert value_fn(params) < 0.2 * value_fn(PARAMS)
+    assert jax.tree.structure(params) == jax.tree.structure(PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"*/bias": 0, "head/*": 0}, r"'body/kernel' match none\. Add a rule .*'\*'"),
+        ({"haed/*": 0, "*": 0}, r"rule 'haed/\*' .*matches none .* 'body/bias', 'body/kernel'"),
+        ({"head/*": 0, "head/bias": 0, "*": 0}, r"'head/bias' .*earlier rules take .*first match"),
+        ({"*": 0, "head/*": 0}, r"'head/\*' .*earlier rules take \('head/bias', 'head/kernel'\)"),
+    ],
+)
+def test_rules_that_do_not_fit_are_told(rules, message):
+    with pytest.raises(ValueError, match=message):
+        by_path(dict.fromkeys(rules, optax.sgd(0.1))).init(PARAMS)
+
+
+def test_a_star_may_be_left_without_parameters():
+    opt = by_path({"*e*": optax.sgd(0.1), "*i*": optax.sgd(0.1), "*": optax.adam(0.1)}).init(PARAMS)
+    new, _ = opt(PARAMS, PARAMS)
+    np.testing.assert_allclose(new["head"]["kernel"], 0.9)
+
+
+@pytest.mark.parametrize(
+    "rules", [{}, None, [("*", optax.sgd(0.1))], {1: optax.sgd(0.1)}, {"*": 0.1}]
+)
+def test_what_are_no_rules_is_refused(rules, unchecked):
+    with pytest.raises(TypeError):
+        by_path(rules)
+
+
+def test_rates_of_groups_are_told_and_set():
+    injected = optax.inject_hyperparams(optax.sgd)
+    opt = by_path({"head/*": injected(0.5), "*": injected(0.25)}).init(PARAMS)
+    rates = {name: float(rate) for name, rate in opt.learning_rates().items()}
+    assert rates == {"learning_rate/head/*": 0.5, "learning_rate/*": 0.25}
+    assert opt.learning_rate() is None
+    opt = solstice.set_learning_rate(opt, lambda rate: rate / 2)
+    assert [float(rate) for rate in opt.learning_rates().values()] == [0.25, 0.125]
+
+
+X = jnp.eye(4)
+Y = jnp.array([0, 1, 1, 0])
+
+
+def network():
+    return stax.serial(stax.Dense(5), stax.Relu, stax.Dense(2))
+
+
+def test_the_summary_says_each_parameters_group():
+    opt = by_path({"2/*": optax.sgd(0.1), "*": optax.adam(0.1)})
+    exp = solstice.ClassificationExperiment(network(), opt, example_input=X, key=0)
+    summary = solstice.summary(exp)
+    groups = {row.path: row.group for row in summary.rows}
+    assert groups["model/params/0/0"] == "*" and groups["model/params/2/1"] == "2/*"
+    assert "trainable  2/*" in str(summary) and "group" in str(summary)
+    plain = solstice.ClassificationExperiment(network(), optax.sgd(0.1), example_input=X, key=0)
+    assert "group" not in str(solstice.summary(plain))
+
+
+# Freezing and unfreezing.
+
+PARTS = {
+    f"{adapter.__name__} {name}": (lambda adapter=adapter, row=row: adapter(row.make()))
+    for adapter, table in ((OptaxOptimizer, OPTAX), (JaxOptimizer, JAX), (KerasOptimizer, KERAS))
+    for name, row in table.items()
+}
+FEW = (
+    "Adam SGD adam adamw sgd momentum lookahead schedule_free MultiSteps partition "
+    "inject_hyperparams"
+)
+BODY = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3)}
+HEAD = {"b": jnp.arange(3.0)}
+
+
+def stepped(opt, params, steps=2):
+    for _ in range(steps):
+        value, grads = jax.value_and_grad(value_fn)(params)
+        extras = {
+            name: {"value": value, "grad": grads, "value_fn": value_fn}[name] for name in opt.wants
+        }
+        params, opt = opt(grads, params, **extras)
+    return params, opt
+
+
+TRIED = [
+    pytest.param(name, marks=() if name.split()[1] in FEW.split() else pytest.mark.slow)
+    for name in PARTS
+    if not name.startswith("Optax") or name.split()[1] in FEW.split()
+]
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_the_state_of_what_stays_is_kept_in_every_library(name):
+    make = PARTS[name]
+    params, opt = stepped(make().init(BODY | HEAD), BODY | HEAD)
+    same = opt.retarget(params)
+    assert jax.tree.structure(same) == jax.tree.structure(opt)
+    for new, old in zip(*map(jax.tree.leaves, (same, opt)), strict=True):
+        np.testing.assert_array_equal(new, old)
+    # Frozen and unfrozen again, the kept one moves as it would have.
+    body = opt.retarget({"w": params["w"], "b": None})
+    both = body.retarget(params)
+    kept, _ = stepped(both, params, 1)
+    expected, _ = stepped(opt, params, 1)
+    np.testing.assert_allclose(kept["w"], expected["w"], rtol=1e-6)
+    assert jnp.isfinite(kept["b"]).all()
+
+
+def test_unfreezing_equals_optax_by_hand():
+    tx = optax.chain(optax.clip(1.0), optax.adam(optax.cosine_decay_schedule(0.1, 20)))
+    net = solstice.compat.as_model(network(), X, key=0)
+    head = freeze(net, lambda path, leaf: not path.startswith("2/"))
+    exp = solstice.ClassificationExperiment(head, tx, ema_decay=0.9)
+    exp = exp.train(3, [(X, Y)], progress=False)
+    exp = exp.with_model(unfreeze(exp.model)).train(3, [(X, Y)], recompile="error", progress=False)
+
+    def loss(params):
+        logits = solstice.replace(net, params=params)(X, train=True)[0]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, Y).mean()
+
+    def part(params, keep):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if keep(path[0].idx) else None, params
+        )
+
+    params = ema = net.params
+    state = tx.init(part(params, lambda i: i == 2))
+    for step in range(6):
+        if step == 3:  # Adam's sums of the head are kept, those of the body begin with 0
+            zeros = part(tx.init(params)[1][0].mu, lambda i: i == 0)
+            clip, (adam, scale) = state[0], state[1]
+            mu, nu = (eqx.combine(kept, zeros) for kept in (adam.mu, adam.nu))
+            adam = adam._replace(mu=mu, nu=nu)
+            state = (clip, (adam, scale))
+        grads = jax.grad(loss)(params)
+        if step < 3:
+            updates, state = tx.update(part(grads, lambda i: i == 2), state)
+            params = eqx.combine(
+                jax.tree.map(jnp.add, part(params, lambda i: i == 2), updates), params
+            )
+        else:
+            updates, state = tx.update(grads, state)
+            params = optax.apply_updates(params, updates)
+        ema = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, ema, params)
+    for found, wanted in ((exp.model.params, params), (exp.ema, ema)):
+        for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+def test_keras_names_that_are_not_their_own_are_told():
+    params = {"a": {"b": jnp.ones(1)}, "a_b": jnp.ones(1)}
+    opt = KerasOptimizer(keras.optimizers.SGD(0.1, momentum=0.9)).init(params)
+    with pytest.raises(ValueError, match="differ in more than slashes"):
+        opt.retarget(params)
+
+
+def test_groups_go_on_when_parameters_come():
+    opt = by_path({"head/*": optax.adam(0.1), "*": optax.sgd(0.1, momentum=0.9)})
+    head = {"body": {"kernel": None, "bias": None}, "head": PARAMS["head"]}
+    _, opt = stepped(opt.init(head), head)
+    both = opt.retarget(PARAMS)
+    assert both.groups()["body/bias"] == "*"
+    kept = both.parts[0].state[0].mu["head"]["kernel"]
+    np.testing.assert_array_equal(kept, opt.parts[0].state[0].mu["head"]["kernel"])
+    stepped(both, PARAMS)
