@@ -10,17 +10,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # A test compiles much and runs little: at LLVM's level 0, dropout compiles in a sixth of the time.
 # `XLA_FLAGS= pytest ...` tests at the level that users run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Most of the time goes into compiling the same small programs, in each process, those that tests
+# start too, in this run and in the next. A file that another process has not yet written to its end
+# is compiled again.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parent / ".cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-import jax
+import jax  # after what it reads
 import pytest
 from hypothesis import HealthCheck, settings
-
-# Most of the time goes into compiling the same small programs, in each process, in this run and in
-# the next. A file that another process has not yet written to its end is compiled again.
-_CACHE = Path(__file__).parent / ".cache" / "jax"
-jax.config.update("jax_compilation_cache_dir", str(_CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # The first examples compile, which Hypothesis takes for slow data.
 settings.register_profile(

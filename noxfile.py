@@ -34,11 +34,15 @@ def quickstart(session: nox.Session) -> None:
     session.run("python", "examples/quickstart.py", *session.posargs, env=QUIET)
 
 
+# Each process takes tests that stand beside each other, which compile the same programs.
+PARALLEL = ("pytest", "-n", "auto", "--dist", "worksteal")
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run all tests on the current Python; arguments after -- go to pytest."""
     session.install("-e", ".[all]", *group("test"))
-    session.run("pytest", "-n", "auto", *session.posargs, env=QUIET)
+    session.run(*PARALLEL, *session.posargs, env=QUIET)
 
 
 # Beside `tests`, not instead of it: one command has to do on any machine, with any one Python.
@@ -101,14 +105,14 @@ def minimums(session: nox.Session) -> None:
     session.install("--resolution", "lowest-direct", "-e", ".[all]", *group("test"))
     # Old versions warn of each other's deprecations, which nobody can mend any more.
     quiet = ("-W", "ignore::DeprecationWarning")
-    session.run("pytest", "-n", "auto", *quiet, *session.posargs, env=QUIET)
+    session.run(*PARALLEL, *quiet, *session.posargs, env=QUIET)
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
     """Kill a training process 30 times and compare, and run what else takes long; CI does not."""
     session.install("-e", ".[all]", *group("test"))
-    session.run("pytest", "-n", "auto", "--soak", "-m", "soak", *session.posargs, env=QUIET)
+    session.run(*PARALLEL, "--soak", "-m", "soak", *session.posargs, env=QUIET)
     session.run(
         "pytest", "--soak", "tests/test_kill.py", *session.posargs, env={**QUIET, "KILLS": "30"}
     )

@@ -4,7 +4,7 @@ It trains, resuming from DIRECTORY, logs to DIRECTORY/log.jsonl, and at its end 
 all the bits of the trained experiment to DIRECTORY/result.json. Run by tests and by the soak.
 """
 
-# ruff: noqa: E402 - the cache is set before anything compiles
+# ruff: noqa: E402 - the devices are set before jax is there
 import argparse
 import hashlib
 import json
@@ -16,7 +16,6 @@ parser = argparse.ArgumentParser()
 parser.add_argument("directory", type=Path)
 parser.add_argument("--network", default="linen")
 parser.add_argument("--pause", type=float, default=0.0, help="seconds that each step takes")
-parser.add_argument("--cache", default=None)
 parser.add_argument("--devices", type=int, default=0, help="so many simulated ones, SGD on them")
 options = parser.parse_args()
 if options.devices:
@@ -26,12 +25,6 @@ if options.devices:
     )
 
 import jax
-
-if options.cache:
-    jax.config.update("jax_compilation_cache_dir", options.cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
 import numpy as np
 import optax
 from resuming import VAL, Net, X, Y, bits, experiment, shuffled

@@ -88,23 +88,24 @@ def test_a_run_resumes_at_every_step(tmp_path, network, steps_per_call):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mode", "step"),
+    ("network", "mode", "step"),
     [
-        ("train", 2),
-        ("train", 4),
-        ("val", 0),
+        ("linen", "train", 2),
+        ("haiku", "train", 4),
+        ("nnx", "val", 0),
         *(
-            pytest.param(mode, step, marks=pytest.mark.soak)
+            pytest.param("linen", mode, step, marks=pytest.mark.soak)
             for mode, step in [("train", 0), ("train", 5), ("val", 2), ("val", 4), ("val", 5)]
         ),
     ],
 )
-def test_a_crashed_run_goes_on_to_the_same_bits(tmp_path, mode, step):
+def test_a_crashed_run_goes_on_to_the_same_bits(tmp_path, network, mode, step):
     whole, again = watching(), watching()
-    expected = bits(run(tmp_path / "whole", whole))
+    exp = experiment(network)
+    expected = bits(run(tmp_path / "whole", whole, exp=exp))
     with pytest.raises(BangError):
-        run(tmp_path / "run", [*watching(), Crash(mode, step)])
-    assert bits(run(tmp_path / "run", again)) == expected
+        run(tmp_path / "run", [*watching(), Crash(mode, step)], exp=exp)
+    assert bits(run(tmp_path / "run", again, exp=experiment(network))) == expected
     assert history(again) == history(whole)
 
 

@@ -48,6 +48,29 @@ OPTIMIZERS = {
     "keras": "Adam, SGD, Muon, decaying weights, accumulating",
 }
 
+# What the tests check of these; `nox -s soak` checks all. In each library the network with
+# everything (convolutions, batch statistics, dropout), one without state and keys, and each kind
+# where it could be lost: a part that is shared where objects are compared, gradients that overwrite
+# where the library has them, two inputs and streams where they are named.
+WHOLE = {
+    "linen": "mlp, cnn, fp8",
+    "nnx": "cnn, attention, recurrent, shared, fp8",
+    "haiku": "cnn, embedding, rounding",
+    "equinox": "mlp, cnn, shared, rounding",
+    "stax": "cnn, parameterless",
+    "keras": "cnn, embedding, shared, fp8",
+    "function": "cnn, parameterless",
+}
+# What an adapter treats in a way of its own: what wants, wraps, averages, masks or counts.
+WHOLE_OPTIMIZERS = {
+    "optax": (
+        "sgd, masked decay, partition, lbfgs, polyak_sgd, reduce_on_plateau, opaque sam, "
+        "lookahead, schedule_free, MultiSteps, injected schedule, split_real_and_imaginary"
+    ),
+    "jax": "momentum, piecewise",
+    "keras": "SGD, decaying weights, accumulating",
+}
+
 # What a reader asks: the laws that answer it, and the kinds of networks that can break them.
 MODEL_COLUMNS = {
     "parameters": (
@@ -184,7 +207,11 @@ def check_columns():
     laws = {law.name for law in SINK_LAWS}
     assert all(set(split(names)) <= laws for names in SINK_COLUMNS.values())
     assert all(set(sink.excluded) <= laws for sink in SINKS.values())
-    assert set(NETWORKS) == set(LIBRARIES)
+    assert set(NETWORKS) == set(WHOLE) == set(LIBRARIES)
+    assert all(
+        set(split(names)) <= set(split(OPTIMIZERS[library]))
+        for library, names in WHOLE_OPTIMIZERS.items()
+    )
     assert set(FAMILIES) == set(TABLES)
 
 

@@ -3,7 +3,14 @@
 import jax
 import law_table
 import pytest
-from law_table import EXCLUDED, EXCLUDED_OPTIMIZERS, OPTIMIZERS
+from law_table import (
+    EXCLUDED,
+    EXCLUDED_OPTIMIZERS,
+    MODEL_COLUMNS,
+    OPTIMIZERS,
+    WHOLE,
+    WHOLE_OPTIMIZERS,
+)
 from networks import LIBRARIES
 from networks.common import COMMON, INPUTS
 from optimizer_table import ADAPTERS, LOOPS, TABLES
@@ -18,16 +25,20 @@ from solstice.testing import (
     check_optimizer,
 )
 
+# The smallest networks, for the quick profile.
+QUICK = {("linen", "mlp"), ("equinox", "mlp")}
+
 
 def marks(library, kind):
-    """The smallest network is checked always, the others in the whole run, the largest in the soak.
+    """Each library's network with everything, and each kind where its adapter could break it.
 
-    These are attention and recurrent networks, which compile for long, but for Flax's.
+    What a kind has of its own, a library's adapter passes on in the same lines as for the others,
+    and `test_parity.py` trains every kind of every library bit for bit; so all 60 pairs are for the
+    soak.
     """
-    if kind == "mlp":
-        return ()
-    large = kind in ("attention", "recurrent") and library not in ("linen", "nnx")
-    return (pytest.mark.slow, pytest.mark.soak) if large else pytest.mark.slow
+    if kind not in law_table.split(WHOLE[library]):
+        return (pytest.mark.slow, pytest.mark.soak)
+    return () if (library, kind) in QUICK else pytest.mark.slow
 
 
 ROWS = [
@@ -35,6 +46,14 @@ ROWS = [
     for library, subjects in LIBRARIES.items()
     for kind in subjects
 ]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_every_claim_of_the_table_is_checked_without_the_soak(library):
+    checked = set(law_table.split(WHOLE[library]))
+    assert "cnn" in checked <= set(LIBRARIES[library])
+    assert all(checked & set(law_table.split(kinds)) for _, kinds in MODEL_COLUMNS.values())
+    assert set(INPUTS) == {kind for kinds in WHOLE.values() for kind in law_table.split(kinds)}
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -64,11 +83,20 @@ def test_what_is_excluded_is_still_so(row, laws):
                 law.check(ModelSubject(subject.make_model, subject.inputs), examples=2)
 
 
-QUICK = {("optax", "sgd"), ("jax", "momentum"), ("keras", "SGD")}
+QUICK_OPTIMIZERS = {("optax", "sgd"), ("jax", "momentum"), ("keras", "SGD")}
+
+
+def optimizer_marks(library, name):
+    """Of what an adapter treats alike, one is enough: `test_optimizers.py` has every optimizer."""
+    if name not in law_table.split(WHOLE_OPTIMIZERS[library]):
+        return (pytest.mark.slow, pytest.mark.soak)
+    return () if (library, name) in QUICK_OPTIMIZERS else pytest.mark.slow
+
+
 OPTIMIZER_ROWS = [
-    pytest.param(library, name, marks=() if (library, name) in QUICK else pytest.mark.slow)
+    pytest.param(library, name, marks=optimizer_marks(library, name))
     for library, names in OPTIMIZERS.items()
-    for name in names.split(", ")
+    for name in law_table.split(names)
 ]
 
 
