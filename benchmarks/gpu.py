@@ -32,7 +32,7 @@ def printed(name, *arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="a smoke test: the figures say nothing")
+    parser.add_argument("--quick", action="store_true", help="a smoke test; says nothing")
     parser.add_argument(
         "--write", action="store_true", help="into the pages of benchmarks and docs"
     )

@@ -16,7 +16,7 @@ import pytest
 import solstice
 from solstice.compat import FunctionModel
 from solstice.data.datasets import check_dataset
-from solstice.data.prefetch import prefetched
+from solstice.data.prefetch import ahead, on_device, prefetched
 
 
 class LenLess:
@@ -497,7 +497,7 @@ def alive():
 
 def test_a_thread_reads_ahead_and_places():
     dataset = Recording(10)
-    with prefetched(iter(dataset), size=3) as ready:
+    with prefetched(iter(dataset), size=3, place=on_device) as ready:
         first = next(ready)
         for _ in range(100):
             time.sleep(0.01)
@@ -507,6 +507,13 @@ def test_a_thread_reads_ahead_and_places():
         assert isinstance(first["x"], jax.Array) and first["name"] == "a string"
         assert [int(batch["x"][0]) for batch in ready] == list(range(1, 10))
     assert dataset.threads == {"solstice-prefetch"} and not alive()
+
+
+def test_what_lies_in_memory_is_not_read_ahead_unless_asked(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    data = solstice.data.Arrays(np.zeros(4), batch_size=2)
+    assert [ahead(None, one) for one in ([], (), data, Recording(1), None)] == [0, 0, 0, 2, 2]
+    assert ahead(3, []) == 3
 
 
 def test_without_it_nothing_is_read_ahead():

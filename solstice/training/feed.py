@@ -54,6 +54,8 @@ class Feed:
         experiment: Returns the experiment as it is, for a dataset that makes batches from it; of a
             live one nothing is read ahead, and a call takes one batch.
         in_turn: Whether nothing is read ahead of this dataset either, whatever `prefetch` says.
+        one_by_one: Whether a call takes one batch, which goes to the device when it is read ahead;
+            those of a longer call are stacked on the host, and go there together.
         padding: How the mask of padding gets into a batch of `Arrays`; see there.
 
     Attributes:
@@ -94,6 +96,7 @@ class Feed:
         signals: Signals | None = None,
         experiment: Callable[[], Any] = lambda: None,
         in_turn: bool = False,
+        one_by_one: bool = True,
         padding: WithMask | None = None,
     ) -> None:
         self._mode, self._epoch, self._step = mode, epoch, step
@@ -102,7 +105,7 @@ class Feed:
         self._steps_per_call = (lambda: 1) if live else steps_per_call
         whole = dataset if isinstance(dataset, Arrays) else None
         gathered = whole is not None and whole.is_on_device
-        self._prefetch = 0 if live or in_turn or gathered else ahead(prefetch)
+        self._prefetch = 0 if live or in_turn or gathered else ahead(prefetch, dataset)
         self._with_mask = with_mask
         self.gathers = gathered
         self._check = check
@@ -133,7 +136,9 @@ class Feed:
             check_on_one_device(whole, sharding, f"{mode}_ds")
             self._source = whole.gathered(epoch, self.skipped, padding)
         self.in_step = sharding is not None and not alone
-        self._place: Callable[..., Any] | None = on_device if self._prefetch else None
+        self._place: Callable[..., Any] | None = None
+        if self._prefetch and one_by_one:
+            self._place = on_device
         if sharding is not None and not gathered:
             self._place = functools.partial(_on_mesh, sharding, with_mask)
         if self.in_step:

@@ -455,7 +455,8 @@ class Loop:
             tracked=training and bool(self._saving or self._resumed),
             signals=self._signals,
             experiment=lambda: stepper.exp,
-            in_turn=ahead(self._prefetch) > 0 and self._is_told(dataset),
+            in_turn=ahead(self._prefetch, dataset) > 0 and self._is_told(dataset),
+            one_by_one=calls.asked == 1,
             padding=self._pad_training if training else self._with_mask,
         )
 

@@ -110,10 +110,11 @@ def train(
             "epoch" takes a whole pass as one call, of data that fit in the memory, such as
             `data.Arrays(...).on_device()`. With both, hooks always get a list, and evaluation
             takes one step a call.
-        prefetch: How many batches a thread reads and places on the device ahead of time; 0 reads
-            each when its turn comes. None means 2 on accelerators and 0 on a CPU, where a
-            compiled call takes numpy's arrays more cheaply. Nothing is read ahead of a dataset that
-            reads one of `callbacks`, such as one that keeps the experiment for it.
+        prefetch: How many batches a thread reads ahead of time, and places on the device where a
+            call takes one; 0 reads each when its turn comes. None means 0 on a CPU and for data in
+            memory (lists, tuples, `Arrays`), whose arrays a compiled call takes as quickly itself,
+            and 2 otherwise. Nothing is read ahead of a dataset that reads one of `callbacks`, such
+            as one that keeps the experiment for it.
         sharding: Where the experiment and its batches are: `solstice.sharding.DataParallel()`,
             `FullySharded()` or `Rules(...)`; None is one device. The experiment comes back as it is
             placed.
