@@ -362,6 +362,10 @@ def test_the_data_stay_as_they_are():
         (lambda: Arrays({"x": X}, batch_size=2).folds(2, stratify="y"), "each of 23 rows"),
         (lambda: Arrays(X, Y, batch_size=2).balanced(), "needs a seed"),
         (lambda: Arrays(X, batch_size=2, shuffle=0).weighted(-Y), "23 finite numbers"),
+        (
+            lambda: Arrays(X, batch_size=2, shuffle=0).weighted(ROWS < 2).split(0.1, seed=None),
+            "all 0. Split first",
+        ),
         (lambda: Arrays(X, batch_size=2).map(lambda a, b, c: a), "requires 3 arguments"),
     ],
 )

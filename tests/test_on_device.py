@@ -157,6 +157,17 @@ def test_other_data_on_the_device_are_refused_on_resuming(tmp_path):
         train(EXP, other, resume_from=tmp_path, callbacks=[saving])
 
 
+@pytest.mark.parametrize("steps_per_call", [1, 4, "epoch"])
+def test_reading_ahead_changes_nothing(steps_per_call):
+    options = {"prefetch": 2, "steps_per_call": steps_per_call}
+    for data in (DATA, DATA.map(noisy)):
+        wanted = train(EXP, data)
+        for ahead in (data, data.on_device()):
+            found = train(EXP, ahead, **options)
+            for one, other in zip(*map(jax.tree.leaves, (wanted, found)), strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_data_that_do_not_fit_are_refused(monkeypatch):
     full = types.SimpleNamespace(
         memory_stats=lambda: {"bytes_limit": 2**20, "bytes_in_use": 2**20 - 100}

@@ -388,6 +388,11 @@ class Arrays(Shown):
     def _chosen(self, places: np.ndarray) -> Self:
         rows = places if self._of is None else self._of[places]
         weights = None if self._weights is None else self._weights[places]
+        if weights is not None and not weights.any():
+            raise InvalidValueError(
+                f"Each part is expected to have a row that can be drawn; the weights of these "
+                f"{len(rows)} rows are all 0. Split first, and weight what is trained on."
+            )
         return self._changed(_of=rows, _weights=weights)
 
     def _changed(self, **changes: Any) -> Self:
@@ -404,12 +409,15 @@ class Arrays(Shown):
             )
 
     def _shown(self) -> list[tuple[str, Any]]:
+        if "_placed" not in vars(self):  # half made
+            return []
         tree = jax.tree.unflatten(self._structure, self._leaves)
         parts = tree if type(tree) is tuple else (tree,)
         of = [] if self._of is None else [("rows", self.rows)]
         maps = tuple(one.function for one in self._maps)
         others = [("shuffle", self.shuffle), ("last", self.last), ("map", maps or None)]
         others += [("weighted", None if self._weights is None else True)]
+        others += [("on_device", True if self.is_on_device else None)]
         return [
             *(("", part) for part in parts),
             *of,

@@ -68,6 +68,7 @@ EXEMPT: dict[str, str] = {
     "*.with_mask": _TRAINER,
     "*.learns_from_whole_batches": _TRAINER,
     "data.Arrays.batches": _TRAINER,
+    "data.Arrays.gathered": _TRAINER,
     "*.decide": _TRAINER,
     "*.average_outputs": _TRAINER,
     "*.innermost": _TRAINER,

@@ -194,6 +194,7 @@ row(
 )
 row("data.Arrays.__call__", on=arrays, epoch=count(3, least=0, most=2**31), finish=list)
 row("data.Arrays.in_order", on=arrays)
+row("data.Arrays.on_device", on=arrays)
 row(
     "data.Arrays.split",
     on=arrays,
