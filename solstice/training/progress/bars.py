@@ -121,6 +121,10 @@ class _Silent:
     def __exit__(self, *error: Any) -> None:
         return
 
+    def compiling(self) -> contextlib.AbstractContextManager[None]:
+        """Say, while the first step is taken, that it is compiled."""
+        return contextlib.nullcontext()
+
     def update(self, steps: int, outs: Any = None) -> None:
         return
 
@@ -159,6 +163,18 @@ class _Drawn:
 
     def __enter__(self) -> Self:
         return self
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Say, while the first step is taken, that it is compiled."""
+        title = self._bar.desc
+        with self._progress.losing_what_fails():
+            self._bar.set_description_str(f"{title}, compiling")
+        try:
+            yield
+        finally:
+            with self._progress.losing_what_fails():
+                self._bar.set_description_str(title, refresh=False)
 
     def update(self, steps: int, outs: Any = None) -> None:
         """Note that some steps were taken, and what they returned."""
@@ -251,6 +267,10 @@ class _Counted:
     def __enter__(self) -> Self:
         self._start = time.monotonic()
         return self
+
+    def compiling(self) -> contextlib.AbstractContextManager[None]:
+        """Say nothing: a line is written when the epoch ends."""
+        return contextlib.nullcontext()
 
     def update(self, steps: int, outs: Any = None) -> None:
         """Note that some steps were taken, and what they returned."""
