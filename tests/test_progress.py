@@ -111,6 +111,24 @@ def test_a_terminal_shows_each_pass_with_its_metrics(train):
     ]
 
 
+def test_the_bar_says_so_while_the_first_step_of_each_mode_compiles(adding):
+    class Compiled(type(adding)):
+        train_step = solstice.jit(type(adding).train_step)
+        eval_step = solstice.jit(type(adding).eval_step)
+
+    def shown(exp):
+        batches = [jnp.asarray(1.0)] * 2
+        with Terminal() as terminal:
+            solstice.train(exp, 2, batches, batches)
+        found = {line for lines in terminal.screens() for line in lines if "compiling]" in line}
+        return {line.split(" |")[0] for line in found}, terminal.shapes()
+
+    titles, last = shown(Compiled(adding.total, adding.evaluated))
+    assert titles == {"epoch 0/1", "epoch 0/1 val"}
+    assert not any("compiling" in line for line in last)
+    assert shown(adding)[0] == set()  # jax compiles no step of these as a whole
+
+
 def test_the_bar_has_the_time_passed_and_left_and_the_rate(train):
     with Terminal() as terminal:
         train(1, [1, 2], progress=True)

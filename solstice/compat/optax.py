@@ -206,9 +206,8 @@ class OptaxOptimizer(Optimizer):
             return None
         found = _named(self.state, "learning_rate")
         if (rate := self._rate.value) is not None:
-            if callable(rate):
-                # The state has counted the step that is over.
-                rate = rate(jnp.maximum(_count(self.state) - 1, 0))
+            if callable(rate) and (count := _count(self.state)) is not None:
+                rate = rate(jnp.maximum(count - 1, 0))  # it has counted the step that is over
             found = [jnp.asarray(rate, jnp.float32)]
         plateaus = _nodes(self.state, optax.contrib.ReduceLROnPlateauState)
         if len(found) != 1 or (plateaus and _nodes(self.state, optax.transforms.PartitionState)):
@@ -224,7 +223,7 @@ class OptaxOptimizer(Optimizer):
         def changing(node: Any) -> Any:
             if not isinstance(node, _INJECTED):
                 return node
-            own = node.hyperparams
+            own: dict[str, Any] = dict(node.hyperparams)
             if "learning_rate" in own and "learning_rate" not in node.hyperparams_states:
                 changed.append(node)
                 own = {**own, "learning_rate": new_rate(rate, own["learning_rate"])}

@@ -4,7 +4,7 @@ It knows optimizers by their protocol.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -14,6 +14,7 @@ from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.optimizer import Optimizer
 from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.metrics.checks import is_traced
 from solstice.tree.names import path_name
 from solstice.tree.pytree import PyTree
 
@@ -45,19 +46,20 @@ def set_learning_rate(exp: _T, rate: float | Array | Callable[[Array], Array]) -
     >>> round(float(exp.optimizer.learning_rate()), 6)
     0.0001
     """
-    if callable(rate):
-        arguments.function(rate, "rate", "rate")
-    elif not (isinstance(rate, jax.Array) or (eqx.is_array(rate) and rate.dtype.kind in "fiu")):
-        rate = arguments.number(rate, "rate", least=0)
-    elif not isinstance(rate, jax.core.Tracer) and not (rate >= 0).all():
-        raise InvalidValueError(f"rate is expected to be at least 0; it is {rate}.")
+    given: Any = rate
+    if callable(given):
+        arguments.function(given, "rate", "rate")
+    elif not eqx.is_array(given) or given.dtype.kind not in "fiuV":  # V: bfloat16 and narrower
+        given = arguments.number(given, "rate", least=0)
+    elif not is_traced(given) and not (given >= 0).all():
+        raise InvalidValueError(f"rate is expected to be at least 0; it is {given}.")
     if not _optimizers(exp):
         raise InvalidTypeError(
             f"exp is expected to have a compat.Optimizer, whose rate is set; it is "
             f"{describe(exp)}. Adapt its optimizer with compat.as_optimizer."
         )
     return jax.tree.map(
-        lambda node: node.with_learning_rate(rate) if isinstance(node, Optimizer) else node,
+        lambda node: node.with_learning_rate(given) if isinstance(node, Optimizer) else node,
         exp,
         is_leaf=lambda node: isinstance(node, Optimizer),
     )

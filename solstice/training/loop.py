@@ -11,6 +11,7 @@ Who owns what of a run's state:
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from types import FunctionType
 from typing import Any, Literal
 
@@ -108,7 +109,8 @@ class Loop:
         self._opened: tuple[int, Feed] | None = None
         # Whether that was looked at, and whether only the training's batches can show as much.
         self._looked = self._same_data = False
-        # The modes whose first batch is checked.
+        # The modes of which a step was taken, and those whose first batch is checked.
+        self._taken: set[str] = set()
         self._checked: set[str] = set()
         # How many steps the last whole pass had, for the bar of a dataset that does not say.
         self._lengths: dict[str, int] = {}
@@ -360,7 +362,12 @@ class Loop:
                 last = first + len(group) - 1
                 if starts:
                     fire("on_step_start", self._shown("on_step_start"), last, mode, batch)
-                out = take(mode, group)
+                if mode in self._taken:
+                    out = take(mode, group)
+                else:
+                    self._taken.add(mode)
+                    with bar.compiling() if self._stepper.compiles(mode) else nullcontext():
+                        out = take(mode, group)
                 if first == 0 and isinstance(out, Metrics):
                     out.check()
                 left_out.add(out)

@@ -131,6 +131,11 @@ class Stepper:
         elif isinstance(step, _COMPILED[1]):
             check_columns(batch, f"{mode}_ds", static=True)
 
+    def compiles(self, mode: str) -> bool:
+        """Say whether the mode's step is one that jax compiles as a whole."""
+        step = getattr(self._type, "train_step" if mode == "train" else "eval_step")
+        return isinstance(step, (Step, *_COMPILED))
+
     def trace_evaluation(self, batch: Any) -> None:
         """Trace an evaluation step that is compiled, which its first call then need not."""
         step = self._type.eval_step

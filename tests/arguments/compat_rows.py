@@ -180,7 +180,7 @@ row(
     wants=optional(texts(("value",))),
     learning_rate=optional(number(0.1).also("zero")),
 )
-row("compat.by_path", rules=only({"*": SGD}).called("rule", "optimizer").telling("'"))
+row("compat.by_path", rules=only({"*": SGD}).called("rule", "rules", "optimizer").telling("'"))
 row("compat.JaxOptimizer", optimizer=only(optimizers.sgd(0.1)))
 row("compat.KerasOptimizer", optimizer=only(keras.optimizers.SGD(0.1)))
 row("compat.as_optimizer", optimizer=only(SGD))

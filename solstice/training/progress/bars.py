@@ -8,7 +8,7 @@ shown is lost, which is logged once.
 import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from tqdm import tqdm
@@ -110,6 +110,10 @@ class Pass:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         return
 
+    def compiling(self) -> contextlib.AbstractContextManager[None]:
+        """Say, while the first step is taken, that it is compiled."""
+        return contextlib.nullcontext()
+
     def update(self, steps: int, outs: object = None) -> None:
         """Note that some steps were taken, and what they returned."""
 
@@ -140,6 +144,16 @@ class _Shown(Pass):
                 self._running, total, initial=done, desc=title, file=self._place, **width
             )
             self._open = opened.pop_all()
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        self._bar.state = "compiling"
+        with self._progress.losing:
+            self._bar.refresh()
+        try:
+            yield
+        finally:
+            self._bar.state = ""
 
     def update(self, steps: int, outs: object = None) -> None:
         self._running.add(outs)
