@@ -6,7 +6,7 @@ It knows models and optimizers by their protocols, never an adapter, and reads n
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ _ROLES = {"params": "trainable", "frozen": "frozen", "state": "state"}
 _PATH_WIDTH = 48
 
 
-def summary(experiment_or_model: PyTree, batch: Any = None) -> "Summary":
+def summary(experiment_or_model: PyTree, batch: PyTree = None) -> "Summary":
     """Return a table of all arrays: path, role, shape, dtype, size (in numbers) and bytes.
 
     Below a `compat.Model`, arrays are `trainable` (its `params`), `overwritten` by their gradient,
@@ -202,7 +202,7 @@ class Summary:
 
 
 def _rows(tree: PyTree) -> list[Row]:
-    rows: list[tuple[Any, Row]] = []
+    rows: list[tuple[jax.tree_util.KeyPath, Row]] = []
     parts = jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda node: isinstance(node, Model | Optimizer)
     )
@@ -239,7 +239,7 @@ def _row(path: str, role: str, leaf: Any) -> Row:
     return Row(path, role, str(tuple(leaf.shape)), leaf.dtype.name, size(leaf), nbytes(leaf))
 
 
-def _optimizer_row(path: str, optimizer: Any) -> list[Row]:
+def _optimizer_row(path: str, optimizer: Optimizer) -> list[Row]:
     leaves = [leaf for leaf in jax.tree.leaves(optimizer) if _is_sized(leaf)]
     if not leaves:
         return []
@@ -248,15 +248,15 @@ def _optimizer_row(path: str, optimizer: Any) -> list[Row]:
     return [Row(path, "optimizer", shape, dtypes, size(leaves), nbytes(leaves), len(leaves))]
 
 
-def _is_sized(leaf: Any) -> bool:
+def _is_sized(leaf: object) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
-def _cost(tree: PyTree, batch: Any) -> Cost:
+def _cost(tree: PyTree, batch: PyTree) -> Cost:
     arguments.check_leaves(batch, "batch")
     donated: tuple[int, ...] = ()
     if isinstance(tree, Experiment):
-        call: Callable[..., Any] = lambda exp, batch: exp.train_step(batch)  # noqa: E731
+        call: Callable[..., PyTree] = lambda exp, batch: exp.train_step(batch)  # noqa: E731
         # The trainer gives away the buffers of a step that it runs fused.
         donated = (0,) if isinstance(type(tree).train_step, Step) else ()
         name = "One training step"
@@ -287,7 +287,7 @@ def _cost(tree: PyTree, batch: Any) -> Cost:
     )
 
 
-def _arrays(rows: Any) -> str:
+def _arrays(rows: Sequence[Row]) -> str:
     return _plural(sum(row.arrays for row in rows))
 
 
@@ -295,7 +295,7 @@ def _plural(count: int) -> str:
     return f"{count} array{'s' * (count != 1)}"
 
 
-def _amounts(rows: Any) -> tuple[str, str]:
+def _amounts(rows: Sequence[Row]) -> tuple[str, str]:
     return f"{sum(row.size for row in rows):,}", _bytes(sum(row.nbytes for row in rows))
 
 

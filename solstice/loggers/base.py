@@ -232,7 +232,7 @@ class Sink(ShownAsMade, abc.ABC):
     def _stuck(self) -> bool:
         return self._gave_up_at == self._worker.done
 
-    def _do(self, job: Callable[[], Any]) -> None:
+    def _do(self, job: Callable[[], object]) -> None:
         """Have the thread do what a run cannot start without."""
         if self._stuck():
             raise SlowWriteError(
@@ -241,7 +241,7 @@ class Sink(ShownAsMade, abc.ABC):
             )
         self._worker.call(job)
 
-    def _ask(self, job: Callable[[], Any]) -> bool:
+    def _ask(self, job: Callable[[], object]) -> bool:
         """Have the thread do a job and wait for it, but hardly for one that is stuck.
 
         Returns:
@@ -268,7 +268,7 @@ class Sink(ShownAsMade, abc.ABC):
             )
 
 
-def _check_record(record: Any) -> None:
+def _check_record(record: object) -> None:
     if not {"mode", "step"} <= set(arguments.mapping(record, "record")):
         raise InvalidValueError(
             f"record is expected to hold `mode`, `step` and metrics; it is "

@@ -67,11 +67,11 @@ class Console(Sink):
         if columns != self._columns or self._rows % _HEADER_EVERY == 0:
             self._columns, self._rows = columns, 0
             lines.append(_row("mode", ("epoch", "step"), columns, columns))
-        found: list[Any] = columns
+        found: list[str | None] = [*columns]
         if self._chosen is not None:
             found = [reported_name(name, numbers) for name in columns]
             self._look_for(found, numbers, str(record["mode"]))
-        cells = [_short(numbers.get(name)) for name in found]
+        cells = [_short(None if name is None else numbers.get(name)) for name in found]
         about = (record.get("epoch", ""), record["step"])
         lines.append(_row(str(record["mode"]), about, cells, columns))
         self._rows += 1
@@ -80,7 +80,7 @@ class Console(Sink):
     def on_close(self) -> None:
         self._tell_unseen(())
 
-    def _look_for(self, found: list[Any], numbers: dict[str, Any], mode: str) -> None:
+    def _look_for(self, found: list[str | None], numbers: dict[str, float], mode: str) -> None:
         """Tell of chosen names that none of the modes has, once the modes come again."""
         there = {name for name, one in zip(self._columns, found, strict=True) if one in numbers}
         self._unseen = [name for name in self._unseen if name not in there]
@@ -115,7 +115,7 @@ def _fitting(columns: list[str]) -> list[str]:
     return fitting
 
 
-def _row(mode: str, about: Any, cells: Any, columns: Any) -> str:
+def _row(mode: str, about: Sequence[object], cells: Sequence[str], columns: Sequence[str]) -> str:
     epoch, step = about
     head = f"{mode:<5} {epoch:>6} {step:>8}"
     pairs = zip(cells, columns, strict=True)
@@ -126,7 +126,7 @@ def _width(name: str) -> int:
     return max(len(name), _WIDTH)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

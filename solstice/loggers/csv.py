@@ -160,7 +160,7 @@ def _replace(path: Path, rows: list[list[str]]) -> None:
     os.replace(beside, path)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, np.ndarray | list | tuple):
         return as_json(value)
     return "" if value is None else str(value)

@@ -19,7 +19,7 @@ _NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _SPELLED = re.compile('"(NaN|-?Infinity)"')
 
 
-def as_json(value: Any) -> str:
+def as_json(value: object) -> str:
     """Return numbers, texts, arrays, and lists and dicts of these as JSON, on one line.
 
     Raises:
@@ -49,7 +49,7 @@ def parsed(text: str | bytes) -> Any:
     return _read(value) if _SPELLED.search(text) else value
 
 
-def _spelled(value: Any) -> Any:
+def _spelled(value: object) -> object:
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, float) and not math.isfinite(value):
@@ -61,7 +61,7 @@ def _spelled(value: Any) -> Any:
     return [_spelled(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def _read(value: Any) -> Any:
+def _read(value: object) -> object:
     if isinstance(value, str):
         return _NUMBERS.get(value, value)
     if isinstance(value, list):
@@ -73,7 +73,7 @@ def _read(value: Any) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise InvalidTypeError(

@@ -23,7 +23,7 @@ LoggingFn = Callable[[dict[str, Any], int, str], object]
 class SinkLike(Protocol):
     """What a callback asks of a sink, which need not be a `Sink`."""
 
-    def write(self, record: Any) -> None: ...
+    def write(self, record: Mapping[str, Any]) -> None: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
     def get_state(self) -> Any: ...
@@ -48,10 +48,10 @@ class Outlets:
     train 99 {'loss': 0.5}
     """
 
-    def __init__(self, logging_fn: Any) -> None:
+    def __init__(self, logging_fn: object) -> None:
         logging_fn = log_line if logging_fn is None else logging_fn
         several = logging_fn if isinstance(logging_fn, list | tuple) else [logging_fn]
-        self.sinks: list[Any] = []
+        self.sinks: list[SinkLike] = []
         self._functions: list[LoggingFn] = []
         for one in several:
             if isinstance(one, SinkLike):
@@ -118,7 +118,7 @@ class Outlets:
             if name in state:
                 sink.set_state(state[name])
 
-    def _named(self) -> list[tuple[str, Any]]:
+    def _named(self) -> list[tuple[str, SinkLike]]:
         seen: Counter[str] = Counter()
         named = []
         for sink in self.sinks:
@@ -128,14 +128,14 @@ class Outlets:
         return named
 
 
-def sinks_of(owner: Any) -> list[Any]:
+def sinks_of(owner: object) -> list[SinkLike]:
     """Return the sinks among the attributes of an object, those in its outlets included.
 
     >>> from solstice import LoggingCallback, loggers
     >>> sinks_of(LoggingCallback(logging_fn=[print, loggers.Console()]))
     [Console()]
     """
-    found = []
+    found: list[SinkLike] = []
     for one in vars(owner).values():
         if isinstance(one, Outlets):
             found += one.sinks

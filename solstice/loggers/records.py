@@ -63,7 +63,7 @@ class Computed(Mapping[str, Any]):
     """What `compute()` returned, on the device: its scalars of one dtype are one array."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        groups: dict[Any, list[Any]] = {}
+        groups: dict[object, list[Any]] = {}
         others = []
         layout = []
         for name, value in values.items():

@@ -185,7 +185,7 @@ class _TensorBoardX:
         events: Any = importlib.import_module("tensorboardX.proto.event_pb2")
         self.Event, self.SessionLog = events.Event, events.SessionLog
 
-    def add(self, summary: Any, name: str, value: Any) -> None:
+    def add(self, summary: Any, name: str, value: object) -> None:
         """Add a value to a summary, if it can be shown."""
         if is_number(value):
             summary.value.add(tag=name, simple_value=value)
@@ -212,5 +212,5 @@ class _TensorBoardX:
         return length + sums[0] + data + sums[1]
 
 
-def _plain(value: Any) -> bool | float | str:
+def _plain(value: object) -> bool | float | str:
     return value if isinstance(value, bool | int | float | str) else str(value)

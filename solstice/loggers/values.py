@@ -136,7 +136,7 @@ def decoded(state: dict[str, Any]) -> dict[str, Any]:
     return {name: Image(value) if name in state["images"] else value for name, value in pairs}
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Say whether a value on the host is one number (or a truth)."""
     return isinstance(value, (int, float))
 
@@ -150,7 +150,7 @@ def whole(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def as_text(value: Any) -> str | None:
+def as_text(value: object) -> str | None:
     """Return a text, or several ones as one with empty lines between; None for anything else.
 
     >>> as_text(["the cat"]), as_text("a dog"), as_text(0.5), as_text([])
@@ -163,7 +163,7 @@ def as_text(value: Any) -> str | None:
     return None
 
 
-def finite(array: Any) -> np.ndarray:
+def finite(array: object) -> np.ndarray:
     """Return the finite values of an array, for a histogram: float64, flat; none of other kinds.
 
     >>> finite(np.array([[1, np.nan], [np.inf, 2]])), finite(np.array(["a"])).size
@@ -177,7 +177,7 @@ def finite(array: Any) -> np.ndarray:
     return flat[np.isfinite(flat)]
 
 
-def _data(value: Any) -> Any:
+def _data(value: object) -> object:
     if isinstance(value, Image):
         return value.array
     if isinstance(value, str):
@@ -185,8 +185,9 @@ def _data(value: Any) -> Any:
     return [*map(_data, value)] if isinstance(value, list) else value
 
 
-def _to_python(value: Any) -> Any:
+def _to_python(value: object) -> object:
     if isinstance(value, np.ndarray) and value.ndim and value.dtype.kind in "UTO":
         return value.tolist()
-    is_scalar = isinstance(value, np.ndarray | np.generic) and value.ndim == 0
-    return value.item() if is_scalar else value
+    if isinstance(value, np.ndarray | np.generic) and value.ndim == 0:
+        return value.item()
+    return value

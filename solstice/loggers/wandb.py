@@ -98,7 +98,7 @@ class WandB(Sink):
         self._options |= {"id": str(state["id"]), "resume": "allow"}
 
 
-def _check_options(options: dict[str, Any]) -> None:
+def _check_options(options: Mapping[str, object]) -> None:
     import wandb
 
     taken = inspect.signature(wandb.init).parameters
@@ -110,7 +110,7 @@ def _check_options(options: dict[str, Any]) -> None:
         )
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: object) -> Any:
     import wandb
 
     if isinstance(value, Image):

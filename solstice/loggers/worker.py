@@ -7,9 +7,11 @@ queue is full, it says so.
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from solstice.errors import SlowWriteError
+
+_T = TypeVar("_T")
 
 _ROOM = 2**16
 _ROOM_BYTES = 256 * 2**20
@@ -26,14 +28,14 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._jobs: deque[tuple[Callable[[], Any], int]] = deque()
+        self._jobs: deque[tuple[Callable[[], object], int]] = deque()
         self._bytes = 0
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
         self.done = 0
 
-    def put(self, job: Callable[[], Any], size: int = 0) -> bool:
+    def put(self, job: Callable[[], object], size: int = 0) -> bool:
         """Queue a job, which must not raise; without room, leave it out and return False.
 
         Args:
@@ -46,7 +48,7 @@ class Worker:
             self._append(job, size)
         return True
 
-    def call(self, job: Callable[[], Any], timeout: float | None = None) -> Any:
+    def call(self, job: Callable[[], _T], timeout: float | None = None) -> _T:
         """Do a job after all those queued before it, and return what it returns.
 
         Raises:
@@ -54,7 +56,7 @@ class Worker:
             Exception: What the job raised.
         """
         finished = threading.Event()
-        results: list[Any] = []
+        results: list[_T] = []
         errors: list[BaseException] = []
 
         def noting() -> None:
@@ -89,7 +91,7 @@ class Worker:
             thread.join(timeout)
         return thread is None or not thread.is_alive()
 
-    def _append(self, job: Callable[[], Any], size: int) -> None:
+    def _append(self, job: Callable[[], object], size: int) -> None:
         self._jobs.append((job, size))
         self._bytes += size
         self._stopping = False

@@ -15,6 +15,7 @@ from solstice.metrics.named import reported_name
 from solstice.plots.style import COLOURS, grid_shape, new_figure, plain_axes, shortened
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
@@ -27,7 +28,7 @@ _SHORT_FROM = 50_000
 _NOT_FINITE = "not finite"
 
 
-def learning_curves(history: Any, metrics: Sequence[str] | None = None) -> "Figure":
+def learning_curves(history: object, metrics: Sequence[str] | None = None) -> "Figure":
     """Return a figure with a panel for each metric, and in it a line for each mode.
 
     The horizontal axis counts completed training steps, so that the modes' lines lie over each
@@ -98,7 +99,7 @@ def learning_curves(history: Any, metrics: Sequence[str] | None = None) -> "Figu
     return figure
 
 
-def _draw(panel: Any, name: str, records: Sequence[Record], modes: Sequence[str]) -> None:
+def _draw(panel: "Axes", name: str, records: Sequence[Record], modes: Sequence[str]) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
     everything, last = [], 0.0
@@ -168,7 +169,7 @@ def _metrics(record: Record) -> list[str]:
     return [name for name in record if name not in _ABOUT and _is_number(record[name])]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 

@@ -1,7 +1,7 @@
 """The images that the network gets most wrong, in a grid."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,14 +11,15 @@ from solstice.errors import InvalidValueError
 from solstice.plots.style import ORANGE, class_names, grid_shape, new_figure, shortened
 
 if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 
 def worst_examples(
-    images: Any,
-    losses: Any,
-    targets: Any = None,
-    predictions: Any = None,
+    images: object,
+    losses: object,
+    targets: object = None,
+    predictions: object = None,
     *,
     labels: Sequence[str] | None = None,
     count: int = 16,
@@ -69,16 +70,17 @@ def worst_examples(
     order = np.argsort(-np.nan_to_num(losses, nan=np.inf), kind="stable")
     order = np.concatenate([order[np.isnan(losses[order])], order[~np.isnan(losses[order])]])
     worst = order[:count]
-    short = _short_names(worst, targets, predictions, names)
+    true, predicted = about.get("targets"), about.get("predictions")
+    short = _short_names(worst, true, predicted, names)
     shown, gray = _as_pixels(images[worst])
     rows, columns = grid_shape(len(worst))
-    lines = 1 + (targets is not None or predictions is not None)
+    lines = 1 + bool(classes)
     figure = new_figure(max(1.8 * columns, 3), (1.6 + 0.2 * lines) * rows + 0.4)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, index, image in zip(panels, worst, shown, strict=False):
         panel.imshow(image, cmap=gray, vmin=0, vmax=1, interpolation="nearest")
         title = f"#{index}   loss {losses[index]:.3g}"
-        said = _classes(index, targets, predictions, short)
+        said = _classes(index, true, predicted, short)
         panel.set_title(f"{title}\n{said}" if said else title, fontsize=8)
     for panel in panels:
         panel.set_axis_off()
@@ -86,7 +88,7 @@ def worst_examples(
     return figure
 
 
-def _as_pixels(images: np.ndarray) -> tuple[np.ndarray, Any]:
+def _as_pixels(images: np.ndarray) -> tuple[np.ndarray, "Colormap"]:
     """Return images of numbers from 0 to 1, and the colours of those without channels."""
     from matplotlib import colormaps
 
@@ -111,7 +113,10 @@ def _as_pixels(images: np.ndarray) -> tuple[np.ndarray, Any]:
 
 
 def _short_names(
-    worst: np.ndarray, targets: Any, predictions: Any, names: Sequence[str] | None
+    worst: np.ndarray,
+    targets: np.ndarray | None,
+    predictions: np.ndarray | None,
+    names: Sequence[str] | None,
 ) -> dict[int, str]:
     """Return the names of the classes that are shown."""
     given = [of for of in (targets, predictions) if of is not None]
@@ -120,8 +125,13 @@ def _short_names(
     return dict(zip(classes, shortened(whole, 17), strict=True))
 
 
-def _classes(index: int, targets: Any, predictions: Any, names: dict[int, str]) -> str:
-    def name(of: Any) -> str:
+def _classes(
+    index: int,
+    targets: np.ndarray | None,
+    predictions: np.ndarray | None,
+    names: dict[int, str],
+) -> str:
+    def name(of: np.ndarray) -> str:
         return names[int(of[index])]
 
     if targets is None:

@@ -1,7 +1,7 @@
 """The confusion matrix: which class is taken for which."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -11,7 +11,9 @@ from solstice.errors import InvalidValueError
 from solstice.plots.style import class_names, new_figure, shortened
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 _WRITTEN = 15
 _TICKS = 60
@@ -20,7 +22,7 @@ _NORMS = {"true": (1, "true class"), "pred": (0, "predicted class"), "all": (Non
 
 
 def confusion_matrix(
-    metrics: Any,
+    metrics: object,
     labels: Sequence[str] | None = None,
     normalize: Literal["true", "pred", "all"] | None = None,
 ) -> "Figure":
@@ -76,7 +78,7 @@ def confusion_matrix(
     return figure
 
 
-def _counts(metrics: Any) -> np.ndarray:
+def _counts(metrics: object) -> np.ndarray:
     found = getattr(metrics, "confusion_matrix", metrics)
     counts = arguments.array(found if found is not None else metrics, "metrics")
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not counts.size:
@@ -92,7 +94,7 @@ def _shares(counts: np.ndarray, axis: int | None) -> np.ma.MaskedArray:
     return np.ma.masked_array(counts / np.maximum(sums, 1e-300), mask=sums == 0)
 
 
-def _draw(axes: Any, values: np.ndarray, *, percent: bool) -> Any:
+def _draw(axes: "Axes", values: np.ndarray, *, percent: bool) -> "AxesImage":
     from matplotlib import colormaps
     from matplotlib.colors import PowerNorm
 
@@ -101,12 +103,14 @@ def _draw(axes: Any, values: np.ndarray, *, percent: bool) -> Any:
     return axes.imshow(values, cmap=colours, norm=PowerNorm(0.5, vmin=0, vmax=top))
 
 
-def _write(axes: Any, image: Any, values: np.ndarray, *, zeros: bool, percent: bool) -> None:
+def _write(
+    axes: "Axes", image: "AxesImage", values: np.ndarray, *, zeros: bool, percent: bool
+) -> None:
     for (row, column), value in np.ndenumerate(np.ma.filled(values, 0)):
         if value or zeros:
             text = f"{value:.0f}%" if percent else _short(value)
             text = "<1%" if percent and 0 < value < 0.5 else text
-            colour = "white" if image.norm(value) > 0.6 else "black"
+            colour = "white" if np.asarray(image.norm(value)) > 0.6 else "black"
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
 
 

@@ -1,6 +1,6 @@
 """Calibration: whether an event that is given 80% happens in 80% of the cases."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class _Cases(NamedTuple):
     counts: np.ndarray
 
 
-def calibration(probabilities: Any, targets: Any = None, *, bins: int = 15) -> "Figure":
+def calibration(probabilities: object, targets: object = None, *, bins: int = 15) -> "Figure":
     """Return a reliability diagram: how often what was predicted came true, by its probability.
 
     Each point is a bin of equal width; its bar is the 95% interval of Wilson, "Probable
@@ -139,7 +139,7 @@ def _from_examples(
     return _Cases(shown.astype(float), happened.astype(float), np.ones(shown.size)), names
 
 
-def _from_histogram(metrics: Any) -> _Cases:
+def _from_histogram(metrics: object) -> _Cases:
     counts = arguments.array(getattr(metrics, "histogram", metrics), "probabilities")
     if counts.ndim != 2 or counts.shape[0] != 2 or not counts.size or not (counts >= 0).all():
         raise InvalidValueError(

@@ -5,7 +5,7 @@ The colours are those of Okabe and Ito, "Color Universal Design" (2008), told ap
 
 import importlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from solstice.errors import InvalidValueError, MissingPackageError
 from solstice.tree.names import without_middle
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = (
@@ -51,14 +52,14 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def plain_axes(axes: Any) -> None:
+def plain_axes(axes: "Axes") -> None:
     """Leave of the axes what is read: a light grid, no box."""
     axes.grid(alpha=0.3, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def class_names(labels: Any, number: int) -> list[str]:
+def class_names(labels: object, number: int) -> list[str]:
     """Return the names of classes, at least `number` of them; for None, their numbers.
 
     >>> class_names(["cat", "dog"], 2), class_names(None, 2)

@@ -1,7 +1,7 @@
 """Arrays over the devices of several processes: made of what each has, and brought back to all."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -9,6 +9,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from solstice.tree.flat import copied
 from solstice.tree.kinds import is_typed_key
+from solstice.tree.pytree import PyTree
+
+_T = TypeVar("_T")
 
 
 def as_global(
@@ -61,19 +64,19 @@ def to_all(array: jax.Array) -> jax.Array:
     return jax.jit(lambda one: one, out_shardings=whole)(array)
 
 
-def local(array: Any) -> Any:
+def local(array: _T) -> _T | jax.Array:
     """Return an array that is whole on every device as one of this process alone."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return to_all(array).addressable_data(0)
     return array
 
 
-def local_tree(tree: Any) -> Any:
+def local_tree(tree: PyTree) -> PyTree:
     """Return a tree with each array that spans processes as one of this process alone."""
     return jax.tree.map(local, tree)
 
 
-def batch_size(batch: Any) -> int | None:
+def batch_size(batch: PyTree) -> int | None:
     """Return the length of the first axis of a batch's first array; None where there is none.
 
     >>> batch_size({"image": np.zeros((3, 2)), "weight": 1.0})

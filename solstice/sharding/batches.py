@@ -14,17 +14,18 @@ from solstice.arguments import describe
 from solstice.errors import InvalidValueError
 from solstice.sharding.arrays import batch_size, local
 from solstice.sharding.placements import Sharding
+from solstice.tree.pytree import PyTree
 
 # (batch, which of its examples are real) -> the batch with them as its mask, None for no masks
-WithMask = Callable[[Any, np.ndarray], Any]
+WithMask = Callable[[PyTree, np.ndarray], PyTree]
 
 
 def place_batch(
     sharding: Sharding,
-    batch: Any,
+    batch: PyTree,
     with_mask: WithMask,
     sizes: Sequence[int | None] = (),
-) -> Any:
+) -> PyTree:
     """Return a batch on the mesh, with its first axis split.
 
     Arrays whose first axis has another length than the first array's, scalars too, go to every
@@ -70,7 +71,7 @@ def place_batch(
     split = NamedSharding(sharding.mesh, sharding.batch_spec)
     whole = NamedSharding(sharding.mesh, PartitionSpec())
 
-    def place(leaf: Any) -> Any:
+    def place(leaf: object) -> object:
         if not isinstance(leaf, np.ndarray | np.generic | jax.Array | int | float):
             return leaf
         target = split if np.ndim(leaf) and np.shape(leaf)[0] == size else whole
@@ -83,10 +84,10 @@ def place_batch(
 
 def predict_placed(
     sharding: Sharding,
-    predict: Callable[[Any], Any],
-    inputs: Any,
+    predict: Callable[[PyTree], PyTree],
+    inputs: PyTree,
     sizes: Sequence[int | None] = (),
-) -> Any:
+) -> PyTree:
     """Return what `predict` returns for inputs on the mesh, on the host; padding is cut off.
 
     Of several processes, each gets what belongs to its own inputs.
@@ -100,7 +101,7 @@ def predict_placed(
     return jax.tree.map(lambda leaf: _own_rows(leaf, size), predict(placed))
 
 
-def _own_rows(array: Any, size: int | None) -> np.ndarray:
+def _own_rows(array: object, size: int | None) -> np.ndarray:
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         whole = np.asarray(local(array))
         each = len(whole) // jax.process_count()
@@ -109,7 +110,7 @@ def _own_rows(array: Any, size: int | None) -> np.ndarray:
     return np.asarray(array)[:size]
 
 
-def padded(batch: Any, size: int) -> tuple[Any, np.ndarray]:
+def padded(batch: PyTree, size: int) -> tuple[PyTree, np.ndarray]:
     """Return a batch with its examples repeated up to a size, and which of them are real.
 
     Repeated, not zeros: batch statistics count what is masked too.

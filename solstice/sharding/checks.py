@@ -3,7 +3,7 @@
 Both work between processes, all of which must call them.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def _numbers(leaf: jax.Array) -> jax.Array:
 
 
 def _check_devices(name: str, array: jax.Array, within: _Within) -> None:
-    first: dict[str, Any] = {}
+    first: dict[str, jax.Shard] = {}
     for shard in array.addressable_shards:
         other = first.setdefault(str(shard.index), shard)
         if other is not shard:
@@ -82,7 +82,7 @@ def _check_processes(name: str, array: jax.Array, within: _Within) -> None:
 
 
 def _compare(
-    name: str, one: np.ndarray, two: np.ndarray, holder: Any, other: Any, within: _Within
+    name: str, one: np.ndarray, two: np.ndarray, holder: object, other: object, within: _Within
 ) -> None:
     if one.tobytes() == two.tobytes():
         return
@@ -114,7 +114,7 @@ def gather(tree: PyTree) -> PyTree:
     {'name': 'a', 'w': array([1., 1.], dtype=float32)}
     """
 
-    def one(leaf: Any) -> Any:
+    def one(leaf: object) -> object:
         if not isinstance(leaf, jax.Array):
             return leaf
         if is_typed_key(leaf):

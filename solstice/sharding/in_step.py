@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Protocol
 
 from solstice.errors import InvalidValueError, ProcessError
 from solstice.sharding.arrays import batch_size
 from solstice.sharding.processes import exchange, forget, say, ticket
+from solstice.tree.pytree import PyTree
 
 _logger = logging.getLogger("solstice")
 
@@ -15,9 +16,15 @@ _NO_BATCH = object()
 _KEPT = 100
 
 
+class _Signals(Protocol):
+    received: int | None
+
+    def check(self) -> None: ...
+
+
 def in_step(
-    source: Iterator[Any], *, strict: bool = False, signals: Any = None
-) -> Iterator[tuple[Any, list[int | None]]]:
+    source: Iterator[PyTree], *, strict: bool = False, signals: _Signals | None = None
+) -> Iterator[tuple[PyTree, list[int | None]]]:
     """Yield batches, with the sizes that all processes have, for as long as each process has one.
 
     Args:
@@ -39,8 +46,8 @@ def in_step(
 
 
 def _in_step(
-    source: Iterator[Any], label: str, strict: bool, signals: Any
-) -> Iterator[tuple[Any, list[int | None]]]:
+    source: Iterator[PyTree], label: str, strict: bool, signals: _Signals | None
+) -> Iterator[tuple[PyTree, list[int | None]]]:
     i, over = 0, False
     try:
         while True:

@@ -7,7 +7,6 @@ device, which XLA partitions (GSPMD) and gives its communication.
 import abc
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -58,7 +57,7 @@ class Sharding(Shown, abc.ABC):
         """Into how many parts a batch's first axis is split."""
         return self._parts(self.batch_spec[0]) if len(self.batch_spec) else 1
 
-    def _parts(self, axes: Any) -> int:
+    def _parts(self, axes: str | tuple[str, ...] | None) -> int:
         names = (axes,) if isinstance(axes, str) else axes or ()
         return int(np.prod([self.mesh.shape[name] for name in names], dtype=int))
 
@@ -206,7 +205,7 @@ class Rules(Sharding):
                 )
 
 
-def _as_rules(rules: Any) -> tuple[tuple[str, PartitionSpec], ...]:
+def _as_rules(rules: object) -> tuple[tuple[str, PartitionSpec], ...]:
     what = "a list of pairs of a pattern and a PartitionSpec"
     found = arguments.several(rules, "rules", what)
     for rule in found:
@@ -247,7 +246,7 @@ def as_mesh(mesh: Mesh | None) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
-def check_sharding(sharding: Any) -> None:
+def check_sharding(sharding: object) -> None:
     """Raise for what is no placement.
 
     Raises:

@@ -158,8 +158,8 @@ def _is_ready(array: Any) -> bool:  # a method that jax does not declare
     return array.is_ready()
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) or (eqx.is_array(value) and value.ndim == 0)
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, jax.Array) and value.ndim == 0)
 
 
 def _texts(numbers: Mapping[str, jax.Array]) -> tuple[str, ...]:
