@@ -74,10 +74,20 @@ def assert_close(one, two, rtol=1e-5):
             np.testing.assert_allclose(leaf, two[name], rtol=rtol, atol=rtol, err_msg=name)
 
 
+# The members are stacked arrays, whatever library they came from, and the laws train a stack of
+# each; so of networks that are flags, streams, state and variables, one each.
+MARKS = {
+    "equinox": (),
+    "linen": pytest.mark.slow,
+    "nnx": pytest.mark.slow,
+    "keras": pytest.mark.slow,
+}
+
+
 @pytest.mark.parametrize(
     "library",
     [
-        pytest.param(name, marks=() if name in ("linen", "equinox") else pytest.mark.slow)
+        pytest.param(name, marks=MARKS.get(name, (pytest.mark.slow, pytest.mark.soak)))
         for name in NETWORKS
     ],
 )
@@ -85,13 +95,13 @@ def test_a_member_goes_the_way_it_goes_alone(library):
     make = cnn_of(library)
     start = solstice.Ensemble.init(make, KEYS[:2], rate=RATES[:2])
     traces = type(start).train_step.traces
-    ensemble = start.train(None, DS, num_steps=200, progress=False, recompile="error")
+    ensemble = start.train(None, DS, num_steps=60, progress=False, recompile="error")
     assert type(start).train_step.traces == traces + 1
     outs = ensemble.eval_step(DS[0])[1]
     for i in range(2):
         # A Keras network draws its initial values itself, once for all members.
         alone = start.member(i) if library == "keras" else make(KEYS[i], RATES[i])
-        alone = alone.train(None, DS, num_steps=200, progress=False)
+        alone = alone.train(None, DS, num_steps=60, progress=False)
         assert_close(ensemble.member(i), alone)
         assert_close(outs.member(i), alone.eval_step(DS[0])[1])
 

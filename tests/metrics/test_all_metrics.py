@@ -38,7 +38,9 @@ def made(name, examples, mask=None):
 @pytest.mark.parametrize("name", TABLE)
 def test_the_laws_hold(name):
     row = TABLE[name]
-    report = check_metrics(row.make, row.batch, exclude=row.exclude)
+    # Each split is of shapes of its own, which compile, in every one of the metric's operations.
+    examples = 5 if name in QUICK else 2
+    report = check_metrics(row.make, row.batch, exclude=row.exclude, examples=examples)
     assert not report.failures
 
 
