@@ -45,7 +45,7 @@ def main():
         f"(least-largest). Whole train calls, batches in a list of numpy arrays:\n\n"
         f"{printed('train.py', '--only', *TRAINERS, *common)}\n\n"
         f"Whole arrays, shuffled in each epoch:\n\n"
-        f"{printed('arrays.py', *common)}\n\n"
+        f"{printed('arrays.py', '--epochs', 2, *common)}\n\n"
         f"Many runs as one:\n\n"
         f"{printed('ensemble.py', '--seconds', 60, *(() if options.quick else common))}"
     )
