@@ -123,7 +123,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--epochs", type=int, default=4, help="of about 0.2 s each")
-    parser.add_argument("--only", nargs="*", default=["tiny", "mlp", "cnn"], help="problems")
+    parser.add_argument(
+        "--only", nargs="*", default=["tiny", "mlp", "cnn", "large"], help="problems"
+    )
     parser.add_argument("--quick", action="store_true", help="3 rounds of a fifth of the steps")
     parser.add_argument(
         "--write", action="store_true", help="into the pages of benchmarks and docs"

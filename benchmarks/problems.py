@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 CLASSES = 10
@@ -38,12 +39,15 @@ def make(title, shape, widths, channels=(), *, batch=128, steps):
 
 
 def all_problems(scale=1.0):
-    """Return the three sizes, with so many steps that a pass takes about 0.2 s on two cores."""
+    """Return the three sizes, with so many steps that a pass takes about 0.2 s on two cores.
+
+    On an accelerator there is a fourth, whose steps are long enough for one.
+    """
 
     def steps(n):
         return max(20, int(n * scale))
 
-    return {
+    sizes = {
         "tiny": make("MLP 64-128-10", (64,), (128, CLASSES), steps=steps(1500)),
         "mlp": make("MLP 784-200-200-10", (784,), (200, 200, CLASSES), steps=steps(200)),
         "cnn": make(
@@ -55,3 +59,12 @@ def all_problems(scale=1.0):
             steps=steps(20),
         ),
     }
+    if jax.default_backend() != "cpu":
+        sizes["large"] = make(
+            "MLP 784-4096-4096-10, batch 1024",
+            (784,),
+            (4096, 4096, CLASSES),
+            batch=1024,
+            steps=steps(100),
+        )
+    return sizes

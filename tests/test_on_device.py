@@ -296,6 +296,7 @@ def test_auto_settles_where_no_pass_has_as_many_steps():
 
 def test_auto_is_saved_told_and_reused(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("solstice.training.calls._GAIN", 100.0)  # each is quicker
+    monkeypatch.setattr(type(EXP).train_step, "found", {})
     saving = solstice.CheckpointingCallback(tmp_path)
     with caplog.at_level(logging.INFO, "solstice"):
         train(EXP, DATA, 20, callbacks=[saving], steps_per_call="auto")
@@ -307,6 +308,17 @@ def test_auto_is_saved_told_and_reused(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("solstice.training.calls._GAIN", 0.0)  # nothing would be
     train(EXP, DATA, 22, callbacks=[saving, seen], steps_per_call="auto", resume_from=tmp_path)
     assert [len(batches) for batches in seen.batches] == [16, 1] * 2
+
+
+def test_auto_is_found_once_a_process(caplog, monkeypatch):
+    monkeypatch.setattr("solstice.training.calls._GAIN", 100.0)
+    monkeypatch.setattr(type(EXP).train_step, "found", {})
+    seen = Seen()
+    with caplog.at_level(logging.INFO, "solstice"):
+        trained = train(EXP, DATA, 20, steps_per_call="auto")
+        train(trained, DATA, 1, callbacks=[seen], steps_per_call="auto")
+    assert [len(batches) for batches in seen.batches] == [16, 1]
+    assert "16 steps, as an earlier run found" in caplog.records[-1].getMessage()
 
 
 def test_auto_is_a_run_like_any():

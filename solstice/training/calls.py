@@ -53,6 +53,7 @@ class Calls:
 
     Args:
         asked: What the run was asked for.
+        known: What "auto" found in this process, by the steps of a pass; it adds what it finds.
         clock: Returns the time in seconds.
 
     Attributes:
@@ -65,10 +66,16 @@ class Calls:
     (True, False)
     """
 
-    def __init__(self, asked: StepsPerCall, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        asked: StepsPerCall,
+        known: dict[int | None, int] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.asked: StepsPerCall = asked
         self.size: int = asked if isinstance(asked, int) else _ALL if asked == "epoch" else 1
         self.found: int | None = None
+        self._known: dict[int | None, int] = {} if known is None else known
         self._clock = clock
         self._total: int | None = None
         # Whether a whole pass had no call of the candidate.
@@ -103,6 +110,13 @@ class Calls:
 
     def begin(self, total: int | None) -> None:
         """Note that a pass begins, of so many steps where that is known."""
+        if self._tries and not self._seconds and not self._windows:
+            self.go_on(self._known.get(total))
+            if self.found:
+                _logger.info(
+                    'With steps_per_call="auto", a call takes %d steps, as an earlier run found.',
+                    self.found,
+                )
         if self._tries and self.size > 1 and not self._compiled and self._passed:
             self._settle()  # the pass before had not as many steps
         self._passed = not self._compiled and self.size > 1
@@ -172,7 +186,7 @@ class Calls:
         return best
 
     def _settle(self) -> None:
-        self.size = self.found = self._best() or 1
+        self.size = self.found = self._known[self._total] = self._best() or 1
         tried = ", ".join(f"{k}: {1e6 * time:.0f}" for k, time in self._seconds.items())
         _logger.info(
             'With steps_per_call="auto", a call takes %d steps from now on (microseconds a step '

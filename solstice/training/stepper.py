@@ -29,6 +29,12 @@ _BURST = 12
 _COMPILED: Any = (type(jax.jit(abs)), type(eqx.filter_jit(abs)))
 
 
+def found_before(exp: Any) -> dict[int | None, int]:
+    """Return what "auto" found for experiments of this form, by the steps of a pass; to add to."""
+    step = type(exp).train_step
+    return step.found.setdefault(Flat.of(exp).structure, {}) if isinstance(step, Step) else {}
+
+
 class Stepper:
     """The experiment of a run, whole or taken apart; both while they are the same.
 
