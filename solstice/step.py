@@ -124,9 +124,10 @@ class Step:
             new = flat
         return new, joined(outs.whole())
 
-    def trace(self, flat: Flat, batch: Any) -> None:
-        """Trace a step, without taking it: what is wrong with it or its batch shows."""
-        self._pure.eval_shape(flat, [batch])
+    def trace(self, flat: Flat, batch: Any) -> Any:
+        """Trace a step without taking it: what is wrong with it shows. Return its outs' shapes."""
+        _, outs = self._pure.eval_shape(flat, [batch])
+        return outs.whole()
 
     def fused(self, flat: Flat, batches: list[Any]) -> tuple[Flat, Any]:
         """Take a step a batch, in one call, on a flat experiment whose buffers it takes."""

@@ -4,7 +4,7 @@ A callback sees experiments and outs; only its `revise` may change the experimen
 raises `EarlyStoppingException`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from solstice.metrics.directions import Direction
@@ -67,6 +67,13 @@ class Callback(ShownAsMade):
             experiment: Returns the experiment.
             steps_per_call: How many steps a call takes; if several, hooks get the list of its
                 batches.
+        """
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Called before training with the names of the validation's metrics, where they are known.
+
+        Raise here for a metric that is not among them: a misspelt name then costs no epoch. They
+        are known where `eval_step` is compiled and `compute()` can be traced.
         """
 
     def on_run_start(self, exp: Any) -> None:

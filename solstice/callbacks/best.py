@@ -4,7 +4,7 @@ It saves nothing.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -139,12 +139,7 @@ class Best:
             UsageError: The metric is not among them, is no number, or nobody knows which of its
                 values are better.
         """
-        metric = reported_name(str(self._metric), computed)
-        if metric is None:
-            raise UsageError(
-                f"CheckpointingCallback(best=) looks for {self._metric!r}; {source} gives "
-                f"{', '.join(computed)}.{meant_name(str(self._metric), computed)}"
-            )
+        metric = self._name(computed, source)
         value = to_host({metric: computed[metric]})[metric]
         if not is_number(value):
             raise UsageError(
@@ -160,6 +155,20 @@ class Best:
         if self._value is None or sign * value > sign * self._value:
             self._value = float(value)
             self._found = {"metric": metric, "mode": self._mode, "value": self._value}
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise a UsageError if a metric of the validation is not among these names."""
+        if self._metric is not None and self._dataset is None:
+            self._name(names, "the validation")
+
+    def _name(self, names: Iterable[str], source: str) -> str:
+        metric = reported_name(str(self._metric), names)
+        if metric is None:
+            raise UsageError(
+                f"CheckpointingCallback(best=) looks for {self._metric!r}; {source} gives "
+                f"{', '.join(names)}.{meant_name(str(self._metric), names)}"
+            )
+        return metric
 
     def _compare_themselves(self, metrics: Any) -> None:
         name = type(metrics).__name__

@@ -7,7 +7,7 @@ writes it. `solstice.saving` says what a checkpoint looks like.
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -119,6 +119,9 @@ class CheckpointingCallback(Callback):
         self._leaves: tuple[list[str], str] = ([], "")
         self._form: Any = None
         self._watch = every.start()
+
+    def check_names(self, names: Sequence[str]) -> None:
+        self._best.check_names(names)
 
     def begin(self, resumed_from: Checkpoints | None, callbacks: Iterable[Callback] = ()) -> None:
         """Start anew, or from a directory; the run calls it before any hook.

@@ -4,6 +4,7 @@ What is done then is a subclass's business.
 """
 
 import abc
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from solstice import arguments
@@ -112,14 +113,22 @@ class Plateau(Callback, abc.ABC):
         self._mode = self._given or state.get("mode")
         self._pass = Accumulator(state["pass"])
 
-    def _number(self, metrics: Any) -> tuple[str, float]:
-        computed = to_host(named_values(metrics))
-        name = reported_name(self._metric, computed)
+    def check_names(self, names: Sequence[str]) -> None:
+        if self._watch == "val":
+            self._name(names)
+
+    def _name(self, names: Iterable[str]) -> str:
+        name = reported_name(self._metric, names)
         if name is None:
             raise UsageError(
                 f"{self.purpose} watches {self._metric!r}, which is none of the computed metrics: "
-                f"{', '.join(computed)}.{meant_name(self._metric, computed)}"
+                f"{', '.join(names)}.{meant_name(self._metric, names)}"
             )
+        return name
+
+    def _number(self, metrics: Any) -> tuple[str, float]:
+        computed = to_host(named_values(metrics))
+        name = self._name(computed)
         if not is_number(computed[name]):
             raise UsageError(
                 f"{self.purpose} watches a number; {name!r} is {describe(computed[name])}. Name "

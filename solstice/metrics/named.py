@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+import equinox as eqx
+
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 
@@ -43,6 +45,27 @@ def named_values(metrics: Any) -> dict[str, Any]:
             f"jnp.stack of a list."
         )
     return {type(metrics).__name__.lower(): computed}
+
+
+def reported_names(outs: Any) -> list[str] | None:
+    """Return the names of what a step's metrics compute, without computing; None if unknown.
+
+    Args:
+        outs: What the step returned, or the shapes of it.
+
+    >>> import solstice
+    >>> metrics = solstice.RegressionMetrics([1.0], [2.0], loss=1.0)
+    >>> reported_names(metrics)[:2], reported_names("no metrics")
+    (['average_loss', 'mse'], None)
+    """
+    if not callable(getattr(type(outs), "compute", None)):
+        return None
+    names: list[str] = []
+    try:
+        eqx.filter_eval_shape(lambda metrics: names.extend(named_values(metrics)), outs)
+    except Exception:  # noqa: BLE001 - some compute from values only; what is wrong shows in its turn
+        return None
+    return names
 
 
 def reported_name(name: str, names: Iterable[str]) -> str | None:

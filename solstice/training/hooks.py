@@ -57,7 +57,7 @@ class Hooks:
         self._called = {
             name: [c for c in self.callbacks if overrides(c, Callback, name)]
             for name in vars(Callback)
-            if name.startswith("on_") or name in ("attach", "after_epoch", "revise")
+            if name.startswith("on_") or name in ("attach", "check_names", "after_epoch", "revise")
         }
         self._looking = {
             name: any(c.needs_experiment for c in called) for name, called in self._called.items()

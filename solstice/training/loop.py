@@ -28,6 +28,7 @@ from solstice.errors import EarlyStoppingException
 from solstice.experiment import Experiment
 from solstice.metrics.base import Metrics
 from solstice.metrics.left_out import LeftOut, told_elsewhere
+from solstice.metrics.named import reported_names
 from solstice.saving.checkpoints import Checkpoints
 from solstice.sharding.placements import Sharding
 from solstice.sharding.processes import check_same, is_first_process
@@ -524,7 +525,9 @@ class Loop:
 
     def _trace_evaluation(self, batch: Any) -> None:
         try:
-            self._stepper.trace_evaluation(batch)
+            outs = self._stepper.trace_evaluation(batch)
+            if self._hooks.any("check_names") and (names := reported_names(outs)):
+                self._fire("check_names", names)
         except Exception as error:
             error.add_note(
                 "This came of the first batch of val_ds, before the first step of training."

@@ -142,14 +142,19 @@ class Stepper:
         step = getattr(self._type, "train_step" if mode == "train" else "eval_step")
         return isinstance(step, (Step, *_COMPILED))
 
-    def trace_evaluation(self, batch: Any) -> None:
-        """Trace an evaluation step that is compiled, which its first call then need not."""
+    def trace_evaluation(self, batch: Any) -> Any:
+        """Trace an evaluation step that is compiled, which its first call then need not.
+
+        Return the shapes of its outs; None if it is not compiled.
+        """
         step = self._type.eval_step
         if isinstance(step, Step):
-            step.trace(self.flat, batch)
+            return step.trace(self.flat, batch)
         elif isinstance(step, _COMPILED):
             batch = opened(batch, self.exp.with_mask)
-            check_result(self.exp, "eval_step", eqx.filter_eval_shape(step, self.exp, batch))
+            shapes = eqx.filter_eval_shape(step, self.exp, batch)
+            return check_result(self.exp, "eval_step", shapes)[1]
+        return None
 
     def _wait(self, outs: Any) -> None:
         """Wait for the calls before this burst, whose last returned what is awaited."""

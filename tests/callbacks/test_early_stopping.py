@@ -479,3 +479,22 @@ def test_a_name_that_is_none_tells_which_is_meant(name, meant, adding, train, tm
     for callback in (stop, best):
         with pytest.raises(solstice.errors.UsageError, match=f"Did you mean {meant}"):
             train(1, [1.0], [1.0], callbacks=[callback])
+
+
+@pytest.mark.parametrize("compiled", [solstice.jit, eqx.filter_jit])
+def test_a_misspelt_name_costs_no_step_where_evaluation_is_compiled(adding, compiled, tmp_path):
+    class Compiled(type(adding)):
+        eval_step = compiled(type(adding).eval_step)
+
+    taken = []
+    step = solstice.callbacks.ScheduledCallback(
+        lambda exp, step: taken.append(step), solstice.triggers.Every(steps=1)
+    )
+    exp, batches = Compiled(adding.total, adding.evaluated), [jnp.asarray(1.0)]
+    for callback in (
+        solstice.EarlyStoppingCallback.no_improvement("val_mean", mode="min"),
+        solstice.CheckpointingCallback(tmp_path, best=("val_mean", "min")),
+    ):
+        with pytest.raises(solstice.UsageError, match="Did you mean 'mean'") as raised:
+            solstice.train(exp, 1, batches, batches[:], [callback, step], progress=False)
+        assert "before the first step" in raised.value.__notes__[-1] and not taken
