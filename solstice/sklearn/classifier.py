@@ -1,0 +1,173 @@
+"""A classifier of scikit-learn: any labels, any network."""
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import log_softmax, softmax
+from sklearn.base import ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+
+from solstice.arguments import count
+from solstice.errors import InvalidValueError
+from solstice.experiments.classification import ClassificationExperiment
+from solstice.experiments.supervised import SupervisedExperiment
+from solstice.sklearn.estimator import Estimator
+
+
+class Classifier(ClassifierMixin, Estimator):
+    """Tells classes apart with a network of any library, as a classifier of scikit-learn.
+
+    It trains a `ClassificationExperiment` on `data.Arrays`. `X` is of shape `(examples, ...)`;
+    floats become jax's (float32), integers stay integers. Labels are whatever scikit-learn takes,
+    texts too. With the same `random_state`, a fit gives the same numbers.
+
+    Args:
+        net: A network with a logit for each class, two for two classes: anything that
+            `compat.as_model` takes, or a function that makes it, called with the first it requires
+            of `(outputs, example, key)`: how many classes there are, one example (zeros, of shape
+            `(1, ...)`) and a key that depends on `random_state`. A network that comes with its
+            weights starts each fit with them.
+        optimizer: Anything that `compat.as_optimizer` takes, or a function without arguments that
+            makes it. Optax's own cannot be pickled, and `functools.partial(optax.adam, 1e-3)` can.
+        epochs: How many passes over the data `fit` takes.
+        batch_size: How many examples a batch has.
+        random_state: What weights, dropout and the order of the examples depend on: a seed, a
+            `numpy.random.RandomState`, or None for numpy's global one.
+        validation_fraction: The share of the examples that is kept for the validation which
+            callbacks watch, classes in proportion; None for none.
+        callbacks: As in `solstice.train`, or a function without arguments that makes them.
+        experiment_options: Further options of `ClassificationExperiment`, such as
+            `{"label_smoothing": 0.1}`.
+        progress: As in `solstice.train`.
+
+    Attributes:
+        classes_: The labels, sorted; the network's outputs are in this order.
+        experiment_: The trained `ClassificationExperiment`.
+        n_features_in_: The size of the second axis of `X`.
+        feature_names_in_: The names of its columns, where it had some.
+
+    >>> import functools, flax.linen as nn, optax
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.model_selection import cross_val_score
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from solstice.sklearn import Classifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> net = Classifier(nn.Dense, functools.partial(optax.adam, 0.1), random_state=0)
+    """
+
+    classes_: np.ndarray
+
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:  # noqa: N803
+        """Train a new network.
+
+        Args:
+            X: The inputs, `(examples, ...)`.
+            y: The labels, `(examples,)`, of two classes or more.
+            sample_weight: `(examples,)`: what the loss of each is multiplied by.
+
+        Raises:
+            ValueError: Inputs, labels or weights are not what they must be, the network's outputs
+                are not as many as there are classes, or an argument of the estimator is wrong.
+            TypeError: The network or the optimizer is of no known kind.
+        """
+        x, y, weight = self._checked(X, y, sample_weight, reset=True)
+        classes = np.unique(y)
+        counted = classes if weight is None else np.unique(y[weight > 0])
+        if len(counted) < 2:
+            raise InvalidValueError(
+                f"y is expected to have two classes or more (of a sample_weight above 0); it has "
+                f"{len(counted)} class: {counted.tolist()}."
+            )
+        epochs = count(self.epochs, "epochs", least=0)
+        recipe = self._new_recipe(x, len(classes))
+        data = {"x": x, "y": np.searchsorted(classes, y).astype(np.int32), "weight": weight}
+        exp = self._trained(self._new_experiment(recipe), epochs, recipe.seed, data, "y")
+        self.classes_, self._recipe, self._passes, self.experiment_ = classes, recipe, 0, exp
+        return self
+
+    def partial_fit(
+        self,
+        X: Any,  # noqa: N803
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
+        """Go on training for one pass over these data.
+
+        Args:
+            X: As in `fit`.
+            y: As in `fit`.
+            classes: All labels that there will be; needed in the first call.
+            sample_weight: As in `fit`.
+
+        Raises:
+            ValueError: As in `fit`; or `classes` are missing, or others than before, or `y` has a
+                label that is none of them.
+        """
+        first = not self.__sklearn_is_fitted__()
+        if first and classes is None:
+            raise InvalidValueError(
+                "classes are expected in the first call of partial_fit, since later data may have "
+                "others than these: partial_fit(X, y, classes=[...])."
+            )
+        known = np.unique(np.asarray(classes)) if first else self.classes_
+        if classes is not None and not np.array_equal(np.unique(np.asarray(classes)), known):
+            raise InvalidValueError(
+                f"classes are expected to be those of before, {known.tolist()}; they are "
+                f"{np.unique(np.asarray(classes)).tolist()}."
+            )
+        if len(known) < 2:
+            raise InvalidValueError(
+                f"classes are expected to be two or more; they are {known.tolist()}."
+            )
+        x, y, weight = self._checked(X, y, sample_weight, reset=first)
+        if unknown := sorted(set(y.tolist()) - set(known.tolist())):
+            raise InvalidValueError(
+                f"y is expected to have labels of the classes {known.tolist()}; it has {unknown}. "
+                f"Name all that there will be in the first call, or fit anew."
+            )
+        if first:
+            recipe = self._new_recipe(x, len(known))
+            exp = self._new_experiment(recipe)
+            self.classes_, self._recipe, self._passes, self.experiment_ = known, recipe, 0, exp
+        data = {"x": x, "y": np.searchsorted(known, y).astype(np.int32), "weight": weight}
+        self.experiment_ = self._trained(self.experiment_, 1, self._seed_of_pass(), data, "y")
+        self._passes += 1
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Return the most probable label of each example, `(examples,)`."""
+        chosen = self._logits(X).argmax(-1)
+        return self.classes_[chosen]
+
+    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Return the probabilities of `classes_`, `(examples, classes)`: the logits' softmax."""
+        return softmax(self._logits(X), axis=-1)
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Return the logarithms of the probabilities."""
+        return log_softmax(self._logits(X), axis=-1)
+
+    def _logits(self, X: Any) -> np.ndarray:  # noqa: N803
+        return self._outputs(X).astype(np.float64)
+
+    def _checked(
+        self, X: Any, y: Any, sample_weight: Any, *, reset: bool  # noqa: N803
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        x, y = self._inputs(X, y, reset=reset)
+        check_classification_targets(y)
+        return x, y, self._weights(sample_weight, x)
+
+    def _experiment(self, network: Any, optimizer: Any, **options: Any) -> SupervisedExperiment:
+        return ClassificationExperiment(network, optimizer, **options)
+
+    def _check_outputs(self, outputs: Any, count: int) -> None:
+        if outputs.shape != (1, count):
+            raise InvalidValueError(
+                f"The network is expected to return a logit for each of the {count} classes of y, "
+                f"of shape (examples, {count}); it returns {outputs.shape} for one example. Change "
+                f"its last layer, or give a function that makes it: Classifier(lambda outputs: "
+                f"Network(outputs), ...)."
+            )

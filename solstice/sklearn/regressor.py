@@ -1,0 +1,119 @@
+"""A regressor of scikit-learn: one number an example or several, any network."""
+
+from typing import Any, Self
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import RegressorMixin
+
+from solstice.arguments import count
+from solstice.errors import InvalidValueError
+from solstice.experiments.regression import RegressionExperiment
+from solstice.experiments.supervised import SupervisedExperiment
+from solstice.sklearn.estimator import Estimator
+
+
+class Regressor(RegressorMixin, Estimator):
+    """Predicts numbers with a network of any library, as a regressor of scikit-learn.
+    """
+
+    _axes: int
+
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:  # noqa: N803
+        """Train a new network.
+
+        Args:
+            X: The inputs, `(examples, ...)`.
+            y: The targets, `(examples,)` or `(examples, outputs)`.
+            sample_weight: `(examples,)`: what the loss of each is multiplied by.
+
+        Raises:
+            ValueError: Inputs, targets or weights are not what they must be, the network's outputs
+                are not as many as there are targets, or an argument of the estimator is wrong.
+            TypeError: The network or the optimizer is of no known kind.
+        """
+        x, y, weight = self._checked(X, y, sample_weight, reset=True)
+        epochs = count(self.epochs, "epochs", least=0)
+        recipe = self._new_recipe(x, _width(y))
+        exp = self._new_experiment(recipe)
+        data = {"x": x, "y": _like_outputs(y, exp, recipe.example), "weight": weight}
+        exp = self._trained(exp, epochs, recipe.seed, data)
+        self._axes, self._recipe, self._passes, self.experiment_ = y.ndim, recipe, 0, exp
+        return self
+
+    def partial_fit(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None  # noqa: N803
+    ) -> Self:
+        """Go on training for one pass over these data.
+
+        Args:
+            X: As in `fit`.
+            y: As in `fit`; of as many axes and outputs in each call.
+            sample_weight: As in `fit`.
+
+        Raises:
+            ValueError: As in `fit`.
+        """
+        first = not self.__sklearn_is_fitted__()
+        x, y, weight = self._checked(X, y, sample_weight, reset=first)
+        if first:
+            recipe = self._new_recipe(x, _width(y))
+            exp = self._new_experiment(recipe)
+            self._axes, self._recipe, self._passes, self.experiment_ = y.ndim, recipe, 0, exp
+        recipe = self._recipe
+        if (y.ndim, _width(y)) != (self._axes, recipe.outputs):
+            raise InvalidValueError(
+                f"y is expected to have {self._axes} axes and {recipe.outputs} numbers an example, "
+                f"as in the first call; it is of shape {y.shape}."
+            )
+        data = {"x": x, "y": _like_outputs(y, self.experiment_, recipe.example), "weight": weight}
+        self.experiment_ = self._trained(self.experiment_, 1, self._seed_of_pass(), data)
+        self._passes += 1
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Return the predicted numbers, of the shape of `y`."""
+        outputs = self._outputs(X).astype(np.float64)
+        return outputs.reshape(len(outputs), -1) if self._axes == 2 else outputs.reshape(-1)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def _checked(
+        self, X: Any, y: Any, sample_weight: Any, *, reset: bool  # noqa: N803
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        x, y = self._inputs(X, y, reset=reset, multi_output=True, y_numeric=True)
+        floats = jax.dtypes.canonicalize_dtype(np.float64)
+        with np.errstate(over="ignore"):
+            y = np.asarray(y).astype(floats, copy=False)
+        if not np.isfinite(y).all():
+            raise InvalidValueError(
+                f"y is expected to hold numbers that {floats} can hold; {(~np.isfinite(y)).sum()} "
+                f"of {y.size} are too large. Scale the targets."
+            )
+        return x, y, self._weights(sample_weight, x)
+
+    def _experiment(self, network: Any, optimizer: Any, **options: Any) -> SupervisedExperiment:
+        return RegressionExperiment(network, optimizer, **options)
+
+    def _check_outputs(self, outputs: Any, count: int) -> None:
+        if outputs.shape not in [(1, count), *([(1,)] if count == 1 else [])]:
+            raise InvalidValueError(
+                f"The network is expected to return {count} number{'s' * (count != 1)} for an "
+                f"example of y, of shape (examples, {count}); it returns {outputs.shape} for one "
+                f"example. Change its last layer, or give a function that makes it: "
+                f"Regressor(lambda outputs: Network(outputs), ...)."
+            )
+
+
+def _width(y: np.ndarray) -> int:
+    return 1 if y.ndim == 1 else y.shape[1]
+
+
+def _like_outputs(y: np.ndarray, exp: SupervisedExperiment, example: np.ndarray) -> np.ndarray:
+    """Return targets with as many axes as the network's outputs."""
+    axes = jax.eval_shape(exp, example).ndim
+    return y.reshape(len(y), *[-1] * (axes - 1))
