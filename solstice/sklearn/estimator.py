@@ -5,7 +5,7 @@ The training is `solstice.train`'s, of a ready-made experiment on `data.Arrays`.
 
 import abc
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,8 +29,6 @@ BATCH_KEYS = ("x", "y", "mask", "weight")
 # What of an experiment's arguments an estimator knows itself.
 _OURS = ("model", "optimizer", "key", "example_input", "batch_keys", "num_classes")
 _INTS = tuple(np.dtype(f"{kind}{bits}") for kind in ("int", "uint") for bits in (8, 16, 32, 64))
-
-_S = TypeVar("_S", bound="Estimator")
 
 
 class Recipe(NamedTuple):
@@ -103,7 +101,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
 
     # From arrays to an experiment.
 
-    def _inputs(self, X: Any, y: Any = "no_validation", *, reset: bool, **checks: Any) -> Any:  # noqa: N803
+    def _inputs(self, X: Any, y: Any = "no_validation", *, reset: bool, **checks: Any) -> Any:
         """Return inputs in types that jax computes with, and targets that were checked."""
         floats = jax.dtypes.canonicalize_dtype(np.float64)
         options = {"dtype": (floats, *_INTS), "allow_nd": True, "reset": reset, **checks}
@@ -191,7 +189,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
 
     # From a trained experiment to its outputs.
 
-    def _outputs(self, X: Any) -> np.ndarray:  # noqa: N803
+    def _outputs(self, X: Any) -> np.ndarray:
         """Return the network's outputs, in batches of one size: one program to compile."""
         check_is_fitted(self)
         x = self._inputs(X, reset=False)
@@ -226,3 +224,12 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
         pairs = zip(values, new.arrays, strict=True)
         new.arrays = [from_host(value, like, key_impl(like)) for value, like in pairs]
         self.experiment_ = new.whole()
+
+
+def relative(weight: np.ndarray | None) -> np.ndarray | None:
+    """Return weights divided by their mean, as a mean weighted by them is.
+
+    >>> relative(np.array([1.0, 3.0]))
+    array([0.5, 1.5])
+    """
+    return None if weight is None else weight / weight.mean()

@@ -11,22 +11,51 @@ from solstice.arguments import count
 from solstice.errors import InvalidValueError
 from solstice.experiments.regression import RegressionExperiment
 from solstice.experiments.supervised import SupervisedExperiment
-from solstice.sklearn.estimator import Estimator
+from solstice.sklearn.estimator import Estimator, relative
 
 
 class Regressor(RegressorMixin, Estimator):
     """Predicts numbers with a network of any library, as a regressor of scikit-learn.
+
+    It trains a `RegressionExperiment` on `data.Arrays`, with one number an example or several.
+    Scale targets that are far from 1, with scikit-learn's `TransformedTargetRegressor`, say.
+
+    Args:
+        net: A network that returns as many numbers as an example of `y` has; otherwise as in
+            `Classifier`, where the function's `outputs` are that many.
+        optimizer: As in `Classifier`, as are all others.
+        epochs: See `optimizer`.
+        batch_size: See `optimizer`.
+        random_state: See `optimizer`.
+        validation_fraction: See `optimizer`.
+        callbacks: See `optimizer`.
+        experiment_options: Further options of `RegressionExperiment`, such as `{"loss": loss}`.
+        progress: See `optimizer`.
+
+    Attributes:
+        experiment_: The trained `RegressionExperiment`.
+        n_features_in_: The size of the second axis of `X`.
+        feature_names_in_: The names of its columns, where it had some.
+
+    >>> import functools, numpy as np, optax
+    >>> from jax.example_libraries import stax
+    >>> from solstice.sklearn import Regressor
+    >>> X = np.linspace(-1, 1, 64)[:, None]
+    >>> line = Regressor(stax.Dense(1), functools.partial(optax.adam, 0.1), epochs=50)
+    >>> line = line.set_params(random_state=0).fit(X, 3 * X[:, 0] + 1)
+    >>> line.predict([[0.0], [0.5]]).round(2)
+    array([1. , 2.5])
     """
 
     _axes: int
 
-    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:  # noqa: N803
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train a new network.
 
         Args:
             X: The inputs, `(examples, ...)`.
             y: The targets, `(examples,)` or `(examples, outputs)`.
-            sample_weight: `(examples,)`: what the loss of each is multiplied by.
+            sample_weight: As in `Classifier.fit`.
 
         Raises:
             ValueError: Inputs, targets or weights are not what they must be, the network's outputs
@@ -37,20 +66,19 @@ class Regressor(RegressorMixin, Estimator):
         epochs = count(self.epochs, "epochs", least=0)
         recipe = self._new_recipe(x, _width(y))
         exp = self._new_experiment(recipe)
-        data = {"x": x, "y": _like_outputs(y, exp, recipe.example), "weight": weight}
+        targets = _like_outputs(y, exp, recipe.example)
+        data = {"x": x, "y": targets, "weight": relative(weight)}
         exp = self._trained(exp, epochs, recipe.seed, data)
         self._axes, self._recipe, self._passes, self.experiment_ = y.ndim, recipe, 0, exp
         return self
 
-    def partial_fit(
-        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None  # noqa: N803
-    ) -> Self:
+    def partial_fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Go on training for one pass over these data.
 
         Args:
             X: As in `fit`.
             y: As in `fit`; of as many axes and outputs in each call.
-            sample_weight: As in `fit`.
+            sample_weight: As in `Classifier.partial_fit`.
 
         Raises:
             ValueError: As in `fit`.
@@ -72,7 +100,7 @@ class Regressor(RegressorMixin, Estimator):
         self._passes += 1
         return self
 
-    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+    def predict(self, X: Any) -> np.ndarray:
         """Return the predicted numbers, of the shape of `y`."""
         outputs = self._outputs(X).astype(np.float64)
         return outputs.reshape(len(outputs), -1) if self._axes == 2 else outputs.reshape(-1)
@@ -83,7 +111,7 @@ class Regressor(RegressorMixin, Estimator):
         return tags
 
     def _checked(
-        self, X: Any, y: Any, sample_weight: Any, *, reset: bool  # noqa: N803
+        self, X: Any, y: Any, sample_weight: Any, *, reset: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         x, y = self._inputs(X, y, reset=reset, multi_output=True, y_numeric=True)
         floats = jax.dtypes.canonicalize_dtype(np.float64)
