@@ -8,7 +8,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 
-from solstice.arguments import count
+from solstice.arguments import count, describe
 from solstice.errors import InvalidValueError
 from solstice.experiments.classification import ClassificationExperiment
 from solstice.experiments.supervised import SupervisedExperiment
@@ -92,12 +92,8 @@ class Classifier(ClassifierMixin, Estimator):
             )
         epochs = count(self.epochs, "epochs", least=0)
         recipe = self._new_recipe(x, len(classes))
-        data = {
-            "x": x,
-            "y": np.searchsorted(classes, y).astype(np.int32),
-            "weight": relative(weight),
-        }
-        exp = self._trained(self._new_experiment(recipe), epochs, recipe.seed, data, "y")
+        data = (x, _codes(y, classes), relative(weight))
+        exp = self._trained(self._new_experiment(recipe), recipe, data, epochs=epochs)
         self.classes_, self._recipe, self._passes, self.experiment_ = classes, recipe, 0, exp
         return self
 
@@ -126,15 +122,12 @@ class Classifier(ClassifierMixin, Estimator):
                 "classes are expected in the first call of partial_fit, since later data may have "
                 "others than these: partial_fit(X, y, classes=[...])."
             )
-        known = np.unique(np.asarray(classes)) if first else self.classes_
-        if classes is not None and not np.array_equal(np.unique(np.asarray(classes)), known):
+        named = None if classes is None else _labels(classes)
+        known = self.classes_ if named is None or not first else named
+        if named is not None and not np.array_equal(named, known):
             raise InvalidValueError(
                 f"classes are expected to be those of before, {known.tolist()}; they are "
-                f"{np.unique(np.asarray(classes)).tolist()}."
-            )
-        if len(known) < 2:
-            raise InvalidValueError(
-                f"classes are expected to be two or more; they are {known.tolist()}."
+                f"{named.tolist()}."
             )
         x, y, weight = self._checked(X, y, sample_weight, reset=first)
         if unknown := sorted(set(y.tolist()) - set(known.tolist())):
@@ -142,13 +135,9 @@ class Classifier(ClassifierMixin, Estimator):
                 f"y is expected to have labels of the classes {known.tolist()}; it has {unknown}. "
                 f"Name all that there will be in the first call, or fit anew."
             )
-        if first:
-            recipe = self._new_recipe(x, len(known))
-            exp = self._new_experiment(recipe)
-            self.classes_, self._recipe, self._passes, self.experiment_ = known, recipe, 0, exp
-        data = {"x": x, "y": np.searchsorted(known, y).astype(np.int32), "weight": weight}
-        self.experiment_ = self._trained(self.experiment_, 1, self._seed_of_pass(), data, "y")
-        self._passes += 1
+        recipe = self._new_recipe(x, len(known)) if first else self._recipe
+        self._one_more_pass(recipe, (x, _codes(y, known), weight))
+        self.classes_ = known
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -185,3 +174,26 @@ class Classifier(ClassifierMixin, Estimator):
                 f"its last layer, or give a function that makes it: Classifier(lambda outputs: "
                 f"Network(outputs), ...)."
             )
+
+    def _targets(self, y: np.ndarray, outputs: Any) -> np.ndarray:
+        return y
+
+
+def _codes(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return the place of each label in the sorted classes."""
+    return np.searchsorted(classes, y).astype(np.int32)
+
+
+def _labels(classes: Any) -> np.ndarray:
+    """Return the classes that a user names, sorted."""
+    try:
+        found = np.asarray(classes)
+        found = np.unique(found) if found.ndim == 1 else found[:0]
+    except (TypeError, ValueError):  # a ragged list, or labels that have no order
+        found = np.zeros(0)
+    if found.ndim != 1 or len(found) < 2:
+        raise InvalidValueError(
+            f"classes are expected to be two labels or more, such as ['no', 'yes']; they are "
+            f"{describe(classes)}."
+        )
+    return found

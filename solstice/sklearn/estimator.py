@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, is_classifier
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -92,6 +92,10 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
     def _check_outputs(self, outputs: Any, count: int) -> None:
         """Raise unless the network's outputs for one example are so many numbers."""
 
+    @abc.abstractmethod
+    def _targets(self, y: np.ndarray, outputs: Any) -> np.ndarray:
+        """Return targets in the form that goes with the network's outputs for one example."""
+
     def __sklearn_is_fitted__(self) -> bool:
         return "experiment_" in vars(self)
 
@@ -105,7 +109,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
         """Return inputs in types that jax computes with, and targets that were checked."""
         floats = jax.dtypes.canonicalize_dtype(np.float64)
         options = {"dtype": (floats, *_INTS), "allow_nd": True, "reset": reset, **checks}
-        found = validate_data(self, X, y, **options)
+        found: Any = validate_data(self, X, y, **options)
         x, targets = found if isinstance(found, tuple) else (found, None)
         dtype = jax.dtypes.canonicalize_dtype(x.dtype)
         if not reset:
@@ -140,13 +144,10 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
                 f"experiment_options are expected to be those that {type(self).__name__} does not "
                 f"give itself; they are {describe(options)}, with {', '.join(map(repr, ours))}."
             )
-        try:
-            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        except ValueError as error:
-            raise InvalidValueError(
-                f"random_state is expected to be a seed, an int from 0 to 2**32 - 1, a "
-                f"numpy.random.RandomState or None; it is {describe(self.random_state)}."
-            ) from error
+        chance = self.random_state
+        if not (chance is None or isinstance(chance, np.random.RandomState)):
+            chance = arguments.count(chance, "random_state", least=0, most=2**32 - 1)
+        seed = int(check_random_state(chance).randint(2**31 - 1))
         example = np.zeros_like(x[:1])
         return Recipe(self.net, self.optimizer, options, outputs, example, seed)
 
@@ -167,25 +168,38 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
     def _trained(
         self,
         exp: SupervisedExperiment,
+        recipe: Recipe,
+        data: tuple[np.ndarray, np.ndarray, np.ndarray | None],
+        *,
         epochs: int,
-        seed: int,
-        data: dict[str, np.ndarray | None],
-        stratify: str | None = None,
+        passes: int = 0,
     ) -> SupervisedExperiment:
-        present = {name: part for name, part in data.items() if part is not None}
-        train_ds, val_ds = Arrays(present, batch_size=self.batch_size, shuffle=seed), None
+        """Return the experiment after epochs over inputs, targets and weights."""
+        x, y, weight = data
+        targets = self._targets(y, jax.eval_shape(exp, recipe.example))
+        arrays = {"x": x, "y": targets} | ({} if weight is None else {"weight": weight})
+        # The data of another pass may be the same, and their order should not.
+        seed = (recipe.seed + passes) % 2**32
+        train_ds, val_ds = Arrays(arrays, batch_size=self.batch_size, shuffle=seed), None
         if self.validation_fraction is not None:
             fraction = arguments.number(
                 self.validation_fraction, "validation_fraction", above=0, below=1
             )
-            train_ds, val_ds = train_ds.split(1 - fraction, seed=seed, stratify=stratify)
+            labels = "y" if is_classifier(self) else None
+            train_ds, val_ds = train_ds.split(1 - fraction, seed=seed, stratify=labels)
         callbacks: Any = self.callbacks
         callbacks = callbacks() if makes(callbacks) else callbacks
         return exp.train(epochs, train_ds, val_ds, callbacks, progress=self.progress)
 
-    def _seed_of_pass(self) -> int:
-        """Return a seed for each call of `partial_fit`, whose data may be the same again."""
-        return (self._recipe.seed + self._passes) % 2**32
+    def _one_more_pass(
+        self, recipe: Recipe, data: tuple[np.ndarray, np.ndarray, np.ndarray | None]
+    ) -> None:
+        """Train for an epoch more, and keep what came of it; the first time, a new experiment."""
+        first = not self.__sklearn_is_fitted__()
+        exp = self._new_experiment(recipe) if first else self.experiment_
+        passes = 0 if first else self._passes
+        exp = self._trained(exp, recipe, data, epochs=1, passes=passes)
+        self._recipe, self._passes, self.experiment_ = recipe, passes + 1, exp
 
     # From a trained experiment to its outputs.
 
@@ -204,7 +218,8 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
     # A pickle holds the arrays of the experiment, and makes the functions anew.
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())
+        held: Any = super().__getstate__()
+        state = dict(held)
         if self.__sklearn_is_fitted__():
             state["experiment_"] = list(map(host_array, Flat.of(self.experiment_).arrays))
         return state

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import RegressorMixin
 
-from solstice.arguments import count
+from solstice.arguments import count, describe
 from solstice.errors import InvalidValueError
 from solstice.experiments.regression import RegressionExperiment
 from solstice.experiments.supervised import SupervisedExperiment
@@ -43,7 +43,7 @@ class Regressor(RegressorMixin, Estimator):
     >>> X = np.linspace(-1, 1, 64)[:, None]
     >>> line = Regressor(stax.Dense(1), functools.partial(optax.adam, 0.1), epochs=50)
     >>> line = line.set_params(random_state=0).fit(X, 3 * X[:, 0] + 1)
-    >>> line.predict([[0.0], [0.5]]).round(2)
+    >>> line.predict([[0.0], [0.5]]).round(1)
     array([1. , 2.5])
     """
 
@@ -65,10 +65,8 @@ class Regressor(RegressorMixin, Estimator):
         x, y, weight = self._checked(X, y, sample_weight, reset=True)
         epochs = count(self.epochs, "epochs", least=0)
         recipe = self._new_recipe(x, _width(y))
-        exp = self._new_experiment(recipe)
-        targets = _like_outputs(y, exp, recipe.example)
-        data = {"x": x, "y": targets, "weight": relative(weight)}
-        exp = self._trained(exp, epochs, recipe.seed, data)
+        data = (x, y, relative(weight))
+        exp = self._trained(self._new_experiment(recipe), recipe, data, epochs=epochs)
         self._axes, self._recipe, self._passes, self.experiment_ = y.ndim, recipe, 0, exp
         return self
 
@@ -85,19 +83,14 @@ class Regressor(RegressorMixin, Estimator):
         """
         first = not self.__sklearn_is_fitted__()
         x, y, weight = self._checked(X, y, sample_weight, reset=first)
-        if first:
-            recipe = self._new_recipe(x, _width(y))
-            exp = self._new_experiment(recipe)
-            self._axes, self._recipe, self._passes, self.experiment_ = y.ndim, recipe, 0, exp
-        recipe = self._recipe
-        if (y.ndim, _width(y)) != (self._axes, recipe.outputs):
+        recipe = self._new_recipe(x, _width(y)) if first else self._recipe
+        if not first and (y.ndim, _width(y)) != (self._axes, recipe.outputs):
+            form = "(examples,)" if self._axes == 1 else f"(examples, {recipe.outputs})"
             raise InvalidValueError(
-                f"y is expected to have {self._axes} axes and {recipe.outputs} numbers an example, "
-                f"as in the first call; it is of shape {y.shape}."
+                f"y is expected to be of shape {form}, as in the first call; it is {describe(y)}."
             )
-        data = {"x": x, "y": _like_outputs(y, self.experiment_, recipe.example), "weight": weight}
-        self.experiment_ = self._trained(self.experiment_, 1, self._seed_of_pass(), data)
-        self._passes += 1
+        self._one_more_pass(recipe, (x, y, weight))
+        self._axes = y.ndim
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -136,12 +129,10 @@ class Regressor(RegressorMixin, Estimator):
                 f"Regressor(lambda outputs: Network(outputs), ...)."
             )
 
+    def _targets(self, y: np.ndarray, outputs: Any) -> np.ndarray:
+        return y.reshape(len(y), *outputs.shape[1:])
+
 
 def _width(y: np.ndarray) -> int:
+    """Return how many numbers an example has."""
     return 1 if y.ndim == 1 else y.shape[1]
-
-
-def _like_outputs(y: np.ndarray, exp: SupervisedExperiment, example: np.ndarray) -> np.ndarray:
-    """Return targets with as many axes as the network's outputs."""
-    axes = jax.eval_shape(exp, example).ndim
-    return y.reshape(len(y), *[-1] * (axes - 1))
