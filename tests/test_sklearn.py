@@ -306,7 +306,11 @@ class Large(nn.Module):
         (lambda: classifier(), NAMES[CODES == 1], "has 1 class: \\['bee'\\]"),
         (lambda: classifier(Large), NAMES, "Make one first: Large"),
         (lambda: classifier(lambda a, b, c, d: None), NAMES, "outputs, example, key.*requires 4"),
-        (lambda: classifier(optimizer=optax.adam), NAMES, "optimizer.*no arguments.*requires 1"),
+        (
+            lambda: classifier(optimizer=optax.adam),
+            NAMES,
+            "optimizer.*without arguments.*requires 1",
+        ),
         (lambda: classifier(epochs=1.5), NAMES, "epochs is expected to be an int"),
         (lambda: classifier(batch_size=0), NAMES, "batch_size is expected to be at least 1"),
         (lambda: classifier(random_state="a"), NAMES, "random_state is expected.*'a'"),

@@ -188,10 +188,10 @@ def _labels(classes: Any) -> np.ndarray:
     """Return the classes that a user names, sorted."""
     try:
         found = np.asarray(classes)
-        found = np.unique(found) if found.ndim == 1 else found[:0]
+        found = np.unique(found) if found.ndim == 1 else None
     except (TypeError, ValueError):  # a ragged list, or labels that have no order
-        found = np.zeros(0)
-    if found.ndim != 1 or len(found) < 2:
+        found = None
+    if found is None or len(found) < 2:
         raise InvalidValueError(
             f"classes are expected to be two labels or more, such as ['no', 'yes']; they are "
             f"{describe(classes)}."

@@ -19,7 +19,7 @@ from solstice.callbacks.base import Callback
 from solstice.data.arrays import Arrays
 from solstice.errors import InvalidValueError
 from solstice.experiments.supervised import SupervisedExperiment
-from solstice.sklearn.making import made, makes
+from solstice.sklearn.making import made
 from solstice.training.progress.bars import ProgressChoice
 from solstice.tree.encoding import from_host, host_array, key_impl
 from solstice.tree.flat import Flat
@@ -187,8 +187,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
             )
             labels = "y" if is_classifier(self) else None
             train_ds, val_ds = train_ds.split(1 - fraction, seed=seed, stratify=labels)
-        callbacks: Any = self.callbacks
-        callbacks = callbacks() if makes(callbacks) else callbacks
+        callbacks = made(self.callbacks, "callbacks")
         return exp.train(epochs, train_ds, val_ds, callbacks, progress=self.progress)
 
     def _one_more_pass(

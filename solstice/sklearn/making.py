@@ -34,26 +34,17 @@ def made(value: Any, name: str, **given: Any) -> Any:
     >>> made(lambda outputs: [outputs], "net", outputs=3, key=0), made([3], "net")
     ([3], [3])
     """
-    if not makes(value):
+    # A network that can be called is no function.
+    if not (inspect.isroutine(value) or isinstance(value, functools.partial)):
         return _shared(value)
     number = required(value, name)
     if number > len(given):
-        takes = f"at most ({', '.join(given)})" if given else "no arguments"
+        takes = f"of at most ({', '.join(given)})" if given else "without arguments"
         raise InvalidTypeError(
-            f"{name} is expected to be what it says, or a function of {takes} that makes one; it "
-            f"is {describe(value)}, which requires {number}. Bind the others: "
-            f"functools.partial(function, ...)."
+            f"{name}, if it is a function, is expected to be one {takes}; it is {describe(value)}, "
+            f"which requires {number}. Bind them: functools.partial(function, ...)."
         )
     return _shared(value(*list(given.values())[:number]))
-
-
-def makes(value: Any) -> bool:
-    """Say whether it is a function; networks that can be called are none.
-
-    >>> makes(lambda: 0), makes(functools.partial(dict, a=1)), makes(dict)
-    (True, True, False)
-    """
-    return inspect.isroutine(value) or isinstance(value, functools.partial)
 
 
 def _shared(thing: Any) -> Any:
