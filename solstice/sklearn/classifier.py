@@ -94,7 +94,7 @@ class Classifier(ClassifierMixin, Estimator):
         recipe = self._new_recipe(x, len(classes))
         data = (x, _codes(y, classes), relative(weight))
         exp = self._trained(self._new_experiment(recipe), recipe, data, epochs=epochs)
-        self.classes_, self._recipe, self._passes, self.experiment_ = classes, recipe, 0, exp
+        self.classes_, self._recipe, self._passes, self.experiment_ = classes, recipe, 1, exp
         return self
 
     def partial_fit(

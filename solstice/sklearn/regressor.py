@@ -67,7 +67,7 @@ class Regressor(RegressorMixin, Estimator):
         recipe = self._new_recipe(x, _width(y))
         data = (x, y, relative(weight))
         exp = self._trained(self._new_experiment(recipe), recipe, data, epochs=epochs)
-        self._axes, self._recipe, self._passes, self.experiment_ = y.ndim, recipe, 0, exp
+        self._axes, self._recipe, self._passes, self.experiment_ = y.ndim, recipe, 1, exp
         return self
 
     def partial_fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
