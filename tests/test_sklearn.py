@@ -25,7 +25,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import solstice
 from solstice.experiments import SupervisedExperiment
-from solstice.sklearn import Classifier, Regressor
+from solstice.sklearn import Classifier, Regressor, making
+from solstice.sklearn.making import made
 
 
 def network(outputs):
@@ -59,7 +60,7 @@ _STOCHASTIC = {
 )
 def test_scikit_learns_own_checks(estimator, check):
     if getattr(check, "func", check).__name__ == "check_array_api_input":
-        return  # of other arrays than numpy's, which need a variable of the environment
+        return  # it skips unless SCIPY_ARRAY_API=1 was set before SciPy was imported
     check(estimator)
 
 
@@ -277,6 +278,25 @@ def test_what_code_makes_of_other_values_is_not_shared():
     still = regressor(network, sgd).fit(X, CODES).predict(X)
     rate = 0.1
     assert not np.array_equal(regressor(network, sgd).fit(X, CODES).predict(X), still)
+
+
+def test_a_list_that_has_changed_is_not_taken_for_what_it_was():
+    def bound(values):
+        return lambda: (lambda: values, lambda: values)
+
+    rates = [0.1]
+    first = made(bound(rates), "net")
+    assert made(bound([0.1]), "net") is first
+    rates[0] = 0.2
+    assert made(bound([0.1]), "net")[0]() == [0.1]
+
+
+def test_only_so_many_made_functions_are_kept(monkeypatch):
+    monkeypatch.setattr(making, "_KEPT", {})
+    for rate in range(100):
+        made(functools.partial(optax.sgd, rate), "optimizer")
+    assert len(making._KEPT) == 64
+    assert made(functools.partial(optax.sgd, 99), "optimizer") in making._KEPT.values()
 
 
 def test_a_grid_over_a_pipeline_finds_the_rate_that_learns():
