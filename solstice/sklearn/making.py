@@ -7,6 +7,7 @@ the same, so the first one is used again. What holds weights is never shared.
 
 import functools
 import inspect
+import threading
 import types
 from typing import Any
 
@@ -17,6 +18,7 @@ from solstice.signatures import required
 # What was made of functions alone, by what it was made of; the oldest come first.
 _KEPT: dict[Any, Any] = {}
 _MOST = 64
+_LOCK = threading.Lock()  # a grid may fit in several threads
 _VALUES = (bool, int, float, complex, str, bytes, type(None), type)
 
 
@@ -52,12 +54,13 @@ def _shared(thing: Any) -> Any:
     if not (isinstance(thing, tuple) and thing and all(map(inspect.isfunction, thing))):
         return thing
     key = _key(thing, ())
-    kept = _KEPT.pop(key, thing)
-    if _key(kept, ()) != key:  # a list that it is bound to holds something else by now
-        kept = thing
-    _KEPT[key] = kept
-    while len(_KEPT) > _MOST:
-        del _KEPT[next(iter(_KEPT))]
+    with _LOCK:
+        kept = _KEPT.pop(key, thing)
+        if _key(kept, ()) != key:  # a list that it is bound to holds something else by now
+            kept = thing
+        _KEPT[key] = kept
+        while len(_KEPT) > _MOST:
+            del _KEPT[next(iter(_KEPT))]
     return kept
 
 

@@ -94,7 +94,7 @@ class Regressor(RegressorMixin, Estimator):
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the predicted numbers, of the shape of `y`."""
+        """Return the predicted numbers as float64, of the shape of `y`."""
         outputs = self._outputs(X).astype(np.float64)
         return outputs.reshape(len(outputs), -1) if self._axes == 2 else outputs.reshape(-1)
 
