@@ -54,6 +54,7 @@ _STOCHASTIC = {
 }
 
 
+@pytest.mark.slow
 @parametrize_with_checks(
     [one(network, ADAM, epochs=5, batch_size=8) for one in (Classifier, Regressor)],
     expected_failed_checks=lambda estimator: _STOCHASTIC,
