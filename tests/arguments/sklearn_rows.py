@@ -9,7 +9,7 @@ from kinds import count, given, only, optional
 from loop_rows import CALLBACKS, EPOCHS, PROGRESS
 
 from solstice import compat
-from solstice.sklearn import Classifier, Regressor
+from solstice.sklearn import Classifier
 
 Y = [0, 1, 0, 1, 0, 1, 0]
 
