@@ -67,7 +67,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of the package, and those that users of it see, on the examples."""
-    session.install("-e", ".[all,mlflow,wandb]", "scikit-learn", *group("types"))
+    session.install("-e", ".[all,mlflow,wandb]", *group("types"))
     session.run("pyright")
     session.run("mypy")
 

@@ -2,8 +2,8 @@
 
 import ast
 import contextlib
-import importlib
 import io
+import pkgutil
 import re
 import textwrap
 from pathlib import Path
@@ -98,8 +98,7 @@ def test_every_public_name_is_in_the_reference():
     asked = re.findall(r"^::: (\S+)", "".join(page.read_text() for page in REFERENCE), re.MULTILINE)
     shown = []
     for path in asked:
-        module, _, name = path.rpartition(".")
-        thing = getattr(importlib.import_module(module), name)
+        thing = pkgutil.resolve_name(path)
         shown += [thing, *(getattr(thing, one) for one in getattr(thing, "__all__", ()))]
     for name in solstice.__all__:
         thing = getattr(solstice, name)

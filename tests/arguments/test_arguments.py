@@ -16,10 +16,11 @@ from kinds import Made
 from odd_values import ALL, odd_value
 
 import solstice
+import solstice.sklearn  # which is not loaded with the others
 from solstice.tree import describe
 
 # Each module adds its rows to the table.
-ROOMS = "callbacks compat experiments loggers loop metrics others plots testing"
+ROOMS = "callbacks compat experiments loggers loop metrics others plots sklearn testing"
 for room in ROOMS.split():
     importlib.import_module(f"{room}_rows")
 
@@ -29,7 +30,8 @@ def modules():
     named = [(name, getattr(solstice, name)) for name in solstice.__all__]
     public = [("", solstice)]
     public += [(f"{name}.", one) for name, one in named if inspect.ismodule(one)]
-    return [*public, ("testing.strategies.", solstice.testing.strategies)]
+    public += [("testing.strategies.", solstice.testing.strategies)]
+    return [*public, ("sklearn.", solstice.sklearn)]
 
 
 def names_of(module):
