@@ -10,8 +10,6 @@ import jax
 import numpy as np
 import pytest
 
-import solstice
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -211,7 +209,9 @@ def lines_of_code(text):
 def undocumented(text):
     lines = re.sub(r"^ *#.*$", "", text, flags=re.MULTILINE).splitlines()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(
+            node
+        ):
             first, last = node.body[0].lineno, node.body[0].end_lineno
             lines[first - 1 : last] = [""] * (last - first + 1)
     return "\n".join(lines)
