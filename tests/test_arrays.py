@@ -1,5 +1,7 @@
 """Arrays: each row once an epoch, in an order of the seed and the epoch, resumed by index."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -367,11 +369,27 @@ def test_the_data_stay_as_they_are():
             "all 0. Split first",
         ),
         (lambda: Arrays(X, batch_size=2).map(lambda a, b, c: a), "requires 3 arguments"),
+        (lambda: Arrays(X, batch_size=2).split(test_size=0.2), "mean 'fraction.*1 - test_size'"),
+        (lambda: Arrays(X, batch_size=2).split(0.8, random_state=0), "did you mean 'seed'"),
     ],
 )
 def test_what_cannot_be_is_told(make, told):
     with pytest.raises(solstice.errors.SolsticeError, match=told):
         make()
+
+
+@pytest.mark.parametrize(
+    ("function", "called"),
+    [
+        (lambda x, y: (-x[0], y + 1), r"function\(batch, key\)"),
+        (lambda x: np.random.default_rng(0).permutation(x[0]), r"function\(batch\)"),
+    ],
+)
+def test_a_map_that_fails_is_told_how_it_is_called(function, called):
+    with pytest.raises(TypeError) as raised:
+        next(Arrays(X, Y, batch_size=8).map(function)(0))
+    (note,) = [one for one in raised.value.__notes__ if "compiles" in one]
+    assert re.search(rf"takes jax\.numpy.* as {called}; the batch is \(float32\[8,4\]", note)
 
 
 @pytest.mark.parametrize("data", [(X, Y), (X, X), (X, X[:, :1]), (X, Y, Y > 0), [X, Y]])

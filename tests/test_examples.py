@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -142,6 +143,100 @@ def test_fine_tuning_leaves_the_backbone_as_it_is(main, tmp_path):
         same = jax.tree.map(np.array_equal, kept[name], backbone.model.params[name])
         assert all(jax.tree.leaves(same)), name
     assert_drawn(picture)
+
+
+EVERYDAY = sorted((ROOT / "examples" / "everyday").glob("*.py"))
+
+
+def everyday(name):
+    return runpy.run_path(str(ROOT / "examples" / "everyday" / f"{name}.py"))
+
+
+@pytest.mark.slow
+def test_tabular_data_with_early_stopping():
+    program = everyday("tabular")
+    assert program["exp"].test([(program["x"], program["y"])], progress=False)["f1_macro"] > 0.95
+    assert program["results"]["accuracy"] > program["y"].mean() + 0.25
+    assert program["results"]["roc_auc"] > 0.98
+
+
+@pytest.mark.slow
+def test_augmentation_teaches_what_the_images_do_not_show():
+    results = everyday("images")["results"]
+    assert results["shifted"] > 0.8
+    assert results["shifted"] > results["plain"] + 0.2
+
+
+@pytest.mark.slow
+def test_hidden_vowels_of_padded_lines_are_filled_in():
+    program = everyday("text")
+    hidden, targets = program["hidden"], program["targets"]
+    assert np.isin(program["inputs"], program["vowels"]).sum() == 0
+    assert (targets[~hidden] == -100).all()
+    most_frequent = np.bincount(targets[hidden]).max() / hidden.sum()
+    assert program["results"]["accuracy"] > most_frequent + 0.4
+
+
+@pytest.mark.slow
+def test_several_labels_of_which_some_are_unknown():
+    program = everyday("multi_label")
+    labels = program["labels"]
+    always = 2 * (labels == 1).sum(0) / ((labels == 1).sum(0) + (labels >= 0).sum(0))
+    assert program["results"]["f1_macro"] > always.mean() + 0.2
+    assert program["results"]["exact_match"] > 0.8
+
+
+@pytest.mark.slow
+def test_a_frozen_backbone_and_then_all_of_it():
+    program = everyday("frozen_backbone")
+    head_alone, all_of_it = program["results"]
+    assert head_alone > 0.5
+    assert all_of_it > head_alone + 0.1
+    models = program["model"], program["frozen"].model, program["whole"].model
+    layers = zip(*(model.unwrap().layers for model in models), strict=True)
+    for i, (start, frozen, whole) in enumerate(layers):
+        for name in ("weight", "bias"):
+            first, then, last = (np.asarray(getattr(one, name)) for one in (start, frozen, whole))
+            assert np.array_equal(first, then) == (i < 2)
+            assert not np.array_equal(then, last)
+
+
+def lines_of_code(text):
+    """How many lines a program has beside comments, docstrings and empty ones."""
+    return sum(map(bool, map(str.strip, undocumented(text).splitlines())))
+
+
+def undocumented(text):
+    lines = re.sub(r"^ *#.*$", "", text, flags=re.MULTILINE).splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(
+            node
+        ):
+            first, last = node.body[0].lineno, node.body[0].end_lineno
+            lines[first - 1 : last] = [""] * (last - first + 1)
+    return "\n".join(lines)
+
+
+def test_everyday_programs_are_short_and_listed():
+    page = (ROOT / "docs" / "examples.md").read_text()
+    assert len(EVERYDAY) == 5
+    for path in EVERYDAY:
+        assert lines_of_code(path.read_text()) <= 25, path.name
+        assert f"`everyday/{path.name}`" in page
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_first_program_of_the_first_page_is_short(page):
+    """From arrays to a result in ten lines, imports and what the test asks of it apart."""
+    first = re.search(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)[1]
+    body = [
+        line
+        for line in undocumented(first).splitlines()
+        if line.strip() and not line.startswith(("import ", "from ", "assert "))
+    ]
+    assert len(body) <= 10
+    for part in ("Dropout", "shuffle=", "no_improvement", "restore_best=True", "roc_auc"):
+        assert part in first
 
 
 SMALLEST = {

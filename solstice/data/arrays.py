@@ -22,13 +22,22 @@ from solstice.data.masks import masked
 from solstice.data.memory import as_arrays
 from solstice.data.rows import epoch_order, folded, parted
 from solstice.errors import InvalidTypeError, InvalidValueError
-from solstice.signatures import required
+from solstice.signatures import explained, required
 from solstice.tree.naming import leaves_by_path
 from solstice.tree.reprs import Shown
 
 Last = Literal["pad", "drop", "short"]
 
 _SEEDS = 2**32 - 1
+
+# What scikit-learn and Keras call them.
+_OTHER_NAMES = {
+    "test_size": "fraction, of the first part: 1 - test_size",
+    "validation_split": "fraction, of the first part: 1 - validation_split",
+    "train_size": "fraction",
+    "random_state": "seed",
+    "shuffle": "seed",
+}
 
 
 class Arrays(Shown):
@@ -234,6 +243,7 @@ class Arrays(Shown):
 
     # Other datasets over the same data.
 
+    @explained(**_OTHER_NAMES)
     def split(
         self, fraction: float, *, seed: int | None = 0, stratify: Any = None
     ) -> tuple[Self, Self]:
@@ -292,6 +302,7 @@ class Arrays(Shown):
         Args:
             function: Called as `function(batch)`, or as `function(batch, key)` if it requires two
                 arguments, with a key that depends on the seed, the epoch and the batch's index.
+                What it draws without that key, it draws once, when it is compiled.
             seed: Of the keys; None takes that of the shuffling, or 0.
 
         Raises:
@@ -439,13 +450,22 @@ class _Map(Shown):
 
     def traced(self, batch: Any, epoch: Any, i: Any) -> Any:
         """Apply it within a compiled function."""
-        if not self._keyed:
-            return self.function(batch)
-        seed, place = self._seed
-        key = jax.random.key(seed)
-        for number in (place, epoch, i):
-            key = jax.random.fold_in(key, number)
-        return self.function(batch, key)
+        given = [batch]
+        if self._keyed:
+            seed, place = self._seed
+            key = jax.random.key(seed)
+            for number in (place, epoch, i):
+                key = jax.random.fold_in(key, number)
+            given.append(key)
+        try:
+            return self.function(*given)
+        except Exception as error:
+            called = "batch, key" if self._keyed else "batch"
+            error.add_note(
+                f"map compiles this function by jax.jit, so it takes jax.numpy, and calls it as "
+                f"function({called}); the batch is {describe(batch)}."
+            )
+            raise
 
 
 @dataclasses.dataclass(frozen=True)

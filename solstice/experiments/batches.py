@@ -29,9 +29,9 @@ BatchKeys = tuple[str | tuple[str, ...], ...]
 
 
 _HOW_TO_BATCH = (
-    "Batch the examples: a list as [(x[i : i + 32], y[i : i + 32]) for i in range(0, len(x), "
-    "32)]; a dataset of tf.data, grain or Hugging Face by its own .batch(32); one of torch by "
-    "DataLoader(dataset, batch_size=32)."
+    "Batch the examples: whole arrays by solstice.data.Arrays(x, y, batch_size=32); a dataset of "
+    "tf.data, grain or Hugging Face by its own .batch(32); one of torch by DataLoader(dataset, "
+    "batch_size=32)."
 )
 
 
@@ -45,10 +45,10 @@ class Batch(NamedTuple):
 
 
 def check_keys(batch_keys: Any) -> BatchKeys:
-    """Return the names of a batch's parts.
+    """Return the names of a batch's parts; of two, with a mask that is named "mask".
 
     Raises:
-        ValueError: They are not three or four names.
+        ValueError: They are not two to four names, or the mask's name is another's too.
 
     >>> check_keys([("tokens", "segments"), "label", "mask"])
     (('tokens', 'segments'), 'label', 'mask')
@@ -57,6 +57,8 @@ def check_keys(batch_keys: Any) -> BatchKeys:
     keys = tuple(tuple(key) if isinstance(key, list) else key for key in listed)
     inputs = keys[0] if keys and isinstance(keys[0], tuple) else keys[:1]
     names = (*inputs, *keys[1:])
+    if len(keys) == 2 and "mask" not in names:
+        keys, names = (*keys, "mask"), (*names, "mask")
     if len(keys) not in (3, 4) or not inputs or not all(isinstance(one, str) for one in names):
         raise InvalidValueError(
             f"batch_keys are expected to name inputs, targets and mask, and example weights if "

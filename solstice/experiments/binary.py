@@ -93,7 +93,7 @@ class BinaryClassificationExperiment(SupervisedExperiment):
                 targets, mask) -> Metrics`.
             ignore_index: A target that is to count nowhere: -1, say.
             batch_keys: The names of inputs, targets, mask and weights in mappings; several inputs
-                are a tuple of names.
+                are a tuple of names. Of two names, the mask is "mask".
             ema_decay: As in `SupervisedExperiment`, as are `compute_dtype` and
                 `accumulate_steps`.
             compute_dtype: See `ema_decay`.

@@ -150,7 +150,7 @@ class ClassificationExperiment(SupervisedExperiment):
                 targets, mask) -> Metrics`.
             ignore_index: A label that is to count nowhere: 255 or -100, say.
             batch_keys: The names of inputs, labels, mask and example weights in batches that are
-                mappings; several inputs are a tuple of names.
+                mappings; several inputs are a tuple of names. Of two names, the mask is "mask".
             ema_decay: As in `SupervisedExperiment`, as are `compute_dtype` and
                 `accumulate_steps`.
             compute_dtype: See `ema_decay`.

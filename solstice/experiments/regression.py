@@ -84,7 +84,7 @@ class RegressionExperiment(SupervisedExperiment):
             metrics: Metrics of your own, as in `SupervisedExperiment`: a function `(outputs,
                 targets, mask) -> Metrics`.
             batch_keys: The names of inputs, targets, mask and weights in mappings; several inputs
-                are a tuple of names.
+                are a tuple of names. Of two names, the mask is "mask".
             ema_decay: As in `SupervisedExperiment`, as are `compute_dtype` and
                 `accumulate_steps`.
             compute_dtype: See `ema_decay`.

@@ -155,7 +155,8 @@ class SupervisedExperiment(Runnable):
                 put yours into another: `MetricsDict(name=metric)`.
             ignore_index: A target that is to count nowhere, as a masked one: 255 or -100, say.
             batch_keys: The names of inputs, targets, mask and example weights in batches that are
-                mappings; several inputs are a tuple of names, and a mapping may hold more: the keys
+                mappings; of two, the mask is "mask". Several inputs are a tuple of names, and a
+                mapping may hold more: the keys
                 `(("input_ids", "attention_mask"), "label", "mask")` take a batch of Hugging Face.
             ema_decay: Keep a moving average of the parameters, `decay * average + (1 - decay) *
                 parameters` after each step, and evaluate with it.

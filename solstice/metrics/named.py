@@ -9,6 +9,16 @@ import equinox as eqx
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 
+# What others call them.
+_ALSO = {
+    "acc": ("accuracy",),
+    "auc": ("roc_auc", "auroc_macro"),
+    "auroc": ("roc_auc",),
+    "roc_auc": ("auroc_macro",),
+    "recall": ("tpr_macro",),
+    "precision": ("ppv_macro",),
+}
+
 
 def named_values(metrics: Any) -> dict[str, Any]:
     """Return what `metrics.compute()` says, by name.
@@ -93,6 +103,8 @@ def meant_name(name: str, names: Iterable[str]) -> str:
     " Did you mean 'loss'? A name says nothing of the pass: watch= or the dataset does."
     >>> meant_name("acuracy", ["accuracy", "f1_macro"])
     " Did you mean 'accuracy'?"
+    >>> meant_name("f1", ["accuracy", "f1_macro"]), meant_name("auroc", ["roc_auc"])
+    (" Did you mean 'f1_macro'?", " Did you mean 'roc_auc'?")
     >>> meant_name("agreement", ["accuracy"])
     ''
     """
@@ -104,5 +116,8 @@ def meant_name(name: str, names: Iterable[str]) -> str:
                 f" Did you mean {rest!r}? A name says nothing of the pass: watch= or the dataset "
                 f"does."
             )
-    close = get_close_matches(name, names, 1, 0.8)
+    close = [
+        *get_close_matches(name, names, 1, 0.8),
+        *(one for one in names if one in _ALSO.get(name, ()) or one.startswith(f"{name}_")),
+    ]
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -36,6 +36,9 @@ OTHER_NAMES = {
     "steps": "num_steps",
     "max_steps": "num_steps",
     "x": "train_ds",
+    "batch_size": "train_ds=solstice.data.Arrays(x, y, batch_size=)",
+    "shuffle": "train_ds=solstice.data.Arrays(x, y, batch_size=, shuffle=)",
+    "validation_split": "train_ds, val_ds = solstice.data.Arrays(...).split(0.8)",
     "data": "train_ds",
     "dataset": "train_ds",
     "train_dataset": "train_ds",
@@ -193,7 +196,7 @@ def train(
         if val_ds is None and isinstance(callback, Callback) and callback.needs_validation:
             raise UsageError(
                 f"{type(callback).__name__} watches the validation, and train() has none: give it "
-                f"a val_ds, or a callback that watches the training."
+                f"a val_ds, or a callback that watches the training, as by watch='train'."
             )
     found = store = None
     if resume_from is not None:

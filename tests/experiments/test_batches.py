@@ -70,7 +70,9 @@ SINGLES = {
 )
 def test_single_examples_are_no_batches(form, make):
     exp, ds = make(), SINGLES[form]()
-    with pytest.raises(ValueError, match=r"to hold several examples.* Batch the examples: a list"):
+    with pytest.raises(
+        ValueError, match=r"to hold several examples.* Batch the examples: whole arrays by solstice"
+    ):
         exp.train(1, ds, progress=False)
     with pytest.raises(ValueError, match=r"a single one\. Batch the examples"):
         exp.test(ds, progress=False)
@@ -199,11 +201,25 @@ def test_several_inputs_go_by_several_names():
 
 
 @pytest.mark.parametrize(
-    "keys", [("x", "y"), "xym", (("x",), ("y",), "m"), ((), "y", "m"), ("x", 1, "m"), 3]
+    "keys", [("x",), ("x", "mask"), "xym", (("x",), ("y",), "m"), ((), "y", "m"), ("x", 1, "m"), 3]
 )
 def test_batch_keys_that_name_nothing_are_refused(keys):
     with pytest.raises(ValueError, match="batch_keys are expected to name inputs, targets and m"):
         classify(batch_keys=keys)
+
+
+def test_two_batch_keys_leave_the_mask_its_usual_name():
+    x, y = np.ones((4, 4), "float32"), np.zeros(4, "int32")
+    exp = classify(batch_keys=("x", "y"))
+    results = [
+        exp.eval_step(batch)[1].compute()
+        for batch in (
+            {"x": x, "y": y},
+            {"x": x, "y": np.array([0, 0, 1, 1]), "mask": np.array([1, 1, 0, 0], bool)},
+        )
+    ]
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+    assert exp.with_mask({"x": x, "y": y}, y == 0)["mask"].all()
 
 
 def test_a_mapping_of_other_names_is_told_how_to_name_them():
