@@ -100,7 +100,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
         return "experiment_" in vars(self)
 
     def _shown(self) -> list[tuple[str, Any]]:
-        known = self.get_params(deep=False)
+        known = self._get_param_names()
         return [(name, value) for name, value in super()._shown() if name in known]
 
     # From arrays to an experiment.
