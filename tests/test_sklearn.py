@@ -177,6 +177,21 @@ def test_validation_and_callbacks_watch_a_fit():
     assert watched.n_features_in_ == 2
 
 
+def test_what_is_kept_for_the_validation_is_the_same_in_each_pass():
+    rows = []
+
+    class Validated(solstice.Callback):
+        def on_step_start(self, exp, global_step, mode, batch):
+            if mode == "val":
+                rows.append(set(np.asarray(batch["x"])[:, 0].tolist()))
+
+    fitted = regressor(validation_fraction=0.25, batch_size=12, callbacks=lambda: [Validated()])
+    for _ in range(2):
+        fitted.partial_fit(X, CODES)
+    assert len(rows) == 2
+    assert rows[0] == rows[1]
+
+
 def test_experiment_options_reach_the_experiment():
     fitted = classifier(experiment_options={"ema_decay": 0.5}).fit(X, NAMES)
     assert fitted.experiment_.ema is not None

@@ -100,7 +100,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
         return "experiment_" in vars(self)
 
     def _shown(self) -> list[tuple[str, Any]]:
-        known = self.get_params(deep=False)
+        known = self._get_param_names()
         return [(name, value) for name, value in super()._shown() if name in known]
 
     # From arrays to an experiment.
@@ -186,7 +186,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
                 self.validation_fraction, "validation_fraction", above=0, below=1
             )
             labels = "y" if is_classifier(self) else None
-            train_ds, val_ds = train_ds.split(1 - fraction, seed=seed, stratify=labels)
+            train_ds, val_ds = train_ds.split(1 - fraction, seed=recipe.seed, stratify=labels)
         callbacks = made(self.callbacks, "callbacks")
         return exp.train(epochs, train_ds, val_ds, callbacks, progress=self.progress)
 

@@ -53,7 +53,7 @@ row(
     top_k=count(1, most=2).also("empty list", "empty tuple", "array without elements", "iterator"),
     track=optional(choice("confusion")),
     perplexity=flag(),
-    batch_keys=only(("image", "label", "mask")),
+    batch_keys=only(("image", "label", "mask"), "pair"),
 )
 SEVEN = compat.FunctionModel(
     init, lambda params, x: jnp.ones((len(x), 7)) * params["w"][0], X, key=0
@@ -70,7 +70,7 @@ row(
     **SHARED,
     loss=function(squared_error),
     num_outputs=optional(count(2)),
-    batch_keys=only(("x", "y", "mask")),
+    batch_keys=only(("x", "y", "mask"), "pair"),
 )
 row(
     "experiments.BinaryClassificationExperiment",
@@ -79,7 +79,7 @@ row(
     loss=function(sigmoid_cross_entropy),
     label_smoothing=CLASSES["label_smoothing"],
     positive_weight=number(1.0),
-    batch_keys=only(("x", "y", "mask")),
+    batch_keys=only(("x", "y", "mask"), "pair"),
 )
 WEIGHT = number(1.0).telling("there are")
 row(
@@ -90,7 +90,7 @@ row(
     loss=function(sigmoid_cross_entropy),
     positive_weight=WEIGHT,
     ranking=flag(),
-    batch_keys=only(("x", "y", "mask")),
+    batch_keys=only(("x", "y", "mask"), "pair"),
 )
 row(
     "experiments.Classification",
@@ -127,7 +127,7 @@ row(
     **SHARED,
     **IGNORED,
     task=only(Regression(squared_error, None)),
-    batch_keys=only(("x", "y", "mask")),
+    batch_keys=only(("x", "y", "mask"), "pair"),
 )
 NUMBERS = only(X, "matrix", "array without elements").called("x", "inputs")
 row("experiments.SupervisedExperiment.with_model", on=lambda: EXP, model=only(EXP.model))
