@@ -24,7 +24,7 @@ x = (x / 16).astype("float32").reshape(-1, 8, 8, 1)
 data = solstice.data.Arrays(x, y, batch_size=64, shuffle=0)
 train_ds, test_ds = data.split(0.8, stratify=y)
 
-conv = [nn.Conv(32, (3, 3)), nn.relu, lambda x: nn.max_pool(x, (2, 2), (2, 2))]
+conv: list = [nn.Conv(32, (3, 3)), nn.relu, lambda x: nn.max_pool(x, (2, 2), (2, 2))]
 net = nn.Sequential([*conv, lambda x: x.reshape(len(x), -1), nn.Dense(64), nn.relu, nn.Dense(10)])
 results = {}
 for name, ds in {"plain": train_ds, "shifted": train_ds.map(shifted)}.items():
