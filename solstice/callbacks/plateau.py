@@ -4,7 +4,6 @@ What is done then is a subclass's business.
 """
 
 import abc
-from typing import Any
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -15,6 +14,7 @@ from solstice.metrics.accumulator import Accumulator
 from solstice.metrics.base import is_metrics, joining
 from solstice.metrics.directions import Direction, better, check_mode, known
 from solstice.metrics.named import meant_name, named_values, reported_name
+from solstice.tree.pytree import PyTree
 
 
 class Plateau(Callback, abc.ABC):
@@ -66,13 +66,15 @@ class Plateau(Callback, abc.ABC):
     def act(self, why: str) -> None:
         """Called after the pass that was the last to wait for, and after each that follows."""
 
-    def improved(self, exp: Any) -> None:
+    def improved(self, exp: PyTree) -> None:
         """Called after a pass that was the best so far."""
 
-    def on_run_start(self, exp: Any) -> None:
+    def on_run_start(self, exp: PyTree) -> None:
         self._begin()
 
-    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: str, batch: Any) -> None:
+    def on_step_end(
+        self, outs: PyTree, exp: PyTree, global_step: int, mode: str, batch: PyTree
+    ) -> None:
         if mode != self._watch:
             return
         if not is_metrics(outs):
@@ -82,7 +84,7 @@ class Plateau(Callback, abc.ABC):
             )
         self._pass.add(outs)
 
-    def on_epoch_end(self, exp: Any, epoch: int, mode: str) -> None:
+    def on_epoch_end(self, exp: PyTree, epoch: int, mode: str) -> None:
         merged = self._pass.pop() if mode == self._watch else None
         if merged is None:
             return
@@ -102,17 +104,17 @@ class Plateau(Callback, abc.ABC):
             else:
                 self.act(f"{name} has not improved on {sign * self._best:.6g} in {passes}")
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, PyTree]:
         window = self._pass.get_state(self._computed)
         state = {"best": self._best, "waited": self._waited, "pass": window}
         return state if self._given is not None else {**state, "mode": self._mode}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, PyTree]) -> None:
         self._best, self._waited = float(state["best"]), int(state["waited"])
         self._mode = self._given or state.get("mode")
         self._pass = Accumulator(state["pass"])
 
-    def _number(self, metrics: Any) -> tuple[str, float]:
+    def _number(self, metrics: PyTree) -> tuple[str, float]:
         computed = to_host(named_values(metrics))
         name = reported_name(self._metric, computed)
         if name is None:
@@ -127,7 +129,7 @@ class Plateau(Callback, abc.ABC):
             )
         return name, computed[name]
 
-    def _computed(self, metrics: Any) -> dict[str, Any]:
+    def _computed(self, metrics: PyTree) -> dict[str, object]:
         """Return what metrics say, for a checkpoint, from which nobody can ask them any more."""
         computed = named_values(metrics)
         name = reported_name(self._metric, computed)
@@ -136,6 +138,6 @@ class Plateau(Callback, abc.ABC):
         return computed
 
 
-def check_watch(watch: Any) -> None:
+def check_watch(watch: object) -> None:
     """Raise if that is no mode whose passes can be watched."""
     arguments.choice(watch, "watch", ("train", "val"))
