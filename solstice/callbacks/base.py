@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from solstice.metrics.directions import Direction
+from solstice.tree.pytree import PyTree
 from solstice.tree.reprs import ShownAsMade
 
 Mode = Literal["train", "val", "test"]
@@ -57,7 +58,7 @@ class Callback(ShownAsMade):
     needs_batch: bool = True
     needs_validation: bool = False
 
-    def attach(self, experiment: Callable[[], Any], steps_per_call: int) -> None:
+    def attach(self, experiment: Callable[[], PyTree], steps_per_call: int) -> None:
         """Called before anything else, with what returns the experiment as it is.
 
         A hook that gets None for the experiment, since `needs_experiment` is False, asks it where
@@ -76,25 +77,25 @@ class Callback(ShownAsMade):
         are known where `eval_step` is compiled and `compute()` can be traced.
         """
 
-    def on_run_start(self, exp: Any) -> None:
+    def on_run_start(self, exp: PyTree) -> None:
         """Called before anything else of a `train` or `test`."""
 
-    def on_run_end(self, exp: Any, error: BaseException | None) -> None:
+    def on_run_end(self, exp: PyTree, error: BaseException | None) -> None:
         """Called last, whatever happens, with the error that ends the run or None.
 
         An early stop is no error.
         """
 
-    def on_epoch_start(self, exp: Any, epoch: int, mode: Mode) -> None:
+    def on_epoch_start(self, exp: PyTree, epoch: int, mode: Mode) -> None:
         """Called before a pass over a dataset."""
 
-    def on_epoch_end(self, exp: Any, epoch: int, mode: Mode) -> None:
+    def on_epoch_end(self, exp: PyTree, epoch: int, mode: Mode) -> None:
         """Called after a pass over a dataset, cut short by an early stop or not."""
 
-    def after_epoch(self, exp: Any, epochs: int) -> None:
+    def after_epoch(self, exp: PyTree, epochs: int) -> None:
         """Called when `epochs` epochs of training are completed, validation included."""
 
-    def revise(self, exp: Any) -> Any:
+    def revise(self, exp: PyTree) -> PyTree:
         """Return the experiment to go on with: `exp` itself, or one of the same structure.
 
         Called after each epoch of a `train` (after its validation and every `after_epoch`), and
@@ -120,10 +121,12 @@ class Callback(ShownAsMade):
         """
         return exp
 
-    def on_step_start(self, exp: Any, global_step: int, mode: Mode, batch: Any) -> None:
+    def on_step_start(self, exp: PyTree, global_step: int, mode: Mode, batch: PyTree) -> None:
         """Called before each step with the experiment and the batch it will get."""
 
-    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: Mode, batch: Any) -> None:
+    def on_step_end(
+        self, outs: PyTree, exp: PyTree, global_step: int, mode: Mode, batch: PyTree
+    ) -> None:
         """Called after each step with what it returned."""
 
     def evaluation(self, dataset: str) -> Evaluation | None:
@@ -133,9 +136,9 @@ class Callback(ShownAsMade):
         """
         return None
 
-    def get_state(self) -> Any:
+    def get_state(self) -> PyTree:
         """Return what must survive a resume: arrays, numbers, strings, and containers of these."""
         return None
 
-    def set_state(self, state: Any) -> None:
+    def set_state(self, state: PyTree) -> None:
         """Take back what `get_state` returned."""

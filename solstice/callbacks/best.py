@@ -5,7 +5,7 @@ It saves nothing.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 
@@ -18,6 +18,7 @@ from solstice.metrics.base import Metrics, is_metrics, joining
 from solstice.metrics.directions import Direction, better, direction, known
 from solstice.metrics.named import meant_name, named_values, reported_name
 from solstice.signatures import overrides
+from solstice.tree.pytree import PyTree
 from solstice.tree.tensors import damaged
 
 _Mode = Direction | None
@@ -71,9 +72,9 @@ class Best:
     def begin(self, callbacks: Iterable[Callback]) -> None:
         """Forget everything; an evaluation is looked for among a run's callbacks."""
         self._window = Accumulator()
-        self._value: Any = None
+        self._value: PyTree = None
         self._mode = self._given
-        self._found: dict[str, Any] | None = None
+        self._found: dict[str, object] | None = None
         # What metrics said of themselves when the run was saved: their class, and if they are best.
         self._verdict: tuple[str, bool] | None = None
         self._evaluations = 0
@@ -89,7 +90,7 @@ class Best:
                 f"the run has no EvaluationCallback with a dataset of that name."
             )
 
-    def add(self, outs: Any) -> None:
+    def add(self, outs: PyTree) -> None:
         """Take in the outs of a step of the validation."""
         if not self.needs_validation:
             return
@@ -124,7 +125,7 @@ class Best:
 
     def compare(
         self,
-        computed: Mapping[str, Any],
+        computed: Mapping[str, object],
         source: str,
         says: Callable[[str], _Mode] = direction,
     ) -> None:
@@ -170,7 +171,7 @@ class Best:
             )
         return metric
 
-    def _compare_themselves(self, metrics: Any) -> None:
+    def _compare_themselves(self, metrics: PyTree) -> None:
         name = type(metrics).__name__
         if isinstance(metrics, Told):
             # Of another process: it said then what they say of themselves.
@@ -194,12 +195,12 @@ class Best:
         """Whether the experiment is the best since `take` was last called."""
         return self._found is not None
 
-    def take(self) -> dict[str, Any] | None:
+    def take(self) -> dict[str, object] | None:
         """Return, once, by what the experiment is the best; None if it is not."""
         found, self._found = self._found, None
         return found
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, PyTree]:
         """Return what a resume needs, as plain containers."""
         window = self._window.get_state(self._computed)
         return {
@@ -210,7 +211,7 @@ class Best:
             "window": window,
         }
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, PyTree]) -> None:
         """Go on from what `get_state` returned."""
         value, self._evaluations = state["value"], int(state["evaluations"])
         self._value = value if value is None else (list if self._by is True else float)(value)
@@ -222,7 +223,7 @@ class Best:
         self._verdict = None if verdict is None else (str(verdict[0]), bool(verdict[1]))
         self._window = Accumulator(state["window"])
 
-    def _computed(self, metrics: Any) -> dict[str, Any]:
+    def _computed(self, metrics: PyTree) -> dict[str, object]:
         """Return what metrics say, for a checkpoint, from which nobody can ask them any more."""
         computed = named_values(metrics)
         metric = None if self._metric is None else reported_name(self._metric, computed)
@@ -232,12 +233,12 @@ class Best:
             self._verdict = type(metrics).__name__, _is_better(metrics, self._best_like(metrics))
         return computed
 
-    def _best_like(self, metrics: Any) -> Any:
+    def _best_like(self, metrics: PyTree) -> PyTree:
         """Return the best metrics so far, put together as others are; None for none."""
         return None if self._value is None else rebuilt(self._value, metrics)
 
 
-def _is_better(metrics: Any, best: Any) -> bool:
+def _is_better(metrics: PyTree, best: PyTree) -> bool:
     """Say whether metrics are better than the best before, by their own word.
 
     Only they know which of their numbers they compare. One that is NaN shows in that neither is
@@ -250,10 +251,10 @@ def _is_better(metrics: Any, best: Any) -> bool:
     return above if above != below else new < _nans(best)
 
 
-def _nans(metrics: Any) -> set[str]:
+def _nans(metrics: PyTree) -> set[str]:
     return {name for name, value in _numbers(metrics).items() if math.isnan(value)}
 
 
-def _numbers(metrics: Any) -> dict[str, float]:
+def _numbers(metrics: PyTree) -> dict[str, float]:
     host = to_host(named_values(metrics))
     return {name: float(value) for name, value in host.items() if is_number(value)}

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 
 import jax
 
@@ -24,6 +24,7 @@ from solstice.saving.claims import Claim
 from solstice.sharding.processes import is_first_process, ticket, together
 from solstice.tree.flat import Flat
 from solstice.tree.naming import leaves_by_path
+from solstice.tree.pytree import PyTree
 from solstice.tree.tensors import packages
 from solstice.triggers import Every, Trigger, check_trigger
 
@@ -117,7 +118,7 @@ class CheckpointingCallback(Callback):
         self.lost = False
         # The leaves' paths and what a checkpoint says of them, and of what form of experiment.
         self._leaves: tuple[list[str], str] = ([], "")
-        self._form: Any = None
+        self._form: object = None
         self._watch = every.start()
 
     def check_names(self, names: Sequence[str]) -> None:
@@ -148,21 +149,23 @@ class CheckpointingCallback(Callback):
             )
         self._best.check()
 
-    def on_run_start(self, exp: Any) -> None:
+    def on_run_start(self, exp: PyTree) -> None:
         self._described(Flat.of(exp))  # what cannot be saved is an error now
 
-    def on_run_end(self, exp: Any, error: BaseException | None) -> None:
+    def on_run_end(self, exp: PyTree, error: BaseException | None) -> None:
         self._claim.release()
 
-    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: str, batch: Any) -> None:
+    def on_step_end(
+        self, outs: PyTree, exp: PyTree, global_step: int, mode: str, batch: PyTree
+    ) -> None:
         if mode == "val":
             self._best.add(outs)
 
-    def on_epoch_end(self, exp: Any, epoch: int, mode: str) -> None:
+    def on_epoch_end(self, exp: PyTree, epoch: int, mode: str) -> None:
         if mode == "val":
             self._best.end_validation()
 
-    def note_start(self, about: Any) -> None:
+    def note_start(self, about: PyTree) -> None:
         """Note what a run has to know that begins anew where this one ended before its first save.
 
         Args:
@@ -184,7 +187,7 @@ class CheckpointingCallback(Callback):
         self._best.look()
         return self._watch.after_epoch(epochs) or self._best.found
 
-    def save(self, exp: Any, state: Callable[[], Callable[[], Any]]) -> None:
+    def save(self, exp: PyTree, state: Callable[[], Callable[[], PyTree]]) -> None:
         """Save an experiment and the state of its run; all processes call it.
 
         Args:
@@ -240,10 +243,10 @@ class CheckpointingCallback(Callback):
             self._leaves = list(leaves), json.dumps(describe_leaves(leaves))
         return self._leaves
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, PyTree]:
         return {"watch": self._watch.get_state(), "best": self._best.get_state()}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, PyTree]) -> None:
         self._watch.set_state(state["watch"])
         self._best.set_state(state["best"])
 
@@ -251,7 +254,7 @@ class CheckpointingCallback(Callback):
         """Write this process's file; the first one makes the checkpoint whole once all have."""
         try:
             first, label = is_first_process(), f"checkpoint-{job.number}"
-            state: Any = None
+            state: PyTree = None
 
             def begin() -> str:
                 nonlocal state
@@ -299,17 +302,17 @@ class _Job(NamedTuple):
 
     leaves: str
     pieces: list[Piece]
-    state: Callable[[], Any]
-    best: dict[str, Any] | None
+    state: Callable[[], PyTree]
+    best: dict[str, object] | None
     number: int
 
 
-def _raising(error: Exception) -> Callable[[], Any]:
-    def state() -> Any:
+def _raising(error: Exception) -> Callable[[], PyTree]:
+    def state() -> NoReturn:
         raise error
 
     return state
 
 
-def _where(state: Any) -> dict[str, Any]:
+def _where(state: PyTree) -> dict[str, object]:
     return {name: state[name] for name in ("epoch", "steps") if name in state}

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from solstice.errors import EarlyStoppingException, InvalidTypeError, InvalidVal
 from solstice.metrics.accumulator import rebuilt
 from solstice.metrics.directions import Direction
 from solstice.signatures import explained
+from solstice.tree.pytree import PyTree
 
 # What other libraries' early stopping takes.
 _OTHERS = dict.fromkeys(
@@ -55,7 +56,7 @@ class EarlyStoppingCallback(Callback):
     @explained(**_OTHERS)
     def __init__(
         self,
-        criterion_fn: Callable[[list[Any]], object],
+        criterion_fn: Callable[[list[PyTree]], object],
         accumulate_every_n_steps: int = 1,
         *,
         watch: Literal["val", "train"] = "val",
@@ -76,9 +77,9 @@ class EarlyStoppingCallback(Callback):
     def _begin(self) -> None:
         self._trained = 0
         self._pass = PassCount()
-        self._outs: list[Any] = []
+        self._outs: list[PyTree] = []
         # The leaves of those that a resumed run had; they are put together like the next outs.
-        self._resumed: list[list[Any]] = []
+        self._resumed: list[list[PyTree]] = []
         # What the criterion said of the first so many steps of the pass.
         self._answer: tuple[int, bool] | None = None
 
@@ -123,10 +124,12 @@ class EarlyStoppingCallback(Callback):
             restore_best=restore_best,
         )
 
-    def on_run_start(self, exp: Any) -> None:
+    def on_run_start(self, exp: PyTree) -> None:
         self._begin()
 
-    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: str, batch: Any) -> None:
+    def on_step_end(
+        self, outs: PyTree, exp: PyTree, global_step: int, mode: str, batch: PyTree
+    ) -> None:
         if mode == "train":
             self._trained = global_step + 1
         if mode != self._watch:
@@ -138,7 +141,7 @@ class EarlyStoppingCallback(Callback):
         if -(-first // self._every) * self._every < self._pass.seen:
             self._outs.append(outs)
 
-    def on_epoch_end(self, exp: Any, epoch: int, mode: str) -> None:
+    def on_epoch_end(self, exp: PyTree, epoch: int, mode: str) -> None:
         if mode != self._watch or not self._pass.seen:
             return
         met = self._ask()
@@ -151,7 +154,7 @@ class EarlyStoppingCallback(Callback):
                 f"steps"
             )
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, PyTree]:
         # A resumed run has no outs to ask of if nothing of the pass is left to do.
         if self._pass.may_be_over:
             # One that cannot say it of a part of a pass says it at the end.
@@ -164,7 +167,7 @@ class EarlyStoppingCallback(Callback):
             "answer": None if self._answer is None else list(self._answer),
         }
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, PyTree]) -> None:
         self._begin()
         self._trained = int(state["trained"])
         self._pass.set_state(state["pass"])

@@ -4,9 +4,8 @@ import logging
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import Any
 
 import jax
 
@@ -14,6 +13,7 @@ from solstice.analysis.summary import summary
 from solstice.callbacks.base import Callback
 from solstice.experiment import Experiment
 from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
+from solstice.tree.pytree import PyTree
 
 _logger = logging.getLogger("solstice")
 
@@ -57,31 +57,31 @@ class EnvironmentCallback(Callback):
 
         self._logged = False
 
-    def on_run_start(self, exp: Any) -> None:
+    def on_run_start(self, exp: PyTree) -> None:
         self._logged = False
 
-    def on_epoch_start(self, exp: Any, epoch: int, mode: str) -> None:
+    def on_epoch_start(self, exp: PyTree, epoch: int, mode: str) -> None:
         # Not at the run's start: then a resumed run's sinks are not yet where the checkpoint stood.
         if not self._logged:
             self._logged = True
-            facts = _told(_environment) | _told(lambda: _sizes(exp))
+            facts = {**_told(_environment), **_told(lambda: _sizes(exp))}
             self._outlets.write(facts, index=0, mode="environment", epoch=0, step=0)
 
-    def on_run_end(self, exp: Any, error: BaseException | None) -> None:
+    def on_run_end(self, exp: PyTree, error: BaseException | None) -> None:
         self._outlets.close()
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, PyTree]:
         return {"sinks": self._outlets.get_state()}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, PyTree]) -> None:
         self._outlets.set_state(state["sinks"])
 
 
-def _log_line(facts: dict[str, Any], step: int, mode: str) -> None:
+def _log_line(facts: dict[str, object], step: int, mode: str) -> None:
     _logger.info("%s", ", ".join(f"{name}={value}" for name, value in facts.items()))
 
 
-def _told(facts: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _told(facts: Callable[[], Mapping[str, object]]) -> Mapping[str, object]:
     try:
         return facts()
     except Exception as error:  # noqa: BLE001 - what only shows ends no run
@@ -93,7 +93,7 @@ def _told(facts: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {}
 
 
-def _environment() -> dict[str, Any]:
+def _environment() -> dict[str, object]:
     devices = jax.devices()
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     loaded = {name: dist for name, dist in _LIBRARIES.items() if name in sys.modules}

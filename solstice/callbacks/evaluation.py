@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -33,6 +33,7 @@ from solstice.metrics.named import named_values
 from solstice.step import Step
 from solstice.tree.flat import Flat
 from solstice.tree.keys import as_key
+from solstice.tree.pytree import PyTree
 from solstice.triggers import Trigger
 
 _logger = logging.getLogger("solstice")
@@ -93,21 +94,21 @@ class EvaluationCallback(TriggeredCallback):
 
     def __init__(
         self,
-        eval_fn: Callable[[Any, Any, Array], Any],
-        datasets: Mapping[str, Any],
+        eval_fn: Callable[[PyTree, PyTree, Array], PyTree],
+        datasets: Mapping[str, object],
         *,
         when: Trigger,
         logging_fn: LoggingFn | SinkLike | Sequence[LoggingFn | SinkLike] | None = None,
         key: Array | int = 0,
-        prepare_batch: Callable[[Any], Any] | None = None,
+        prepare_batch: Callable[[PyTree], PyTree] | None = None,
         finalize: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
-        on_start: Callable[[Any, int, str], object] | None = None,
-        on_end: Callable[[dict[str, Any], Any, int, str], object] | None = None,
+        on_start: Callable[[PyTree, int, str], object] | None = None,
+        on_end: Callable[[dict[str, Any], PyTree, int, str], object] | None = None,
         on_host: bool | None = None,
         jit: bool = True,
     ) -> None:
         arguments.function(eval_fn, "eval_fn", "exp, batch, key")
-        hooks: dict[str, tuple[Any, str]] = {
+        hooks: dict[str, tuple[Callable[..., object] | None, str]] = {
             "prepare_batch": (prepare_batch, "batch"),
             "finalize": (finalize, "metrics"),
             "on_start": (on_start, "exp, step, name"),
@@ -159,21 +160,21 @@ class EvaluationCallback(TriggeredCallback):
         said = self._directions.get(dataset, {})
         return said[name] if name in said else direction(name)
 
-    def on_run_start(self, exp: Any) -> None:
+    def on_run_start(self, exp: PyTree) -> None:
         super().on_run_start(exp)
         self.evaluations = 0
         self._empty.clear()
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, PyTree]:
         results = [[name, encoded(results)] for name, results in self.results.items()]
         return {**super().get_state(), "evaluations": self.evaluations, "results": results}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, PyTree]) -> None:
         super().set_state(state)
         self.evaluations = int(state["evaluations"])
         self.results = {name: decoded(results) for name, results in state["results"]}
 
-    def act(self, exp: Any, step: int) -> None:
+    def act(self, exp: PyTree, step: int) -> None:
         flat, stop = Flat.of(exp), None
         for name, dataset in self._datasets.items():
             if length(dataset) == 0:
@@ -229,13 +230,13 @@ class EvaluationCallback(TriggeredCallback):
                 self._directions[name] = {one: better(merged, one) for one in computed}
         return computed if self._finalize is None else to_host(dict(self._finalize(computed)))
 
-    def _take(self, flat: Flat, inputs: tuple[Any, Array, int]) -> tuple[Flat, Any]:
+    def _take(self, flat: Flat, inputs: tuple[PyTree, Array, int]) -> tuple[Flat, PyTree]:
         if self._jit:
             return self._step.pure(flat, [inputs])
         exp, metrics = self._one(flat.whole(), inputs)
         return Flat.of(exp), metrics
 
-    def _one(self, exp: Any, inputs: tuple[Any, Array, Any]) -> tuple[Any, Any]:
+    def _one(self, exp: PyTree, inputs: tuple[PyTree, Array, ArrayLike]) -> tuple[PyTree, PyTree]:
         """Evaluate one batch; it is what is compiled."""
         batch, key, i = inputs
         given = self._eval_fn(exp, batch, jax.random.fold_in(key, i))
@@ -248,7 +249,7 @@ class EvaluationCallback(TriggeredCallback):
             )
         return exp, metrics
 
-    def _joins_on_host(self, metrics: Any) -> bool:
+    def _joins_on_host(self, metrics: PyTree) -> bool:
         if self._on_host is not None:
             return self._on_host
         flat = Flat.of(metrics)
@@ -264,14 +265,14 @@ class _OnHost:
     """Joins metrics in host memory, two by two: so that what grows is not copied once a batch."""
 
     def __init__(self) -> None:
-        self._parts: list[Any] = []
+        self._parts: list[PyTree] = []
         self._last: Flat | None = None
 
-    def add(self, metrics: Any) -> None:
+    def add(self, metrics: PyTree) -> None:
         self._fetch()
         self._last = Flat.of(metrics)  # fetched when the next batch is on its way
 
-    def pop(self) -> Any:
+    def pop(self) -> PyTree:
         self._fetch()
         parts, self._parts = self._parts, []
         while len(parts) > 1:
@@ -287,7 +288,7 @@ class _OnHost:
         self._last = None
 
 
-def _host() -> Any:
+def _host() -> contextlib.AbstractContextManager[object]:
     """Return the context in which jax computes in host memory, where it has a CPU backend."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from solstice.callbacks.logging import LoggingCallback
+from solstice.loggers.records import Record
 from solstice.loggers.values import decoded, encoded
 from solstice.tree.growing import Growing
 from solstice.triggers import Trigger
@@ -61,7 +62,7 @@ class _List:
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
 
-    def write(self, record: Any) -> None:
+    def write(self, record: Record) -> None:
         self.records.append(record.on_host())
 
     def flush(self) -> None:

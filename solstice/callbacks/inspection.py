@@ -17,6 +17,7 @@ from solstice.loggers.outlets import LoggingFn, Outlets, SinkLike
 from solstice.loggers.values import to_host
 from solstice.tree.flat import Flat
 from solstice.tree.naming import leaves_by_path
+from solstice.tree.pytree import PyTree
 from solstice.triggers import Trigger
 
 _logger = logging.getLogger("solstice")
@@ -65,7 +66,7 @@ class InspectionCallback(TriggeredCallback):
 
     def __init__(
         self,
-        values_fn: Callable[[Any, Any], Any],
+        values_fn: Callable[[PyTree, PyTree], PyTree],
         *,
         when: Trigger,
         logging_fn: LoggingFn | SinkLike | Sequence[LoggingFn | SinkLike] | None = None,
@@ -78,39 +79,41 @@ class InspectionCallback(TriggeredCallback):
         self._values = _compiled(values_fn) if arguments.flag(jit, "jit") else values_fn
         self.results: dict[str, Any] = {}
         self._steps_per_call = 1
-        self._batch: Any = None
+        self._batch: PyTree = None
         self._pass = PassCount()
         # Whether the training pass is over, so that no other batch comes before the epoch's end.
         self._trained = False
 
-    def attach(self, experiment: Callable[[], Any], steps_per_call: int = 1) -> None:
+    def attach(self, experiment: Callable[[], PyTree], steps_per_call: int = 1) -> None:
         super().attach(experiment, steps_per_call)
         self._steps_per_call = steps_per_call
 
-    def on_run_start(self, exp: Any) -> None:
+    def on_run_start(self, exp: PyTree) -> None:
         super().on_run_start(exp)
         self._batch, self._trained, self._pass = None, False, PassCount()
 
-    def on_epoch_start(self, exp: Any, epoch: int, mode: str) -> None:
+    def on_epoch_start(self, exp: PyTree, epoch: int, mode: str) -> None:
         super().on_epoch_start(exp, epoch, mode)
         self._trained = self._trained and mode != "train"
 
-    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: str, batch: Any) -> None:
+    def on_step_end(
+        self, outs: PyTree, exp: PyTree, global_step: int, mode: str, batch: PyTree
+    ) -> None:
         if mode == "train":
             self._batch = batch if self._steps_per_call == 1 else batch[-1]
             self._pass.add(global_step)
         super().on_step_end(outs, exp, global_step, mode, batch)
 
-    def on_epoch_end(self, exp: Any, epoch: int, mode: str) -> None:
+    def on_epoch_end(self, exp: PyTree, epoch: int, mode: str) -> None:
         if mode == "train":
             self._trained = True
             self._pass.end()
 
-    def on_run_end(self, exp: Any, error: BaseException | None) -> None:
+    def on_run_end(self, exp: PyTree, error: BaseException | None) -> None:
         super().on_run_end(exp, error)
         self._batch = None
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, PyTree]:
         # Large as it may be, it is kept only where none may follow before the epoch's end.
         last = self._trained or self._pass.may_be_over
         kept = last and self._when.counts_epochs and _is_plain(self._batch)
@@ -121,12 +124,12 @@ class InspectionCallback(TriggeredCallback):
             "pass": self._pass.get_state(),
         }
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, PyTree]) -> None:
         super().set_state(state)
         self._batch, self._trained = state["batch"], bool(state["trained"])
         self._pass.set_state(state["pass"])
 
-    def act(self, exp: Any, step: int) -> None:
+    def act(self, exp: PyTree, step: int) -> None:
         if self._batch is None:
             _logger.warning(
                 "InspectionCallback left out what it would have logged after %d training steps: "
@@ -140,7 +143,7 @@ class InspectionCallback(TriggeredCallback):
         )
 
 
-def _is_plain(tree: Any) -> bool:
+def _is_plain(tree: PyTree) -> bool:
     """Say whether a checkpoint gives a tree back as it is: one of dicts, lists, tuples, arrays."""
     if type(tree) in (tuple, list):
         return all(map(_is_plain, tree))
@@ -150,6 +153,6 @@ def _is_plain(tree: Any) -> bool:
     return whole and isinstance(tree, np.ndarray | np.generic | jax.Array | int | float | str)
 
 
-def _compiled(values_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def _compiled(values_fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:
     values_of = jax.jit(lambda flat, batch: Flat.of(values_fn(flat.whole(), batch)))
     return lambda exp, batch: values_of(Flat.of(exp), batch).whole()

@@ -17,6 +17,7 @@ from solstice.loggers.values import decoded, encoded
 from solstice.metrics.accumulator import Accumulator
 from solstice.metrics.base import is_metrics, joining
 from solstice.metrics.named import named_values
+from solstice.tree.pytree import PyTree
 from solstice.triggers import Every, Trigger
 
 
@@ -90,11 +91,13 @@ class LoggingCallback(TriggeredCallback):
         # How many steps of each mode the run has had.
         self._steps: dict[str, int] = {}
 
-    def on_run_start(self, exp: Any) -> None:
+    def on_run_start(self, exp: PyTree) -> None:
         super().on_run_start(exp)
         self._begin_windows()
 
-    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: str, batch: Any) -> None:
+    def on_step_end(
+        self, outs: PyTree, exp: PyTree, global_step: int, mode: str, batch: PyTree
+    ) -> None:
         if not is_metrics(outs):
             raise UsageError(
                 f"{type(self).__name__} logs Metrics (an object with `merge` and `compute`), but "
@@ -110,20 +113,20 @@ class LoggingCallback(TriggeredCallback):
             self._trained = global_step + 1
         super().on_step_end(outs, exp, global_step, mode, batch)
 
-    def act(self, exp: Any, step: int) -> None:
+    def act(self, exp: PyTree, step: int) -> None:
         self._log("train")
 
-    def on_epoch_end(self, exp: Any, epoch: int, mode: str) -> None:
+    def on_epoch_end(self, exp: PyTree, epoch: int, mode: str) -> None:
         if mode != "train" or not self._goes_on:
             self._log(mode)
 
-    def on_run_end(self, exp: Any, error: BaseException | None) -> None:
+    def on_run_end(self, exp: PyTree, error: BaseException | None) -> None:
         if error is None:
             # After the run was saved: one that goes on from there goes on with this window.
             self._log("train")
         super().on_run_end(exp, error)
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, PyTree]:
         windows = {}
         for mode, window in self._windows.items():
             held = window.get_state(lambda metrics: on_host(self._computed(metrics)))
@@ -137,7 +140,7 @@ class LoggingCallback(TriggeredCallback):
             "windows": windows,
         }
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, PyTree]) -> None:
         super().set_state(state)
         self._trained = int(state["trained"])
         self._steps = {mode: int(steps) for mode, steps in state["steps"].items()}
@@ -159,6 +162,6 @@ class LoggingCallback(TriggeredCallback):
             step=self._trained,
         )
 
-    def _computed(self, metrics: Any) -> Mapping[str, Any]:
+    def _computed(self, metrics: PyTree) -> Mapping[str, Any]:
         # Functions get what `compute()` itself returns, to the last bit.
         return named_values(metrics) if self._outlets.wait else compute(metrics)

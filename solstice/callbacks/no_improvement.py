@@ -1,7 +1,6 @@
 """NoImprovement: ends a run once a metric has stopped improving, and may give the best back."""
 
 import logging
-from typing import Any
 
 from solstice import arguments
 from solstice.callbacks.plateau import Plateau
@@ -10,6 +9,7 @@ from solstice.metrics.directions import Direction
 from solstice.sharding.arrays import local_tree
 from solstice.tree.encoding import from_host, host_array, key_impl
 from solstice.tree.flat import Flat, Structure
+from solstice.tree.pytree import PyTree
 
 _logger = logging.getLogger("solstice")
 
@@ -35,12 +35,11 @@ class NoImprovement(Plateau):
     def _begin(self) -> None:
         super()._begin()
         # The experiment of the best pass: its arrays, and what it is besides, which a resumed run
-        # takes from its own. Whether an epoch has just ended, and not the run.
-        self._arrays: list[Any] | None = None
+        # takes from its own.
+        self._arrays: list[PyTree] | None = None
         self._structure: Structure | None = None
-        self._epoch_over = False
 
-    def improved(self, exp: Any) -> None:
+    def improved(self, exp: PyTree) -> None:
         if self._restores:
             kept = Flat.of(exp).copy()
             self._arrays, self._structure = kept.arrays, kept.structure
@@ -48,13 +47,9 @@ class NoImprovement(Plateau):
     def act(self, why: str) -> None:
         raise EarlyStoppingException(why)
 
-    def after_epoch(self, exp: Any, epochs: int) -> None:
-        self._epoch_over = True
-
-    def revise(self, exp: Any) -> Any:
+    def revise(self, exp: PyTree) -> PyTree:
         """Return the experiment of the best pass at the run's end, if it is to be restored."""
-        if self._epoch_over or self._arrays is None:
-            self._epoch_over = False
+        if not self._run_is_over() or self._arrays is None:
             return exp
         _logger.info("The experiment is again what it was at the best %s.", self._metric)
         if self._structure is None:  # they come from a checkpoint
@@ -64,13 +59,13 @@ class NoImprovement(Plateau):
             self._structure = flat.structure
         return Flat(self._arrays, self._structure).whole()
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, PyTree]:
         state = super().get_state()
         if self._restores:
             state["arrays"] = self._arrays and local_tree(self._arrays)
         return state
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, PyTree]) -> None:
         super().set_state(state)
         if self._restores:
             self._arrays, self._structure = state.get("arrays"), None

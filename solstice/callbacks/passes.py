@@ -1,6 +1,6 @@
 """PassCount: how far a pass over a dataset is, and whether it may be over."""
 
-from typing import Any
+from solstice.tree.pytree import PyTree
 
 
 class PassCount:
@@ -41,11 +41,11 @@ class PassCount:
         """Whether nothing may be left of the pass that has begun."""
         return self.seen > 0 and self._length in (None, self.seen)
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, PyTree]:
         """Return what a resume needs."""
         return {"completed": self._completed, "seen": self.seen, "length": self._length}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, PyTree]) -> None:
         """Go on from what `get_state` returned."""
         self._completed, self.seen = int(state["completed"]), int(state["seen"])
         self._length = state["length"]

@@ -5,7 +5,6 @@ What is done then is a subclass's business.
 
 import abc
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -16,6 +15,7 @@ from solstice.metrics.accumulator import Accumulator
 from solstice.metrics.base import is_metrics, joining
 from solstice.metrics.directions import Direction, better, check_mode, known
 from solstice.metrics.named import meant_name, named_values, reported_name
+from solstice.tree.pytree import PyTree
 
 
 class Plateau(Callback, abc.ABC):
@@ -62,18 +62,21 @@ class Plateau(Callback, abc.ABC):
         # The best value, with a sign that makes larger ones better.
         self._best, self._waited = -float("inf"), 0
         self._mode = self._given
+        self._epoch_over = False
 
     @abc.abstractmethod
     def act(self, why: str) -> None:
         """Called after the pass that was the last to wait for, and after each that follows."""
 
-    def improved(self, exp: Any) -> None:
+    def improved(self, exp: PyTree) -> None:
         """Called after a pass that was the best so far."""
 
-    def on_run_start(self, exp: Any) -> None:
+    def on_run_start(self, exp: PyTree) -> None:
         self._begin()
 
-    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: str, batch: Any) -> None:
+    def on_step_end(
+        self, outs: PyTree, exp: PyTree, global_step: int, mode: str, batch: PyTree
+    ) -> None:
         if mode != self._watch:
             return
         if not is_metrics(outs):
@@ -83,7 +86,7 @@ class Plateau(Callback, abc.ABC):
             )
         self._pass.add(outs)
 
-    def on_epoch_end(self, exp: Any, epoch: int, mode: str) -> None:
+    def on_epoch_end(self, exp: PyTree, epoch: int, mode: str) -> None:
         merged = self._pass.pop() if mode == self._watch else None
         if merged is None:
             return
@@ -103,12 +106,20 @@ class Plateau(Callback, abc.ABC):
             else:
                 self.act(f"{name} has not improved on {sign * self._best:.6g} in {passes}")
 
-    def get_state(self) -> dict[str, Any]:
+    def after_epoch(self, exp: PyTree, epochs: int) -> None:
+        self._epoch_over = True
+
+    def _run_is_over(self) -> bool:
+        """Say whether a `revise` is that of the run's end; to be asked once by each."""
+        over, self._epoch_over = not self._epoch_over, False
+        return over
+
+    def get_state(self) -> dict[str, PyTree]:
         window = self._pass.get_state(self._computed)
         state = {"best": self._best, "waited": self._waited, "pass": window}
         return state if self._given is not None else {**state, "mode": self._mode}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, PyTree]) -> None:
         self._best, self._waited = float(state["best"]), int(state["waited"])
         self._mode = self._given or state.get("mode")
         self._pass = Accumulator(state["pass"])
@@ -126,7 +137,7 @@ class Plateau(Callback, abc.ABC):
             )
         return name
 
-    def _number(self, metrics: Any) -> tuple[str, float]:
+    def _number(self, metrics: PyTree) -> tuple[str, float]:
         computed = to_host(named_values(metrics))
         name = self._name(computed)
         if not is_number(computed[name]):
@@ -136,7 +147,7 @@ class Plateau(Callback, abc.ABC):
             )
         return name, computed[name]
 
-    def _computed(self, metrics: Any) -> dict[str, Any]:
+    def _computed(self, metrics: PyTree) -> dict[str, object]:
         """Return what metrics say, for a checkpoint, from which nobody can ask them any more."""
         computed = named_values(metrics)
         name = reported_name(self._metric, computed)
@@ -145,6 +156,6 @@ class Plateau(Callback, abc.ABC):
         return computed
 
 
-def check_watch(watch: Any) -> None:
+def check_watch(watch: object) -> None:
     """Raise if that is no mode whose passes can be watched."""
     arguments.choice(watch, "watch", ("train", "val"))

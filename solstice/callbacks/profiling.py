@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 
@@ -13,6 +12,7 @@ from solstice.callbacks.base import Callback
 from solstice.callbacks.stopwatch import Stopwatch, TimeReport
 from solstice.errors import InvalidValueError
 from solstice.experiment import Experiment
+from solstice.tree.pytree import PyTree
 
 _logger = logging.getLogger("solstice")
 
@@ -70,18 +70,18 @@ class ProfilingCallback(Callback):
     def report(self) -> TimeReport:
         return self.stopwatch.report()
 
-    def on_run_start(self, exp: Any) -> None:
+    def on_run_start(self, exp: PyTree) -> None:
         self._recorded = False
         self._completed = {}
         self.stopwatch.reset()
         if self._steps is None:
             self._start(None, self._log_dir)
 
-    def on_epoch_start(self, exp: Any, epoch: int, mode: str) -> None:
+    def on_epoch_start(self, exp: PyTree, epoch: int, mode: str) -> None:
         if self._mode not in (None, mode):
             self._stop(exp)
 
-    def on_step_start(self, exp: Any, global_step: int, mode: str, batch: Any) -> None:
+    def on_step_start(self, exp: PyTree, global_step: int, mode: str, batch: PyTree) -> None:
         if self._recording or self._steps is None:
             return
         first = self._completed.get(mode, 0)
@@ -91,7 +91,9 @@ class ProfilingCallback(Callback):
             # jax names a trace after the second: two in one would be one.
             self._start(mode, os.path.join(self._log_dir, f"{mode}_{first}"))
 
-    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: str, batch: Any) -> None:
+    def on_step_end(
+        self, outs: PyTree, exp: PyTree, global_step: int, mode: str, batch: PyTree
+    ) -> None:
         before, completed = self._completed.get(mode, 0), global_step + 1
         self._completed[mode] = completed
         if self._recording and mode != "val":
@@ -99,11 +101,11 @@ class ProfilingCallback(Callback):
         if self._steps is not None and completed not in self._steps:
             self._stop(exp)
 
-    def on_epoch_end(self, exp: Any, epoch: int, mode: str) -> None:
+    def on_epoch_end(self, exp: PyTree, epoch: int, mode: str) -> None:
         if mode == self._mode != "train":  # training steps may go on in the next epoch
             self._stop(exp)
 
-    def on_run_end(self, exp: Any, error: BaseException | None) -> None:
+    def on_run_end(self, exp: PyTree, error: BaseException | None) -> None:
         self._stop(exp if error is None else None)
         if self._recorded:
             _logger.info("ProfilingCallback: %s.", self.report)

@@ -1,7 +1,7 @@
 """ReduceOnPlateau: a smaller learning rate once a metric has stopped improving."""
 
 import logging
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -10,6 +10,7 @@ from solstice import arguments
 from solstice.callbacks.plateau import Plateau
 from solstice.compat.rates import set_learning_rate
 from solstice.metrics.directions import Direction
+from solstice.tree.pytree import PyTree
 
 _logger = logging.getLogger("solstice")
 
@@ -71,7 +72,7 @@ class ReduceOnPlateau(Plateau):
         super()._begin()
         self._due = False
 
-    def on_run_start(self, exp: Any) -> None:
+    def on_run_start(self, exp: PyTree) -> None:
         super().on_run_start(exp)
         set_learning_rate(exp, lambda rate: rate)  # an optimizer that has none to set is told now
 
@@ -79,9 +80,9 @@ class ReduceOnPlateau(Plateau):
         _logger.info("The learning rate is multiplied by %g: %s.", self._factor, why)
         self._waited, self._due = 0, True
 
-    def revise(self, exp: Any) -> Any:
-        """Return the experiment with the smaller rate, once it is due."""
-        if not self._due:
+    def revise(self, exp: PyTree) -> PyTree:
+        """Return the experiment with the smaller rate, once it is due and the run goes on."""
+        if self._run_is_over() or not self._due:
             return exp
         self._due = False
         return set_learning_rate(exp, self._smaller)
@@ -89,9 +90,9 @@ class ReduceOnPlateau(Plateau):
     def _smaller(self, rate: Array) -> Array:
         return jnp.minimum(rate, jnp.maximum(rate * self._factor, self._min_rate))
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, PyTree]:
         return {**super().get_state(), "due": self._due}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, PyTree]) -> None:
         super().set_state(state)
         self._due = bool(state["due"])

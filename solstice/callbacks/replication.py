@@ -1,9 +1,8 @@
 """A check that the devices, and processes, still agree."""
 
-from typing import Any
-
 from solstice.callbacks.triggered import TriggeredCallback
 from solstice.sharding.checks import assert_replicated
+from solstice.tree.pytree import PyTree
 
 
 class ReplicationCallback(TriggeredCallback):
@@ -24,7 +23,7 @@ class ReplicationCallback(TriggeredCallback):
 
     _check = staticmethod(assert_replicated)
 
-    def act(self, exp: Any, step: int) -> None:
+    def act(self, exp: PyTree, step: int) -> None:
         try:
             self._check(exp)
         except AssertionError as error:

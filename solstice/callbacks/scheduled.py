@@ -8,6 +8,7 @@ from typing import Any
 
 from solstice import arguments
 from solstice.callbacks.triggered import TriggeredCallback
+from solstice.tree.pytree import PyTree
 from solstice.triggers import Trigger
 
 
@@ -44,7 +45,7 @@ class ScheduledCallback(TriggeredCallback):
     """
 
     def __init__(
-        self, action: Callable[[Any, int], object], when: Trigger, name: str | None = None
+        self, action: Callable[[PyTree, int], object], when: Trigger, name: str | None = None
     ) -> None:
         arguments.function(action, "action", "exp, step")
         if name is not None:
@@ -54,5 +55,5 @@ class ScheduledCallback(TriggeredCallback):
         self._name = getattr(action, "__name__", type(action).__name__) if name is None else name
         self.results: dict[str, Any] = {}
 
-    def act(self, exp: Any, step: int) -> None:
+    def act(self, exp: PyTree, step: int) -> None:
         self.results[self._name] = self._action(exp, step)

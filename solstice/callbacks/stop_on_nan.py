@@ -3,16 +3,16 @@
 It looks at the trained experiment and the outs of training steps, never at validation.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from solstice import arguments
 from solstice.callbacks.base import Callback
 from solstice.errors import NotFiniteError
 from solstice.tree.names import path_name
+from solstice.tree.pytree import PyTree
 
 
 class StopOnNaN(Callback):
@@ -42,13 +42,15 @@ class StopOnNaN(Callback):
     def _begin(self) -> None:
         self._completed = 0
         # The last step: its number, and what it left. Then a look whose answer is not read yet.
-        self._latest: tuple[int, Any] | None = None
-        self._asked: tuple[int, list[str], Any] | None = None
+        self._latest: tuple[int, PyTree] | None = None
+        self._asked: tuple[int, list[str], list[Array]] | None = None
 
-    def on_run_start(self, exp: Any) -> None:
+    def on_run_start(self, exp: PyTree) -> None:
         self._begin()
 
-    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: str, batch: Any) -> None:
+    def on_step_end(
+        self, outs: PyTree, exp: PyTree, global_step: int, mode: str, batch: PyTree
+    ) -> None:
         if mode != "train":
             return
         before, self._completed = self._completed, global_step + 1
@@ -57,7 +59,7 @@ class StopOnNaN(Callback):
             self._read()
             self._ask()
 
-    def on_epoch_end(self, exp: Any, epoch: int, mode: str) -> None:
+    def on_epoch_end(self, exp: PyTree, epoch: int, mode: str) -> None:
         self._read()
 
     def get_state(self) -> dict[str, int]:
@@ -98,5 +100,5 @@ class StopOnNaN(Callback):
 
 
 @jax.jit
-def _finite(leaves: list[Any]) -> list[Any]:
+def _finite(leaves: list[Array]) -> list[Array]:
     return [jnp.isfinite(leaf).all() for leaf in leaves]

@@ -3,13 +3,16 @@
 It waits for no device: that would slow what it measures.
 """
 
+import contextlib
 import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, ParamSpec, TypeVar
 
 Part = Literal["input", "step", "callbacks"]
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class TimeReport(NamedTuple):
@@ -73,7 +76,7 @@ class Stopwatch:
         self._seconds["input"] += self._last_input
         self._total += self._last_input
 
-    def stop(self, wait: Callable[[], Any]) -> None:
+    def stop(self, wait: Callable[[], object]) -> None:
         """Measure no more, after `wait`, which is part of the step."""
         self._until = self._clock()
         try:
@@ -83,25 +86,25 @@ class Stopwatch:
             self._seconds["step"] += waited
             self._total += self._until - self._since + waited
 
-    def timed(self, part: Part, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(self, part: Part, function: Callable[_P, _T]) -> Callable[_P, _T]:
         """Return the function, its time added to a part."""
 
         @functools.wraps(function)
-        def call(*arguments: Any) -> Any:
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
             begin = self._clock()
             try:
-                return function(*arguments)
+                return function(*args, **kwargs)
             finally:
                 self._add(part, begin)
 
         return call
 
-    def timed_items(self, part: Part, items: Iterable[Any]) -> Iterator[Any]:
+    def timed_items(self, part: Part, items: Iterable[_T]) -> Iterator[_T]:
         """Yield the items, the time that each takes to come added to a part."""
-        iterator = iter(items)
-        step = self.timed(part, lambda: next(iterator, iterator))
-        while (item := step()) is not iterator:
-            yield item
+        following = self.timed(part, iter(items).__next__)
+        with contextlib.suppress(StopIteration):
+            while True:
+                yield following()
 
     def report(self) -> TimeReport:
         """Return where the time went."""

@@ -6,11 +6,11 @@ It decides when, and follows the run for that; what is done is a subclass's busi
 import abc
 import math
 from collections.abc import Callable
-from typing import Any
 
 from solstice import arguments
 from solstice.callbacks.base import Callback
 from solstice.loggers.outlets import Outlets
+from solstice.tree.pytree import PyTree
 from solstice.triggers import Moment, Trigger, check_trigger
 
 
@@ -55,7 +55,7 @@ class TriggeredCallback(Callback, abc.ABC):
         self._when = when
         outlets = Outlets([]) if outlets is None else outlets
         self._outlets = arguments.instance(outlets, "outlets", Outlets, "Outlets(logging_fn)")
-        self._experiment: Callable[[], Any] | None = None
+        self._experiment: Callable[[], PyTree] | None = None
         self._begin_run()
 
     def _begin_run(self) -> None:
@@ -64,7 +64,7 @@ class TriggeredCallback(Callback, abc.ABC):
         self._completed = self._epoch = 0
 
     @abc.abstractmethod
-    def act(self, exp: Any, step: int) -> None:
+    def act(self, exp: PyTree, step: int) -> None:
         """Called when the trigger fires.
 
         Args:
@@ -72,21 +72,23 @@ class TriggeredCallback(Callback, abc.ABC):
             step: The index of the training step just completed.
         """
 
-    def attach(self, experiment: Callable[[], Any], steps_per_call: int = 1) -> None:
+    def attach(self, experiment: Callable[[], PyTree], steps_per_call: int = 1) -> None:
         """Called before `on_run_start` with what returns the experiment as it is.
 
         Where a call takes several steps, hooks get the list of its batches.
         """
         self._experiment = experiment
 
-    def on_run_start(self, exp: Any) -> None:
+    def on_run_start(self, exp: PyTree) -> None:
         self._begin_run()
 
-    def on_epoch_start(self, exp: Any, epoch: int, mode: str) -> None:
+    def on_epoch_start(self, exp: PyTree, epoch: int, mode: str) -> None:
         self._epoch = epoch
         self._outlets.open()
 
-    def on_step_end(self, outs: Any, exp: Any, global_step: int, mode: str, batch: Any) -> None:
+    def on_step_end(
+        self, outs: PyTree, exp: PyTree, global_step: int, mode: str, batch: PyTree
+    ) -> None:
         if mode != "train":
             return
         self._completed = global_step + 1
@@ -95,16 +97,16 @@ class TriggeredCallback(Callback, abc.ABC):
                 exp = self._experiment()
             self.act(exp, global_step)
 
-    def after_epoch(self, exp: Any, epochs: int) -> None:
+    def after_epoch(self, exp: PyTree, epochs: int) -> None:
         """Called when `epochs` epochs are completed, validation included."""
         if self._watch.after_epoch(epochs):
             self.act(exp, self._completed - 1)
 
-    def on_run_end(self, exp: Any, error: BaseException | None) -> None:
+    def on_run_end(self, exp: PyTree, error: BaseException | None) -> None:
         self._experiment = None  # it would keep the whole run alive
         self._outlets.close()
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, PyTree]:
         return {
             "watch": self._watch.get_state(),
             "completed": self._completed,
@@ -112,7 +114,7 @@ class TriggeredCallback(Callback, abc.ABC):
             "sinks": self._outlets.get_state(),
         }
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, PyTree]) -> None:
         self._begin_run()
         self._watch.set_state(state["watch"])
         self._completed, self._epoch = int(state["completed"]), int(state["epoch"])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from solstice.errors import InvalidValueError, MissingPackageError
+from solstice.tree.pytree import PyTree
 
 What = Literal["model", "optimizer", "metrics"]
 
@@ -53,7 +54,7 @@ class Adapter:
                 f"pip install 'solstice[{self.package}]'"
             ) from error
 
-    def adapt(self, thing: Any, example: Any = None, key: Any = None) -> Any:
+    def adapt(self, thing: Any, example: PyTree = None, key: Any = None) -> Any:
         """Return the object adapted.
 
         Raises:
@@ -75,11 +76,11 @@ class Adapter:
         return self.load()(thing, example, key=key)
 
 
-def _model(name: str, file: str, **about: Any) -> Adapter:
+def _model(name: str, file: str, **about: PyTree) -> Adapter:
     return Adapter(name, f"solstice.compat.{file}", "model", **about)
 
 
-def _optimizer(name: str, file: str, **about: Any) -> Adapter:
+def _optimizer(name: str, file: str, **about: PyTree) -> Adapter:
     return Adapter(name, f"solstice.compat.{file}", "optimizer", **about)
 
 

@@ -123,7 +123,7 @@ class PathOptimizer(Optimizer):
             self, parts=parts, wants=_wants(parts), _places=places, _signature=signature(params)
         )
 
-    def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, Self]:
+    def __call__(self, grads: PyTree, params: PyTree, **extras: PyTree) -> tuple[PyTree, Self]:
         check_trees(_NAME, self._signature, gradients=grads, parameters=params)
         extras = check_extras(_NAME, self.wants, extras)
         grads, params, extras, finish = set_apart(grads, params, extras)
@@ -161,7 +161,7 @@ class PathOptimizer(Optimizer):
             for name, rate in part.learning_rates().items()
         }
 
-    def with_learning_rate(self, rate: Any) -> Self:
+    def with_learning_rate(self, rate: object) -> Self:
         """Return it with that rate in every group; a function is called with each group's own."""
         return replace(self, parts=tuple(part.with_learning_rate(rate) for part in self.parts))
 
@@ -220,5 +220,5 @@ def _divided(tree: PyTree, places: tuple[int, ...], count: int) -> list[PyTree]:
     ]
 
 
-def _of_a_part(value_fn: Any, params: PyTree) -> Any:
+def _of_a_part(value_fn: Any, params: PyTree) -> PyTree:
     return lambda some: value_fn(eqx.combine(some, params))

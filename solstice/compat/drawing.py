@@ -15,7 +15,7 @@ from solstice.tree.programs import program
 from solstice.tree.pytree import PyTree
 
 
-def needs_key(model: Model, inputs: tuple[Any, ...], key: Array) -> bool:
+def needs_key(model: Model, inputs: tuple[PyTree, ...], key: Array) -> bool:
     """Say whether a training call with `key` does something else than one without a key.
 
     It is traced, never run. It does where the network raises without one, where outputs or state
@@ -35,7 +35,7 @@ def needs_key(model: Model, inputs: tuple[Any, ...], key: Array) -> bool:
     """
     arrays, rest = eqx.partition(inputs, is_shaped)
 
-    def forward(key: Array | None, arrays: PyTree) -> Any:
+    def forward(key: Array | None, arrays: PyTree) -> PyTree:
         return model(*eqx.combine(arrays, rest), key=key, train=True)
 
     def gradient(key: Array, arrays: PyTree) -> PyTree:
@@ -59,7 +59,12 @@ def needs_key(model: Model, inputs: tuple[Any, ...], key: Array) -> bool:
 
 
 def run_with_key(
-    run: Callable[[Array | None], Any], key: Array | None, *, train: bool, adapter: str, remedy: str
+    run: Callable[[Array | None], PyTree],
+    key: Array | None,
+    *,
+    train: bool,
+    adapter: str,
+    remedy: str,
 ) -> Any:
     """Return `run(key)`; where it fails for want of a key, say so, or evaluate with any key.
 
@@ -87,7 +92,7 @@ def run_with_key(
 
 
 def run_with_any_key(
-    run: Callable[[Array], Any], error: Exception, adapter: str, remedy: str
+    run: Callable[[Array], PyTree], error: Exception, adapter: str, remedy: str
 ) -> Any:
     """Return what a network gives in evaluation that asks for a key, and does not depend on it.
 
@@ -100,7 +105,7 @@ def run_with_any_key(
     return run(key)
 
 
-def runs(run: Callable[..., Any], *arguments: Any) -> bool:
+def runs(run: Callable[..., PyTree], *arguments: Any) -> bool:
     """Say whether a function runs on these arguments; traced, never run."""
     try:
         jax.eval_shape(run, *arguments)

@@ -38,7 +38,7 @@ from solstice.tree.fields import replace
 from solstice.tree.names import path_name
 from solstice.tree.naming import leaves_by_path
 from solstice.tree.overwritten import is_box
-from solstice.tree.pytree import PyTree
+from solstice.tree.pytree import PyTree, PyTreeDef
 
 _NAME = "EquinoxModel"
 
@@ -61,11 +61,11 @@ class EquinoxModel(Model):
     params: OrderedDict[str, Array | None]
     frozen: OrderedDict[str, Array | None] | None
     state: eqx.nn.State | None
-    _tree: Static[Any] = eqx.field(static=True)
+    _tree: Static[PyTreeDef] = eqx.field(static=True)
     # The structure around the arrays, and all that is no array, in training and in evaluation:
     # `inference` flags are such leaves.
-    _rest: Static[tuple[Any, PyTree, PyTree]] = eqx.field(static=True)
-    _call: Static[Callable[..., Any] | None] = eqx.field(static=True)
+    _rest: Static[tuple[PyTree, PyTree, PyTree]] = eqx.field(static=True)
+    _call: Static[Callable[..., PyTree] | None] = eqx.field(static=True)
     _flags: Flags = eqx.field(static=True)
     _takes_key: bool = eqx.field(static=True)
     # Whether its `key` has a default, which it keeps when it is given none.
@@ -77,11 +77,11 @@ class EquinoxModel(Model):
 
     def __init__(
         self,
-        module: Callable[..., Any],
+        module: Callable[..., PyTree],
         state: eqx.nn.State | None = None,
         *,
         flags: Mapping[str, bool] | None = None,
-        call: Callable[..., Any] | None = None,
+        call: Callable[..., PyTree] | None = None,
     ) -> None:
         """Take the values over from an initialised module.
 
@@ -134,14 +134,14 @@ class EquinoxModel(Model):
         self.state = owned_state(state)
 
     def __call__(
-        self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
-    ) -> tuple[Any, Self]:
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
         train = check_train(train, _NAME)
         key = single_key(key, _NAME) if train else None
         kwargs = flag_values(self._flags, train) | kwargs
         module = self._module(train)
 
-        def run(key: Array | None) -> tuple[Any, Any]:
+        def run(key: Array | None) -> tuple[PyTree, PyTree]:
             # A State can be used once only, and this model's must live on.
             state = jax.tree.map(lambda leaf: leaf, self.state)
             if self._call.value is None:
@@ -170,11 +170,11 @@ class EquinoxModel(Model):
     def _mapped(
         self,
         module: Any,
-        inputs: tuple[Any, ...],
-        state: Any,
+        inputs: tuple[PyTree, ...],
+        state: PyTree,
         key: Array | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Any, Any]:
+        kwargs: dict[str, PyTree],
+    ) -> tuple[PyTree, PyTree]:
         # Array keywords belong to the examples; a flag or a name is the same for all.
         arrays, constants = eqx.partition(kwargs, eqx.is_array)
         keys = key
@@ -204,8 +204,13 @@ class EquinoxModel(Model):
             ) from error
 
     def _one(
-        self, call: Any, inputs: tuple[Any, ...], state: Any, key: Any, kwargs: dict[str, Any]
-    ) -> tuple[Any, Any]:
+        self,
+        call: Any,
+        inputs: tuple[PyTree, ...],
+        state: PyTree,
+        key: Any,
+        kwargs: dict[str, PyTree],
+    ) -> tuple[PyTree, PyTree]:
         if self._takes_key and not (key is None and self._has_own_key):
             kwargs = {"key": key} | kwargs
         if state is None:
@@ -215,7 +220,7 @@ class EquinoxModel(Model):
         return call(*inputs, state, **kwargs)
 
 
-def _is_index(node: Any) -> bool:
+def _is_index(node: object) -> bool:
     return isinstance(node, eqx.nn.StateIndex)
 
 
@@ -227,7 +232,7 @@ def _has_initial_state(module: Any) -> bool:
 def _axis_name(module: Any) -> str:
     """The axis that the network's batch norm averages over; "batch" where there is none."""
 
-    def is_norm(node: Any) -> bool:
+    def is_norm(node: object) -> bool:
         return isinstance(getattr(node, "axis_name", None), str)
 
     norms = filter(is_norm, jax.tree.leaves(module, is_leaf=is_norm))
@@ -240,7 +245,7 @@ def _axis_name(module: Any) -> str:
     return names[0] if names else "batch"
 
 
-def _batch_size(inputs: tuple[Any, ...]) -> int:
+def _batch_size(inputs: tuple[PyTree, ...]) -> int:
     arrays = [leaf for leaf in jax.tree.leaves(inputs) if getattr(leaf, "ndim", 0)]
     if not arrays:
         raise InvalidValueError(

@@ -12,6 +12,7 @@ import numpy as np
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.tree.pytree import PyTree
 
 POSITIVE = ("train", "training", "is_training", "is_train")
 NEGATIVE = ("deterministic", "use_running_average", "inference", "eval", "evaluate", "is_eval")
@@ -20,7 +21,7 @@ NEGATIVE = ("deterministic", "use_running_average", "inference", "eval", "evalua
 Flags = tuple[tuple[str, bool], ...]
 
 
-def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def parameters(function: Callable[..., PyTree]) -> dict[str, inspect.Parameter]:
     """Return a call's named parameters; none for a callable that does not tell.
 
     >>> list(parameters(lambda x, *rest, train: x))
@@ -34,7 +35,7 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in found.items() if p.kind not in starred}
 
 
-def takes_more(function: Callable[..., Any]) -> bool:
+def takes_more(function: Callable[..., PyTree]) -> bool:
     """Say whether a call takes any keyword, which it may pass on.
 
     >>> takes_more(lambda x, **rest: x), takes_more(lambda x, *rest: x)
@@ -47,7 +48,7 @@ def takes_more(function: Callable[..., Any]) -> bool:
     return any(one.kind is one.VAR_KEYWORD for one in found)
 
 
-def call_of(adapter: str, module: Any, call: Callable[..., Any] | None) -> Callable[..., Any]:
+def call_of(adapter: str, module: Any, call: Callable[..., PyTree] | None) -> Callable[..., PyTree]:
     """Return what a module is called by: the user's `call`, or its class's `__call__`.
 
     Args:
@@ -72,7 +73,7 @@ def call_of(adapter: str, module: Any, call: Callable[..., Any] | None) -> Calla
     )
 
 
-def accepts(function: Callable[..., Any], name: str) -> bool:
+def accepts(function: Callable[..., PyTree], name: str) -> bool:
     """Say whether a call takes the keyword `name`, by that name or among any others.
 
     >>> accepts(lambda x, **rest: x, "rng"), accepts(lambda x: x, "rng")
@@ -87,7 +88,7 @@ def accepts(function: Callable[..., Any], name: str) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in found)
 
 
-def has_default(function: Callable[..., Any], name: str) -> bool:
+def has_default(function: Callable[..., PyTree], name: str) -> bool:
     """Say whether a call's parameter `name` has a default, other than None.
 
     >>> has_default(lambda x, key=0: x, "key"), has_default(lambda x, key=None: x, "key")
@@ -100,7 +101,7 @@ def has_default(function: Callable[..., Any], name: str) -> bool:
 
 
 def find_flags(
-    function: Callable[..., Any], given: Mapping[str, bool] | None, *, skip_none: bool = False
+    function: Callable[..., PyTree], given: Mapping[str, bool] | None, *, skip_none: bool = False
 ) -> Flags:
     """Return the train flags among a call's parameters, or the given ones as they are.
 
@@ -141,7 +142,7 @@ def flag_values(flags: Flags, train: bool) -> dict[str, bool]:
     return {name: value if train else not value for name, value in flags}
 
 
-def check_train(train: Any, adapter: str) -> bool:
+def check_train(train: object, adapter: str) -> bool:
     """Return `train`, which must be a Python bool.
 
     Args:

@@ -34,7 +34,7 @@ from solstice.errors import InvalidTypeError
 from solstice.static import Static
 from solstice.tree.fields import replace
 from solstice.tree.keys import as_key
-from solstice.tree.pytree import PyTree
+from solstice.tree.pytree import PyTree, PyTreeDef
 
 _NAME = "FunctionModel"
 
@@ -60,8 +60,8 @@ class FunctionModel(Model):
     params: PyTree
     frozen: PyTree
     state: PyTree
-    _tree: Static[Any] = eqx.field(static=True)
-    _functions: Static[tuple[Callable[..., Any], Callable[..., Any] | None]] = eqx.field(
+    _tree: Static[PyTreeDef] = eqx.field(static=True)
+    _functions: Static[tuple[Callable[..., PyTree], Callable[..., PyTree] | None]] = eqx.field(
         static=True
     )
     _flags: Flags = eqx.field(static=True)
@@ -74,12 +74,12 @@ class FunctionModel(Model):
     def __init__(
         self,
         init: Callable[..., PyTree],
-        apply: Callable[..., Any],
-        example: Any,
+        apply: Callable[..., PyTree],
+        example: PyTree,
         *,
         key: Array | int,
         flags: Mapping[str, bool] | None = None,
-        call: Callable[..., Any] | None = None,
+        call: Callable[..., PyTree] | None = None,
     ) -> None:
         """Initialise the network as `init(key, *example)` does.
 
@@ -116,15 +116,15 @@ class FunctionModel(Model):
         self.state = owned_state(state)
 
     def __call__(
-        self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
-    ) -> tuple[Any, Self]:
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
         train = check_train(train, _NAME)
         key = single_key(key, _NAME) if train else None
         kwargs = flag_values(self._flags, train) | kwargs
         if self._has_state:
             kwargs = {"state": self.state} | kwargs
 
-        def run(key: Array | None) -> tuple[Any, Any]:
+        def run(key: Array | None) -> tuple[PyTree, PyTree]:
             given = {}
             if self._key_name is not None and not (key is None and self._has_own_key):
                 given = {self._key_name: key}
@@ -140,7 +140,7 @@ class FunctionModel(Model):
         return run_with_key(evaluate, None, train=False, adapter=_NAME, remedy=remedy), self
 
     @property
-    def example(self) -> tuple[Any, ...]:
+    def example(self) -> tuple[PyTree, ...]:
         return self._example.inputs
 
     def unwrap(self) -> Any:

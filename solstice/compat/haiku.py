@@ -29,7 +29,7 @@ from solstice.static import Static
 from solstice.tree.dependence import depends_on
 from solstice.tree.fields import replace
 from solstice.tree.keys import as_key
-from solstice.tree.pytree import PyTree
+from solstice.tree.pytree import PyTree, PyTreeDef
 
 _NAME = "HaikuModel"
 
@@ -60,8 +60,8 @@ class HaikuModel(Model):
     params: PyTree
     frozen: PyTree
     state: PyTree
-    _tree: Static[Any] = eqx.field(static=True)
-    _functions: Static[tuple[Callable[..., Any], Callable[..., Any] | None]] = eqx.field(
+    _tree: Static[PyTreeDef] = eqx.field(static=True)
+    _functions: Static[tuple[Callable[..., PyTree], Callable[..., PyTree] | None]] = eqx.field(
         static=True
     )
     _flags: Flags = eqx.field(static=True)
@@ -76,11 +76,11 @@ class HaikuModel(Model):
         | hk.TransformedWithState
         | hk.MultiTransformed
         | hk.MultiTransformedWithState,
-        example: Any,
+        example: PyTree,
         *,
         key: Array | int,
         flags: Mapping[str, bool] | None = None,
-        call: Callable[..., Any] | None = None,
+        call: Callable[..., PyTree] | None = None,
     ) -> None:
         """Initialise the network as `transformed.init(key, example)` does.
 
@@ -142,8 +142,8 @@ class HaikuModel(Model):
         )
 
     def __call__(
-        self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
-    ) -> tuple[Any, Self]:
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
         train = check_train(train, _NAME)
         kwargs = flag_values(self._flags, train) | kwargs
         if not train:
@@ -163,7 +163,7 @@ class HaikuModel(Model):
         return outputs, replace(self, state=state)
 
     def intermediates(
-        self, *inputs: Any, key: Keys = None, train: bool = False, name: str, **kwargs: Any
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, name: str, **kwargs: PyTree
     ) -> PyTree:
         """Return the states whose names begin with `name`; see `compat.intermediates`."""
         kwargs = flag_values(self._flags, train) | kwargs
@@ -175,7 +175,7 @@ class HaikuModel(Model):
         }
 
     @property
-    def example(self) -> tuple[Any, ...]:
+    def example(self) -> tuple[PyTree, ...]:
         return self._example.inputs
 
     def unwrap(self) -> Any:
@@ -184,8 +184,8 @@ class HaikuModel(Model):
         return (weights, self.state) if self._has_state else weights
 
     def _forward(
-        self, key: Array | None, inputs: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, PyTree]:
+        self, key: Array | None, inputs: tuple[PyTree, ...], kwargs: dict[str, PyTree]
+    ) -> tuple[PyTree, PyTree]:
         state = (self.state,) if self._has_state else ()
         rng = (key,) if self._takes_key else ()
         apply = bind_call(*self._functions.value)

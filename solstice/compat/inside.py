@@ -22,12 +22,12 @@ from solstice.tree.pytree import PyTree
 
 def intermediates(
     model: Model,
-    *inputs: Any,
+    *inputs: PyTree,
     key: Keys = None,
     train: bool = False,
     name: str = "intermediates",
-    **kwargs: Any,
-) -> dict[str, Any]:
+    **kwargs: PyTree,
+) -> dict[str, PyTree]:
     """Return the values that a network notes in a forward pass, by their paths.
 
     Args:
@@ -71,7 +71,7 @@ def intermediates(
     return found
 
 
-def gradients(exp: Any, batch: Any) -> PyTree:
+def gradients(exp: PyTree, batch: PyTree) -> PyTree:
     """Return what an experiment's training step would hand to its optimizer for a batch.
 
     The step is taken with the optimizer exchanged for one that keeps the gradients; it must hold
@@ -110,7 +110,7 @@ def gradients(exp: Any, batch: Any) -> PyTree:
     return grads[0] if len(grads) == 1 else grads
 
 
-def training_norms(exp: Any, batch: Any) -> dict[str, Array]:
+def training_norms(exp: PyTree, batch: PyTree) -> dict[str, Array]:
     """Return the norms of an experiment's gradients for a batch and of its parameters.
 
     Parameters are those of its `compat.Model`s. Where one of its optimizers tells its learning
@@ -152,7 +152,9 @@ class _Keeping(Optimizer):
     def init(self, params: PyTree) -> "_Keeping":
         return _Keeping(self.optimizer.init(params))
 
-    def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, "_Keeping"]:
+    def __call__(
+        self, grads: PyTree, params: PyTree, **extras: PyTree
+    ) -> tuple[PyTree, "_Keeping"]:
         return params, eqx.tree_at(
             lambda one: one.grads, self, trained(grads), is_leaf=lambda node: node is None
         )
@@ -164,9 +166,9 @@ class _Keeping(Optimizer):
         return self.optimizer.learning_rate()
 
 
-def _is_optimizer(node: Any) -> bool:
+def _is_optimizer(node: object) -> bool:
     return isinstance(node, Optimizer)
 
 
-def _single(node: Any) -> Any:
+def _single(node: PyTree) -> PyTree:
     return node[0] if type(node) is tuple and len(node) == 1 else node

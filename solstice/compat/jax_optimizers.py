@@ -4,7 +4,7 @@ They keep the parameters in their own state. Here the model keeps them: the adap
 rest of that state, and puts the parameters back in their places for each step.
 """
 
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import equinox as eqx
 import jax
@@ -30,7 +30,7 @@ from solstice.tree.fields import replace
 from solstice.tree.naming import leaf_names
 from solstice.tree.overwritten import set_apart, trained
 from solstice.tree.ownership import owned
-from solstice.tree.pytree import PyTree
+from solstice.tree.pytree import PyTree, PyTreeDef
 
 _NAME = "JaxOptimizer"
 
@@ -38,7 +38,7 @@ _NAME = "JaxOptimizer"
 class _Layout(NamedTuple):
     """How the optimizer's own state is built: its tree, and which leaf each parameter is."""
 
-    structure: Any
+    structure: PyTreeDef
     places: tuple[int, ...]
 
 
@@ -100,7 +100,7 @@ class JaxOptimizer(Optimizer):
             _signature=signature(whole),
         )
 
-    def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, Self]:
+    def __call__(self, grads: PyTree, params: PyTree, **extras: PyTree) -> tuple[PyTree, Self]:
         check_trees(_NAME, self._signature, gradients=grads, parameters=params)
         check_own_leaves(_NAME, state=self.state)
         grads, params, _, finish = set_apart(grads, params, {})
@@ -145,7 +145,7 @@ class JaxOptimizer(Optimizer):
     def learning_rate(self) -> Array | None:
         return None
 
-    def with_learning_rate(self, rate: Any) -> Self:
+    def with_learning_rate(self, rate: object) -> Self:
         raise no_rate(_NAME, "Optimizers of jax.example_libraries have it in their functions")
 
     def _find_params(self, own: PyTree, params: PyTree) -> tuple[int, ...]:

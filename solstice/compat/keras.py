@@ -28,6 +28,7 @@ from solstice.static import Static
 from solstice.tree.fields import replace
 from solstice.tree.overwritten import Overwritten
 from solstice.tree.ownership import owned
+from solstice.tree.pytree import PyTree, PyTreeDef
 
 _NAME = "KerasModel"
 
@@ -53,11 +54,11 @@ class KerasModel(Model):
     params: dict[str, Array | None]
     frozen: dict[str, Array | None] | None
     state: dict[str, Array]
-    _tree: Static[Any] = eqx.field(static=True)
+    _tree: Static[PyTreeDef] = eqx.field(static=True)
     _network: Static[Any] = eqx.field(static=True)
     # The network's variables by name, captured now: the network may be trained on elsewhere.
     _variables: Static[dict[str, Any]] = eqx.field(static=True)
-    _call: Static[Callable[..., Any] | None] = eqx.field(static=True)
+    _call: Static[Callable[..., PyTree] | None] = eqx.field(static=True)
     _flags: Flags = eqx.field(static=True)
 
     def __init__(
@@ -65,7 +66,7 @@ class KerasModel(Model):
         network: Any,
         *,
         flags: Mapping[str, bool] | None = None,
-        call: Callable[..., Any] | None = None,
+        call: Callable[..., PyTree] | None = None,
     ) -> None:
         """Take the values over from a built network, which stays as it is.
 
@@ -123,8 +124,8 @@ class KerasModel(Model):
         self.state = owned(values)
 
     def __call__(
-        self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
-    ) -> tuple[Any, Self]:
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
         train = check_train(train, _NAME)
         kwargs = flag_values(self._flags, train) | kwargs
         network, variables = self._network.value, self._variables.value
@@ -168,7 +169,7 @@ def _warn_of_losses(network: Any) -> None:
     )
 
 
-def _named_variables(network: Any) -> dict[str, Any]:
+def _named_variables(network: Any) -> dict[str, PyTree]:
     own = {_snake_case(type(layer).__name__) for layer in _layers(network)} | {"seed_generator"}
 
     def given(part: str) -> str:

@@ -57,7 +57,7 @@ def _ways(network: Any) -> Iterator[Callable[[], Any]]:
         )
 
 
-def is_functional(network: Any) -> bool:
+def is_functional(network: object) -> bool:
     """Whether Keras knows the network's graph; it takes several inputs as a list then."""
     return getattr(network, "inputs", None) is not None
 

@@ -92,7 +92,7 @@ class KerasOptimizer(Optimizer):
         self._recipe = Static(_read(optimizer))
         self._signature = None
 
-    def _shown(self) -> list[tuple[str, Any]]:
+    def _shown(self) -> list[tuple[str, object]]:
         if "_recipe" not in vars(self):
             return []
         recipe = self._recipe.value
@@ -111,7 +111,7 @@ class KerasOptimizer(Optimizer):
         state = {f"{i:0{width}}_{name}": v.value for i, (name, v) in pairs}
         return replace(self, state=owned(state), _signature=signature(params))
 
-    def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, Self]:
+    def __call__(self, grads: PyTree, params: PyTree, **extras: PyTree) -> tuple[PyTree, Self]:
         check_trees(_NAME, self._signature, gradients=grads, parameters=params)
         check_own_leaves(_NAME, state=self.state)
         grads, params, _, finish = set_apart(grads, params, {})
@@ -146,7 +146,7 @@ class KerasOptimizer(Optimizer):
         with keras.StatelessScope([*zip(variables, [last, *rest], strict=True)]):
             return jnp.asarray(keras.ops.convert_to_tensor(optimizer.learning_rate))
 
-    def with_learning_rate(self, rate: Any) -> Self:
+    def with_learning_rate(self, rate: object) -> Self:
         state = self.state or {}
         name = next((one for one in state if one.partition("_")[2] == "learning_rate"), None)
         if name is None:
@@ -157,7 +157,7 @@ class KerasOptimizer(Optimizer):
     def _values(self) -> list[Array]:
         return [value for _, value in sorted(self.state.items())]
 
-    def _build(self, params: PyTree) -> Any:
+    def _build(self, params: PyTree) -> PyTree:
         """Return a Keras optimizer for these parameters, to be used within one trace.
 
         One kept for longer would hold tracers, or a second copy of all its variables.
@@ -240,7 +240,7 @@ def _clone(recipe: _Recipe) -> Any:
     return optimizer
 
 
-def _variable(path: str, leaf: Any) -> Any:
+def _variable(path: str, leaf: PyTree) -> PyTree:
     """Return a Keras variable known by a parameter's path, as some optimizers look at it."""
     *scopes, name = path.split("/")
     with contextlib.ExitStack() as stack:

@@ -1,7 +1,5 @@
 """Leaves that are arrays: what a step computes with is traced, and a Python number would not be."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -51,5 +49,5 @@ def check_own_leaves(adapter: str, **trees: PyTree) -> None:
         )
 
 
-def _is_number(leaf: Any) -> bool:
+def _is_number(leaf: object) -> bool:
     return isinstance(leaf, bool | int | float | complex)

@@ -38,7 +38,7 @@ from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree.fields import replace
 from solstice.tree.keys import as_key
-from solstice.tree.pytree import PyTree
+from solstice.tree.pytree import PyTree, PyTreeDef
 
 _NAME = "FlaxModel"
 
@@ -62,7 +62,7 @@ class FlaxModel(Model):
     params: PyTree
     frozen: PyTree
     state: dict[str, PyTree]
-    _tree: Static[Any] = eqx.field(static=True)
+    _tree: Static[PyTreeDef] = eqx.field(static=True)
     _module: Static[nn.Module] = eqx.field(static=True)
     _method: Static[Any] = eqx.field(static=True)
     _flags: Flags = eqx.field(static=True)
@@ -72,13 +72,13 @@ class FlaxModel(Model):
     def __init__(
         self,
         module: nn.Module,
-        example: Any,
+        example: PyTree,
         *,
         key: Keys | int = None,
         variables: Mapping[str, PyTree] | None = None,
         streams: tuple[str, ...] = ("dropout",),
         flags: Mapping[str, bool] | None = None,
-        call: Callable[..., Any] | str | None = None,
+        call: Callable[..., PyTree] | str | None = None,
     ) -> None:
         """Initialise the network as `module.init(key, example)` does.
 
@@ -136,22 +136,22 @@ class FlaxModel(Model):
         self.state = self._persistent(collections, inputs)
 
     def __call__(
-        self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
-    ) -> tuple[Any, Self]:
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
         train = check_train(train, _NAME)
         # A list, even an empty one, makes apply return the changed collections too.
         outputs, state = self._apply(inputs, key, train, kwargs, list(self.state) if train else [])
         return outputs, replace(self, state=state) if train else self
 
     def intermediates(
-        self, *inputs: Any, key: Keys = None, train: bool = False, name: str, **kwargs: Any
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, name: str, **kwargs: PyTree
     ) -> PyTree:
         """Return what the network sows into a collection; see `compat.intermediates`."""
         mutable = [name, *self.state] if check_train(train, _NAME) else [name]
         return self._apply(inputs, key, train, kwargs, mutable)[1].get(name, {})
 
     @property
-    def example(self) -> tuple[Any, ...]:
+    def example(self) -> tuple[PyTree, ...]:
         return self._example.inputs
 
     def unwrap(self) -> dict[str, PyTree]:
@@ -160,12 +160,12 @@ class FlaxModel(Model):
 
     def _apply(
         self,
-        inputs: tuple[Any, ...],
+        inputs: tuple[PyTree, ...],
         key: Keys,
         train: bool,
-        kwargs: dict[str, Any],
+        kwargs: dict[str, PyTree],
         mutable: list[str],
-    ) -> tuple[Any, Any]:
+    ) -> tuple[PyTree, PyTree]:
         """Return the outputs, and the collections named in `mutable` as they are after the call."""
         method, flags = kwargs.pop("method", None), self._flags
         if method is None:
@@ -198,7 +198,7 @@ class FlaxModel(Model):
             )
             return run_with_any_key(run, error, _NAME, remedy)
 
-    def _function(self, method: Any) -> Callable[..., Any]:
+    def _function(self, method: Any) -> Callable[..., PyTree]:
         module = self._module.value
         if isinstance(method, str):
             return getattr(type(module), method)
@@ -214,7 +214,7 @@ class FlaxModel(Model):
         names = (*self._streams, "params")
         return {name: jax.random.fold_in(key, i) if i else key for i, name in enumerate(names)}  # pyright: ignore[reportReturnType,reportArgumentType]
 
-    def _check_variables(self, variables: Any, inputs: tuple[Any, ...]) -> None:
+    def _check_variables(self, variables: PyTree, inputs: tuple[PyTree, ...]) -> None:
         """Raise where given variables are not the network's."""
         arguments.check_leaves(arguments.mapping(variables, "variables"), "variables")
         function, off = self._function(self._method.value), flag_values(self._flags, train=False)
@@ -240,7 +240,7 @@ class FlaxModel(Model):
             ) from error
 
     def _persistent(
-        self, collections: dict[str, PyTree], inputs: tuple[Any, ...]
+        self, collections: dict[str, PyTree], inputs: tuple[PyTree, ...]
     ) -> dict[str, PyTree]:
         """Keep the collections whose structure a training step leaves as it is."""
         # Zeros of the shape of the example's activations, which are to be differentiated by.
@@ -248,7 +248,7 @@ class FlaxModel(Model):
         if not collections:
             return {}
 
-        def step(collections: dict[str, PyTree], inputs: tuple[Any, ...]) -> PyTree:
+        def step(collections: dict[str, PyTree], inputs: tuple[PyTree, ...]) -> PyTree:
             on = flag_values(self._flags, train=True)
             given, on = _by_position(self._function(self._method.value), inputs, on)
             return self._module.value.apply(
@@ -265,7 +265,7 @@ class FlaxModel(Model):
         after = jax.eval_shape(step, collections, inputs)
         return persistent(_NAME, collections, before, after)
 
-    def _refuse_decoding(self, inputs: tuple[Any, ...]) -> None:
+    def _refuse_decoding(self, inputs: tuple[PyTree, ...]) -> None:
         """Raise for a cache of decoding, which each call moves on, in evaluation too."""
         try:
             jax.eval_shape(lambda: self(*inputs)[0])
@@ -284,7 +284,7 @@ def _methods(module: nn.Module) -> list[str]:
 
 
 def _by_position(
-    function: Callable[..., Any], inputs: tuple[Any, ...], kwargs: dict[str, Any]
+    function: Callable[..., PyTree], inputs: tuple[PyTree, ...], kwargs: dict[str, PyTree]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return a call's arguments, by position where possible: `nn.remat` traces all keywords."""
     try:

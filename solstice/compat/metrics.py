@@ -17,8 +17,10 @@ from solstice.errors import InvalidTypeError, UsageError
 from solstice.metrics.base import Metrics, is_metrics
 from solstice.metrics.collect import Collect
 from solstice.metrics.directions import Direction, better
+from solstice.metrics.named import Values
 from solstice.static import Static
 from solstice.tree.fields import replace
+from solstice.tree.pytree import PyTree
 
 
 def as_metrics(metric: Any) -> Any:
@@ -65,7 +67,7 @@ def as_metrics(metric: Any) -> Any:
     )
 
 
-def _is_updated(metric: Any) -> bool:
+def _is_updated(metric: object) -> bool:
     methods = (getattr(metric, name, None) for name in ("update", "compute"))
     return not isinstance(metric, type) and all(map(callable, methods))
 
@@ -110,7 +112,7 @@ class UpdatedMetrics(Metrics):
         self.inputs = None
         self._metric = Static(copy.deepcopy(metric))
 
-    def update(self, *args: Any, mask: ArrayLike | None = None, **kwargs: Any) -> Self:
+    def update(self, *args: PyTree, mask: ArrayLike | None = None, **kwargs: PyTree) -> Self:
         """Return the metric of some more examples.
 
         Args:
@@ -121,7 +123,7 @@ class UpdatedMetrics(Metrics):
         inputs = Collect((args, kwargs), mask=mask)
         return replace(self, inputs=inputs if self.inputs is None else self.inputs.merge(inputs))
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         """Return the metric of both sets of examples.
 
         Raises:
@@ -138,7 +140,7 @@ class UpdatedMetrics(Metrics):
             return other if self.inputs is None else self
         return replace(self, inputs=self.inputs.merge(other.inputs))
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         """Return what the object computes of all examples.
 
         Raises:

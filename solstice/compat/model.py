@@ -59,8 +59,8 @@ class Model(Shown, eqx.Module):
 
     @abc.abstractmethod
     def __call__(
-        self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
-    ) -> tuple[Any, Self]:
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
         """Return the outputs and the model to go on with.
 
         Args:
@@ -76,7 +76,7 @@ class Model(Shown, eqx.Module):
         """
 
     def intermediates(
-        self, *inputs: Any, key: Keys = None, train: bool = False, name: str, **kwargs: Any
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, name: str, **kwargs: PyTree
     ) -> PyTree:
         """Return what the network notes under `name` in a forward pass: `compat.intermediates`.
 
@@ -93,7 +93,7 @@ class Model(Shown, eqx.Module):
         """Return what the library itself would use, with the current values."""
 
     @property
-    def example(self) -> tuple[Any, ...] | None:
+    def example(self) -> tuple[PyTree, ...] | None:
         """The inputs' shapes that the network was initialised with; None where it took none.
 
         A tuple with a `jax.ShapeDtypeStruct` for each array, the batch axis included. An experiment
@@ -110,7 +110,7 @@ class Example(Shown):
     (True, (ShapeDtypeStruct(shape=(4, 3), dtype=float32),))
     """
 
-    def __init__(self, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, inputs: tuple[PyTree, ...]) -> None:
         self.inputs = jax.tree.map(_shape, inputs)
         leaves, structure = jax.tree.flatten(self.inputs)
         self._form = structure, tuple(map(_form, leaves))
@@ -122,15 +122,15 @@ class Example(Shown):
         return isinstance(other, Example) and self._form == other._form
 
 
-def _shape(leaf: Any) -> Any:
+def _shape(leaf: PyTree) -> PyTree:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_shaped(leaf) else leaf
 
 
-def _form(leaf: Any) -> Any:
+def _form(leaf: PyTree) -> PyTree:
     return (leaf.ndim, leaf.shape[1:], leaf.dtype) if is_shaped(leaf) else leaf
 
 
-def is_shaped(leaf: Any) -> bool:
+def is_shaped(leaf: object) -> bool:
     """Say whether `leaf` is an array, or a `jax.ShapeDtypeStruct` in its place."""
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
@@ -189,7 +189,7 @@ def boxed_weights(model: Model) -> PyTree:
     return model.params if model.frozen is None else eqx.combine(model.params, model.frozen)
 
 
-def as_inputs(example: Any, name: str = "example") -> tuple[Any, ...]:
+def as_inputs(example: PyTree, name: str = "example") -> tuple[PyTree, ...]:
     """Return an example as the tuple of a call's inputs; a tuple holds several, all else is one.
 
     A `jax.ShapeDtypeStruct` stands for zeros. Arrays become jax's, of a type that it has, as they
@@ -202,7 +202,7 @@ def as_inputs(example: Any, name: str = "example") -> tuple[Any, ...]:
     return jax.tree.map(_as_input, example if type(example) is tuple else (example,))
 
 
-def check_example(example: Any, name: str) -> None:
+def check_example(example: PyTree, name: str) -> None:
     """Raise for what can be no batch's inputs.
 
     Raises:
@@ -216,7 +216,7 @@ def check_example(example: Any, name: str) -> None:
         )
 
 
-def _as_input(leaf: Any) -> Any:
+def _as_input(leaf: PyTree) -> PyTree:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jnp.zeros(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
     # Not jnp.asarray, which compiles a program for each shape of numpy's arrays.
@@ -224,13 +224,15 @@ def _as_input(leaf: Any) -> Any:
     return jax.device_put(leaf, may_alias=False) if numpys else leaf
 
 
-def check_call(call: Any) -> None:
+def check_call(call: object) -> None:
     """Raise where a user's `call` is no function of what it calls and of inputs."""
     if call is not None:
         arguments.function(call, "call", "network", more=True)
 
 
-def bind_call(function: Callable[..., Any], call: Callable[..., Any] | None) -> Callable[..., Any]:
+def bind_call(
+    function: Callable[..., PyTree], call: Callable[..., PyTree] | None
+) -> Callable[..., PyTree]:
     """Return the user's `call` around a library's function; the function itself for None."""
     return function if call is None else functools.partial(call, function)
 

@@ -25,7 +25,7 @@ from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree.fields import replace
 from solstice.tree.overwritten import Overwritten
-from solstice.tree.pytree import PyTree
+from solstice.tree.pytree import PyTree, PyTreeDef
 
 _NAME = "NNXModel"
 # The type of variable that the bridge makes of what Flax's fp8 layers keep their scales in.
@@ -54,10 +54,10 @@ class NNXModel(Model):
     params: PyTree
     frozen: PyTree
     state: dict[str, PyTree]
-    _tree: Static[Any] = eqx.field(static=True)
+    _tree: Static[PyTreeDef] = eqx.field(static=True)
     # The graph in training and in evaluation, as it is before a call.
     _graphs: Static[tuple[Any, Any]] = eqx.field(static=True)
-    _call: Static[Callable[..., Any] | None] = eqx.field(static=True)
+    _call: Static[Callable[..., PyTree] | None] = eqx.field(static=True)
     _flags: Flags = eqx.field(static=True)
     _has_cache: bool = eqx.field(static=True)
     _takes_rngs: bool = eqx.field(static=True)
@@ -67,7 +67,7 @@ class NNXModel(Model):
         module: nnx.Module,
         *,
         flags: Mapping[str, bool] | None = None,
-        call: Callable[..., Any] | None = None,
+        call: Callable[..., PyTree] | None = None,
     ) -> None:
         """Take the values over from an initialised module, which stays as it is.
 
@@ -102,8 +102,8 @@ class NNXModel(Model):
         self.state = owned_state({"rngs": rngs, "vars": others})
 
     def __call__(
-        self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
-    ) -> tuple[Any, Self]:
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
         train = check_train(train, _NAME)
         module, kwargs, drawn = self._prepared(key, train, kwargs)
         cached = jax.tree.leaves(nnx.state(module, nnx.Cache)) if self._has_cache else []
@@ -128,7 +128,7 @@ class NNXModel(Model):
         return outputs, replace(self, state=state)
 
     def intermediates(
-        self, *inputs: Any, key: Keys = None, train: bool = False, name: str, **kwargs: Any
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, name: str, **kwargs: PyTree
     ) -> PyTree:
         """Return what the network sows as `nnx.Intermediate`; see `compat.intermediates`."""
         module, kwargs, _ = self._prepared(key, check_train(train, _NAME), kwargs)
@@ -147,7 +147,7 @@ class NNXModel(Model):
         return nnx.clone(self._module(train=True, rngs=self.state["rngs"]))
 
     def _prepared(
-        self, key: Keys, train: bool, kwargs: dict[str, Any]
+        self, key: Keys, train: bool, kwargs: dict[str, PyTree]
     ) -> tuple[Any, dict[str, Any], bool]:
         """Return the module and the keywords to call it with, and whether it draws from `key`."""
         rngs, flags = self.state["rngs"], dict[str, Any](flag_values(self._flags, train))
@@ -168,14 +168,14 @@ class NNXModel(Model):
         return nnx.merge(graph, weights, rngs, scales, self.state["vars"])
 
 
-def _refuse_special(variables: Any) -> None:
+def _refuse_special(variables: PyTree) -> None:
     """Raise for a bridged collection whose name says that it is not treated as others are."""
     kinds = {type(one) for one in jax.tree.leaves(variables, is_leaf=_is_variable)}
     for kind in kinds & set(getattr(nnx.variablelib, "VariableTypeCache", {}).values()):
         refuse_special(_NAME, {nnx.variable_name_from_type(kind): None})
 
 
-def _is_variable(node: Any) -> bool:
+def _is_variable(node: object) -> bool:
     return isinstance(node, nnx.Variable)
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, UsageError
 from solstice.metrics.base import Metrics
+from solstice.metrics.named import Values
 from solstice.static import Static
 from solstice.tree.fields import replace
 from solstice.tree.pytree import PyTree
@@ -53,13 +54,13 @@ class NNXMetrics(Metrics):
             return all(map(NNXMetrics.knows, _parts(metric).values()))
         return isinstance(metric, nnx.metrics.Average | nnx.metrics.Welford)
 
-    def update(self, **values: Any) -> Self:
+    def update(self, **values: PyTree) -> Self:
         """Return the metric of some more examples; it takes what the NNX metric's `update` does."""
         metric = self.unwrap()
         metric.update(**values)
         return self._with(metric)
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         """Return the metric of both sets of examples.
 
         Raises:
@@ -74,7 +75,7 @@ class NNXMetrics(Metrics):
         _add(metric, other.unwrap())
         return self._with(metric)
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         """Return what the metric computes; a value without a name is named after its class."""
         metric = self.unwrap()
         computed = metric.compute()
@@ -117,7 +118,7 @@ def _add(metric: Any, other: Any) -> None:
         metric.count[...] += other.count[...]
 
 
-def _flat(computed: dict[str, Any]) -> dict[str, Any]:
+def _flat(computed: dict[str, Any]) -> dict[str, PyTree]:
     flat: dict[str, Any] = {}
     for name, value in computed.items():
         if dataclasses.is_dataclass(value):

@@ -64,7 +64,7 @@ _OFFERS = (
 _NAMES = frozenset(_OFFERS[-1])
 
 # Optax's other names for what a training step gives as `value_fn`, and how they are called.
-_FROM_VALUE_FN: dict[str, Callable[..., Any]] = {
+_FROM_VALUE_FN: dict[str, Callable[..., PyTree]] = {
     "obj_fn": lambda value_fn: value_fn,
     # The second argument numbers the inner steps of optax.contrib.sam.
     "grad_fn": lambda value_fn: lambda params, step=0: jax.grad(value_fn)(params),
@@ -181,7 +181,7 @@ class OptaxOptimizer(Optimizer):
             _signature=signature(whole),
         )
 
-    def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, Self]:
+    def __call__(self, grads: PyTree, params: PyTree, **extras: PyTree) -> tuple[PyTree, Self]:
         check_trees(_NAME, self._signature, gradients=grads, parameters=params)
         check_own_leaves(_NAME, state=self.state)
         extras = check_extras(_NAME, self.wants, extras)
@@ -217,10 +217,10 @@ class OptaxOptimizer(Optimizer):
             rate = rate * plateau.scale
         return rate
 
-    def with_learning_rate(self, rate: Any) -> Self:
+    def with_learning_rate(self, rate: object) -> Self:
         changed = []
 
-        def changing(node: Any) -> Any:
+        def changing(node: PyTree) -> PyTree:
             if not isinstance(node, _INJECTED):
                 return node
             own: dict[str, Any] = dict(node.hyperparams)
@@ -248,7 +248,7 @@ class OptaxOptimizer(Optimizer):
 _INJECTED = optax.InjectStatefulHyperparamsState
 
 
-def _named(state: PyTree, name: str) -> list[Any]:
+def _named(state: PyTree, name: str) -> list[PyTree]:
     """Return the arrays of a name in Optax's state."""
     found = optax.tree_utils.tree_get_all_with_path(
         state,
@@ -265,7 +265,7 @@ def _count(state: PyTree) -> Array | None:
     return counts[0] if counts else None
 
 
-def _nodes(state: PyTree, kind: type) -> list[Any]:
+def _nodes(state: PyTree, kind: type) -> list[PyTree]:
     """Return the parts of a state that are of one kind, wherever they are."""
     leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
     return [leaf for leaf in leaves if isinstance(leaf, kind)]
@@ -293,10 +293,10 @@ def _no_lookahead_warning() -> Iterator[None]:
         logger.removeFilter(unrelated)
 
 
-def _schedule_free_params(node: Any, params: PyTree) -> PyTree:
+def _schedule_free_params(node: PyTree, params: PyTree) -> PyTree:
     """Return the averaged parameters, and those that this part does not train as they are."""
 
-    def is_masked(leaf: Any) -> bool:
+    def is_masked(leaf: object) -> bool:
         return isinstance(leaf, optax.MaskedNode)
 
     masked = jax.tree.map(lambda z, p: z if is_masked(z) else p, node.z, params, is_leaf=is_masked)
@@ -308,7 +308,7 @@ def _solstice_names(takes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys("value_fn" if name in _FROM_VALUE_FN else name for name in takes))
 
 
-def _optax_extras(takes: tuple[str, ...], extras: dict[str, Any]) -> dict[str, Any]:
+def _optax_extras(takes: tuple[str, ...], extras: dict[str, PyTree]) -> dict[str, PyTree]:
     return {
         name: _FROM_VALUE_FN[name](extras["value_fn"]) if name in _FROM_VALUE_FN else extras[name]
         for name in takes
@@ -316,7 +316,7 @@ def _optax_extras(takes: tuple[str, ...], extras: dict[str, Any]) -> dict[str, A
 
 
 def _step(
-    transformation: Any, grads: PyTree, params: PyTree, state: PyTree, extras: dict[str, Any]
+    transformation: Any, grads: PyTree, params: PyTree, state: PyTree, extras: dict[str, PyTree]
 ) -> tuple[PyTree, PyTree]:
     updates, state = transformation.update(grads, state, params, **extras)
     return optax.apply_updates(params, updates), state

@@ -17,7 +17,7 @@ from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree.naming import leaf_names, tree_difference
-from solstice.tree.pytree import PyTree
+from solstice.tree.pytree import PyTree, PyTreeDef
 from solstice.tree.reprs import Shown
 
 
@@ -41,7 +41,7 @@ class Optimizer(Shown, eqx.Module):
         """Return the optimizer ready for these parameters, its state made anew."""
 
     @abc.abstractmethod
-    def __call__(self, grads: PyTree, params: PyTree, **extras: Any) -> tuple[PyTree, Self]:
+    def __call__(self, grads: PyTree, params: PyTree, **extras: PyTree) -> tuple[PyTree, Self]:
         """Return the updated parameters and the optimizer to go on with.
 
         Args:
@@ -100,7 +100,7 @@ class Optimizer(Shown, eqx.Module):
         rate = self.learning_rate()
         return {} if rate is None else {"learning_rate": rate}
 
-    def with_learning_rate(self, rate: Any) -> Self:
+    def with_learning_rate(self, rate: object) -> Self:
         """Return the optimizer with another rate for the steps to come: `set_learning_rate`.
 
         Args:
@@ -121,7 +121,7 @@ def carried(new: PyTree, old: PyTree) -> PyTree:
     """
     before = {jax.tree_util.keystr(path): leaf for path, leaf in tree_leaves_with_path(old)}
 
-    def one(path: Any, leaf: Any) -> Any:
+    def one(path: Any, leaf: PyTree) -> PyTree:
         kept = before.get(jax.tree_util.keystr(path))
         same = kept is not None and (kept.shape, kept.dtype) == (leaf.shape, leaf.dtype)
         return kept if same else leaf
@@ -163,7 +163,7 @@ def new_rate(rate: Any, old: Array) -> Array:
 class Signature(NamedTuple):
     """What the parameters are that an optimizer was initialised with."""
 
-    structure: Any
+    structure: PyTreeDef
     leaves: tuple[jax.ShapeDtypeStruct, ...]
 
 
@@ -191,7 +191,7 @@ def signature(params: PyTree) -> Static[Signature]:
     return Static(Signature(structure, tuple(map(_shape_dtype, leaves))))
 
 
-def _shape_dtype(leaf: Any) -> jax.ShapeDtypeStruct:
+def _shape_dtype(leaf: PyTree) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
 
 
@@ -227,7 +227,7 @@ def check_trees(adapter: str, expected: Static[Signature] | None, **trees: PyTre
         )
 
 
-def _leaf_difference(structure: Any, expected: tuple, found: tuple) -> str:
+def _leaf_difference(structure: PyTreeDef, expected: tuple, found: tuple) -> str:
     path, was, now = next(
         leaf
         for leaf in zip(leaf_names(structure), expected, found, strict=True)
@@ -236,7 +236,9 @@ def _leaf_difference(structure: Any, expected: tuple, found: tuple) -> str:
     return f"{path!r} was {describe(was)} and is {describe(now)} here"
 
 
-def check_extras(adapter: str, wants: tuple[str, ...], extras: dict[str, Any]) -> dict[str, Any]:
+def check_extras(
+    adapter: str, wants: tuple[str, ...], extras: dict[str, PyTree]
+) -> dict[str, PyTree]:
     """Return the extras that the optimizer wants.
 
     Raises:

@@ -16,6 +16,7 @@ from solstice.compat.adapters import ADAPTERS, EQUINOX, STAX
 from solstice.compat.model import Model
 from solstice.compat.optimizer import Optimizer
 from solstice.errors import InvalidTypeError
+from solstice.tree.pytree import PyTree
 
 
 class Kind(NamedTuple):
@@ -23,10 +24,10 @@ class Kind(NamedTuple):
 
     # The class, or its dotted path where it may not be loaded.
     cls: type | str
-    adapt: Callable[..., Any]
+    adapt: Callable[..., PyTree]
     title: str
 
-    def matches(self, thing: Any) -> bool:
+    def matches(self, thing: object) -> bool:
         cls = self.cls
         if isinstance(cls, str):
             module, _, name = cls.rpartition(".")
@@ -48,7 +49,7 @@ _REGISTERED: dict[str, list[Kind]] = {"model": [], "optimizer": []}
 
 def register(
     cls: type | str,
-    adapt: Callable[..., Any],
+    adapt: Callable[..., PyTree],
     *,
     what: Literal["model", "optimizer"] = "model",
 ) -> None:
@@ -114,7 +115,7 @@ def _kinds(what: str) -> Iterator[Kind]:
     yield from _known(what)
 
 
-def as_model(network: Any, example: Any = None, *, key: Any = None) -> Model:
+def as_model(network: Any, example: PyTree = None, *, key: Any = None) -> Model:
     """Return any supported network as a `Model`; a `Model` as it is.
 
     Args:
@@ -188,7 +189,7 @@ def _is_with_state(pair: tuple[Any, Any]) -> bool:
     return isinstance(pair[0], equinox.Module) and isinstance(pair[1], equinox.nn.State)
 
 
-def _refuse_class(thing: Any, what: str) -> None:
+def _refuse_class(thing: object, what: str) -> None:
     if isinstance(thing, type):
         raise InvalidTypeError(
             f"An instance of {what} is expected; it got the class {thing.__name__!r}. "

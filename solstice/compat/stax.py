@@ -27,7 +27,7 @@ from solstice.errors import InvalidTypeError
 from solstice.static import Static
 from solstice.tree.dependence import depends_on
 from solstice.tree.keys import as_key
-from solstice.tree.pytree import PyTree
+from solstice.tree.pytree import PyTree, PyTreeDef
 
 _NAME = "StaxModel"
 
@@ -52,22 +52,22 @@ class StaxModel(Model):
     params: PyTree
     frozen: PyTree
     state: None
-    _tree: Static[Any] = eqx.field(static=True)
-    _functions: Static[tuple[Callable[..., Any], ...]] = eqx.field(static=True)
-    _call: Static[Callable[..., Any] | None] = eqx.field(static=True)
+    _tree: Static[PyTreeDef] = eqx.field(static=True)
+    _functions: Static[tuple[Callable[..., PyTree], ...]] = eqx.field(static=True)
+    _call: Static[Callable[..., PyTree] | None] = eqx.field(static=True)
     _flags: Flags = eqx.field(static=True)
     _example: Example = eqx.field(static=True)
     _random_evaluation: bool = eqx.field(static=True)
 
     def __init__(
         self,
-        network: tuple[Callable[..., Any], Callable[..., Any]],
-        example: Any,
+        network: tuple[Callable[..., PyTree], Callable[..., PyTree]],
+        example: PyTree,
         *,
         key: Array | int,
-        eval_apply: Callable[..., Any] | None = None,
+        eval_apply: Callable[..., PyTree] | None = None,
         flags: Mapping[str, bool] | None = None,
-        call: Callable[..., Any] | None = None,
+        call: Callable[..., PyTree] | None = None,
     ) -> None:
         """Initialise the network as `init(key, example.shape)` does.
 
@@ -102,8 +102,8 @@ class StaxModel(Model):
         self._random_evaluation = depends_on(self._evaluate, jax.random.key(0), inputs, {})
 
     def __call__(
-        self, *inputs: Any, key: Keys = None, train: bool = False, **kwargs: Any
-    ) -> tuple[Any, Self]:
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
         if not check_train(train, _NAME):
             if self._random_evaluation:
                 raise random_evaluation(
@@ -114,24 +114,31 @@ class StaxModel(Model):
             return self._evaluate(jax.random.key(0), inputs, kwargs), self
         key = single_key(key, _NAME)
 
-        def run(key: Array | None) -> Any:
+        def run(key: Array | None) -> PyTree:
             return self._forward(key, inputs, kwargs, train=True)
 
         return run_with_key(run, key, train=True, adapter=_NAME, remedy=""), self
 
     @property
-    def example(self) -> tuple[Any, ...]:
+    def example(self) -> tuple[PyTree, ...]:
         return self._example.inputs
 
     def unwrap(self) -> PyTree:
         """Return the parameters, as the apply function takes them."""
         return join_params(self, self._tree)
 
-    def _evaluate(self, key: Array, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _evaluate(
+        self, key: Array, inputs: tuple[PyTree, ...], kwargs: dict[str, PyTree]
+    ) -> PyTree:
         return self._forward(key, inputs, kwargs, train=False)
 
     def _forward(
-        self, key: Array | None, inputs: tuple[Any, ...], kwargs: dict[str, Any], *, train: bool
+        self,
+        key: Array | None,
+        inputs: tuple[PyTree, ...],
+        kwargs: dict[str, PyTree],
+        *,
+        train: bool,
     ) -> Any:
         train_apply, eval_apply = self._functions.value
         apply = train_apply if train else eval_apply

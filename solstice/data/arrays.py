@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -24,6 +25,7 @@ from solstice.data.rows import epoch_order, folded, parted
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.signatures import explained, required
 from solstice.tree.naming import leaves_by_path
+from solstice.tree.pytree import AnyArray, PyTree, PyTreeDef
 from solstice.tree.reprs import Shown
 
 Last = Literal["pad", "drop", "short"]
@@ -84,7 +86,7 @@ class Arrays(Shown):
 
     def __init__(
         self,
-        *data: Any,
+        *data: PyTree,
         batch_size: int,
         shuffle: int | None = None,
         last: Last | None = None,
@@ -120,7 +122,7 @@ class Arrays(Shown):
         whole, rest = divmod(self.rows, self.batch_size)
         return whole + (rest > 0 and self.last != "drop")
 
-    def __call__(self, epoch: int) -> Iterator[Any]:
+    def __call__(self, epoch: int) -> Iterator[PyTree]:
         """Return an iterator over an epoch's batches.
 
         With `last=None`, the last one is short: which experiment takes them is not known here.
@@ -129,7 +131,9 @@ class Arrays(Shown):
 
     # What a run reads.
 
-    def batches(self, epoch: int, start: int = 0, with_mask: Mask | None = None) -> Iterator[Any]:
+    def batches(
+        self, epoch: int, start: int = 0, with_mask: Mask | None = None
+    ) -> Iterator[PyTree]:
         """Yield an epoch's batches, from one of them on.
 
         Args:
@@ -200,7 +204,7 @@ class Arrays(Shown):
         rows = np.arange(self._count) if self._of is None else self._of
         return epoch_order(rows, epoch, self.shuffle, self._weights)
 
-    def _batch(self, rows: np.ndarray, epoch: int, i: int) -> Any:
+    def _batch(self, rows: np.ndarray, epoch: int, i: int) -> PyTree:
         if self._placed is not None:
             numbers = np.array([epoch, i, len(rows)], np.uint32)
             recipe = _Recipe(self._structure, self._maps, padded=False)
@@ -228,7 +232,7 @@ class Arrays(Shown):
         >>> [a.tolist() == b.tolist() for a, b in zip(data(3), data.on_device()(3))]
         [True, True]
         """
-        device = _default_device()
+        (device,) = jnp.zeros(()).devices()
         stats = device.memory_stats() or {}
         needed = sum(leaf.nbytes for leaf in self._leaves)
         free = stats.get("bytes_limit", needed) - stats.get("bytes_in_use", 0)
@@ -245,7 +249,7 @@ class Arrays(Shown):
 
     @explained(**_OTHER_NAMES)
     def split(
-        self, fraction: float, *, seed: int | None = 0, stratify: Any = None
+        self, fraction: float, *, seed: int | None = 0, stratify: object = None
     ) -> tuple[Self, Self]:
         """Return two datasets: this fraction of the rows, and the others.
 
@@ -274,7 +278,7 @@ class Arrays(Shown):
         return self._chosen(one), self._chosen(other)
 
     def folds(
-        self, k: int, *, seed: int | None = 0, stratify: Any = None
+        self, k: int, *, seed: int | None = 0, stratify: object = None
     ) -> list[tuple[Self, Self]]:
         """Return k pairs of datasets for cross-validation: the rest of the rows, and the fold.
 
@@ -294,7 +298,7 @@ class Arrays(Shown):
         pairs = folded(self.rows, k, _seed(seed, "seed"), labels)
         return [(self._chosen(rest), self._chosen(own)) for rest, own in pairs]
 
-    def map(self, function: Callable[..., Any], *, seed: int | None = None) -> Self:
+    def map(self, function: Callable[..., PyTree], *, seed: int | None = None) -> Self:
         """Return it with a function of each batch, compiled by `jax.jit`; for augmentation.
 
         Split first, and map what is trained on. A mask for padding is added after it.
@@ -323,7 +327,7 @@ class Arrays(Shown):
         one = _Map(function, number == 2, (seed or 0, len(self._maps)))
         return self._changed(_maps=(*self._maps, one))
 
-    def weighted(self, weights: Any) -> Self:
+    def weighted(self, weights: ArrayLike) -> Self:
         """Return it with rows drawn in proportion to weights, in each epoch as many as there are.
 
         A row that is expected 2.3 times in an epoch comes twice or three times.
@@ -352,7 +356,7 @@ class Arrays(Shown):
             )
         return self._changed(_weights=found)
 
-    def balanced(self, labels: Any = True) -> Self:
+    def balanced(self, labels: object = True) -> Self:
         """Return it with each class drawn as often as the others: `weighted` by 1 / its number.
 
         In each epoch, rows of rare classes come several times, and some of frequent ones not at
@@ -406,7 +410,7 @@ class Arrays(Shown):
             )
         return self._changed(_of=rows, _weights=weights)
 
-    def _changed(self, **changes: Any) -> Self:
+    def _changed(self, **changes: object) -> Self:
         other = copy.copy(self)
         vars(other).update(changes)
         other._check_batches()
@@ -419,7 +423,7 @@ class Arrays(Shown):
                 f"fewer than batch_size={self.batch_size}. Make it smaller, or pass last='short'."
             )
 
-    def _shown(self) -> list[tuple[str, Any]]:
+    def _shown(self) -> list[tuple[str, object]]:
         if "_placed" not in vars(self):  # half made
             return []
         tree = jax.tree.unflatten(self._structure, self._leaves)
@@ -440,15 +444,15 @@ class Arrays(Shown):
 class _Map(Shown):
     """A function of each batch, compiled once; the same function of another dataset is another."""
 
-    def __init__(self, function: Callable[..., Any], keyed: bool, seed: tuple[int, int]) -> None:
+    def __init__(self, function: Callable[..., PyTree], keyed: bool, seed: tuple[int, int]) -> None:
         self.function = function
         self._keyed, self._seed = keyed, seed
         self._compiled = jax.jit(self.traced)
 
-    def apply(self, batch: Any, epoch: int, i: int) -> Any:
+    def apply(self, batch: PyTree, epoch: int, i: int) -> PyTree:
         return self._compiled(batch, np.uint32(epoch), np.uint32(i))
 
-    def traced(self, batch: Any, epoch: Any, i: Any) -> Any:
+    def traced(self, batch: PyTree, epoch: ArrayLike, i: ArrayLike) -> PyTree:
         """Apply it within a compiled function."""
         given = [batch]
         if self._keyed:
@@ -472,11 +476,11 @@ class _Map(Shown):
 class _Recipe:
     """What a step makes of the rows that it has gathered."""
 
-    structure: Any
+    structure: PyTreeDef
     maps: tuple[_Map, ...]
     padded: bool
 
-    def __call__(self, leaves: list[Any], numbers: Any) -> Any:
+    def __call__(self, leaves: list[Array], numbers: AnyArray) -> PyTree:
         epoch, i, real = numbers
         batch = jax.tree.unflatten(self.structure, leaves)
         for one in self.maps:
@@ -485,16 +489,11 @@ class _Recipe:
 
 
 @jax.jit
-def _read(batch: Gathered) -> Any:
+def _read(batch: Gathered) -> PyTree:
     return batch.open(lambda batch, real: None)
 
 
-def _default_device() -> Any:
-    (device,) = jnp.zeros(()).devices()
-    return device
-
-
-def _seed(value: Any, name: str) -> int | None:
+def _seed(value: object, name: str) -> int | None:
     """Return a seed; None for none."""
     if value is None or value is False:
         return None
@@ -506,7 +505,7 @@ def _seed(value: Any, name: str) -> int | None:
     return arguments.count(value, name, least=0, most=_SEEDS)
 
 
-def _check_data(tree: Any) -> int:
+def _check_data(tree: PyTree) -> int:
     """Return how many rows the arrays have."""
     check_columns(tree, "Arrays")
     sizes: dict[str, int] = {}
@@ -531,6 +530,6 @@ def _check_data(tree: Any) -> int:
     return count
 
 
-def _as_dict(tree: Any) -> Any:
+def _as_dict(tree: PyTree) -> PyTree:
     """Return a mapping of any kind as a dict, which jax looks into."""
     return dict(tree) if isinstance(tree, Mapping) else tree

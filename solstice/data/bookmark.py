@@ -25,6 +25,7 @@ from solstice.data.tf_state import (
 )
 from solstice.errors import InvalidValueError
 from solstice.tree.encoding import kept
+from solstice.tree.pytree import PyTree
 
 _logger = logging.getLogger("solstice")
 
@@ -52,7 +53,7 @@ class Bookmark:
     def __init__(
         self,
         name: str,
-        state: Any = None,
+        state: PyTree = None,
         read: int | None = 0,
         *,
         keeps: bool = True,
@@ -62,13 +63,13 @@ class Bookmark:
         self._resumed, self._read = state, read
         self._keeps = keeps
         self._lock = threading.Lock()
-        self._iterator: Any = None
+        self._iterator: Any = None  # grain's and tf.data's have methods of their own
         self._goes_on = self._remade = self._wanted = False
         # Whether no pass was begun yet, in a run that is resumed.
         self._anew = resumed
         self.count = self._seeds = 0
         # States after so many batches, those after the fewest first.
-        self._states: collections.deque[tuple[int, Any]] = collections.deque()
+        self._states: collections.deque[tuple[int, PyTree]] = collections.deque()
         self._told = False
 
     @property
@@ -92,8 +93,8 @@ class Bookmark:
         return (self._read or 0) if self._goes_on else 0
 
     def reading(
-        self, make: Callable[[], Iterator[Any]], epoch: int = 0, *, remade: bool = False
-    ) -> Iterator[Any]:
+        self, make: Callable[[], Iterator[PyTree]], epoch: int = 0, *, remade: bool = False
+    ) -> Iterator[PyTree]:
         """Yield a pass's batches, from where a resumed one stood on.
 
         Args:
@@ -135,7 +136,7 @@ class Bookmark:
                     self._note()
             yield batch
 
-    def _draw_on(self, state: Any, make: Callable[[], Iterator[Any]], epoch: int) -> None:
+    def _draw_on(self, state: PyTree, make: Callable[[], Iterator[PyTree]], epoch: int) -> None:
         """Begin a pass whose order depends on the passes before, in a process that had none."""
         if state is None:
             for _ in range(epoch):
@@ -152,7 +153,7 @@ class Bookmark:
         while len(self._states) > 1 and self._states[1][0] <= count:
             self._states.popleft()
 
-    def state(self, consumed: int) -> tuple[Any, int | None]:
+    def state(self, consumed: int) -> tuple[PyTree, int | None]:
         """Return a state to go on from, and after how many of the pass's batches it is.
 
         They are at most `consumed`; those between are to be read again. For none consumed, it is
@@ -185,7 +186,7 @@ class Bookmark:
         self._seeds = max(self._seeds, seeds(state))
         self._states.append((self.count, state))
 
-    def _restore(self, state: Any) -> None:
+    def _restore(self, state: PyTree) -> None:
         if is_tf_state(state) and is_tf(self._iterator):
             try:
                 set_tf_state(self._iterator, state)
@@ -204,7 +205,7 @@ class Bookmark:
             )
         set_state(state)
 
-    def _tf_state(self) -> dict[str, Any] | None:
+    def _tf_state(self) -> dict[str, PyTree] | None:
         try:
             state = tf_state(self._iterator)
         except CannotSaveError as error:

@@ -4,7 +4,6 @@ jax's own errors say neither which part of a batch it is nor how to get rid of i
 """
 
 import numbers
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 from solstice.tree.names import path_name
+from solstice.tree.pytree import PyTree
 
 # By the kind of numpy's dtype.
 _KINDS = {"U": "text", "S": "text", "O": "Python objects", "M": "dates", "m": "spans of time"}
@@ -24,7 +24,7 @@ _REMEDIES = {
 }
 
 
-def check_columns(batch: Any, name: str, *, static: bool = False) -> None:
+def check_columns(batch: PyTree, name: str, *, static: bool = False) -> None:
     """Raise for an array or an object in a batch that a compiled step cannot take.
 
     Args:
@@ -58,7 +58,7 @@ def check_columns(batch: Any, name: str, *, static: bool = False) -> None:
             )
 
 
-def _what(leaf: Any) -> str | None:
+def _what(leaf: object) -> str | None:
     """Say what a leaf is that is no number, key or array of these."""
     if isinstance(leaf, np.ndarray | np.generic):
         if leaf.dtype.kind == "O" and leaf.size and isinstance(leaf.flat[0], str | bytes):
@@ -69,7 +69,7 @@ def _what(leaf: Any) -> str | None:
     return "text" if isinstance(leaf, str | bytes) else "no array"
 
 
-def _column(path: tuple[Any, ...]) -> str:
+def _column(path: tuple[object, ...]) -> str:
     # An element of a list is not a column, the list is.
     while len(path) > 1 and isinstance(path[-1], jax.tree_util.SequenceKey):
         path = path[:-1]

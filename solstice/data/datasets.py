@@ -8,7 +8,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import GeneratorType
-from typing import Any
+from typing import Any, TypeAlias
 
 from solstice.arguments import describe
 from solstice.data.arrays import Arrays, Mask
@@ -18,13 +18,17 @@ from solstice.data.memory import as_arrays, own_arrays
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.signatures import required
 from solstice.tree.flat import snapshot
+from solstice.tree.pytree import PyTree
+
+# Anything from which batches can be read: what it can do says so, never its class.
+Dataset: TypeAlias = Any
 
 # list_iterator, zip, map, enumerate, islice, ...: once through, they stay empty.
 _ONE_SHOT_HOMES = ("builtins", "itertools")
 
 
 def check_dataset(
-    dataset: Any, name: str, passes: int | None = 1, *, endless: bool = False
+    dataset: Dataset, name: str, passes: int | None = 1, *, endless: bool = False
 ) -> None:
     """Raise for what can be seen to be no dataset, or one that will run dry, without reading it.
 
@@ -105,14 +109,14 @@ def check_dataset(
         )
 
 
-def is_one_shot(dataset: Any) -> bool:
+def is_one_shot(dataset: Dataset) -> bool:
     """Say whether a dataset is known to be one that can be read only once."""
     return isinstance(dataset, GeneratorType) or (
         isinstance(dataset, Iterator) and type(dataset).__module__ in _ONE_SHOT_HOMES
     )
 
 
-def _holds_columns(mapping: Mapping[Any, Any]) -> bool:
+def _holds_columns(mapping: Mapping[object, object]) -> bool:
     """Say whether a mapping holds the parts of a batch, and not datasets, as of a DatasetDict."""
     for one in mapping.values():
         if hasattr(one, "dtype") or not isinstance(one, Iterable):
@@ -122,7 +126,7 @@ def _holds_columns(mapping: Mapping[Any, Any]) -> bool:
     return False
 
 
-def _is_endless(dataset: Any) -> bool:
+def _is_endless(dataset: Dataset) -> bool:
     """Say whether a dataset tells that a pass over it has no end, as after `repeat()`."""
     if isinstance(dataset, itertools.repeat):
         return operator.length_hint(dataset, -1) == -1
@@ -133,7 +137,7 @@ def _is_endless(dataset: Any) -> bool:
     return _length(dataset) == sys.maxsize  # as of grain
 
 
-def _is_whole(dataset: Any) -> bool:
+def _is_whole(dataset: Dataset) -> bool:
     """Say whether it is (x, y) or (x, y, mask) of all examples, and not a list of batches."""
     shapes: list[tuple[int, ...]] = [getattr(part, "shape", ()) for part in dataset[:4]]
     # As many examples in each; a list of arrays of one form may be of batches.
@@ -146,16 +150,16 @@ def _is_whole(dataset: Any) -> bool:
 
 
 def batches(
-    dataset: Any,
+    dataset: Dataset,
     epoch: int,
     name: str,
     bookmark: Bookmark | None = None,
     *,
-    experiment: Callable[[], Any] = lambda: None,
+    experiment: Callable[[], PyTree] = lambda: None,
     step: int = 0,
     made: int = 0,
     with_mask: Mask | None = None,
-) -> Iterator[Any]:
+) -> Iterator[PyTree]:
     """Yield one pass over the dataset, each array-like leaf as something jax takes.
 
     The arrays of a batch are its own: the dataset may fill those that it gave once more, as soon as
@@ -191,12 +195,12 @@ def batches(
     if callable(set_epoch):
         set_epoch(epoch)
     made_anew = makes_iterators(dataset)
-    given: tuple[Any, ...] = ()
+    given: tuple[PyTree, ...] = ()
     if made_anew and (number := _takes(dataset, name)):
         # The next steps take the buffers of the experiment itself.
         given = (epoch,) if number == 1 else (epoch, snapshot(experiment()))
 
-    def make() -> Iterator[Any]:
+    def make() -> Iterator[PyTree]:
         return iterator_of(dataset(*given), name) if made_anew else iter(dataset)
 
     # No code runs between the batches of a list.
@@ -219,7 +223,7 @@ def batches(
         raise InvalidValueError(f"{name} gave no batch in epoch {epoch}. {cause}")
 
 
-def iterator_of(made: Any, name: str) -> Iterator[Any]:
+def iterator_of(made: Dataset, name: str) -> Iterator[PyTree]:
     """Return the iterator over what a dataset's function returned.
 
     Raises:
@@ -233,7 +237,7 @@ def iterator_of(made: Any, name: str) -> Iterator[Any]:
     return iter(made)
 
 
-def length(dataset: Any) -> int | None:
+def length(dataset: Dataset) -> int | None:
     """Return how many batches a pass has, None when the dataset does not say.
 
     >>> length([1, 2]), length(iter([1, 2]))
@@ -246,7 +250,7 @@ def length(dataset: Any) -> int | None:
     return None if makes_iterators(dataset) else _length(dataset)
 
 
-def _length(dataset: Any) -> int | None:
+def _length(dataset: Dataset) -> int | None:
     if not hasattr(dataset, "__len__"):
         return None
     try:
@@ -255,12 +259,12 @@ def _length(dataset: Any) -> int | None:
         return None
 
 
-def makes_iterators(dataset: Any) -> bool:
+def makes_iterators(dataset: Dataset) -> bool:
     """Say whether a dataset is a function that returns an iterator."""
     return callable(dataset) and not isinstance(dataset, Iterable)
 
 
-def uses_experiment(dataset: Any) -> bool:
+def uses_experiment(dataset: Dataset) -> bool:
     """Say whether a dataset makes its batches from the experiment.
 
     >>> uses_experiment(lambda epoch, exp: iter([])), uses_experiment(lambda epoch: iter([]))
@@ -269,7 +273,7 @@ def uses_experiment(dataset: Any) -> bool:
     return isinstance(dataset, Live) or (makes_iterators(dataset) and _takes(dataset, "") == 2)
 
 
-def uses_epoch(dataset: Any) -> bool:
+def uses_epoch(dataset: Dataset) -> bool:
     """Say whether the epoch is told to a dataset, which may so have an order of its own in each.
 
     >>> uses_epoch([1, 2]), uses_epoch(lambda epoch: iter([]))
@@ -280,7 +284,7 @@ def uses_epoch(dataset: Any) -> bool:
     )
 
 
-def _takes(function: Any, name: str) -> int:
+def _takes(function: Dataset, name: str) -> int:
     """Return how many arguments a function that makes iterators is called with.
 
     An argument with a default is the function's own (`lambda ds=ds: iter(ds)`), but for `epoch`.

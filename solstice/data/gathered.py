@@ -4,18 +4,21 @@ It goes into a compiled step as it is, which gathers the rows: only indices go t
 everybody else it is opened first.
 """
 
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Iterable
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
+
+from solstice.tree.pytree import AnyArray, PyTree
 
 # What makes a batch of gathered leaves and its numbers; equal ones share a compiled program.
-Recipe = Callable[[list[Any], Any], Any]
+Recipe = Callable[[list[Array], AnyArray], PyTree]
 
 # (batch, which of its examples are real) -> the batch with them as its mask, None for no masks
-Mask = Callable[[Any, Any], Any]
+Mask = Callable[[PyTree, AnyArray], PyTree]
 
 
 @jax.tree_util.register_pytree_node_class
@@ -33,7 +36,7 @@ class Gathered:
     __slots__ = ("arrays", "masked", "numbers", "recipe", "rows")
 
     def __init__(
-        self, arrays: list[Any], rows: Any, numbers: Any, recipe: Recipe, masked: bool
+        self, arrays: list[PyTree], rows: PyTree, numbers: PyTree, recipe: Recipe, masked: bool
     ) -> None:
         self.arrays, self.rows, self.numbers = arrays, rows, numbers
         self.recipe, self.masked = recipe, masked
@@ -46,11 +49,11 @@ class Gathered:
         numbers = np.stack([one.numbers for one in batches])
         return cls(first.arrays, rows, numbers, first.recipe, first.masked)
 
-    def at(self, indices: tuple[Any, Any]) -> "Gathered":
+    def at(self, indices: tuple[PyTree, PyTree]) -> "Gathered":
         """Return a batch of the same arrays, of other rows and numbers."""
         return Gathered(self.arrays, *indices, self.recipe, self.masked)
 
-    def open(self, with_mask: Mask) -> Any:
+    def open(self, with_mask: Mask) -> PyTree:
         """Return the batch itself, within a compiled step or outside.
 
         Args:
@@ -62,16 +65,16 @@ class Gathered:
             return batch
         return with_mask(batch, jnp.arange(len(self.rows)) < self.numbers[2])
 
-    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Recipe, bool]]:
+    def tree_flatten(self) -> tuple[tuple[PyTree, ...], tuple[Recipe, bool]]:
         return (self.arrays, self.rows, self.numbers), (self.recipe, self.masked)
 
     @classmethod
-    def tree_unflatten(cls, static: tuple[Recipe, bool], children: Any) -> Self:
+    def tree_unflatten(cls, static: tuple[Recipe, bool], children: Iterable[PyTree]) -> Self:
         arrays, rows, numbers = children
         return cls(arrays, rows, numbers, *static)
 
 
-def opened(batch: Any, with_mask: Mask) -> Any:
+def opened(batch: PyTree, with_mask: Mask) -> PyTree:
     """Return a batch as it is to whoever looks at it; what is gathered in the step, gathered now.
 
     >>> data = Gathered([jnp.arange(4) * 10], np.array([3, 1]), np.zeros(3, np.uint32),

@@ -5,7 +5,6 @@ train on those of an older one.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -13,9 +12,10 @@ from solstice.data.memory import own_arrays
 from solstice.errors import InvalidTypeError
 from solstice.signatures import required
 from solstice.tree.flat import snapshot
+from solstice.tree.pytree import PyTree
 
 
-def live(make: Callable[..., Any], length: int | None = None) -> "Live":
+def live(make: Callable[..., PyTree], length: int | None = None) -> "Live":
     """Return a dataset whose batches `make` makes, each right before its step.
 
     No batch is ever made from an older experiment: whatever `prefetch` and `steps_per_call` a run
@@ -69,11 +69,13 @@ class Live:
         length: How many batches a pass has; None for no end.
     """
 
-    def __init__(self, make: Callable[[Any, int], Any], length: int | None) -> None:
+    def __init__(self, make: Callable[[PyTree, int], PyTree], length: int | None) -> None:
         self.make = make
         self.length = length
 
-    def batches(self, experiment: Callable[[], Any], step: int, made: int = 0) -> Iterator[Any]:
+    def batches(
+        self, experiment: Callable[[], PyTree], step: int, made: int = 0
+    ) -> Iterator[PyTree]:
         """Yield a pass's batches, those already `made` left out.
 
         Args:

@@ -1,13 +1,13 @@
 """Masks: how a batch in one of the usual forms says which of its examples are real."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
+from solstice.tree.pytree import AnyArray, PyTree
 
 
-def masked(batch: Any, real: Any) -> Any:
+def masked(batch: PyTree, real: AnyArray) -> PyTree:
     """Return a batch in which only the `real` examples count, of those that did.
 
     `(x, y)` becomes `(x, y, mask)`, and a mapping gets the entry "mask".
@@ -28,7 +28,7 @@ def masked(batch: Any, real: Any) -> Any:
     )
 
 
-def _both(mask: Any, real: Any) -> Any:
+def _both(mask: AnyArray | None, real: AnyArray) -> AnyArray:
     if mask is None:
         return real
     return mask & real.reshape(-1, *[1] * (mask.ndim - 1)).astype(mask.dtype)

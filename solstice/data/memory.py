@@ -6,10 +6,10 @@ buffers again would write into batches that are still to be read. `device_put(ma
 not help: it aliases numpy's memory all the same (jax 0.10).
 """
 
-from typing import Any
-
 import jax
 import numpy as np
+
+from solstice.tree.pytree import PyTree
 
 _TAKEN = (np.ndarray, np.generic, jax.Array)
 
@@ -18,7 +18,7 @@ _LARGE = 2**16
 _ALIGNMENT = 64
 
 
-def as_arrays(batch: Any) -> Any:
+def as_arrays(batch: PyTree) -> PyTree:
     """Return the batch with foreign arrays (TensorFlow's, torch's) as numpy ones, uncopied.
 
     numpy and jax arrays, numbers and anything that is no array stay as they are.
@@ -32,7 +32,7 @@ def as_arrays(batch: Any) -> Any:
     return jax.tree.map(_as_array, batch)
 
 
-def own_arrays(batch: Any) -> Any:
+def own_arrays(batch: PyTree) -> PyTree:
     """Return the batch as `as_arrays` does, with copies of what is not jax's own.
 
     >>> buffer = np.zeros(2)
@@ -53,15 +53,15 @@ def own_arrays(batch: Any) -> Any:
     return structure.unflatten([_own(leaf) for leaf in leaves])
 
 
-def _is_taken(leaf: Any) -> bool:
+def _is_taken(leaf: object) -> bool:
     return isinstance(leaf, _TAKEN) or not hasattr(leaf, "__array__")
 
 
-def _as_array(leaf: Any) -> Any:
+def _as_array(leaf: PyTree) -> PyTree:
     return leaf if _is_taken(leaf) else np.asarray(leaf)
 
 
-def _own(leaf: Any) -> Any:
+def _own(leaf: PyTree) -> PyTree:
     array = leaf if type(leaf) is np.ndarray else _as_array(leaf)
     if not isinstance(array, np.ndarray):
         return array

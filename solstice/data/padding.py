@@ -5,8 +5,7 @@ It fills up, with the last example again; it cuts nothing, and joins no batches.
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +13,15 @@ import numpy as np
 
 from solstice import arguments
 from solstice.arguments import describe
-from solstice.data.datasets import check_dataset, iterator_of, makes_iterators
+from solstice.data.datasets import Dataset, check_dataset, iterator_of, makes_iterators
 from solstice.data.live import Live
 from solstice.data.memory import as_arrays
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.naming import leaves_by_path
+from solstice.tree.pytree import AnyArray, PyTree
 
 
-def pad_last(ds: Any, batch_size: int, *, mask_key: str = "mask") -> Any:
+def pad_last(ds: Dataset, batch_size: int, *, mask_key: str = "mask") -> Dataset:
     """Return the dataset with every batch of one size, and a mask of what is real.
 
     A batch with fewer examples, usually the last, is filled up with its last example again, never
@@ -56,7 +56,7 @@ def pad_last(ds: Any, batch_size: int, *, mask_key: str = "mask") -> Any:
     mask_key = arguments.text(mask_key, "mask_key")
     if isinstance(ds, Live):
 
-        def make(exp: Any, step: int) -> Any:
+        def make(exp: PyTree, step: int) -> PyTree:
             return _pad(as_arrays(ds.make(exp, step)), batch_size, mask_key)
 
         return Live(make, ds.length)
@@ -68,7 +68,7 @@ def pad_last(ds: Any, batch_size: int, *, mask_key: str = "mask") -> Any:
 class _PaddedDataset:
     """What all re-iterable datasets have, padded or not."""
 
-    def __init__(self, ds: Any, batch_size: int, mask_key: str) -> None:
+    def __init__(self, ds: Dataset, batch_size: int, mask_key: str) -> None:
         self._ds = ds
         self._arguments = batch_size, mask_key
 
@@ -89,26 +89,26 @@ class _PaddedDataset:
 
 
 class _PaddedIterable(_PaddedDataset):
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[PyTree]:
         return _padded(self._ds, *self._arguments)
 
 
 class _PaddedMaker(_PaddedDataset):
-    def __init__(self, ds: Any, batch_size: int, mask_key: str) -> None:
+    def __init__(self, ds: Dataset, batch_size: int, mask_key: str) -> None:
         super().__init__(ds, batch_size, mask_key)
         with contextlib.suppress(TypeError, ValueError):  # as of a function written in C
             self.__signature__ = inspect.signature(ds)  # so that it is called with what `ds` takes
 
-    def __call__(self, *arguments: Any) -> Iterator[Any]:
+    def __call__(self, *arguments: object) -> Iterator[PyTree]:
         return _padded(iterator_of(self._ds(*arguments), "ds"), *self._arguments)
 
 
-def _padded(batches: Any, batch_size: int, mask_key: str) -> Iterator[Any]:
+def _padded(batches: Iterable[PyTree], batch_size: int, mask_key: str) -> Iterator[PyTree]:
     for batch in iter(batches):
         yield _pad(as_arrays(batch), batch_size, mask_key)
 
 
-def _pad(batch: Any, batch_size: int, mask_key: str) -> Any:
+def _pad(batch: PyTree, batch_size: int, mask_key: str) -> PyTree:
     if isinstance(batch, Mapping):
         size = _size(dict(batch), batch_size)
         padded = {name: _repeat_last(part, batch_size) for name, part in batch.items()}
@@ -123,7 +123,7 @@ def _pad(batch: Any, batch_size: int, mask_key: str) -> Any:
     )
 
 
-def _size(batch: Any, batch_size: int) -> int:
+def _size(batch: PyTree, batch_size: int) -> int:
     """Return how many examples a batch has."""
     sizes: dict[str, int] = {}
     for name, leaf in leaves_by_path(batch).items():
@@ -148,15 +148,15 @@ def _size(batch: Any, batch_size: int) -> int:
     return size
 
 
-def _repeat_last(part: Any, batch_size: int) -> Any:
-    def repeat(leaf: Any) -> Any:
+def _repeat_last(part: PyTree, batch_size: int) -> PyTree:
+    def repeat(leaf: AnyArray) -> PyTree:
         size = len(leaf)
         return leaf if size == batch_size else leaf[np.minimum(np.arange(batch_size), size - 1)]
 
     return jax.tree.map(repeat, part)
 
 
-def _extended(mask: Any, size: int, batch_size: int) -> Any:
+def _extended(mask: AnyArray | None, size: int, batch_size: int) -> PyTree:
     if mask is None:
         return np.arange(batch_size) < size
     absent = [(0, batch_size - size)] + [(0, 0)] * (mask.ndim - 1)

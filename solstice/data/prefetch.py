@@ -6,12 +6,12 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from types import GeneratorType
-from typing import Any
 
 import equinox as eqx
 import jax
 
 from solstice.data.arrays import Arrays
+from solstice.tree.pytree import PyTree
 
 _logger = logging.getLogger("solstice")
 
@@ -21,8 +21,8 @@ _PATIENCE = 5
 
 @contextlib.contextmanager
 def prefetched(
-    ready: Iterator[Any], size: int | None, place: Callable[[Any], Any] | None = None
-) -> Iterator[Iterator[Any]]:
+    ready: Iterator[PyTree], size: int | None, place: Callable[[PyTree], PyTree] | None = None
+) -> Iterator[Iterator[PyTree]]:
     """Give an iterator over the batches of `ready`, read ahead and placed.
 
     `place` puts each where it belongs; None leaves it as it is. A thread reads up to `size`
@@ -42,7 +42,7 @@ def prefetched(
             close(ready)
         return
     put = place or _as_it_is
-    line: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    line: queue.SimpleQueue[tuple[str, PyTree]] = queue.SimpleQueue()
     free = threading.Semaphore(size)
     ended = threading.Event()
 
@@ -57,7 +57,7 @@ def prefetched(
         finally:
             close(ready)
 
-    def take() -> Iterator[Any]:
+    def take() -> Iterator[PyTree]:
         while (item := line.get())[0] == "batch":
             free.release()
             yield item[1]
@@ -92,16 +92,16 @@ def ahead(prefetch: int | None, dataset: object = None) -> int:
     return 0 if in_memory or jax.default_backend() == "cpu" else 2
 
 
-def close(iterator: Iterator[Any]) -> None:
+def close(iterator: Iterator[PyTree]) -> None:
     """End a generator where it stands; it runs what it has to do then."""
     if isinstance(iterator, GeneratorType):
         iterator.close()
 
 
-def _as_it_is(batch: Any) -> Any:
+def _as_it_is(batch: PyTree) -> PyTree:
     return batch
 
 
-def on_device(batch: Any) -> Any:
+def on_device(batch: PyTree) -> PyTree:
     """Return a batch whose arrays are on the default device."""
     return jax.tree.map(lambda leaf: jax.device_put(leaf) if eqx.is_array(leaf) else leaf, batch)

@@ -7,15 +7,15 @@ import collections
 import functools
 import types
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 # What a dataset reads of a run is never far away; what is behind a library's objects may be.
 _MOST = 1000
 _OPAQUE = (types.ModuleType, types.BuiltinFunctionType, str, bytes, int, float, complex, type(None))
+_CONTAINERS = (dict, list, tuple, set)
 _READING = ("__iter__", "__next__", "__getitem__", "__call__")
 
 
-def leads_to(start: Any, targets: Iterable[Any]) -> bool:
+def leads_to(start: object, targets: Iterable[object]) -> bool:
     """Say whether a function or an object leads to one of the targets.
 
     >>> seen = {"policy": None}
@@ -40,7 +40,7 @@ def leads_to(start: Any, targets: Iterable[Any]) -> bool:
     return False
 
 
-def _held(value: Any) -> list[Any]:
+def _held(value: object) -> list[object]:
     if isinstance(value, _OPAQUE):
         return []
     if isinstance(value, types.FunctionType):
@@ -56,8 +56,8 @@ def _held(value: Any) -> list[Any]:
     if isinstance(value, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
     # Exactly these: a mapping of another kind may read a file for each of its values.
-    if type(value) in (dict, list, tuple, set):
-        parts = value.values() if type(value) is dict else value
+    if isinstance(value, dict | list | tuple | set) and type(value) in _CONTAINERS:
+        parts = value.values() if isinstance(value, dict) else value
         return list(parts) if len(value) <= _MOST else []
     if isinstance(value, type):
         return []
@@ -69,7 +69,7 @@ def _held(value: Any) -> list[Any]:
     return [*getattr(value, "__dict__", {}).values(), *in_slots, *written]
 
 
-def _is_set(slot: types.MemberDescriptorType, value: Any) -> bool:
+def _is_set(slot: types.MemberDescriptorType, value: object) -> bool:
     try:
         slot.__get__(value)
     except AttributeError:
@@ -77,14 +77,14 @@ def _is_set(slot: types.MemberDescriptorType, value: Any) -> bool:
     return True
 
 
-def _named(code: types.CodeType, known: Mapping[str, Any]) -> list[Any]:
+def _named(code: types.CodeType, known: Mapping[str, object]) -> list[object]:
     """Return what the code, and functions inside it, take from the module by name."""
     inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
     found = [known[name] for name in code.co_names if name in known]
     return [*found, *(one for part in inner for one in _named(part, known))]
 
 
-def _contents(cell: types.CellType) -> Any:
+def _contents(cell: types.CellType) -> object:
     try:
         return cell.cell_contents
     except ValueError:  # not assigned yet

@@ -6,27 +6,28 @@ TensorFlow is never imported: who has an iterator of it has loaded it.
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from solstice.errors import DamagedFileError
+from solstice.tree.pytree import PyTree
 
 # The one entry of a state, so that another library's is none.
 _KEY = "tf.data"
 _FILE = re.compile(r"iterator\.(index|data-\d+-of-\d+)|checkpoint")
 
 
-def is_tf(iterator: Any) -> bool:
+def is_tf(iterator: Iterator[PyTree]) -> bool:
     """Say whether an iterator is tf.data's.
 
     >>> is_tf(iter([]))
     False
     """
-    tf: Any = sys.modules.get("tensorflow")
+    tf = sys.modules.get("tensorflow")
     return tf is not None and isinstance(iterator, tf.data.Iterator)
 
 
-def is_tf_state(state: Any) -> bool:
+def is_tf_state(state: PyTree) -> bool:
     """Say whether a state is of a tf.data iterator.
 
     >>> is_tf_state({"tf.data": {}}), is_tf_state({"position": 3})
@@ -39,13 +40,13 @@ class CannotSaveError(Exception):
     """An iterator that cannot save itself; the message says why."""
 
 
-def tf_state(iterator: Any) -> dict[str, Any]:
+def tf_state(iterator: Iterator[PyTree]) -> dict[str, PyTree]:
     """Return an iterator's state.
 
     Raises:
         CannotSaveError: A part of its dataset cannot.
     """
-    tf: Any = sys.modules["tensorflow"]
+    tf = sys.modules["tensorflow"]
     with tempfile.TemporaryDirectory(prefix="solstice-") as directory:
         try:
             tf.train.Checkpoint(iterator=iterator).write(str(Path(directory, "iterator")))
@@ -54,14 +55,14 @@ def tf_state(iterator: Any) -> dict[str, Any]:
         return {_KEY: {path.name: path.read_bytes() for path in Path(directory).iterdir()}}
 
 
-def set_tf_state(iterator: Any, state: dict[str, Any]) -> None:
+def set_tf_state(iterator: Iterator[PyTree], state: dict[str, PyTree]) -> None:
     """Have an iterator go on where a state was taken.
 
     Raises:
         DamagedFileError: The state names a file that no iterator has.
         Exception: TensorFlow's own, where the dataset is another one.
     """
-    tf: Any = sys.modules["tensorflow"]
+    tf = sys.modules["tensorflow"]
     with tempfile.TemporaryDirectory(prefix="solstice-") as directory:
         for name, content in state[_KEY].items():
             if not _FILE.fullmatch(name):  # what a checkpoint says is no path to write to
@@ -71,7 +72,7 @@ def set_tf_state(iterator: Any, state: dict[str, Any]) -> None:
         status.assert_consumed()
 
 
-def size(state: dict[str, Any]) -> int:
+def size(state: dict[str, PyTree]) -> int:
     """Return how many bytes a state has.
 
     >>> size({"tf.data": {"iterator.index": b"abc"}})
@@ -80,7 +81,7 @@ def size(state: dict[str, Any]) -> int:
     return sum(map(len, state[_KEY].values()))
 
 
-def seeds(state: Any) -> int:
+def seeds(state: PyTree) -> int:
     """Return how many generators of seeds have their state in an iterator's; 0 of another's.
 
     No interface of TensorFlow tells: the names of their fields in its files do.
@@ -91,7 +92,7 @@ def seeds(state: Any) -> int:
     return _count(state, b"num_random_samples")
 
 
-def repeats(state: Any) -> bool:
+def repeats(state: PyTree) -> bool:
     """Say whether the dataset repeats itself, so that it draws seeds within a pass too.
 
     >>> repeats({"tf.data": {"iterator.data-00000-of-00001": b"Repeat"}}), repeats(None)
@@ -100,7 +101,7 @@ def repeats(state: Any) -> bool:
     return _count(state, b"Repeat") > 0
 
 
-def _count(state: Any, word: bytes) -> int:
+def _count(state: PyTree, word: bytes) -> int:
     if not is_tf_state(state):
         return 0
     return sum(content.count(word) for content in state[_KEY].values())

@@ -12,7 +12,7 @@ from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 from solstice.loggers.base import Sink
 from solstice.loggers.lines import log_line
-from solstice.loggers.records import make_record
+from solstice.loggers.records import Record, make_record
 from solstice.loggers.values import to_host
 from solstice.sharding.processes import is_first_process
 
@@ -23,7 +23,7 @@ LoggingFn = Callable[[dict[str, Any], int, str], object]
 class SinkLike(Protocol):
     """What a callback asks of a sink, which need not be a `Sink`."""
 
-    def write(self, record: Mapping[str, Any]) -> None: ...
+    def write(self, record: Record) -> None: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
     def get_state(self) -> Any: ...

@@ -7,7 +7,7 @@ the host (a metric with `to_host`, also inside another) is moved there when the 
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import equinox as eqx
 import jax
@@ -17,9 +17,10 @@ from solstice import arguments
 from solstice.arguments import describe
 from solstice.errors import InvalidValueError
 from solstice.metrics.base import Metrics, check_metrics, reduce
-from solstice.metrics.named import named_values
+from solstice.metrics.named import Values, named_values
 from solstice.signatures import overrides
 from solstice.tree.flat import Flat
+from solstice.tree.pytree import PyTree, PyTreeDef
 
 AccumulatorState = dict[str, Any]
 
@@ -49,17 +50,17 @@ class Accumulator:
             raise InvalidValueError(
                 f"state is expected to be what get_state() returned; it is {describe(state)}."
             )
-        self._waiting: list[Any] = []
+        self._waiting: list[PyTree] = []
         self._room = 0
         # What a resumed run had merged; its leaves are put together like the next metrics.
         self._resumed = state
 
-    def add(self, metrics: Any) -> None:
+    def add(self, metrics: PyTree) -> None:
         """Take one step's metrics in.
 
         Raises:
             ValueError: They are not of the kind that was merged before a resume.
-        UsageError: They are no metrics.
+            UsageError: They are no metrics.
         """
         if self._resumed is not None:
             resumed, self._resumed = self._resumed, None
@@ -72,7 +73,7 @@ class Accumulator:
         if len(self._waiting) > self._room:
             self._fold()
 
-    def pop(self) -> Any:
+    def pop(self) -> PyTree:
         """Return everything merged so far and start anew; None when nothing was added."""
         if not self._waiting:
             resumed, self._resumed = self._resumed, None
@@ -81,7 +82,7 @@ class Accumulator:
         return self._waiting.pop()
 
     def get_state(
-        self, compute: Callable[[Any], Mapping[str, Any]] = named_values
+        self, compute: Callable[[PyTree], Mapping[str, object]] = named_values
     ) -> "AccumulatorState | None":
         """Return what a resume needs, as plain containers; None when nothing was added.
 
@@ -115,15 +116,15 @@ class Accumulator:
 class Told:
     """Metrics of an earlier process: nothing is known of them but what they say, and leaves."""
 
-    def __init__(self, leaves: list[Any], computed: dict[str, Any]) -> None:
+    def __init__(self, leaves: list[PyTree], computed: Values) -> None:
         self.leaves = leaves
         self._computed = computed
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         return dict(self._computed)
 
 
-def rebuilt(leaves: list[Any], like: Any) -> Any:
+def rebuilt(leaves: list[PyTree], like: PyTree) -> PyTree:
     """Return the metrics that a checkpoint holds the leaves of, put together as others are.
 
     Raises:
@@ -139,7 +140,7 @@ def rebuilt(leaves: list[Any], like: Any) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
-def merge_all(metrics: list[Any]) -> Any:
+def merge_all(metrics: list[PyTree]) -> PyTree:
     """Return what `reduce` does, by one compiled call where that is possible.
 
     >>> from solstice.metrics import ClassificationMetrics
@@ -166,11 +167,11 @@ def merge_all(metrics: list[Any]) -> Any:
 
 # A call takes lists of arrays in a third of the time that it takes metrics in.
 @functools.partial(jax.jit, static_argnums=1)
-def _compiled_reduce(every: list[list[jax.Array]], structure: Any) -> Flat:
+def _compiled_reduce(every: list[list[jax.Array]], structure: PyTreeDef) -> Flat:
     metrics = [jax.tree.unflatten(structure, leaves) for leaves in every]
     merged = jax.eval_shape(reduce, metrics[:2])
     # A few may be too large to lie side by side.
-    if len(metrics) <= 3 or any(_types(one) != _types(merged) for one in metrics):
+    if len(metrics) <= 3 or not every[0] or any(_types(one) != _types(merged) for one in metrics):
         return Flat.of(reduce(metrics))
     # One merge to compile, not one for each metric; on an accelerator, where each turn of a loop
     # takes as long as a small step's kernels, a few.
@@ -182,22 +183,22 @@ def _compiled_reduce(every: list[list[jax.Array]], structure: Any) -> Flat:
     return Flat.of(total)
 
 
-def _types(metrics: Any) -> tuple[Any, list[Any]]:
+def _types(metrics: PyTree) -> tuple[PyTreeDef, list[tuple[object, ...]]]:
     leaves, structure = jax.tree.flatten(metrics)
     return structure, [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves]
 
 
-def is_hosted(node: Any) -> bool:
+def is_hosted(node: object) -> TypeGuard[Metrics]:
     """Say whether a node of a pytree is a metric that merges on the host."""
     # isinstance comes last, since it is slow to say that an array is no metric.
     return overrides(node, Metrics, "to_host") and isinstance(node, Metrics)
 
 
-def _to_host(node: Any) -> Any:
+def _to_host(node: Metrics) -> Metrics:
     return type(node).to_host(node)
 
 
-def _merge_hosted_apart(metrics: list[Any]) -> Any:
+def _merge_hosted_apart(metrics: list[PyTree]) -> PyTree:
     """Merge the parts that merge on the host there, and the rest without them."""
     stripped, columns = [], []
     for one in metrics:
@@ -220,8 +221,8 @@ def _merge_hosted_apart(metrics: list[Any]) -> Any:
 class _Elsewhere(Metrics):
     """Stands where a metric was that merges on the host."""
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         return self
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         return {}

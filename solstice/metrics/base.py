@@ -15,6 +15,7 @@ from jaxtyping import Array
 from solstice.arguments import describe
 from solstice.errors import UsageError
 from solstice.metrics.directions import Direction, direction
+from solstice.tree.pytree import PyTree
 from solstice.tree.reprs import Shown
 
 _T = TypeVar("_T")
@@ -105,7 +106,7 @@ class Metrics(Shown, eqx.Module):
         return ()
 
 
-def is_metrics(value: Any) -> bool:
+def is_metrics(value: object) -> bool:
     """Say whether `value` can be merged and computed: whether its class has both methods.
 
     >>> is_metrics({"loss": 1.0})
@@ -119,7 +120,7 @@ def _are_metrics(kind: type) -> bool:
     return callable(getattr(kind, "merge", None)) and callable(getattr(kind, "compute", None))
 
 
-def check_metrics(metrics: Any) -> None:
+def check_metrics(metrics: PyTree) -> None:
     """Raise for what does not merge.
 
     Raises:
@@ -132,7 +133,7 @@ def check_metrics(metrics: Any) -> None:
         )
 
 
-def joining(outs: Any) -> str:
+def joining(outs: PyTree) -> str:
     """Return a sentence on how to make one metric of several; nothing for anything else.
 
     >>> import solstice
@@ -149,7 +150,7 @@ def joining(outs: Any) -> str:
     return f" To join several, return solstice.metrics.MetricsDict({given})."
 
 
-def _is_listed(outs: Any) -> bool:
+def _is_listed(outs: PyTree) -> bool:
     return isinstance(outs, tuple | list)
 
 

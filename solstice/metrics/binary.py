@@ -4,7 +4,7 @@ Ranks are kept as a histogram, of one size for any number of examples. Hard deci
 recall, precision) are in `ClassificationMetrics` over two classes.
 """
 
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from solstice.metrics.checks import (
     odd_mask,
 )
 from solstice.metrics.left_out import tell
+from solstice.metrics.named import Values
 from solstice.tree.fields import replace
 
 _NAMES = ("average_loss", "roc_auc", "pr_auc", "brier_score", "ece")
@@ -147,7 +148,7 @@ class BinaryMetrics(Metrics):
     def invalid(self) -> Int[Array, "*runs"]:
         return self._numbers[..., 1:].sum(-1)
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         """Return the metrics of both sets of examples.
 
         Raises:
@@ -178,7 +179,7 @@ class BinaryMetrics(Metrics):
                 f"jax.nn.sigmoid first, or mask what should not count."
             )
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         """Return the metrics by name, each a float scalar; NaN where there is nothing to tell.
 
         As in scikit-learn, `roc_auc` of one class alone is NaN, `pr_auc` without positives is 0.
@@ -202,7 +203,7 @@ class BinaryMetrics(Metrics):
             ),
         )
 
-    def error_bounds(self) -> dict[str, Any]:
+    def error_bounds(self) -> dict[str, Array]:
         """Return how far `roc_auc` and `pr_auc` are at most from those of the unrounded values."""
         negatives, positives, above_negatives, above_positives = _from_above(self.histogram)
         share = positives / positives.sum()

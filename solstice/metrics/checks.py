@@ -4,7 +4,6 @@ Shapes and types are known under jit, so that these raise there too; values are 
 """
 
 import functools
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError, UsageError
 from solstice.tree.pytree import PyTree
 
 
-def as_array(values: Any, name: str, what: str = "real numbers") -> Array:
+def as_array(values: object, name: str, what: str = "real numbers") -> Array:
     """Return numbers, or an array of them, as an array of jax.
 
     Raises:
@@ -115,7 +114,7 @@ def check_real(values: ArrayLike, name: str) -> Array:
     return array.astype(promoted(array.dtype, jnp.float32))
 
 
-def promoted(*dtypes: Any) -> np.dtype:
+def promoted(*dtypes: DTypeLike) -> np.dtype:
     """Return the type that holds all of some, also where a user forbids implicit promotion.
 
     >>> with jax.numpy_dtype_promotion("strict"):
@@ -176,7 +175,7 @@ def _spread(array: Array, values: Array | np.ndarray) -> Array:
     return jnp.broadcast_to(array, values.shape)
 
 
-def check_mask_shape(mask: Array | np.ndarray, values: Any, name: str) -> None:
+def check_mask_shape(mask: Array | np.ndarray, values: Array | np.ndarray, name: str) -> None:
     """Raise unless the mask has the shape of the values or of their leading axes.
 
     Raises:
@@ -225,7 +224,7 @@ def check_examples(values: PyTree, given: PyTree) -> int:
     return sizes.pop()[0]
 
 
-def check_kind(metrics: Any, other: Any) -> None:
+def check_kind(metrics: PyTree, other: PyTree) -> None:
     """Raise unless two metrics are of one class, with the same settings and shapes.
 
     Raises:
@@ -254,9 +253,9 @@ def is_traced(tree: PyTree) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def _same_shape(one: Any, other: Any) -> bool:
+def _same_shape(one: ArrayLike, other: ArrayLike) -> bool:
     return np.shape(one) == np.shape(other)
 
 
-def _outline(metrics: Any) -> str:
+def _outline(metrics: PyTree) -> str:
     return eqx.tree_pformat(metrics, width=10**6)

@@ -7,7 +7,8 @@ needs probabilities (calibration, ROC curves) is in `BinaryMetrics` and `OneVsRe
 import functools
 import operator
 from collections.abc import Iterable
-from typing import Any, Literal, Self
+from types import ModuleType
+from typing import Literal, Self
 
 import equinox as eqx
 import jax
@@ -35,7 +36,9 @@ from solstice.metrics.checks import (
     odd_mask,
 )
 from solstice.metrics.left_out import tell
+from solstice.metrics.named import Values
 from solstice.tree.fields import replace
+from solstice.tree.pytree import AnyArray
 
 
 class ClassificationMetrics(Metrics):
@@ -224,7 +227,7 @@ class ClassificationMetrics(Metrics):
     def loss_sum(self) -> Float[Array, "*runs"]:
         return sums.value(self._loss)
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         """Return the metrics of both sets of examples.
 
         Raises:
@@ -254,7 +257,7 @@ class ClassificationMetrics(Metrics):
                 f"is not. Check num_classes and the labels, or mask what should not count."
             )
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         """Return the metrics by name, each a float scalar."""
         if is_traced(self):
             averages, per_class = _report(self, self._counts, self.loss_sum, jnp)
@@ -284,8 +287,8 @@ class ClassificationMetrics(Metrics):
 
 
 def _report(
-    metrics: ClassificationMetrics, counts: Any, loss: Any, xp: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    metrics: ClassificationMetrics, counts: AnyArray, loss: AnyArray | np.number, xp: ModuleType
+) -> tuple[Values, Values]:
     """Return the averages and each class's numbers, of arrays of `xp`: numpy or jax.numpy."""
     number = metrics.num_classes
     ratio = functools.partial(ratio_of, xp=xp, dtype=loss.dtype)
@@ -322,7 +325,14 @@ def _report(
     return averages, per_class | {"prevalence": prevalence} if metrics.per_class else {}
 
 
-def ratio_of(numerator: Any, denominator: Any, *, xp: Any, dtype: Any, empty: float = 0.0) -> Any:
+def ratio_of(
+    numerator: AnyArray | np.number,
+    denominator: AnyArray | np.number,
+    *,
+    xp: ModuleType,
+    dtype: np.dtype,
+    empty: float = 0.0,
+) -> AnyArray | np.number:
     """`numerator / denominator`, and `empty` where there is nothing to divide by."""
     safe = xp.maximum(denominator, 1).astype(dtype)
     value = numerator.astype(dtype) / safe
@@ -367,7 +377,7 @@ def _is_real(array: Array) -> bool:
     return jnp.isdtype(array.dtype, "real floating")
 
 
-def _kind(other: Any) -> str:
+def _kind(other: object) -> str:
     if isinstance(other, ClassificationMetrics):
         return f"ClassificationMetrics over {other.num_classes} classes"
     return describe(other)

@@ -5,12 +5,13 @@ they came; they are joined when somebody asks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+from typing import Self
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from numpy.typing import ArrayLike
 
 from solstice import arguments
@@ -18,9 +19,10 @@ from solstice.arguments import describe
 from solstice.errors import InvalidValueError, UsageError
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import check_examples, check_mask_shape, check_mask_values, is_traced
+from solstice.metrics.named import Values
 from solstice.static import Static
 from solstice.tree.fields import replace
-from solstice.tree.pytree import PyTree
+from solstice.tree.pytree import PyTree, PyTreeDef
 
 
 class Collect(Metrics):
@@ -47,17 +49,17 @@ class Collect(Metrics):
     [1, 3]
     """
 
-    _values: Any  # arrays, or the Parts in host memory
-    _mask: Any
-    _structure: Any = eqx.field(static=True)
-    _functions: Static[dict[str, Callable[..., Any]]] = eqx.field(static=True)
+    _values: PyTree  # arrays, or the Parts in host memory
+    _mask: Array | np.ndarray | None
+    _structure: PyTreeDef = eqx.field(static=True)
+    _functions: Static[dict[str, Callable[..., object]]] = eqx.field(static=True)
 
     def __init__(
         self,
         values: PyTree,
         *,
         mask: ArrayLike | None = None,
-        functions: Mapping[str, Callable[..., Any]] | None = None,
+        functions: Mapping[str, Callable[..., object]] | None = None,
     ) -> None:
         """Take one batch.
 
@@ -89,7 +91,7 @@ class Collect(Metrics):
         self._structure = jax.tree.structure(values)
         self._functions = Static(functions)
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         """Return all values of both, in host memory.
 
         Raises:
@@ -117,7 +119,7 @@ class Collect(Metrics):
             )
         yield from _on_host(self)
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         """Return what the functions return, or the joined arrays.
 
         Raises:
@@ -141,12 +143,12 @@ class Parts:
 
     __slots__ = ("_parts",)
 
-    def __init__(self, *parts: Any) -> None:
+    def __init__(self, *parts: PyTree) -> None:
         self._parts = parts
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[PyTree]:
         # A stack, not recursion: merging step by step nests as deep as there are steps.
-        waiting: list[Any] = [self]
+        waiting: list[PyTree] = [self]
         while waiting:
             one = waiting.pop()
             if isinstance(one, Parts):
@@ -154,7 +156,7 @@ class Parts:
             else:
                 yield one
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[type, tuple[PyTree, ...]]:
         return Parts, tuple(self)
 
 
@@ -162,7 +164,7 @@ class Parts:
 # which would be most of what a merge costs.
 
 
-def _kind(one: Collect) -> tuple[Any, list[str]]:
+def _kind(one: Collect) -> tuple[PyTreeDef, list[str]]:
     return one._structure, list(one._functions.value)
 
 
@@ -186,13 +188,13 @@ def _joined_on_device(one: Collect, other: Collect) -> Collect:
     return replace(one, _values=values, _mask=mask)
 
 
-def _full_mask(one: Collect) -> Any:
+def _full_mask(one: Collect) -> Array | np.ndarray:
     if one._mask is not None:
         return one._mask
     return jnp.ones(jax.tree.leaves(one._values)[0].shape[:1], bool)
 
 
-def _as_array(value: Any, name: str = "values") -> Any:
+def _as_array(value: ArrayLike, name: str = "values") -> Array | np.ndarray:
     if isinstance(value, np.ndarray | jax.Array):
         return value
     try:
@@ -203,7 +205,7 @@ def _as_array(value: Any, name: str = "values") -> Any:
         ) from error
 
 
-def _fetch(array: Any) -> np.ndarray:
+def _fetch(array: ArrayLike) -> np.ndarray:
     """Copy an array to host memory; one of several processes, whole."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         if array.is_fully_replicated:
@@ -215,11 +217,11 @@ def _fetch(array: Any) -> np.ndarray:
     return np.array(array)
 
 
-def _by_name(values: PyTree) -> dict[str, Any]:
+def _by_name(values: PyTree) -> Values:
     return dict(values) if isinstance(values, Mapping) else {"values": values}
 
 
-def _call(function: Callable[..., Any], values: PyTree) -> Any:
+def _call(function: Callable[..., object], values: PyTree) -> object:
     if isinstance(values, Mapping):
         return function(**values)
     if isinstance(values, tuple):

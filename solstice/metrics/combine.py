@@ -1,6 +1,6 @@
 """Several metrics as one, under names."""
 
-from typing import Any, Self
+from typing import Self
 
 import equinox as eqx
 import jax
@@ -11,9 +11,10 @@ from solstice.errors import InvalidTypeError, UnknownKeyError, UsageError
 from solstice.metrics.base import Metrics, is_metrics, joining
 from solstice.metrics.checks import check_kind
 from solstice.metrics.directions import Direction, better, direction
-from solstice.metrics.named import named_values
+from solstice.metrics.named import Values, named_values
 from solstice.signatures import overrides
 from solstice.tree.fields import replace
+from solstice.tree.pytree import PyTree
 
 
 class MetricsDict(Metrics):
@@ -34,10 +35,10 @@ class MetricsDict(Metrics):
     7.0
     """
 
-    _metrics: tuple[Any, ...]
+    _metrics: tuple[PyTree, ...]
     _names: tuple[str | None, ...] = eqx.field(static=True)
 
-    def __init__(self, *metrics: Any, **named: Any) -> None:
+    def __init__(self, *metrics: PyTree, **named: PyTree) -> None:
         """Combine metrics.
 
         Args:
@@ -57,17 +58,17 @@ class MetricsDict(Metrics):
                     + (joining(one) or " Wrap a number: Mean(number).")
                 )
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> PyTree:
         if not isinstance(name, str) or name not in self._names:
             raise UnknownKeyError(f"{name!r} is none of the metrics {self._named()}.")
         return self._metrics[self._names.index(name)]
 
-    def _shown(self) -> list[tuple[str, Any]]:
+    def _shown(self) -> list[tuple[str, PyTree]]:
         held = vars(self)
         pairs = zip(held.get("_names", ()), held.get("_metrics", ()), strict=False)
         return [(name or "", one) for name, one in pairs]
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         """Return the metrics of both sets of examples.
 
         Raises:
@@ -94,13 +95,13 @@ class MetricsDict(Metrics):
     def left_out_for(self) -> tuple[tuple[str, ...], ...]:
         return tuple(texts for one in self._own() for texts in one.left_out_for())
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         """Return what the metrics compute.
 
         Raises:
             UsageError: Two values have one name.
         """
-        computed: dict[str, Any] = {}
+        computed: Values = {}
         for name, one in zip(self._names, self._metrics, strict=True):
             for key, value in _values(name, one).items():
                 if key in computed:
@@ -126,7 +127,7 @@ class MetricsDict(Metrics):
         return ", ".join(map(repr, self._names))
 
 
-def check_apart(one: Any, other: Any) -> None:
+def check_apart(one: PyTree, other: PyTree) -> None:
     """Raise where two metrics compute a value of the same name, before anything is computed.
 
     What computes on the host alone tells no names here; then `MetricsDict.compute()` raises.
@@ -143,14 +144,14 @@ def check_apart(one: Any, other: Any) -> None:
         )
 
 
-def _names(metrics: Any) -> list[str]:
+def _names(metrics: PyTree) -> list[str]:
     try:
         return list(jax.eval_shape(named_values, metrics))
     except Exception:  # noqa: BLE001 - whatever needs values, or makes no arrays
         return []
 
 
-def _values(name: str | None, metric: Any) -> dict[str, Any]:
+def _values(name: str | None, metric: PyTree) -> Values:
     """Return what a metric of the dict computes, by the names to report it under."""
     computed = named_values(metric)
     if name is None:
@@ -160,7 +161,7 @@ def _values(name: str | None, metric: Any) -> dict[str, Any]:
     return {f"{name}/{key}": value for key, value in computed.items()}
 
 
-def _own_name(label: str | None, metric: Any, name: str) -> str | None:
+def _own_name(label: str | None, metric: PyTree, name: str) -> str | None:
     """Return what a metric itself calls a value that is reported under `name`, if it is its own."""
     if label is None:
         # Whose it is shows only once it is computed, which is worth it only for one that knows

@@ -6,10 +6,11 @@ looks for the best value asks here: early stopping, best checkpoints, ensembles.
 
 import functools
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from solstice.arguments import describe
 from solstice.errors import InvalidValueError, UsageError
+from solstice.tree.pytree import PyTree
 
 Direction = Literal["min", "max"]
 
@@ -74,7 +75,7 @@ def direction(name: str) -> Direction | None:
     return _direction(str(name))
 
 
-def better(metrics: Any, name: str) -> Direction | None:
+def better(metrics: PyTree, name: str) -> Direction | None:
     """Return what a metric says of one of its values; of one without `better`, the standard name.
 
     Args:
@@ -120,7 +121,7 @@ def known(said: Direction | None, name: str, remedy: str) -> Direction:
     return said
 
 
-def check_mode(mode: Any) -> None:
+def check_mode(mode: object) -> None:
     """Raise if a direction that a user gave is none; None leaves it to the metric."""
     if not (mode is None or (isinstance(mode, str) and mode in ("min", "max"))):
         raise InvalidValueError(

@@ -5,7 +5,7 @@ It knows neither what the members' metrics count nor what an ensemble is made of
 
 import re
 from collections import OrderedDict
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,9 @@ from solstice.metrics.base import Metrics, is_metrics
 from solstice.metrics.checks import is_traced
 from solstice.metrics.directions import Direction, better
 from solstice.metrics.left_out import tell, told_elsewhere
-from solstice.metrics.named import named_values
+from solstice.metrics.named import Values, named_values
 from solstice.signatures import overrides
+from solstice.tree.pytree import PyTree
 
 
 class EnsembleMetrics(Metrics):
@@ -48,7 +49,7 @@ class EnsembleMetrics(Metrics):
     0.0
     """
 
-    members: Any
+    members: PyTree
 
     def __check_init__(self) -> None:
         shapes = [np.shape(leaf) for leaf in jax.tree.leaves(self.members)]
@@ -62,7 +63,7 @@ class EnsembleMetrics(Metrics):
     def num_members(self) -> int:
         return jax.tree.leaves(self.members)[0].shape[0]
 
-    def member(self, i: int) -> Any:
+    def member(self, i: int) -> PyTree:
         """Return one member's metrics.
 
         Raises:
@@ -71,7 +72,7 @@ class EnsembleMetrics(Metrics):
         i = arguments.index(i, "i", self.num_members, "members")
         return jax.tree.map(lambda leaf: leaf[i], self.members)
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         """Return the metrics of both sets of examples, member by member.
 
         Raises:
@@ -89,7 +90,7 @@ class EnsembleMetrics(Metrics):
             merged = _stack([one.merge(two) for one, two in both])
         return type(self)(merged)
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         """Return the mean, the spread and each member's value of what the members compute."""
         computed = {}
         with told_elsewhere():
@@ -108,7 +109,7 @@ class EnsembleMetrics(Metrics):
         name = re.sub(r"_member_\d+$", "", name)
         return None if name.endswith("_std") else better(self.member(0), name)
 
-    def per_member(self) -> dict[str, Any]:
+    def per_member(self) -> Values:
         """Return what the members compute, by name, as arrays with a first axis of members."""
         if is_traced(self.members):
             return dict(jax.vmap(_computed)(self.members))
@@ -130,7 +131,7 @@ class EnsembleMetrics(Metrics):
     def left_out_for(self) -> tuple[tuple[str, ...], ...]:
         return self.members.left_out_for() if isinstance(self.members, Metrics) else ()
 
-    def _each(self) -> list[Any]:
+    def _each(self) -> list[PyTree]:
         host = jax.device_get(self.members)
         return [
             jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), host)
@@ -138,12 +139,12 @@ class EnsembleMetrics(Metrics):
         ]
 
 
-def _computed(metrics: Any) -> OrderedDict[str, Any]:
+def _computed(metrics: PyTree) -> OrderedDict[str, PyTree]:
     return OrderedDict(named_values(metrics))  # jax sorts the names of a plain dict
 
 
 _computed_each = jax.jit(jax.vmap(_computed))
 
 
-def _stack(trees: list[Any]) -> Any:
+def _stack(trees: list[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(list(map(jnp.asarray, leaves))), *trees)

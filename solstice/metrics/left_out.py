@@ -8,13 +8,14 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from solstice.metrics.base import Metrics
+from solstice.tree.pytree import AnyArray, PyTree
 
 _logger = logging.getLogger("solstice")
 
@@ -59,11 +60,11 @@ class LeftOut:
     def __init__(self) -> None:
         self._kind: type[Metrics] | None = None
         self._reasons: tuple[tuple[str, ...], ...] = ()
-        self._waiting: list[Any] = []
+        self._waiting: list[Metrics] = []
         self._room = 0
-        self._totals: Any = None
+        self._totals: list[Array] | None = None
 
-    def add(self, outs: Any) -> None:
+    def add(self, outs: PyTree) -> None:
         """Take in what a step returned; only metrics of this library say what they leave out."""
         if type(outs) is not self._kind:
             self._begin(outs)
@@ -93,7 +94,7 @@ class LeftOut:
         for text in self.texts():
             _logger.warning("%s%s.", where, text)
 
-    def _begin(self, outs: Any) -> None:
+    def _begin(self, outs: PyTree) -> None:
         known = isinstance(outs, Metrics)
         arrays = outs.left_out() if known else ()
         if self._reasons and (known and outs.left_out_for()) != self._reasons:
@@ -104,14 +105,16 @@ class LeftOut:
         size = sum(array.nbytes for array in arrays)
         self._room = min(_WAITING, max(2, _WAITING_BYTES // size)) if arrays else 0
 
-    def _columns(self) -> list[list[Any]]:
+    def _columns(self) -> list[list[AnyArray]]:
         # Of the class: an Equinox module makes a new object for each method that is looked up.
         rows = [type(one).left_out(one) for one in self._waiting]
         return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in self._reasons]
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _fold(totals: Any, columns: list[list[Any]], widths: tuple[int, ...]) -> list[Any]:
+def _fold(
+    totals: list[Array] | None, columns: list[list[AnyArray]], widths: tuple[int, ...]
+) -> list[Array]:
     ends = [
         jnp.stack([one[..., -width:] for one in column]).sum(0, dtype=column[0].dtype)
         for column, width in zip(columns, widths, strict=True)

@@ -5,7 +5,8 @@ It counts decisions. How probabilities rank examples is in `OneVsRestMetrics`.
 
 import functools
 import operator
-from typing import Any, Self
+from types import ModuleType
+from typing import Self
 
 import equinox as eqx
 import jax
@@ -31,7 +32,9 @@ from solstice.metrics.checks import (
 )
 from solstice.metrics.classification import ratio_of
 from solstice.metrics.left_out import tell
+from solstice.metrics.named import Values
 from solstice.tree.fields import replace
+from solstice.tree.pytree import AnyArray
 
 
 class MultiLabelMetrics(Metrics):
@@ -133,7 +136,7 @@ class MultiLabelMetrics(Metrics):
     def loss_sum(self) -> Float[Array, "*runs"]:
         return sums.value(self._loss)
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         """Return the metrics of both sets of examples.
 
         Raises:
@@ -157,7 +160,7 @@ class MultiLabelMetrics(Metrics):
                 f"{int(np.max(self.count))} decisions had another. Mask what should not count."
             )
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         """Return the metrics by name, each a float scalar."""
         if is_traced(self):
             averages, per_class = _report(self, self._counts, self.loss_sum, jnp)
@@ -186,14 +189,15 @@ class MultiLabelMetrics(Metrics):
 
 
 def _report(
-    metrics: MultiLabelMetrics, counts: Any, loss: Any, xp: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    metrics: MultiLabelMetrics, counts: AnyArray, loss: AnyArray | np.number, xp: ModuleType
+) -> tuple[Values, Values]:
     """Return the averages and each label's numbers, of arrays of `xp`: numpy or jax.numpy."""
     ratio = functools.partial(ratio_of, xp=xp, dtype=loss.dtype)
     correct, support, predicted, decided = counts[:-4].reshape(4, metrics.num_labels)
     number = decided.sum()
 
-    def of(correct: Any, support: Any, predicted: Any) -> dict[str, Any]:
+    def of(*counts: AnyArray | np.number) -> Values:
+        correct, support, predicted = counts
         return {
             "f1": ratio(2 * correct, support + predicted),
             "tpr": ratio(correct, support),

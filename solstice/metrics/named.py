@@ -8,6 +8,10 @@ import equinox as eqx
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
+from solstice.tree.pytree import PyTree
+
+# What `compute()` returns by name: numbers and arrays, and whatever else a user's metric tells.
+Values = dict[str, Any]
 
 # What others call them.
 _ALSO = {
@@ -20,7 +24,7 @@ _ALSO = {
 }
 
 
-def named_values(metrics: Any) -> dict[str, Any]:
+def named_values(metrics: PyTree) -> Values:
     """Return what `metrics.compute()` says, by name.
 
     A mapping is taken as it is. A number or an array, which has no name, is named after the

@@ -4,7 +4,7 @@ Each keeps as little as merges right, and names its number after itself; `Metric
 of your own.
 """
 
-from typing import Any, Self
+from typing import Self
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
@@ -16,6 +16,7 @@ from solstice.metrics import sums
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import as_array, check_kind, check_mask, check_real, count
 from solstice.metrics.moments import Comoments
+from solstice.metrics.named import Values
 from solstice.tree.fields import replace
 
 
@@ -42,12 +43,12 @@ class Mean(Metrics):
         self.total = sums.exact(jnp.where(real, numbers, 0).sum())
         self.count = count(real)
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         check_kind(self, other)
         total = sums.add(self.total, other.total)
         return replace(self, total=total, count=self.count + other.count)
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         return {"mean": sums.value(self.total) / self.count.astype(self.total.dtype)}
 
 
@@ -75,13 +76,13 @@ class Sum(Metrics):
         else:
             self.total = sums.exact(jnp.where(real, numbers, 0).sum())
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         check_kind(self, other)
         whole = jnp.isdtype(self.total.dtype, "integral")
         add = jnp.add if whole else sums.add
         return replace(self, total=add(self.total, other.total))
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         whole = jnp.isdtype(self.total.dtype, "integral")
         return {"sum": self.total if whole else sums.value(self.total)}
 
@@ -106,12 +107,12 @@ class Min(Metrics):
         self.least = jnp.min(jnp.where(real, numbers, jnp.inf), initial=jnp.inf)
         self.count = count(real)
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         check_kind(self, other)
         least = jnp.minimum(self.least, other.least)
         return replace(self, least=least, count=self.count + other.count)
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         return {"min": jnp.where(self.count > 0, self.least, jnp.nan)}
 
 
@@ -135,12 +136,12 @@ class Max(Metrics):
         self.greatest = jnp.max(jnp.where(real, numbers, -jnp.inf), initial=-jnp.inf)
         self.count = count(real)
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         check_kind(self, other)
         greatest = jnp.maximum(self.greatest, other.greatest)
         return replace(self, greatest=greatest, count=self.count + other.count)
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         return {"max": jnp.where(self.count > 0, self.greatest, jnp.nan)}
 
 
@@ -162,11 +163,11 @@ class Std(Metrics):
         numbers, real = _numbers(values, mask)
         self.moments = Comoments(numbers.reshape(1, -1, 1), real.reshape(-1, 1))
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         check_kind(self, other)
         return replace(self, moments=self.moments.merge(other.moments))
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         spread = self.moments.spread()[0, 0]
         return {"std": jnp.sqrt(spread / self.moments.count[0].astype(spread.dtype))}
 
@@ -211,7 +212,7 @@ class Last(Metrics):
         # Where none is known, the position is -1: NaN.
         self.value = jnp.append(numbers, jnp.nan)[position]
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         check_kind(self, other)
         newer = other.known & (~self.known | (other.at >= self.at))
         return replace(
@@ -221,7 +222,7 @@ class Last(Metrics):
             known=self.known | other.known,
         )
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         return {"last": self.value}
 
 

@@ -3,7 +3,7 @@
 Every class is a binary question of its own, so that all of it is `BinaryMetrics`, class by class.
 """
 
-from typing import Any, Self
+from typing import Self
 
 import equinox as eqx
 import jax
@@ -26,7 +26,9 @@ from solstice.metrics.checks import (
     is_traced,
 )
 from solstice.metrics.left_out import tell, told_elsewhere
+from solstice.metrics.named import Values
 from solstice.tree.fields import replace
+from solstice.tree.pytree import AnyArray
 
 _NAMES = {"auroc": "roc_auc", "average_precision": "pr_auc", "ece": "ece"}
 
@@ -126,14 +128,14 @@ class OneVsRestMetrics(Metrics):
         if not is_traced(self.classes):
             self.check()
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         """Return the metrics of both sets of examples.
 
         Raises:
             UsageError: `other` is another kind of metric, or has other classes or bins.
         """
         check_kind(self, other)
-        top = None if self._top is None else self._top.merge(other._top)
+        top = self._top and other._top and self._top.merge(other._top)
         return replace(self, classes=self.classes.merge(other.classes), _top=top)
 
     def check(self) -> None:
@@ -146,7 +148,7 @@ class OneVsRestMetrics(Metrics):
             self._top.check()
         self.classes.check()
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         """Return the metrics by name, each a float scalar."""
         with told_elsewhere():
             top = {} if self._top is None else self._top.compute()
@@ -168,7 +170,7 @@ class OneVsRestMetrics(Metrics):
     def left_out_for(self) -> tuple[tuple[str, ...], ...]:
         return self.classes.left_out_for()
 
-    def error_bounds(self) -> dict[str, Any]:
+    def error_bounds(self) -> dict[str, Array]:
         """Return how far each class's numbers are at most from those of the unrounded values."""
         bounds = jax.vmap(BinaryMetrics.error_bounds)(self.classes)
         return {
@@ -179,7 +181,7 @@ class OneVsRestMetrics(Metrics):
         }
 
 
-def _mean_of_known(values: Any) -> Any:
+def _mean_of_known(values: AnyArray) -> AnyArray | np.number:
     """Return the mean of what is not NaN; NaN where all is."""
     xp = jnp if is_traced(values) else np
     known = ~xp.isnan(values)

@@ -3,7 +3,7 @@
 All of it is of numbers compared with numbers; distributions and quantiles are not here.
 """
 
-from typing import Any, Self
+from typing import Self
 
 import equinox as eqx
 import jax
@@ -25,6 +25,7 @@ from solstice.metrics.checks import (
     promoted,
 )
 from solstice.metrics.moments import Comoments
+from solstice.metrics.named import Values
 from solstice.tree.fields import replace
 
 _NAMES = ("average_loss", "mse", "mae", "r2", "pearson")
@@ -109,7 +110,7 @@ class RegressionMetrics(Metrics):
             loss, number = check_loss(loss), self.moments.count.sum()
             self._loss = sums.exact(jnp.where(number > 0, loss * number.astype(loss.dtype), 0))
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         """Return the metrics of both sets of examples.
 
         Raises:
@@ -123,7 +124,7 @@ class RegressionMetrics(Metrics):
             _loss=None if self._loss is None else sums.add(self._loss, other._loss),
         )
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         """Return the metrics by name, each a float scalar."""
         averages, per_output = _report(self)
         if not is_traced(self):

@@ -1,7 +1,7 @@
 """A uniform sample of all examples, of one size for any number of steps, to show some of them."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import as_array, check_examples, check_kind, check_mask, is_traced
+from solstice.metrics.named import Values
 from solstice.metrics.texts import decode_texts, encode_texts, of_equal_widths
 from solstice.tree.fields import replace
 from solstice.tree.keys import as_key, is_key
@@ -57,7 +58,7 @@ class Sample(Metrics):
     _known: Bool[Array, " max_size"]
 
     def __init__(
-        self, values: PyTree, *, key: Any, max_size: int, mask: ArrayLike | None = None
+        self, values: PyTree, *, key: ArrayLike, max_size: int, mask: ArrayLike | None = None
     ) -> None:
         """Sample one batch.
 
@@ -91,7 +92,7 @@ class Sample(Metrics):
             (known, priorities, values),
         )
 
-    def merge(self, other: Any) -> Self:
+    def merge(self, other: Self) -> Self:
         """Return a sample of both sets of examples, of the smaller of two sizes.
 
         Raises:
@@ -114,7 +115,7 @@ class Sample(Metrics):
         )
         return replace(self, _known=known, _priorities=priorities, values=values)
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> Values:
         """Return the sampled arrays by name."""
         values = self.values
         if not is_traced(self):
@@ -124,12 +125,12 @@ class Sample(Metrics):
         return dict(values) if isinstance(values, Mapping) else {"sample": values}
 
 
-def _are_alike(one: Sample, other: Any, axis: int) -> bool:
+def _are_alike(one: Sample, other: object, axis: int) -> bool:
     """Say whether two samples hold the same arrays, of any number of examples."""
     if type(other) is not type(one) or jax.tree.structure(other) != jax.tree.structure(one):
         return False
 
-    def shapes(sample: Sample, values: PyTree) -> list[Any]:
+    def shapes(sample: Sample, values: PyTree) -> list[tuple[int, ...]]:
         every = [array.shape for array in jax.tree.leaves((sample._known, values))]
         return [shape[:axis] + shape[axis + 1 :] for shape in every]
 
@@ -137,7 +138,7 @@ def _are_alike(one: Sample, other: Any, axis: int) -> bool:
     return shapes(one, ours) == shapes(other, theirs)
 
 
-def _draw(key: Any, size: int) -> UInt32[Array, "size 2"]:
+def _draw(key: ArrayLike, size: int) -> UInt32[Array, "size 2"]:
     if getattr(key, "ndim", 0) > 0 and not is_key(key):
         keys = as_array(key, "key", "PRNG keys")
         typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)

@@ -1,6 +1,7 @@
 """Texts as arrays: how a metric holds strings, for merging and for checkpoints."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import TypeGuard
 
 import equinox as eqx
 import jax
@@ -29,7 +30,7 @@ class Texts(eqx.Module):
     codes: UInt32[Array, "*texts width"]
 
     @classmethod
-    def of(cls, texts: Any) -> "Texts":
+    def of(cls, texts: Iterable[object]) -> "Texts":
         """Return texts as numbers; any characters, a NUL too, come back."""
         texts = [str(text) for text in texts]
         longest = max(map(len, texts), default=0)
@@ -66,7 +67,7 @@ def decode_texts(values: PyTree) -> PyTree:
 def of_equal_widths(one: PyTree, other: PyTree) -> tuple[PyTree, PyTree]:
     """Return two trees of one structure, the narrower of two texts filled up."""
 
-    def widened(node: Any, like: Any) -> Any:
+    def widened(node: object, like: PyTree) -> object:
         if not _is_texts(node):
             return node
         absent = max(0, like.codes.shape[-1] - node.codes.shape[-1])
@@ -79,7 +80,7 @@ def of_equal_widths(one: PyTree, other: PyTree) -> tuple[PyTree, PyTree]:
     )
 
 
-def _encode(leaf: Any) -> Any:
+def _encode(leaf: object) -> object:
     if isinstance(leaf, list | tuple):
         return Texts.of(leaf)
     if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "UTO" and leaf.ndim == 1:
@@ -94,11 +95,11 @@ def _encode(leaf: Any) -> Any:
     return leaf
 
 
-def _is_texts(node: Any) -> bool:
+def _is_texts(node: object) -> TypeGuard[Texts]:
     return isinstance(node, Texts)
 
 
-def _is_list_of_texts(node: Any) -> bool:
+def _is_list_of_texts(node: PyTree) -> bool:
     return type(node) in (list, tuple) and bool(node) and all(isinstance(one, str) for one in node)
 
 

@@ -7,7 +7,7 @@ digest, and is read only where it is needed.
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,10 +15,11 @@ from jax.sharding import SingleDeviceSharding
 
 from solstice.tree.encoding import across_processes, from_host, host_array
 from solstice.tree.flat import copied
-from solstice.tree.kinds import is_array
+from solstice.tree.kinds import Shaped, is_array
+from solstice.tree.pytree import PyTree
 from solstice.tree.tensors import array_digest, damaged
 
-Reader = Callable[[Mapping[str, Any]], np.ndarray]
+Reader = Callable[[Mapping[str, PyTree]], np.ndarray]
 
 
 class Piece(NamedTuple):
@@ -32,10 +33,10 @@ class Piece(NamedTuple):
 
     leaf: str
     start: tuple[int, ...]
-    values: Any
+    values: Shaped
 
 
-def pieces(leaves: Mapping[str, Any]) -> list[Piece]:
+def pieces(leaves: Mapping[str, PyTree]) -> list[Piece]:
     """Return what this process is to write of some leaves, so that all processes write each once.
 
     What each process has for itself, the first process writes.
@@ -73,7 +74,7 @@ def copies(pieces: list[Piece]) -> list[Piece]:
     ]
 
 
-def named(pieces: Iterable[Piece]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+def named(pieces: Iterable[Piece]) -> tuple[dict[str, np.ndarray], list[dict[str, PyTree]]]:
     """Return the numbers of pieces by name, and what a checkpoint says of each piece.
 
     The first piece of a leaf has the leaf's path as its name, the second "path#1", and so on.
@@ -96,7 +97,7 @@ def named(pieces: Iterable[Piece]) -> tuple[dict[str, np.ndarray], list[dict[str
 
 
 def check_places(
-    where: str, leaf: str, shape: tuple[int, ...], entries: Sequence[Mapping[str, Any]]
+    where: str, leaf: str, shape: tuple[int, ...], entries: Sequence[Mapping[str, PyTree]]
 ) -> None:
     """Raise unless pieces fill an array: each element is in just one of them.
 
@@ -133,8 +134,8 @@ def check_places(
 
 
 def placed(
-    entries: Sequence[Mapping[str, Any]], read: Reader, about: Mapping[str, Any], like: Any
-) -> Any:
+    entries: Sequence[Mapping[str, PyTree]], read: Reader, about: Mapping[str, PyTree], like: PyTree
+) -> PyTree:
     """Return an array that is put together from its pieces and placed as `like` is.
 
     Args:
@@ -145,7 +146,8 @@ def placed(
     """
     shape = tuple(about["shape"])
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        index = index or ()
         index = (*index, *(slice(None),) * (len(shape) - len(index)))
         ranges = [range(*axis.indices(size)) for axis, size in zip(index, shape, strict=True)]
         if len(entries) == 1:

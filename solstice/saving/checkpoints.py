@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 
@@ -34,6 +34,7 @@ from solstice.tree.files import check_like, describe_leaf, value_of
 from solstice.tree.json import from_json, to_json
 from solstice.tree.kinds import OBJECT, is_array
 from solstice.tree.naming import leaves_by_path
+from solstice.tree.pytree import PyTree
 from solstice.tree.tensors import (
     Tensors,
     array_digest,
@@ -92,7 +93,7 @@ class Checkpoints:
             f"gives this one as well, by its name, which={name!r}."
         )
 
-    def write(self, tree: Any, run: Any) -> str:
+    def write(self, tree: PyTree, run: PyTree) -> str:
         """Write a new checkpoint and return its name; until it is whole, it is none.
 
         Args:
@@ -114,7 +115,7 @@ class Checkpoints:
         self.store.begin(name)
         return name
 
-    def write_arrays(self, name: str, number: int, mine: list[Piece], run: Any = None) -> str:
+    def write_arrays(self, name: str, number: int, mine: list[Piece], run: PyTree = None) -> str:
         """Write a process's file of arrays; return, as JSON, what `finish` is to know of it.
 
         Args:
@@ -134,7 +135,7 @@ class Checkpoints:
         digests = {path: array_digest(values) for path, values in of_run.items()}
         return json.dumps({"name": file, "bytes": size, "pieces": entries, "run": digests})
 
-    def finish(self, name: str, leaves: str, files: list[str], run: Any) -> None:
+    def finish(self, name: str, leaves: str, files: list[str], run: PyTree) -> None:
         """Make a checkpoint, all files of which are written, a whole one.
 
         Args:
@@ -159,7 +160,7 @@ class Checkpoints:
             self._journal.written(f"{self.place}/{name}")
         self.store.remove(_START)
 
-    def read(self, name: str, like: _T) -> tuple[_T, Any]:
+    def read(self, name: str, like: _T) -> tuple[_T, PyTree]:
         """Return what was written: the tree, placed as `like` is, and the state of the run.
 
         Raises:
@@ -178,7 +179,7 @@ class Checkpoints:
                 ]
                 return jax.tree.unflatten(jax.tree.structure(like), tree), files.run(found)
 
-    def read_run(self, name: str) -> Any:
+    def read_run(self, name: str) -> PyTree:
         """Return only the state of the run.
 
         Raises:
@@ -205,11 +206,11 @@ class Checkpoints:
                 except OSError as error:
                     _logger.warning("%s in %s cannot be deleted: %s", name, self.place, error)
 
-    def note_start(self, about: Mapping[str, Any]) -> None:
+    def note_start(self, about: Mapping[str, PyTree]) -> None:
         """Note about a run that begins, until its first checkpoint is there, in one go."""
         self.store.write(_START, to_json(dict(about)).encode())
 
-    def start(self) -> dict[str, Any] | None:
+    def start(self) -> dict[str, PyTree] | None:
         """Return what was noted about a run that began here and never saved; None for none.
 
         Raises:
@@ -227,7 +228,7 @@ class Checkpoints:
                 raise damaged(where, "it is not what a run notes when it begins")
             return found
 
-    def best(self) -> dict[str, Any] | None:
+    def best(self) -> dict[str, PyTree] | None:
         """Return what is known of the best checkpoint: its name, the metric, its value.
 
         Raises:
@@ -246,11 +247,11 @@ class Checkpoints:
                 raise damaged(where, f"it names {best['checkpoint']!r}, which is no checkpoint")
             return best
 
-    def set_best(self, **about: Any) -> None:
+    def set_best(self, **about: PyTree) -> None:
         """Say which checkpoint is the best, in one go."""
         self.store.write(_BEST, to_json(about).encode())
 
-    def _read_last(self, name: str) -> dict[str, Any]:
+    def _read_last(self, name: str) -> dict[str, PyTree]:
         """Return the content of a checkpoint's JSON."""
         where = f"{self.place}/{name}/{LAST}"
         try:
@@ -280,13 +281,13 @@ class _Files:
     """The files of arrays of one checkpoint, each opened when something of it is read."""
 
     def __init__(
-        self, there: Checkpoints, name: str, files: list[dict[str, Any]], opened: ExitStack
+        self, there: Checkpoints, name: str, files: list[dict[str, PyTree]], opened: ExitStack
     ) -> None:
         self._there, self._name, self._stack = there, name, opened
         self._sizes = {file["name"]: file["bytes"] for file in files}
         self._digests = [file["run"] for file in files]
         self._open: dict[str, Tensors] = {}
-        self.pieces: dict[str, list[dict[str, Any]]] = {}
+        self.pieces: dict[str, list[dict[str, PyTree]]] = {}
         for file in files:
             if not _FILE.fullmatch(file["name"]):
                 raise damaged(f"{there.place}/{name}", f"it names the file {file['name']!r}")
@@ -307,7 +308,7 @@ class _Files:
             self._open[file] = self._stack.enter_context(Tensors.open(path, where))
         return self._open[file]
 
-    def run(self, found: Mapping[str, Any]) -> Any:
+    def run(self, found: Mapping[str, PyTree]) -> PyTree:
         """Return the state of the run, with its arrays."""
         where = f"{self._there.place}/{self._name}/{LAST}"
         tree = _parsed(where, json.dumps(found["run"]))
@@ -327,7 +328,7 @@ class _Files:
         return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def describe_leaves(leaves: Mapping[str, Any]) -> dict[str, Any]:
+def describe_leaves(leaves: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """Return what a checkpoint says of each leaf of a tree, by path.
 
     Raises:
@@ -391,7 +392,7 @@ def restore(directory: str | os.PathLike[str], exp: _T, which: str = "newest") -
 
 def newest(
     there: Checkpoints, like: _T, *, before: str | None = None
-) -> tuple[str, _T, Any] | None:
+) -> tuple[str, _T, PyTree] | None:
     """Return the name, the tree and the run's state of the newest whole checkpoint; None for none.
 
     Damaged ones are skipped with a warning that names them.
@@ -424,7 +425,7 @@ def newest(
     ) from last
 
 
-def _agreed(there: Checkpoints, name: str, like: _T) -> tuple[_T, Any]:
+def _agreed(there: Checkpoints, name: str, like: _T) -> tuple[_T, PyTree]:
     """Read a checkpoint; where processes share its arrays, it is whole for all or damaged for all.
 
     Each reads other pieces, so one may find damage that the others do not see.
@@ -432,7 +433,7 @@ def _agreed(there: Checkpoints, name: str, like: _T) -> tuple[_T, Any]:
     leaves = jax.tree.leaves(like)
     if all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
         return there.read(name, like)
-    found: list[tuple[_T, Any]] = []
+    found: list[tuple[_T, PyTree]] = []
 
     def read() -> str:
         found.append(there.read(name, like))
@@ -447,7 +448,7 @@ def _agreed(there: Checkpoints, name: str, like: _T) -> tuple[_T, Any]:
     return found[0]
 
 
-def _leaf(where: str, path: str, about: dict[str, Any], files: _Files, like: Any) -> Any:
+def _leaf(where: str, path: str, about: dict[str, PyTree], files: _Files, like: PyTree) -> PyTree:
     if about["kind"] == OBJECT:
         return like
     if "dtype" not in about:
@@ -456,21 +457,21 @@ def _leaf(where: str, path: str, about: dict[str, Any], files: _Files, like: Any
     entries = files.pieces.get(path, [])
     check_places(where, path, shape, entries)
 
-    def read(entry: Mapping[str, Any]) -> Any:
+    def read(entry: Mapping[str, PyTree]) -> PyTree:
         file = files.tensors(entry["file"])
         return file.read(entry["name"], dtype, tuple(entry["shape"]), entry["digest"])
 
     return placed(entries, read, about | {"numpy": dtype}, like)
 
 
-def _parsed(where: str, text: str) -> Any:
+def _parsed(where: str, text: str) -> PyTree:
     try:
         return from_json(text)
     except SolsticeError as error:
         raise damaged(where, f"it is not what tree.to_json writes ({error})") from error
 
 
-def _arrays_of(run: Any) -> dict[str, Any]:
+def _arrays_of(run: PyTree) -> dict[str, PyTree]:
     return {path: leaf for path, leaf in leaves_by_path(run).items() if is_array(leaf)}
 
 

@@ -15,10 +15,14 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from solstice.errors import DirectoryInUseError
 from solstice.saving.stores import Local, Store, answered
+from solstice.tree.pytree import PyTree
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _FILE, _LOCK = "claim.json", ".lock"
 # Seconds: how often a claim in an object store is written again, and after how long without that
@@ -50,7 +54,7 @@ class Claim:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._lock: Any = None
+        self._lock: FileLock | None = None
         self._token = ""
         self._ended: threading.Event | None = None
         self._lost = False
@@ -129,7 +133,7 @@ class Claim:
         card = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
         return json.dumps(card | {"beat": time.time(), "token": self._token}).encode()
 
-    def _holder(self) -> dict[str, Any]:
+    def _holder(self) -> dict[str, PyTree]:
         try:
             found = json.loads(self._store.read(_FILE))
         except (OSError, ValueError, RecursionError):
@@ -156,7 +160,7 @@ class Claim:
         )
 
 
-def _is_dead(holder: dict[str, Any]) -> bool:
+def _is_dead(holder: dict[str, PyTree]) -> bool:
     """Say whether a claim's process has ended, as far as can be told from here."""
     pid = holder.get("pid")
     if not isinstance(holder.get("beat"), int | float) or not isinstance(pid, int):
@@ -172,7 +176,7 @@ def _is_dead(holder: dict[str, Any]) -> bool:
     return False
 
 
-def _age(holder: dict[str, Any]) -> float:
+def _age(holder: dict[str, PyTree]) -> float:
     """Return the seconds since a claim was written, if both clocks are right; inf for no number."""
     age = time.time() - holder["beat"]
     return age if math.isfinite(age) else math.inf

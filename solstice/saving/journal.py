@@ -11,11 +11,11 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from solstice.tree.encoding import kept
 from solstice.tree.growing import Growing
 from solstice.tree.json import from_json, to_json
+from solstice.tree.pytree import PyTree
 from solstice.tree.tensors import check_regular, damaged
 
 # In place of what grows: which of the files holds it.
@@ -27,11 +27,11 @@ class _File:
     """A file so far: of which entries it is, the last one it holds, its bytes and their digest."""
 
     path: str
-    entries: list[Any]
+    entries: list[PyTree]
     count: int = 0
-    last: Any = None
+    last: object = None
     size: int = 0
-    digest: Any = dataclasses.field(default_factory=hashlib.sha256)
+    digest: "hashlib._Hash" = dataclasses.field(default_factory=hashlib.sha256)
 
     def goes_on(self, growing: Growing) -> bool:
         """Say whether what it holds are the first of some entries."""
@@ -39,7 +39,7 @@ class _File:
             return False
         return not self.count or self.entries[self.count - 1] is self.last
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, PyTree]:
         return {"count": self.count, "size": self.size, "digest": self.digest.hexdigest()}
 
 
@@ -61,7 +61,7 @@ class Journal:
         self._files: dict[int, _File] = {}
         self._pending: dict[int, _File] = {}
 
-    def write(self, directory: str, rest: Any) -> tuple[Any, list[dict[str, Any]]]:
+    def write(self, directory: str, rest: PyTree) -> tuple[PyTree, list[dict[str, PyTree]]]:
         """Write what grows in a tree of plain containers into the directory of a checkpoint.
 
         Returns:
@@ -69,7 +69,7 @@ class Journal:
         """
         found: list[Growing] = []
 
-        def marked(node: Any) -> Any:
+        def marked(node: PyTree) -> PyTree:
             if isinstance(node, Growing):
                 found.append(node)
                 return {_MARK: len(found) - 1}
@@ -110,7 +110,7 @@ class Journal:
         return file
 
 
-def restored(directory: Path, rest: Any, files: list[dict[str, Any]]) -> Any:
+def restored(directory: Path, rest: PyTree, files: list[dict[str, PyTree]]) -> PyTree:
     """Return the tree that `Journal.write` got, what grows as lists.
 
     Raises:
@@ -118,7 +118,7 @@ def restored(directory: Path, rest: Any, files: list[dict[str, Any]]) -> Any:
     """
     read = [_read(Path(_path(str(directory), i)), about) for i, about in enumerate(files)]
 
-    def unmarked(node: Any) -> Any:
+    def unmarked(node: PyTree) -> PyTree:
         if type(node) is dict:
             if read and list(node) == [_MARK]:
                 return read[node[_MARK]]
@@ -128,7 +128,7 @@ def restored(directory: Path, rest: Any, files: list[dict[str, Any]]) -> Any:
     return unmarked(rest)
 
 
-def _read(path: Path, about: dict[str, Any]) -> list[Any]:
+def _read(path: Path, about: dict[str, PyTree]) -> list[PyTree]:
     try:
         check_regular(path)
         with open(path, "rb") as file:

@@ -14,10 +14,10 @@ from solstice.arguments import describe
 from solstice.errors import InvalidValueError
 from solstice.sharding.arrays import batch_size, local
 from solstice.sharding.placements import Sharding
-from solstice.tree.pytree import PyTree
+from solstice.tree.pytree import AnyArray, PyTree
 
 # (batch, which of its examples are real) -> the batch with them as its mask, None for no masks
-WithMask = Callable[[PyTree, np.ndarray], PyTree]
+WithMask = Callable[[PyTree, AnyArray], PyTree]
 
 
 def place_batch(

@@ -1,7 +1,6 @@
 """Which leaves of an argument a function's outputs are computed from; traced, never run."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -36,7 +35,7 @@ def used_leaves(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree
     return program(function, argument, *rest).used[: len(jax.tree.leaves(argument))]
 
 
-def _check(function: Any, argument: PyTree, rest: tuple[PyTree, ...]) -> None:
+def _check(function: object, argument: PyTree, rest: tuple[PyTree, ...]) -> None:
     takes = ", ".join(["argument", *(f"rest[{i}]" for i in range(len(rest)))])
     arguments.function(function, "function", takes)
     named = {"argument": argument, **{f"rest[{i}]": one for i, one in enumerate(rest)}}

@@ -7,7 +7,6 @@ signature.
 
 import hashlib
 import json
-from typing import Any
 
 import jax
 import numpy as np
@@ -62,14 +61,14 @@ def digests(tree: PyTree) -> dict[str, str]:
     return {path: _leaf_digest(leaf) for path, leaf in leaves if kind(leaf) != OBJECT}
 
 
-def _leaf_digest(leaf: Any) -> str:
+def _leaf_digest(leaf: object) -> str:
     if is_array(leaf):
         numbers = np.ascontiguousarray(host_array(leaf)).reshape(-1).view(np.uint8)
-        return _digest(f"{kind(leaf)} ".encode(), numbers)
+        return _digest(f"{kind(leaf)} ".encode(), numbers.data)
     return _digest(f"{kind(leaf)} {json.dumps(encode_leaf(leaf))}".encode())
 
 
-def _digest(*parts: Any) -> str:
+def _digest(*parts: bytes | memoryview) -> str:
     found = hashlib.sha256()
     for part in parts:
         found.update(part)

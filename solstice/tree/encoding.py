@@ -6,7 +6,6 @@ nothing here pickles.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from solstice.tree.names import names_difference, path_name
 from solstice.tree.pytree import PyTree
 
 
-def host_array(leaf: Any) -> np.ndarray:
+def host_array(leaf: PyTree) -> np.ndarray:
     """Return the numbers of an array on the host; those behind the keys for typed keys.
 
     An array that is sharded over devices is gathered.
@@ -33,7 +32,7 @@ def host_array(leaf: Any) -> np.ndarray:
     return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
 
-def from_host(values: np.ndarray, like: Any, impl: str | None = None) -> Any:
+def from_host(values: np.ndarray, like: PyTree, impl: str | None = None) -> PyTree:
     """Return numbers as an array of the sort of `like`.
 
     Args:
@@ -59,7 +58,10 @@ def from_host(values: np.ndarray, like: Any, impl: str | None = None) -> Any:
 
 
 def across_processes(
-    part: Callable[[Any], np.ndarray], shape: tuple[int, ...], sharding: Any, impl: str | None
+    part: Callable[[tuple[slice, ...] | None], np.ndarray],
+    shape: tuple[int, ...],
+    sharding: jax.sharding.Sharding,
+    impl: str | None,
 ) -> Array:
     """Return an array over devices of several processes; each asks for the parts it holds.
 
@@ -89,13 +91,13 @@ def as_keys(values: np.ndarray, impl: str) -> Array:
     return jax.random.wrap_key_data(jnp.asarray(values), impl=impl)
 
 
-def key_impl(leaf: Any) -> str | None:
+def key_impl(leaf: PyTree) -> str | None:
     """Return the name of typed keys' implementation; None for anything else."""
     return str(jax.random.key_impl(leaf)) if is_typed_key(leaf) else None
 
 
 def check_kinds(
-    where: str, found: Mapping[str, str], like: Mapping[str, Any], name: str = "like"
+    where: str, found: Mapping[str, str], like: Mapping[str, PyTree], name: str = "like"
 ) -> None:
     """Raise where the kinds of some leaves, by path, are not those of the leaves of `like`.
 
@@ -134,7 +136,7 @@ def check_data(tree: PyTree) -> None:
             )
 
 
-def kept(tree: PyTree, what: str) -> Any:
+def kept(tree: PyTree, what: str) -> PyTree:
     """Return a state of plain values that no later change of the one given changes.
 
     Args:
@@ -167,13 +169,13 @@ Give it another form, such as a list.
     return jax.tree.unflatten(structure, own)
 
 
-def _is_no_data(leaf: Any) -> bool:
+def _is_no_data(leaf: PyTree) -> bool:
     if not is_array(leaf):
         return False
     return isinstance(leaf, jax.ShapeDtypeStruct) or not _holds_numbers(leaf)
 
 
-def _holds_numbers(leaf: Any) -> bool:
+def _holds_numbers(leaf: PyTree) -> bool:
     if isinstance(leaf, np.ma.MaskedArray):  # its mask would be lost
         return False
     if is_typed_key(leaf) or leaf.dtype == np.bool_:

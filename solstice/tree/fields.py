@@ -1,7 +1,7 @@
 """Out-of-place changes of an immutable module's fields."""
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
 
@@ -11,7 +11,7 @@ from solstice.errors import InvalidTypeError, UnknownFieldError
 _M = TypeVar("_M", bound=eqx.Module)
 
 
-def replace(obj: _M, **changes: Any) -> _M:
+def replace(obj: _M, **changes: object) -> _M:
     """Return a copy of `obj` with some of its fields changed; `obj` stays as it is.
 
     It works on every `equinox.Module`, with a custom `__init__` or without: neither

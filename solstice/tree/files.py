@@ -11,7 +11,6 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -120,7 +119,7 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> PyTree:
         }
 
 
-def describe_leaf(leaf: Any) -> dict[str, Any]:
+def describe_leaf(leaf: object) -> dict[str, PyTree]:
     """Return what a file says of a leaf besides the numbers of an array.
 
     That is its kind, the dtype and shape of an array's numbers (those behind the keys for typed
@@ -132,7 +131,7 @@ def describe_leaf(leaf: Any) -> dict[str, Any]:
     >>> describe_leaf("adam")
     {'kind': 'str', 'value': '"adam"'}
     """
-    about: dict[str, Any] = {"kind": kind(leaf)}
+    about: dict[str, PyTree] = {"kind": kind(leaf)}
     if is_array(leaf):
         impl = key_impl(leaf)
         numbers = leaf if impl is None else jax.eval_shape(jax.random.key_data, leaf)
@@ -142,7 +141,7 @@ def describe_leaf(leaf: Any) -> dict[str, Any]:
     return about
 
 
-def value_of(where: str, name: str, about: Mapping[str, Any]) -> Any:
+def value_of(where: str, name: str, about: Mapping[str, PyTree]) -> PyTree:
     """Return the value of a leaf that is no array, of the kind that a file says it is."""
     value = from_json(about["value"])
     if kind(value) != about["kind"]:
@@ -151,7 +150,7 @@ def value_of(where: str, name: str, about: Mapping[str, Any]) -> Any:
 
 
 def check_like(
-    where: str, found: Mapping[str, Any], like: Mapping[str, Any], name: str = "like"
+    where: str, found: Mapping[str, PyTree], like: Mapping[str, PyTree], name: str = "like"
 ) -> None:
     """Raise where what a file says of some leaves, by path, does not fit the leaves of `like`.
 
@@ -177,7 +176,7 @@ def check_like(
                 raise damaged(where, f"what it says of {path!r} contradicts itself")
 
 
-def _read(file: Tensors, name: str, entry: dict[str, Any], like: Any) -> Any:
+def _read(file: Tensors, name: str, entry: dict[str, PyTree], like: PyTree) -> PyTree:
     if entry["kind"] == OBJECT:
         return like
     if "dtype" not in entry:
@@ -189,7 +188,7 @@ def _read(file: Tensors, name: str, entry: dict[str, Any], like: Any) -> Any:
     return values if entry["impl"] is None else as_keys(values, entry["impl"])
 
 
-def _table(file: Tensors) -> dict[str, Any]:
+def _table(file: Tensors) -> dict[str, PyTree]:
     """Return what the file's metadata says of each leaf, by path."""
     about = file.about
     if about.get("format") != _FORMAT:

@@ -4,7 +4,8 @@ A compiled call takes and returns it at the cost of a list, since structures are
 identity, or else by a hash that is computed once.
 """
 
-from typing import Any, NamedTuple, Self, TypeVar
+from collections.abc import Iterable
+from typing import NamedTuple, Self, TypeVar
 
 import equinox as eqx
 import jax
@@ -15,6 +16,7 @@ from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 from solstice.static import Static
 from solstice.tree.names import path_name
+from solstice.tree.pytree import PyTree, PyTreeDef
 
 _T = TypeVar("_T")
 
@@ -33,7 +35,7 @@ def snapshot(exp: _T) -> _T:
     return Flat.of(exp).copy().whole()
 
 
-def copied(arrays: list[Any]) -> list[Any]:
+def copied(arrays: list[PyTree]) -> list[PyTree]:
     """Return copies of arrays, where these are; all processes call it for what spans several.
 
     >>> copied([jax.numpy.ones(2)])
@@ -65,12 +67,12 @@ class Flat:
 
     __slots__ = ("arrays", "structure")
 
-    def __init__(self, arrays: list[Any], structure: "Structure") -> None:
-        self.arrays: list[Any] = arrays
+    def __init__(self, arrays: list[PyTree], structure: "Structure") -> None:
+        self.arrays: list[PyTree] = arrays
         self.structure: Structure = structure
 
     @classmethod
-    def of(cls, tree: Any, like: "Structure | None" = None) -> Self:
+    def of(cls, tree: PyTree, like: "Structure | None" = None) -> Self:
         """Take a tree apart; a structure equal to `like` is `like` itself, cheap to compare."""
         leaves, treedef = jax.tree.flatten(tree)
         places = tuple(_ARRAY if eqx.is_array(leaf) else Static(leaf) for leaf in leaves)
@@ -78,14 +80,14 @@ class Flat:
         arrays = [leaf for leaf, place in zip(leaves, places, strict=True) if place is _ARRAY]
         return cls(arrays, like if like is not None and structure.same_tree(like) else structure)
 
-    def leaves(self) -> list[Any]:
+    def leaves(self) -> list[PyTree]:
         """Return the tree's leaves, in its order."""
         if self.structure.only_arrays:
             return self.arrays
         arrays = iter(self.arrays)
         return [next(arrays) if one is _ARRAY else one.value for one in self.structure.places]
 
-    def whole(self) -> Any:
+    def whole(self) -> PyTree:
         """Put the tree together again."""
         return jax.tree.unflatten(self.structure.treedef, self.leaves())
 
@@ -93,15 +95,15 @@ class Flat:
         """Return it with arrays of its own, which may be donated."""
         return type(self)(copied(self.arrays), self.structure)
 
-    def tree_flatten(self) -> tuple[list[Any], "Structure"]:
+    def tree_flatten(self) -> tuple[list[PyTree], "Structure"]:
         return self.arrays, self.structure
 
-    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], "Structure"]:
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[object, PyTree]], "Structure"]:
         keys = map(jax.tree_util.SequenceKey, range(len(self.arrays)))
         return list(zip(keys, self.arrays, strict=True)), self.structure
 
     @classmethod
-    def tree_unflatten(cls, structure: "Structure", arrays: Any) -> Self:
+    def tree_unflatten(cls, structure: "Structure", arrays: Iterable[PyTree]) -> Self:
         return cls(list(arrays), structure)
 
 
@@ -125,10 +127,13 @@ class Structure:
     __slots__ = ("_hash", "only_arrays", "placement", "places", "treedef")
 
     def __init__(
-        self, treedef: Any, places: tuple[Static[Any], ...], placement: Placement | None = None
+        self,
+        treedef: PyTreeDef,
+        places: tuple[Static[PyTree], ...],
+        placement: Placement | None = None,
     ) -> None:
-        self.treedef: Any = treedef
-        self.places: tuple[Static[Any], ...] = places
+        self.treedef: PyTreeDef = treedef
+        self.places: tuple[Static[PyTree], ...] = places
         self.placement: Placement | None = placement
         self.only_arrays: bool = all(one is _ARRAY for one in places)
         self._hash = hash((treedef, places))
@@ -145,7 +150,7 @@ class Structure:
             and self.treedef == other.treedef
         )
 
-    def leaves(self) -> list[tuple[str, Static[Any] | None]]:
+    def leaves(self) -> list[tuple[str, Static[PyTree] | None]]:
         """Return the name of each leaf's path, and its static value or None for an array."""
         numbered = jax.tree.unflatten(self.treedef, range(len(self.places)))
         paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(numbered)]

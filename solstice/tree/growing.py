@@ -1,10 +1,14 @@
 """Growing: what a list that only grows has at one moment, so that it need not be copied."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, overload
+from typing import TypeVar, overload
+
+from solstice.tree.pytree import PyTree
+
+_T = TypeVar("_T")
 
 
-class Growing(Sequence[Any]):
+class Growing(Sequence[PyTree]):
     """The entries that a list has now, whatever is appended to it later.
 
     As a part of a callback's state, it costs a checkpoint no more than what came since the last
@@ -21,7 +25,7 @@ class Growing(Sequence[Any]):
     (['A', 'B'], 2, 'B')
     """
 
-    def __init__(self, entries: list[Any], encode: Callable[[Any], Any]) -> None:
+    def __init__(self, entries: list[_T], encode: Callable[[_T], PyTree]) -> None:
         self.entries = entries
         self._encode = encode
         self._length = len(entries)
@@ -30,14 +34,14 @@ class Growing(Sequence[Any]):
         return self._length
 
     @overload
-    def __getitem__(self, index: int) -> Any: ...
+    def __getitem__(self, index: int) -> PyTree: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Any]: ...
-    def __getitem__(self, index: int | slice) -> Any:
+    def __getitem__(self, index: slice) -> list[PyTree]: ...
+    def __getitem__(self, index: int | slice) -> PyTree:
         places = range(self._length)[index]
         if isinstance(places, range):
             return [self._encode(self.entries[place]) for place in places]
         return self._encode(self.entries[places])
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[PyTree]:
         return (self[place] for place in range(self._length))

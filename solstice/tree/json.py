@@ -17,7 +17,6 @@ a dollar sign:
 import base64
 import json
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,13 +96,13 @@ def from_json(text: str, like: PyTree = None) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _like(found: Any, like: Any) -> Any:
+def _like(found: PyTree, like: PyTree) -> PyTree:
     if not is_array(like):
         return like if kind(like) == OBJECT else found
     return from_host(host_array(found), like, key_impl(found))
 
 
-def _encode(node: Any) -> Any:
+def _encode(node: PyTree) -> PyTree:
     if node is None:
         return None
     if type(node) in VALUES:
@@ -126,7 +125,7 @@ def _encode(node: Any) -> Any:
     return _encode(named)
 
 
-def encode_leaf(leaf: Any) -> Any:
+def encode_leaf(leaf: object) -> PyTree:
     """Return a leaf as what `json.dumps` takes; see the top of this file.
 
     >>> encode_leaf(jax.random.key(7))
@@ -169,7 +168,7 @@ _DECODERS = {
 }
 
 
-def _decode(node: Any) -> Any:
+def _decode(node: PyTree) -> PyTree:
     if isinstance(node, list):
         return [_decode(child) for child in node]
     if not isinstance(node, dict):
@@ -184,7 +183,7 @@ def _decode(node: Any) -> Any:
     return {name: _decode(child) for name, child in node.items()}
 
 
-def _numbers(values: np.ndarray) -> list[Any]:
+def _numbers(values: np.ndarray) -> list[float | str]:
     if jnp.issubdtype(values.dtype, np.complexfloating):
         values = np.stack([np.real(values), np.imag(values)], axis=-1)
     if jnp.issubdtype(values.dtype, np.inexact):
@@ -201,7 +200,7 @@ def _number(value: float) -> float | str:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def _array(array: dict[str, Any], dtype: str) -> np.ndarray:
+def _array(array: dict[str, PyTree], dtype: str) -> np.ndarray:
     data, shape, sort = array["data"], tuple(array["shape"]), as_dtype(dtype)
     if jnp.issubdtype(sort, np.complexfloating):
         parts = np.array([float(value) for value in data], np.float64)

@@ -1,11 +1,9 @@
 """PRNG keys, raw and typed: what is one, and how a seed becomes one."""
 
-from typing import Any
+from typing import TypeGuard
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from solstice.arguments import count, describe
@@ -13,20 +11,20 @@ from solstice.errors import InvalidTypeError
 from solstice.tree.kinds import is_typed_key
 
 
-def is_key(value: Any) -> bool:
+def is_key(value: object) -> TypeGuard[Array]:
     """Say whether `value` is one PRNG key, raw or typed.
 
     >>> is_key(jax.random.key(0)), is_key(jax.random.PRNGKey(0)), is_key(0)
     (True, True, False)
     """
-    if not eqx.is_array(value):
+    if not isinstance(value, jax.Array):
         return False
     if is_typed_key(value):
         return value.ndim == 0
     return value.dtype == jnp.uint32 and value.ndim == 1
 
 
-def as_key(key: Any) -> Array:
+def as_key(key: object) -> Array:
     """Return `key` as a jax PRNG key: an int seed becomes one, a raw or typed key stays as it is.
 
     Raises:
@@ -37,7 +35,7 @@ def as_key(key: Any) -> Array:
     """
     if is_key(key):
         return jnp.asarray(key)
-    if not hasattr(key, "__index__") or isinstance(key, bool) or np.ndim(key):
+    if not hasattr(key, "__index__") or isinstance(key, bool) or getattr(key, "ndim", 0):
         raise InvalidTypeError(
             f"key is expected to be an int seed or one PRNG key, such as jax.random.key(0); it is "
             f"{describe(key)}."

@@ -1,7 +1,7 @@
 """What a leaf is: an array, an array of PRNG keys, a value, or an object."""
 
 import functools
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,23 @@ VALUES = (bool, int, float, complex, str, bytes)
 OBJECT = "object"
 
 
-def is_array(leaf: Any) -> bool:
+class Shaped(Protocol):
+    """What an array, and a `jax.ShapeDtypeStruct`, say of themselves."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+
+
+def is_array(leaf: object) -> TypeGuard[Shaped]:
     """Say whether `leaf` is an array of jax or numpy, or a `jax.ShapeDtypeStruct` of one."""
     return isinstance(leaf, _ARRAYS)
 
 
-def kind(leaf: Any) -> str:
+def kind(leaf: object) -> str:
     """Say what a leaf is, the same for every leaf that may stand in its place.
 
     >>> kind(np.zeros((2, 3))), kind(jnp.zeros(3, jnp.bfloat16)), kind(jax.random.key(0))
@@ -36,7 +47,7 @@ def dtype_name(dtype: Any) -> str:
     return dtype.name
 
 
-def is_typed_key(value: Any) -> bool:
+def is_typed_key(value: object) -> bool:
     """Say whether `value` is an array of typed PRNG keys, or stands for one.
 
     >>> is_typed_key(jax.random.split(jax.random.key(0))), is_typed_key(jax.random.PRNGKey(0))

@@ -1,14 +1,13 @@
 """Names of leaves as texts: made of key paths, compared, and made shorter."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import jax
 
 from solstice.errors import InvalidTypeError
 
 
-def path_name(path: tuple[Any, ...]) -> str:
+def path_name(path: tuple[object, ...]) -> str:
     """Return a jax key path as one string of names, joined by slashes.
 
     >>> path_name(jax.tree_util.tree_leaves_with_path({"dense": [1.0]})[0][0])

@@ -4,19 +4,18 @@ Names tell leaves apart, not containers: a list and a tuple of the same leaves h
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from solstice.arguments import function, instance
 from solstice.errors import InvalidValueError
 from solstice.tree.names import names_difference, path_name
-from solstice.tree.pytree import PyTree
+from solstice.tree.pytree import PyTree, PyTreeDef
 
 
 def flatten_with_paths(
-    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
-) -> tuple[list[tuple[str, Any]], Any]:
+    tree: PyTree, is_leaf: Callable[[PyTree], bool] | None = None
+) -> tuple[list[tuple[str, PyTree]], PyTreeDef]:
     """Return the (path, leaf) pairs of a tree, in its order, and its structure.
 
     As `jax.tree.flatten_with_path`, with paths as strings; `jax.tree.unflatten(structure, leaves)`
@@ -48,7 +47,9 @@ def flatten_with_paths(
     return named, structure
 
 
-def leaves_by_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+def leaves_by_path(
+    tree: PyTree, is_leaf: Callable[[PyTree], bool] | None = None
+) -> dict[str, PyTree]:
     """Return the leaves of a tree by the names of their paths, in the tree's order.
 
     Args:
@@ -64,7 +65,7 @@ def leaves_by_path(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -
     return dict(flatten_with_paths(tree, is_leaf)[0])
 
 
-def paths(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
+def paths(tree: PyTree, is_leaf: Callable[[PyTree], bool] | None = None) -> list[str]:
     """Return the names of the leaves' paths, in the tree's order.
 
     Args:
@@ -80,7 +81,7 @@ def paths(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[st
     return list(leaves_by_path(tree, is_leaf))
 
 
-def leaf_names(structure: Any) -> list[str]:
+def leaf_names(structure: PyTreeDef) -> list[str]:
     """Return the names of the leaves' paths in a tree's structure.
 
     >>> leaf_names(jax.tree.structure({"dense": [1.0, 2.0]}))
@@ -90,7 +91,7 @@ def leaf_names(structure: Any) -> list[str]:
     return paths(jax.tree.unflatten(structure, range(structure.num_leaves)))
 
 
-def tree_difference(expected: Any, found: Any) -> str:
+def tree_difference(expected: PyTreeDef, found: PyTreeDef) -> str:
     """Say in a few words how two structures differ, for an error message.
 
     >>> tree_difference(jax.tree.structure({"w": 1, "b": 2}), jax.tree.structure({"w": 1}))
@@ -102,7 +103,7 @@ def tree_difference(expected: Any, found: Any) -> str:
     return names or f"those were {expected}, these are {found}"
 
 
-def _check_structure(structure: Any, name: str) -> None:
+def _check_structure(structure: object, name: str) -> None:
     instance(
         structure, name, jax.tree_util.PyTreeDef, "a tree's structure, as jax.tree.structure(tree)"
     )

@@ -5,7 +5,6 @@ parameter: its new value. An optimizer that took a step along it would spoil it.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -31,7 +30,7 @@ class Overwritten(eqx.Module):
     ([0.5, 0.5], 7.0)
     """
 
-    value: Any
+    value: PyTree
 
 
 def trained(tree: PyTree) -> PyTree:
@@ -67,8 +66,8 @@ def unboxed(tree: PyTree) -> PyTree:
 
 
 def set_apart(
-    grads: PyTree, params: PyTree, extras: dict[str, Any]
-) -> tuple[PyTree, PyTree, dict[str, Any], Callable[[PyTree], PyTree]]:
+    grads: PyTree, params: PyTree, extras: dict[str, PyTree]
+) -> tuple[PyTree, PyTree, dict[str, PyTree], Callable[[PyTree], PyTree]]:
     """Return what an optimizer's own rule takes, and what to call with the parameters it gives.
 
     Args:
@@ -87,6 +86,6 @@ def set_apart(
     return trained(grads), trained(params), own, lambda after: overwrite(after, grads)
 
 
-def is_box(node: Any) -> bool:
+def is_box(node: object) -> bool:
     """Say whether a node of a tree is a box."""
     return isinstance(node, Overwritten)

@@ -1,7 +1,5 @@
 """Arrays that are nobody else's: fresh buffers, strong types."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,7 @@ from jaxtyping import Array
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 from solstice.tree.kinds import is_typed_key
-from solstice.tree.pytree import PyTree
+from solstice.tree.pytree import AnyArray, PyTree
 
 
 def owned(tree: PyTree) -> PyTree:
@@ -28,7 +26,7 @@ def owned(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: _owned_array(leaf) if eqx.is_array(leaf) else leaf, tree)
 
 
-def _owned_array(leaf: Any) -> Array:
+def _owned_array(leaf: AnyArray | np.generic) -> Array:
     if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "OSUMm":
         raise InvalidTypeError(
             f"A leaf is expected to be an array of numbers; one is {describe(leaf)}."

@@ -1,13 +1,14 @@
 """What a function computes and what of; traced, never run."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax.interpreters import partial_eval
+from numpy.typing import ArrayLike
 
 from solstice.tree.pytree import PyTree
 
@@ -30,7 +31,7 @@ class Program(NamedTuple):
     """
 
     used: list[bool]
-    steps: list[Any]
+    steps: list[tuple[str, list[str], list[str]]]
     has_own_derivatives: bool
 
 
@@ -60,13 +61,13 @@ def program(function: Callable[..., PyTree], *arguments: PyTree) -> Program:
     return Program(used, steps, own)
 
 
-def _has_own_derivative(eqn: Any) -> bool:
+def _has_own_derivative(eqn: JaxprEqn) -> bool:
     if not eqn.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call")):
         return False
     return _JAX not in str(eqn.params["call_jaxpr"].jaxpr.debug_info.func_src_info)
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
+def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
     """Yield a program's equations, and those of the programs that it calls."""
     for eqn in jaxpr.eqns:
         yield eqn
@@ -77,11 +78,13 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
                     yield from _equations(inner)
 
 
-def _evaluate(jaxpr: Any, consts: Any, arguments: Any) -> list[Any]:
+def _evaluate(
+    jaxpr: Jaxpr, consts: Iterable[ArrayLike], arguments: Iterable[ArrayLike]
+) -> list[ArrayLike]:
     """Evaluate a program, with functions that have a derivative of their own as any others."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
 
-    def read(variable: Any) -> Any:
+    def read(variable: Var | Literal) -> ArrayLike:
         return variable.val if isinstance(variable, Literal) else values[variable]
 
     for eqn in jaxpr.eqns:

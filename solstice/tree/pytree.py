@@ -1,10 +1,17 @@
-"""PyTree: the annotation of any tree, which a checker of types reads as Any."""
+"""Annotations that many files share: trees, their structures, and arrays of either library."""
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-if TYPE_CHECKING:
-    PyTree: TypeAlias = Any  # jaxtyping's own is unknown to pyright
+import jax
+import numpy as np
+
+if TYPE_CHECKING:  # pyright does not know these two
+    PyTree: TypeAlias = Any
+    PyTreeDef: TypeAlias = Any
 else:
+    from jax.tree_util import PyTreeDef
     from jaxtyping import PyTree
 
-__all__ = ["PyTree"]
+AnyArray = jax.Array | np.ndarray
+
+__all__ = ["AnyArray", "PyTree", "PyTreeDef"]

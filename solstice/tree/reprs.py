@@ -50,7 +50,7 @@ class Shown:
     # What stands between the parts of an object that an operator makes.
     _operator: ClassVar[str | None] = None
 
-    def _shown(self) -> list[tuple[str, Any]]:
+    def _shown(self) -> list[tuple[str, object]]:
         """Return what is printed: pairs of a name, which may be empty, and a value."""
         return list(_held(self))
 
@@ -72,7 +72,7 @@ class ShownAsMade:
     # A text and not the arguments, which would keep alive what the object itself lets go of.
     _made_with: tuple[str, ...] = ()
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         if "__init__" in vars(cls):
             setattr(cls, "__init__", _noting(vars(cls)["__init__"]))  # noqa: B010
@@ -83,7 +83,7 @@ class ShownAsMade:
 
 def _noting(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
-    def noting(self: Any, *args: Any, **options: Any) -> None:
+    def noting(self: object, *args: object, **options: object) -> None:
         if "_made_with" not in vars(self):  # otherwise, a subclass's constructor calls
             texts = [_text(one, _WIDTH, 1) for one in args]
             texts += [f"{k}={_text(v, _WIDTH - len(k), 1)}" for k, v in options.items()]
@@ -102,7 +102,7 @@ def _lines(name: str, parts: list[str]) -> str:
     return "\n".join([f"{name}(", *(f"  {part}," for part in parts), ")"])
 
 
-def _parts(value: Any, room: int, depth: int) -> list[str]:
+def _parts(value: object, room: int, depth: int) -> list[str]:
     show = _tree if isinstance(value, eqx.Module) else _text
     held = value._shown() if isinstance(value, Shown) else _held(value)
     return [
@@ -111,7 +111,7 @@ def _parts(value: Any, room: int, depth: int) -> list[str]:
     ]
 
 
-def _held(value: Any) -> Iterator[tuple[str, Any]]:
+def _held(value: object) -> Iterator[tuple[str, object]]:
     """Yield names and values of attributes that are to be shown."""
     attributes, arguments = vars(value), _arguments(type(value))
     fields = list(attributes)
@@ -131,14 +131,14 @@ def _held(value: Any) -> Iterator[tuple[str, Any]]:
             yield name, held
 
 
-def _arguments(cls: type) -> dict[str, Any]:
+def _arguments(cls: type) -> dict[str, object]:
     try:
         return {n: one.default for n, one in inspect.signature(cls.__init__).parameters.items()}
     except (TypeError, ValueError):
         return {}
 
 
-def _tree(value: Any, room: int, depth: int) -> str:
+def _tree(value: object, room: int, depth: int) -> str:
     """Return the text of a part of a pytree: how many numbers it holds, and of a few all shapes."""
     value = _unboxed(value)
     if isinstance(value, (Shown, *_ARRAYS)):
@@ -154,7 +154,7 @@ def _tree(value: Any, room: int, depth: int) -> str:
     return whole if len(whole) <= room and "..." not in whole else count
 
 
-def _leaves(value: Any) -> list[Any]:
+def _leaves(value: object) -> list[object]:
     try:
         return jax.tree.leaves(value)
     except (TypeError, ValueError, RecursionError):  # it is no tree
@@ -165,7 +165,7 @@ def _s(count: int) -> str:
     return "s" * (count != 1)
 
 
-def _text(value: Any, room: int, depth: int) -> str:
+def _text(value: object, room: int, depth: int) -> str:
     try:
         return _text_of(_unboxed(value), room, depth)
     except Exception:  # noqa: BLE001 - of an object that answers nothing, its class is known
@@ -203,13 +203,13 @@ def _text_of(value: Any, room: int, depth: int) -> str:
     return _name_of(value)
 
 
-def _has_parts(value: Any) -> bool:
+def _has_parts(value: object) -> bool:
     if isinstance(value, type) or not hasattr(value, "__dict__"):
         return False
     return isinstance(value, Shown) or dataclasses.is_dataclass(value)
 
 
-def _unboxed(value: Any) -> Any:
+def _unboxed(value: object) -> object:
     while isinstance(value, Static | Aside):
         value = value.value
     return value
@@ -255,7 +255,7 @@ def _quoted(value: str | bytes | PurePath) -> str:
     return repr(without_middle(re.sub(r"(?<=//)[^/@\s]*@", "...@", str(text)), _LETTERS))
 
 
-def _name_of(value: Any) -> str:
+def _name_of(value: object) -> str:
     """Return the name of a function or a class; of anything else, its class's."""
     while isinstance(value, functools.partial):
         value = value.func

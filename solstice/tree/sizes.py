@@ -1,10 +1,11 @@
 """How much a tree holds: numbers and bytes."""
 
 import math
-from typing import Any
+from typing import TypeGuard
 
 import jax
 
+from solstice.tree.kinds import Shaped
 from solstice.tree.pytree import PyTree
 
 _NUMBERS = (bool, int, float, complex)
@@ -36,11 +37,11 @@ def nbytes(tree: PyTree) -> int:
     return sum(_leaf_size(leaf) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _leaf_size(leaf: Any) -> int:
+def _leaf_size(leaf: object) -> int:
     if _is_sized(leaf):
         return math.prod(leaf.shape)
     return int(isinstance(leaf, _NUMBERS))
 
 
-def _is_sized(leaf: Any) -> bool:
+def _is_sized(leaf: object) -> TypeGuard[Shaped]:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")

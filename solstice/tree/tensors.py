@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ _KNOWN = {
 
 
 @functools.cache
-def packages() -> tuple[Any, Any]:
+def packages() -> tuple[ModuleType, ModuleType]:
     """Return the packages that files need, safetensors and xxhash.
 
     Raises:

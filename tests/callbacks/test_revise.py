@@ -5,7 +5,9 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.example_libraries import stax
 from resuming import VAL, bits, experiment, shuffled
 
 import solstice
@@ -198,3 +200,19 @@ class Halving(solstice.Callback):
         self.calls += 1
         params = jax.tree.map(lambda leaf: leaf / 2, exp.model.params)
         return solstice.replace(exp, model=solstice.replace(exp.model, params=params))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_best_has_its_own_rate_whatever_the_order_of_the_callbacks(turned):
+    sgd = optax.inject_hyperparams(optax.sgd)(0.5)
+    exp = solstice.ClassificationExperiment(
+        stax.serial(stax.Dense(3)), sgd, example_input=VAL[0][0], key=0
+    )
+    watching = Watching()
+    callbacks = [
+        no_improvement("loss", mode="max", patience=2, restore_best=True),
+        solstice.callbacks.ReduceOnPlateau("loss", mode="max", patience=1),
+    ]
+    exp = run(6, watching, *(callbacks[::-1] if turned else callbacks), exp=exp)
+    assert bits(exp) == bits(watching.experiments[0]) and len(watching.values) == 3
+    assert float(exp.optimizer.learning_rate()) == 0.5
