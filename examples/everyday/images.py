@@ -19,13 +19,16 @@ def shifted(batch, key):
     return jax.vmap(lambda image, by: jnp.roll(image, by, (0, 1)))(x, by), y
 
 
+def pooled(x):
+    return nn.max_pool(x, (2, 2), (2, 2)).reshape(len(x), -1)
+
+
 x, y = load_digits(return_X_y=True)
 x = (x / 16).astype("float32").reshape(-1, 8, 8, 1)
 data = solstice.data.Arrays(x, y, batch_size=64, shuffle=0)
 train_ds, test_ds = data.split(0.8, stratify=y)
 
-conv: list = [nn.Conv(32, (3, 3)), nn.relu, lambda x: nn.max_pool(x, (2, 2), (2, 2))]
-net = nn.Sequential([*conv, lambda x: x.reshape(len(x), -1), nn.Dense(64), nn.relu, nn.Dense(10)])
+net = nn.Sequential([nn.Conv(32, (3, 3)), nn.relu, pooled, nn.Dense(64), nn.relu, nn.Dense(10)])
 results = {}
 for name, ds in {"plain": train_ds, "shifted": train_ds.map(shifted)}.items():
     exp = solstice.ClassificationExperiment(net, optax.adam(3e-3), example_input=x[:1], key=0)
