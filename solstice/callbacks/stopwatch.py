@@ -71,7 +71,7 @@ class Stopwatch:
         self._last_input = 0.0
 
     def start(self) -> None:
-        """Measure from now on, and what the batch in hand took to come."""
+        """Measure from now on, including the wait for the current batch."""
         self._since, self._until = self._clock(), math.inf
         self._seconds["input"] += self._last_input
         self._total += self._last_input

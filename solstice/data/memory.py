@@ -26,7 +26,7 @@ def as_arrays(batch: PyTree) -> PyTree:
     >>> as_arrays((np.zeros(2), "a"))
     (array([0., 0.]), 'a')
     """
-    # Seldom is anything to do, and a map would cost a small step dearly.
+    # Usually nothing is to do, and a map is slow beside a small step.
     if all(map(_is_taken, jax.tree.leaves(batch))):
         return batch
     return jax.tree.map(_as_array, batch)

@@ -1,4 +1,4 @@
-"""Every example's values, kept in host memory, for what no statistic on the device can tell.
+"""Every example's values, kept in host memory, for functions that need all of them.
 
 In a step it holds one batch, on the device. From the first merge on, batches lie in host memory as
 they came; they are joined when somebody asks.

@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 def snapshot(exp: _T) -> _T:
-    """Return a copy of an experiment, with arrays of its own, that outlives the step it is from.
+    """Return a copy of an experiment, with its own arrays, that stays valid after later steps.
 
     A callback that keeps an experiment beyond its hook needs one: the next fused step takes the
     buffers of the one it was given.
@@ -36,7 +36,7 @@ def snapshot(exp: _T) -> _T:
 
 
 def copied(arrays: list[PyTree]) -> list[PyTree]:
-    """Return copies of arrays, where these are; all processes call it for what spans several.
+    """Return copies of arrays on the same devices; all processes call it for arrays that span them.
 
     >>> copied([jax.numpy.ones(2)])
     [Array([1., 1.], dtype=float32)]
@@ -92,7 +92,7 @@ class Flat:
         return jax.tree.unflatten(self.structure.treedef, self.leaves())
 
     def copy(self) -> Self:
-        """Return it with arrays of its own, which may be donated."""
+        """Return a copy whose arrays may be donated."""
         return type(self)(copied(self.arrays), self.structure)
 
     def tree_flatten(self) -> tuple[list[PyTree], "Structure"]:
@@ -108,14 +108,14 @@ class Flat:
 
 
 class Placement(NamedTuple):
-    """Where a tree's arrays are on a mesh, and where what a step returns beside them goes."""
+    """Where a tree's arrays are on a mesh, and where a step's outs go."""
 
     arrays: tuple[jax.sharding.NamedSharding, ...]
     outs: jax.sharding.NamedSharding
 
 
 class Structure:
-    """What of a pytree is no array: its treedef and its other leaves; hashed once.
+    """A pytree's structure and its non-array leaves, hashed once.
 
     Attributes:
         treedef: jax's structure.

@@ -1,4 +1,4 @@
-"""How much a tree holds: numbers and bytes."""
+"""The size of a tree, in numbers and in bytes."""
 
 import math
 from typing import TypeGuard
