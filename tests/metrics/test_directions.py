@@ -66,9 +66,9 @@ def test_every_number_of_the_ready_made_metrics_has_its_direction(row):
             assert better(metrics, name) is None, name
         else:
             # The last is reported under another name than its own, median_error.
-            smaller = last in ("average_loss", "ece", "brier_score", "perplexity", "rest")
+            smaller = last in ("average_loss", "brier_score", "perplexity", "rest")
             smaller = smaller or last == "median_error"
-            smaller = smaller or last.startswith(("mse", "mae"))
+            smaller = smaller or last.startswith(("mse", "mae", "ece"))
             assert better(metrics, name) == ("min" if smaller else "max"), name
 
 
