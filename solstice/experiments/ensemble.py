@@ -24,7 +24,7 @@ from solstice.experiments.runnable import Runnable
 from solstice.loggers.rates import known_rates
 from solstice.metrics.base import is_metrics
 from solstice.metrics.directions import Direction, better, check_mode, known
-from solstice.metrics.ensemble import EnsembleMetrics
+from solstice.metrics.ensemble import EnsembleMetrics, is_of_member, member_name
 from solstice.metrics.named import meant_name, reported_name
 from solstice.signatures import overrides
 from solstice.step import jit
@@ -288,9 +288,9 @@ class Ensemble(Runnable):
     def learning_rates(self) -> dict[str, Any]:
         """Return the members' mean learning rate, and each one's, where these are known."""
         every = jax.vmap(lambda flat: known_rates(flat.whole()))(Flat.of(self.members))
-        rates = {name: each.mean(0) for name, each in every.items()}
+        rates = {name: each.mean(0) for name, each in every.items() if not is_of_member(name)}
         for name, each in every.items():
-            rates |= {f"{name}_member_{i}": each[i] for i in range(self.num_members)}
+            rates |= {member_name(name, i): each[i] for i in range(self.num_members)}
         return rates
 
     def _own(self, batch: Any) -> list[Any]:

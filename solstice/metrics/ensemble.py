@@ -92,21 +92,24 @@ class EnsembleMetrics(Metrics):
 
     def compute(self) -> Values:
         """Return the mean, the spread and each member's value of what the members compute."""
-        computed = {}
+        computed, nested = {}, isinstance(self.members, EnsembleMetrics)
         with told_elsewhere():
             every = self.per_member()
         if not is_traced(self.members):
             tell(self)
         for name, values in every.items():
-            if values.ndim == 1:
+            # An inner ensemble's members and spreads are told of each outer member alone: their means
+            # would have the names of the outer ones.
+            inner = nested and (is_of_member(name) or name.endswith("_std"))
+            if values.ndim == 1 and not inner:
                 with np.errstate(invalid="ignore"):  # the spread of infinite losses is NaN
                     computed |= {name: values.mean(), f"{name}_std": values.std()}
-            computed |= {f"{name}_member_{i}": value for i, value in enumerate(values)}
+            computed |= {member_name(name, i): value for i, value in enumerate(values)}
         return computed
 
     def better(self, name: str) -> Direction | None:
         """Return what the members say of a mean or a member's value; a spread is neither."""
-        name = re.sub(r"_member_\d+$", "", name)
+        name = _MEMBER.sub(r"\1", name)
         return None if name.endswith("_std") else better(self.member(0), name)
 
     def per_member(self) -> Values:
@@ -137,6 +140,26 @@ class EnsembleMetrics(Metrics):
             jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), host)
             for i in range(self.num_members)
         ]
+
+
+# A member, and those of the ensembles within it.
+_MEMBER = re.compile(r"_member_\d+((?:_member_\d+)*)$")
+
+
+def is_of_member(name: str) -> bool:
+    """Say whether a value is that of one member."""
+    return _MEMBER.search(name) is not None
+
+
+def member_name(name: str, i: int) -> str:
+    """Return what a member's value is called; the outer ensemble's member comes first.
+
+    >>> member_name("accuracy", 2), member_name("accuracy_member_0", 2)
+    ('accuracy_member_2', 'accuracy_member_2_member_0')
+    """
+    found = _MEMBER.search(name)
+    start = len(name) if found is None else found.start()
+    return f"{name[:start]}_member_{i}{name[start:]}"
 
 
 def _computed(metrics: PyTree) -> OrderedDict[str, PyTree]:

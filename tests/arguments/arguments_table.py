@@ -53,6 +53,7 @@ EXEMPT: dict[str, str] = {
     "*.attach": _TRAINER,
     "*.after_epoch": _TRAINER,
     "*.revise": _TRAINER,
+    "*.check_names": _TRAINER,
     "*.evaluation": _TRAINER,
     "*.after_step": _TRAINER,
     "*.fires": _TRAINER,

@@ -165,7 +165,7 @@ row(
     "experiments.Ensemble.best",
     on=lambda: ENSEMBLE,
     metric=only("loss"),
-    ds=only(BATCHES).called("ds", "test_ds", "batch").telling("it "),
+    ds=only(BATCHES).called("ds", "test_ds", "batch").telling("it"),
     mode=only("min", "None"),
 )
 row("experiments.SupervisedExperiment.__call__", on=lambda: EXP, x=NUMBERS)

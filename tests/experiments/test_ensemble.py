@@ -382,6 +382,20 @@ def test_an_ensemble_of_ensembles_averages_probabilities_too():
     probabilities = np.mean([jax.nn.softmax(one) for one in every], axis=0)
     np.testing.assert_allclose(np.exp(outer(X)), probabilities, rtol=1e-5)
     assert (outer.predict(X) == probabilities.argmax(-1)).all()
+    computed = outer.test(DS, progress=False)
+    for i in range(3):
+        inner = outer.member(i).test(DS, progress=False)
+        assert computed[f"average_loss_member_{i}"] == pytest.approx(inner["average_loss"])
+        assert computed[f"average_loss_std_member_{i}"] == pytest.approx(inner["average_loss_std"])
+        for j in range(2):
+            found = computed[f"average_loss_member_{i}_member_{j}"]
+            assert found == pytest.approx(inner[f"average_loss_member_{j}"])
+    losses = [computed[f"average_loss_member_{i}"] for i in range(3)]
+    assert computed["average_loss"] == pytest.approx(np.mean(losses))
+    assert computed["average_loss_std"] == pytest.approx(np.std(losses), rel=1e-4)
+    metrics = outer.eval_step(DS[0])[1]
+    assert metrics.better("average_loss_member_2_member_1") == "min"
+    assert metrics.better("accuracy_member_2") == "max"
 
 
 class Trained(solstice.experiments.Runnable):
