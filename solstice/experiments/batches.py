@@ -274,8 +274,9 @@ def _entry(batch: Mapping[str, Any], name: str | tuple[str, ...]) -> Any:
     if name not in batch:
         raise InvalidValueError(
             f"A batch that is a mapping is expected to have {name!r}; it has "
-            f"{', '.join(map(repr, batch)) or 'nothing'}. Name its parts, inputs, targets and mask "
-            f"(which may be lacking), as in batch_keys=('x', 'y', 'mask')."
+            f"{', '.join(map(repr, batch)) or 'nothing'}. Name its parts, as in "
+            f"batch_keys=('x', 'y', 'mask', 'weight'): inputs and targets, and the mask and the "
+            f"weights of examples, which batches may lack."
         )
     return batch[name]
 

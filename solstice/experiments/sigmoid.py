@@ -41,8 +41,9 @@ def check_binary(targets: Any, real: np.ndarray) -> None:
         values = ", ".join(map(str, np.unique(wrong)[:5]))
         raise InvalidValueError(
             f"Targets are expected to be 0 or 1; {wrong.size} of {shown.size} are not, such as "
-            f"{values}. Mask what is not known, by ignore_index=-1, say; more classes than two are "
-            f"for ClassificationExperiment, other numbers for RegressionExperiment."
+            f"{values}. Targets of -1 and 1 become (y + 1) // 2. What is not known is masked, or "
+            f"told by ignore_index; more classes than two are for ClassificationExperiment, other "
+            f"numbers for RegressionExperiment."
         )
 
 

@@ -205,7 +205,8 @@ def check_mask_values(mask: Array | np.ndarray) -> None:
         raise InvalidValueError(
             f"mask is expected to be True where an example is real and False elsewhere, or 1 and "
             f"0; it is {describe(mask)}, and {odd.size} of its values are others, such as "
-            f"{odd[0]}. A mask says what counts, not how much."
+            f"{odd[0]}. A mask says what counts, not how much: weights go into a "
+            f"mapping, {{'image': x, 'label': y, 'weight': w}}."
         )
 
 

@@ -98,8 +98,8 @@ class EnsembleMetrics(Metrics):
         if not is_traced(self.members):
             tell(self)
         for name, values in every.items():
-            # An inner ensemble's members and spreads are told of each outer member alone: their means
-            # would have the names of the outer ones.
+            # Means over an inner ensemble's members and spreads would have the names of the outer
+            # ones: they are told of each outer member alone.
             inner = nested and (is_of_member(name) or name.endswith("_std"))
             if values.ndim == 1 and not inner:
                 with np.errstate(invalid="ignore"):  # the spread of infinite losses is NaN
