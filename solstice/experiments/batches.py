@@ -119,6 +119,16 @@ def ignoring(batch: Batch, ignore_index: int | None) -> Batch:
     return batch._replace(mask=counts)
 
 
+def inputs_by_name(x: Any, keys: BatchKeys) -> Any:
+    """Return inputs that are a mapping in the order of their names, where batches have these.
+
+    >>> inputs_by_name({"age": 1, "text": 2}, (("text", "age"), "label", "mask"))
+    (2, 1)
+    """
+    named = isinstance(keys[0], tuple) and isinstance(x, Mapping) and {*keys[0]} <= {*x}
+    return tuple(x[name] for name in keys[0]) if named else x
+
+
 def batch_inputs(batch: Any, keys: BatchKeys, example: tuple[Any, ...] | None = None) -> Any:
     """Return the inputs of a batch with or without targets.
 

@@ -177,14 +177,16 @@ class SupervisedExperiment(Runnable):
         accumulate_steps = arguments.count(accumulate_steps, "accumulate_steps")
         if compute_dtype is not None:
             compute_dtype = precision.compute_dtype(compute_dtype)
+        keys = batches.check_keys(batch_keys)
         if example_input is not None:
+            example_input = batches.inputs_by_name(example_input, keys)
             check_example(example_input, "example_input")
         if metrics is not None:
             arguments.function(metrics, "metrics", "outputs, targets, mask")
         if ignore_index is not None:
             ignore_index = arguments.count(ignore_index, "ignore_index", least=-(2**31))
         self._metrics, self._ignore_index = Static(metrics), ignore_index
-        self._batch_keys = batches.check_keys(batch_keys)
+        self._batch_keys = keys
         init_key, self.key = (None, None) if key is None else _two_keys(as_key(key))
         self.model = as_model(model, example_input, key=init_key)
         self.optimizer = as_optimizer(optimizer).init(self.model.params)
@@ -286,10 +288,13 @@ class SupervisedExperiment(Runnable):
     def __call__(self, x: Any) -> Array:
         """Return the network's outputs for a batch of inputs, in evaluation mode.
 
+        Several inputs are a tuple, or a mapping by the names that `batch_keys` has for them.
+
         Raises:
             ValueError: They have more or fewer axes than the network's example.
         """
-        inputs, seen = as_inputs(x, "x"), self._seen.value
+        inputs = as_inputs(batches.inputs_by_name(x, self._batch_keys), "x")
+        seen = self._seen.value
         batches.check_axes(inputs, None if seen is None else seen.inputs)
         return self._outputs(inputs)
 

@@ -305,12 +305,17 @@ def test_a_batch_of_hugging_face_goes_in_as_it_is(form, example):
     exp = solstice.ClassificationExperiment(
         model,
         optax.adam(0.1),
-        example_input=(tokens, tokens) if example else None,
+        example_input={"attention_mask": tokens, "input_ids": tokens} if example else None,
         batch_keys=(("input_ids", "attention_mask"), "label", "mask"),
     )
     exp = exp.train(2, ds, ds, progress=False)
-    assert 0 <= exp.test(ds, progress=False)["accuracy"] <= 1
-    assert solstice.predict(exp, ds, progress=False).shape == (12,)
+    predicted = solstice.predict(exp, ds, progress=False)
+    whole = {name: np.concatenate([batch[name] for batch in ds]) for name in ds[0]}
+    right = (predicted == whole["label"]).mean()
+    assert exp.test(ds, progress=False)["accuracy"] == pytest.approx(right)
+    by_place = exp((whole["input_ids"], whole["attention_mask"]))
+    np.testing.assert_array_equal(exp(whole), by_place)
+    assert predicted.tolist() == by_place.argmax(-1).tolist() == exp.predict(whole).tolist()
 
 
 WRONG = {
@@ -319,7 +324,7 @@ WRONG = {
     "a class": (binary, np.arange(12), r"expected to be 0 or 1; 10 of 12 are not, such as 2, 3"),
     "soft": (binary, np.full(12, 0.5), r"0 or 1; 12 of 12 are not, such as 0\.5"),
     "classes": (tagging, np.arange(12) % 3, "of the shape of the network's outputs"),
-    "minus one": (tagging, TAGS - 1, "Mask what is not known, by ignore_index=-1"),
+    "minus one": (tagging, TAGS - 1, r"-1 and 1 become \(y \+ 1\) // 2"),
 }
 
 
