@@ -168,6 +168,16 @@ def test_reading_ahead_changes_nothing(steps_per_call):
                 np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [4, 4096])
+def test_what_is_written_into_the_arrays_later_is_not_read(rows):
+    memory = np.zeros(rows * 16 + 16, "float32")
+    start = -memory.ctypes.data % 64 // 4  # where jax can take it as its own
+    mine = memory[start : start + rows * 16].reshape(rows, 16)
+    data = Arrays(mine, batch_size=4).on_device()
+    mine[:] = 1
+    assert float(next(data(0)).sum()) == 0
+
+
 def test_data_that_do_not_fit_are_refused(monkeypatch):
     full = types.SimpleNamespace(
         memory_stats=lambda: {"bytes_limit": 2**20, "bytes_in_use": 2**20 - 100}

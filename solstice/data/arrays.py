@@ -20,7 +20,7 @@ from solstice.arguments import describe
 from solstice.data.columns import check_columns
 from solstice.data.gathered import Gathered, Mask
 from solstice.data.masks import masked
-from solstice.data.memory import as_arrays
+from solstice.data.memory import as_arrays, own_arrays
 from solstice.data.rows import epoch_order, folded, parted
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.signatures import explained, required
@@ -232,7 +232,7 @@ class Arrays(Shown):
         >>> [a.tolist() == b.tolist() for a, b in zip(data(3), data.on_device()(3))]
         [True, True]
         """
-        (device,) = jnp.zeros(()).devices()
+        device = _default_device()
         stats = device.memory_stats() or {}
         needed = sum(leaf.nbytes for leaf in self._leaves)
         free = stats.get("bytes_limit", needed) - stats.get("bytes_in_use", 0)
@@ -243,7 +243,7 @@ class Arrays(Shown):
                 f"on_device() out: batches are then put there one by one, read ahead."
             )
         # Not bound to it, or the experiment would be from the first step on, and compiled anew.
-        return self._changed(_placed=[jax.device_put(leaf) for leaf in self._leaves])
+        return self._changed(_placed=[_placed(leaf, device) for leaf in self._leaves])
 
     # Other datasets over the same data.
 
@@ -491,6 +491,18 @@ class _Recipe:
 @jax.jit
 def _read(batch: Gathered) -> PyTree:
     return batch.open(lambda batch, real: None)
+
+
+def _default_device() -> jax.Device:
+    (device,) = jnp.zeros(()).devices()
+    return device
+
+
+def _placed(leaf: np.ndarray, device: jax.Device) -> jax.Array:
+    """Return an array on the default device, of which nothing is in the user's memory."""
+    if device.platform == "cpu":  # where jax would take the memory itself
+        return jax.device_put(own_arrays(leaf))
+    return jax.device_put(leaf).block_until_ready()  # or it might still be read
 
 
 def _seed(value: object, name: str) -> int | None:
