@@ -215,7 +215,7 @@ class Arrays(Shown):
             taken = [leaf.take(rows, 0, mode="clip") for leaf in self._leaves]
         batch = jax.tree.unflatten(self._structure, taken)
         for mapping in self._maps:
-            batch = mapping.apply(batch, epoch, i)
+            batch = mapping.apply(batch, np.uint32(epoch), np.uint32(i))
         return batch
 
     def on_device(self) -> Self:
@@ -447,13 +447,10 @@ class _Map(Shown):
     def __init__(self, function: Callable[..., PyTree], keyed: bool, seed: tuple[int, int]) -> None:
         self.function = function
         self._keyed, self._seed = keyed, seed
-        self._compiled = jax.jit(self.traced)
+        # The same program also of a batch gathered outside of a step, or its digest would differ.
+        self.apply = jax.jit(self._traced)
 
-    def apply(self, batch: PyTree, epoch: int, i: int) -> PyTree:
-        return self._compiled(batch, np.uint32(epoch), np.uint32(i))
-
-    def traced(self, batch: PyTree, epoch: ArrayLike, i: ArrayLike) -> PyTree:
-        """Apply it within a compiled function."""
+    def _traced(self, batch: PyTree, epoch: ArrayLike, i: ArrayLike) -> PyTree:
         given = [batch]
         if self._keyed:
             seed, place = self._seed
@@ -484,7 +481,7 @@ class _Recipe:
         epoch, i, real = numbers
         batch = jax.tree.unflatten(self.structure, leaves)
         for one in self.maps:
-            batch = one.traced(batch, epoch, i)
+            batch = one.apply(batch, epoch, i)
         return masked(batch, jnp.arange(len(leaves[0])) < real) if self.padded else batch
 
 
