@@ -392,11 +392,11 @@ class Arrays(Shown):
             found = np.asarray(None)
         if whole and self._of is not None and found.ndim:
             found = found[self._of]
-        if found.shape != (self.rows,) or found.dtype.kind not in "iubSUO":
+        if found.shape != (self.rows,) or not _are_classes(found):
             raise InvalidValueError(
-                f"{name} is expected to be the class of each of {self.rows} rows, True for the "
-                f"second array's or the name of an entry of a mapping; it is {describe(labels)} "
-                f"for {describe(tree)}."
+                f"{name} is expected to be the class of each of {self.rows} rows, one whole number "
+                f"or text for each; True takes the second array, and a text an entry of a mapping. "
+                f"It is {describe(labels)} for {describe(tree)}. {_hint(labels, tree, found)}"
             )
         return found
 
@@ -490,16 +490,46 @@ def _read(batch: Gathered) -> PyTree:
     return batch.open(lambda batch, real: None)
 
 
-def _default_device() -> jax.Device:
+def _default_device() -> Any:
     (device,) = jnp.zeros(()).devices()
     return device
 
 
-def _placed(leaf: np.ndarray, device: jax.Device) -> jax.Array:
+def _placed(leaf: np.ndarray, device: Any) -> jax.Array:
     """Return an array on the default device, of which nothing is in the user's memory."""
     if device.platform == "cpu":  # where jax would take the memory itself
         return jax.device_put(own_arrays(leaf))
     return jax.device_put(leaf).block_until_ready()  # or it might still be read
+
+
+def _are_classes(labels: np.ndarray) -> bool:
+    """Say whether each label can be a class: no fractions, nothing missing, and of one kind."""
+    if labels.dtype.kind == "f":
+        return bool((np.isfinite(labels) & (labels == np.round(labels))).all())
+    if labels.dtype.kind == "O":
+        try:
+            np.unique(labels)
+        except TypeError:  # which come in no order
+            return False
+    return labels.dtype.kind in "iubSUO"
+
+
+def _hint(labels: object, tree: PyTree, found: np.ndarray) -> str:
+    """Say what to pass instead of labels that are no classes."""
+    if labels is True and isinstance(tree, Mapping):
+        return f"Name the entry that holds them, one of {', '.join(map(repr, tree))}."
+    if found.ndim == 2 and found.shape[1] == 1:
+        return "Pass them along one axis, y.ravel()."
+    if found.ndim > 1:
+        return (
+            "Rows with several labels, as of multi-hot or segmentation targets, have no single "
+            "class: pass one for each, an array of as many."
+        )
+    if found.dtype.kind == "O" and found.ndim:
+        return "Labels of several types, or missing ones (None), are no classes: name them all."
+    if found.dtype.kind == "f":
+        return "Fractions and NaN are no classes: pass bins, as np.digitize gives them."
+    return "Pass an array with one for each row."
 
 
 def _seed(value: object, name: str) -> int | None:
@@ -519,6 +549,12 @@ def _check_data(tree: PyTree) -> int:
     check_columns(tree, "Arrays")
     sizes: dict[str, int] = {}
     for name, leaf in leaves_by_path(tree).items():
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise InvalidTypeError(
+                f"Arrays is expected to be given arrays of numbers; {name or 'the data'!r} are "
+                f"keys, {describe(leaf)}. Pass jax.random.key_data(keys), and take "
+                f"jax.random.wrap_key_data of it in a map or the step."
+            )
         if not np.ndim(leaf):
             raise InvalidTypeError(
                 f"Arrays is expected to be given arrays with examples along their first axis; "
