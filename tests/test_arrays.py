@@ -389,6 +389,8 @@ def test_the_data_stay_as_they_are():
         (lambda: Arrays(X, batch_size=2, shuffle=-1), "at least 0"),
         (lambda: Arrays(X, batch_size=24, last="drop"), "23 rows, fewer than batch_size=24"),
         (lambda: Arrays(X, batch_size=5, last="pad")(0).__next__(), "last='short'"),
+        (lambda: Arrays(X, batch_size=2)[0], r"for batch in data\(epoch=0\)"),
+        (lambda: list(Arrays(X, batch_size=2)), r"for batch in data\(epoch=0\)"),
         (lambda: Arrays(X, batch_size=2).split(0.01), "leave a row or more"),
         (lambda: Arrays(X, batch_size=2).folds(24), "at most 23"),
         (lambda: Arrays(X, batch_size=2).split(0.5, stratify=Y[:3]), "each of 23 rows"),

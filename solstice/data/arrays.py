@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +129,13 @@ class Arrays(Shown):
         """
         return self.batches(arguments.count(epoch, "epoch", least=0, most=2**31 - 1))
 
+    # Iterating asks for this too; an `__iter__` would make it a dataset without epochs.
+    def __getitem__(self, index: object) -> NoReturn:
+        raise InvalidTypeError(
+            "Arrays has an order for each epoch; read its batches as in "
+            "`for batch in data(epoch=0)`, the first one with next(data(epoch=0))."
+        )
+
     # What a run reads.
 
     def batches(
@@ -219,7 +226,7 @@ class Arrays(Shown):
         return batch
 
     def on_device(self) -> Self:
-        """Return it with its arrays on the default device, where they are put now, once.
+        """Return it with its arrays on the default device, where they are copied now, once.
 
         A compiled step then gets the indices of a batch's rows, and gathers them itself: nothing
         else goes to the device. With `steps_per_call`, the indices of all steps go at once. It is
@@ -258,6 +265,7 @@ class Arrays(Shown):
             seed: Says which rows; None takes them from the start, as for a series in time.
             stratify: The class of each row, an array or the name of one in a mapping: both then
                 have the classes in the same proportion. True takes the targets, the second array.
+                Classes are whole numbers, of any dtype, or texts.
 
         Raises:
             TypeError, ValueError: An argument is not what it must be, or one would be empty.

@@ -15,6 +15,7 @@ def masked(batch: PyTree, real: AnyArray) -> PyTree:
     Raises:
         TypeError: It has no place for a mask.
 
+    >>> import numpy as np
     >>> masked((np.zeros(2), np.ones(2)), np.array([True, False]))
     (array([0., 0.]), array([1., 1.]), array([ True, False]))
     """
