@@ -1,5 +1,6 @@
 """Arrays: each row once an epoch, in an order of the seed and the epoch, resumed by index."""
 
+import collections
 import re
 
 import flax.linen as nn
@@ -18,6 +19,9 @@ RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(23, 4)).astype("float32"), RNG.integers(0, 3, 23)
 ROWS = np.arange(23)
 LABELS = np.repeat([0, 1, 2], [50, 31, 19])
+
+
+Pair = collections.namedtuple("Pair", "x y")
 
 
 def classifier(network=None):
@@ -102,6 +106,13 @@ def test_a_mask_of_the_data_and_one_of_padding_are_both_in_force():
     assert last[2].tolist() == [*mine[16:], False]
     *_, last = Arrays({"image": X, "label": Y, "mask": mine}, batch_size=8, last="pad")(0)
     assert last["mask"].tolist() == [*mine[16:], False]
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int32", "uint8", "float32", "float64"])
+def test_a_mask_of_numbers_is_one_of_bools(dtype):
+    mine = (ROWS % 2 == 0).astype(dtype)
+    *_, last = Arrays(X, Y, mine, batch_size=8, last="pad")(0)
+    assert last[2].dtype == dtype and last[2].tolist() == [*mine[16:], False]
 
 
 def test_forms_of_data(tmp_path):
@@ -279,6 +290,22 @@ def test_folds_part_the_rows_as_sklearn_does():
                 assert np.bincount(LABELS[rows]).tolist() == np.bincount(LABELS[fold]).tolist()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_folds_have_of_each_class_as_many_within_one(seed):
+    labels = np.random.default_rng(seed).integers(0, 4, 57)
+    folds = Arrays(np.arange(57), batch_size=57).folds(5, seed=seed, stratify=labels)
+    counts = [np.bincount(labels[next(val(0))], minlength=4) for _, val in folds]
+    assert np.ptp(counts, axis=0).max() <= 1
+
+
+def test_whole_numbers_of_any_type_are_classes():
+    wanted = Arrays(X, Y, batch_size=8, shuffle=0).balanced()
+    for labels in (Y.astype("float32"), Y.astype(str), Y.astype(object), Y.tolist()):
+        found = Arrays(X, Y, batch_size=8, shuffle=0).balanced(labels)
+        assert same(list(found(0)), list(wanted(0)))
+    assert same(list(Arrays(X, Y * 1.0, batch_size=8, shuffle=0).balanced()(0)), list(wanted(0)))
+
+
 def test_parts_of_parts_are_of_the_same_rows():
     data = Arrays(ROWS, Y, batch_size=23, shuffle=0)
     first, _ = data.split(0.8)
@@ -320,6 +347,11 @@ def test_weights_are_in_proportion_and_belong_to_their_rows():
     )
 
 
+def test_weights_may_be_as_large_as_numbers_are():
+    data = Arrays(np.arange(10), batch_size=10, shuffle=0)
+    assert sorted(next(data.weighted(np.full(10, 1e308))(0)).tolist()) == list(range(10))
+
+
 def test_a_map_has_a_key_for_each_batch():
     data = Arrays(np.zeros((6, 2)), batch_size=2, shuffle=0).map(
         lambda x, key: x + jax.random.normal(key)
@@ -357,12 +389,24 @@ def test_the_data_stay_as_they_are():
         (lambda: Arrays(X, batch_size=2, shuffle=-1), "at least 0"),
         (lambda: Arrays(X, batch_size=24, last="drop"), "23 rows, fewer than batch_size=24"),
         (lambda: Arrays(X, batch_size=5, last="pad")(0).__next__(), "last='short'"),
+        (lambda: Arrays(X, batch_size=2)[0], r"for batch in data\(epoch=0\)"),
+        (lambda: list(Arrays(X, batch_size=2)), r"for batch in data\(epoch=0\)"),
         (lambda: Arrays(X, batch_size=2).split(0.01), "leave a row or more"),
         (lambda: Arrays(X, batch_size=2).folds(24), "at most 23"),
         (lambda: Arrays(X, batch_size=2).split(0.5, stratify=Y[:3]), "each of 23 rows"),
         (lambda: Arrays(X, batch_size=2).split(0.5, stratify=True), "each of 23 rows"),
         (lambda: Arrays({"x": X}, batch_size=2).folds(2, stratify="y"), "each of 23 rows"),
         (lambda: Arrays(X, Y, batch_size=2).balanced(), "needs a seed"),
+        (lambda: Arrays({"x": X, "y": Y}, batch_size=2).balanced(), "one of 'x', 'y'"),
+        (lambda: Arrays(X, Y[:, None], batch_size=2).balanced(), "ravel"),
+        (lambda: Arrays(X, X > 0, batch_size=2).split(0.5, stratify=True), "no single class"),
+        (lambda: Arrays(X, np.ones((23, 2, 2)), batch_size=2).balanced(), "no single class"),
+        (lambda: Arrays(X, X[:, 0], batch_size=2).balanced(), "bins, as np.digitize"),
+        (lambda: Arrays(X, batch_size=2).split(0.5, stratify=[None, *"ab" * 11]), "missing"),
+        (lambda: Arrays(X, batch_size=2).balanced(np.array([1, *"ab" * 11], object)), "types"),
+        (lambda: Arrays(np.ma.masked_greater(X, 1), batch_size=2), "getmaskarray"),
+        (lambda: Arrays(jax.random.split(jax.random.key(0), 4), batch_size=2), "key_data"),
+        (lambda: next(Arrays(Pair(X, Y), batch_size=5, last="pad")(0)), "no named tuple"),
         (lambda: Arrays(X, batch_size=2, shuffle=0).weighted(-Y), "23 finite numbers"),
         (
             lambda: Arrays(X, batch_size=2, shuffle=0).weighted(ROWS < 2).split(0.1, seed=None),

@@ -34,6 +34,7 @@ COLUMNS = {
     "objects of text": (np.array([b"a"] * 6, object), r"its column 'id' is text, object\[6\]"),
     "a list of texts": (["a"] * 6, "its column 'id' is text, the str 'a'"),
     "one text": ("a", "its column 'id' is text, the str 'a'"),
+    "masked": (np.ma.masked_greater(np.arange(6), 3), r"its column 'id' is a masked array .*Fill"),
     "arrays": (
         np.array([np.ones(2), np.ones(3)], object),
         r"its column 'id' is Python objects, object\[2\]\. Make it one array, np\.stack\(list",

@@ -149,6 +149,19 @@ def test_a_run_resumed_anywhere_is_the_same_to_the_bit(tmp_path, stop, first):
     assert same(resumed, train(EXP, DATA))
 
 
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+@pytest.mark.parametrize("to_device", [True, False])
+def test_a_run_on_mapped_data_moves_between_host_and_device(tmp_path, to_device, steps_per_call):
+    host = DATA.map(noisy).map(lambda batch: (jnp.tanh(batch[0]) * 3 + 1, batch[1]))
+    first, then = (host, host.on_device()) if to_device else (host.on_device(), host)
+    saving = solstice.CheckpointingCallback(tmp_path, every=Every(steps=4))
+    options = {"callbacks": [saving], "steps_per_call": steps_per_call}
+    train(EXP, first, num_steps=8, **options)
+    resumed = train(EXP, then, resume_from=tmp_path, **options)
+    for one, other in zip(*map(jax.tree.leaves, (resumed, train(EXP, host))), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_other_data_on_the_device_are_refused_on_resuming(tmp_path):
     saving = solstice.CheckpointingCallback(tmp_path, every=Every(steps=1))
     train(EXP, DATA.on_device(), num_steps=3, callbacks=[saving])
@@ -166,6 +179,16 @@ def test_reading_ahead_changes_nothing(steps_per_call):
             found = train(EXP, ahead, **options)
             for one, other in zip(*map(jax.tree.leaves, (wanted, found)), strict=True):
                 np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [4, 4096])
+def test_what_is_written_into_the_arrays_later_is_not_read(rows):
+    memory = np.zeros(rows * 16 + 16, "float32")
+    start = -memory.ctypes.data % 64 // 4  # where jax can take it as its own
+    mine = memory[start : start + rows * 16].reshape(rows, 16)
+    data = Arrays(mine, batch_size=4).on_device()
+    mine[:] = 1
+    assert float(next(data(0)).sum()) == 0
 
 
 def test_data_that_do_not_fit_are_refused(monkeypatch):

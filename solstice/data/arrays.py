@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from solstice.arguments import describe
 from solstice.data.columns import check_columns
 from solstice.data.gathered import Gathered, Mask
 from solstice.data.masks import masked
-from solstice.data.memory import as_arrays
+from solstice.data.memory import as_arrays, own_arrays
 from solstice.data.rows import epoch_order, folded, parted
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.signatures import explained, required
@@ -129,6 +129,13 @@ class Arrays(Shown):
         """
         return self.batches(arguments.count(epoch, "epoch", least=0, most=2**31 - 1))
 
+    # Iterating asks for this too; an `__iter__` would make it a dataset without epochs.
+    def __getitem__(self, index: object) -> NoReturn:
+        raise InvalidTypeError(
+            "Arrays has an order for each epoch; read its batches as in "
+            "`for batch in data(epoch=0)`, the first one with next(data(epoch=0))."
+        )
+
     # What a run reads.
 
     def batches(
@@ -215,11 +222,11 @@ class Arrays(Shown):
             taken = [leaf.take(rows, 0, mode="clip") for leaf in self._leaves]
         batch = jax.tree.unflatten(self._structure, taken)
         for mapping in self._maps:
-            batch = mapping.apply(batch, epoch, i)
+            batch = mapping.apply(batch, np.uint32(epoch), np.uint32(i))
         return batch
 
     def on_device(self) -> Self:
-        """Return it with its arrays on the default device, where they are put now, once.
+        """Return it with its arrays on the default device, where they are copied now, once.
 
         A compiled step then gets the indices of a batch's rows, and gathers them itself: nothing
         else goes to the device. With `steps_per_call`, the indices of all steps go at once. It is
@@ -232,7 +239,7 @@ class Arrays(Shown):
         >>> [a.tolist() == b.tolist() for a, b in zip(data(3), data.on_device()(3))]
         [True, True]
         """
-        (device,) = jnp.zeros(()).devices()
+        device = _default_device()
         stats = device.memory_stats() or {}
         needed = sum(leaf.nbytes for leaf in self._leaves)
         free = stats.get("bytes_limit", needed) - stats.get("bytes_in_use", 0)
@@ -243,7 +250,7 @@ class Arrays(Shown):
                 f"on_device() out: batches are then put there one by one, read ahead."
             )
         # Not bound to it, or the experiment would be from the first step on, and compiled anew.
-        return self._changed(_placed=[jax.device_put(leaf) for leaf in self._leaves])
+        return self._changed(_placed=[_placed(leaf, device) for leaf in self._leaves])
 
     # Other datasets over the same data.
 
@@ -258,6 +265,7 @@ class Arrays(Shown):
             seed: Says which rows; None takes them from the start, as for a series in time.
             stratify: The class of each row, an array or the name of one in a mapping: both then
                 have the classes in the same proportion. True takes the targets, the second array.
+                Classes are whole numbers, of any dtype, or texts.
 
         Raises:
             TypeError, ValueError: An argument is not what it must be, or one would be empty.
@@ -392,11 +400,11 @@ class Arrays(Shown):
             found = np.asarray(None)
         if whole and self._of is not None and found.ndim:
             found = found[self._of]
-        if found.shape != (self.rows,) or found.dtype.kind not in "iubSUO":
+        if found.shape != (self.rows,) or not _are_classes(found):
             raise InvalidValueError(
-                f"{name} is expected to be the class of each of {self.rows} rows, True for the "
-                f"second array's or the name of an entry of a mapping; it is {describe(labels)} "
-                f"for {describe(tree)}."
+                f"{name} is expected to be the class of each of {self.rows} rows, one whole number "
+                f"or text for each; True takes the second array, and a text an entry of a mapping. "
+                f"It is {describe(labels)} for {describe(tree)}. {_hint(labels, tree, found)}"
             )
         return found
 
@@ -447,13 +455,10 @@ class _Map(Shown):
     def __init__(self, function: Callable[..., PyTree], keyed: bool, seed: tuple[int, int]) -> None:
         self.function = function
         self._keyed, self._seed = keyed, seed
-        self._compiled = jax.jit(self.traced)
+        # The same program also of a batch gathered outside of a step, or its digest would differ.
+        self.apply = jax.jit(self._traced)
 
-    def apply(self, batch: PyTree, epoch: int, i: int) -> PyTree:
-        return self._compiled(batch, np.uint32(epoch), np.uint32(i))
-
-    def traced(self, batch: PyTree, epoch: ArrayLike, i: ArrayLike) -> PyTree:
-        """Apply it within a compiled function."""
+    def _traced(self, batch: PyTree, epoch: ArrayLike, i: ArrayLike) -> PyTree:
         given = [batch]
         if self._keyed:
             seed, place = self._seed
@@ -484,13 +489,55 @@ class _Recipe:
         epoch, i, real = numbers
         batch = jax.tree.unflatten(self.structure, leaves)
         for one in self.maps:
-            batch = one.traced(batch, epoch, i)
+            batch = one.apply(batch, epoch, i)
         return masked(batch, jnp.arange(len(leaves[0])) < real) if self.padded else batch
 
 
 @jax.jit
 def _read(batch: Gathered) -> PyTree:
     return batch.open(lambda batch, real: None)
+
+
+def _default_device() -> Any:
+    (device,) = jnp.zeros(()).devices()
+    return device
+
+
+def _placed(leaf: np.ndarray, device: Any) -> jax.Array:
+    """Return an array on the default device, of which nothing is in the user's memory."""
+    if device.platform == "cpu":  # where jax would take the memory itself
+        return jax.device_put(own_arrays(leaf))
+    return jax.device_put(leaf).block_until_ready()  # or it might still be read
+
+
+def _are_classes(labels: np.ndarray) -> bool:
+    """Say whether each label can be a class: no fractions, nothing missing, and of one kind."""
+    if labels.dtype.kind == "f":
+        return bool((np.isfinite(labels) & (labels == np.round(labels))).all())
+    if labels.dtype.kind == "O":
+        try:
+            np.unique(labels)
+        except TypeError:  # which come in no order
+            return False
+    return labels.dtype.kind in "iubSUO"
+
+
+def _hint(labels: object, tree: PyTree, found: np.ndarray) -> str:
+    """Say what to pass instead of labels that are no classes."""
+    if labels is True and isinstance(tree, Mapping):
+        return f"Name the entry that holds them, one of {', '.join(map(repr, tree))}."
+    if found.ndim == 2 and found.shape[1] == 1:
+        return "Pass them along one axis, y.ravel()."
+    if found.ndim > 1:
+        return (
+            "Rows with several labels, as of multi-hot or segmentation targets, have no single "
+            "class: pass one for each, an array of as many."
+        )
+    if found.dtype.kind == "O" and found.ndim:
+        return "Labels of several types, or missing ones (None), are no classes: name them all."
+    if found.dtype.kind == "f":
+        return "Fractions and NaN are no classes: pass bins, as np.digitize gives them."
+    return "Pass an array with one for each row."
 
 
 def _seed(value: object, name: str) -> int | None:
@@ -510,6 +557,12 @@ def _check_data(tree: PyTree) -> int:
     check_columns(tree, "Arrays")
     sizes: dict[str, int] = {}
     for name, leaf in leaves_by_path(tree).items():
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise InvalidTypeError(
+                f"Arrays is expected to be given arrays of numbers; {name or 'the data'!r} are "
+                f"keys, {describe(leaf)}. Pass jax.random.key_data(keys), and take "
+                f"jax.random.wrap_key_data of it in a map or the step."
+            )
         if not np.ndim(leaf):
             raise InvalidTypeError(
                 f"Arrays is expected to be given arrays with examples along their first axis; "

@@ -43,6 +43,12 @@ def check_columns(batch: PyTree, name: str, *, static: bool = False) -> None:
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         is_numpys = isinstance(leaf, np.ndarray | np.generic)
+        if isinstance(leaf, np.ma.MaskedArray):
+            raise InvalidTypeError(
+                f"{name} is expected to give arrays without gaps; its {_column(path)} is a masked "
+                f"array of numpy, {describe(leaf)}, whose mask no step would see. Fill it, "
+                f"x.filled(0), and pass ~np.ma.getmaskarray(x) too where it matters what is there."
+            )
         if is_numpys and not leaf.dtype.isnative:
             raise InvalidTypeError(
                 f"{name} is expected to give arrays in this machine's byte order; "

@@ -37,6 +37,7 @@ def _drawn(rows: np.ndarray, weights: np.ndarray, generator: np.random.Generator
     A row that is expected e times comes floor(e) or ceil(e) times: with the same expectations as
     independent draws, but less chance in what an epoch holds.
     """
+    weights = weights / weights.max()  # so that no sum overflows
     expected = np.cumsum(weights / weights.sum()) * len(rows)
     expected[-1] = len(rows)
     until = np.floor(expected + generator.random()).astype(np.int64)
@@ -82,7 +83,7 @@ def folded(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return, for each fold, the places of the other folds' rows and of its own, ascending.
 
-    With labels, each fold has as many of each class as with scikit-learn's `StratifiedKFold`.
+    With labels, the folds differ by one row at most in how many they have of each class.
 
     >>> [own.tolist() for _, own in folded(5, 2, None)]
     [[0, 1, 2], [3, 4]]
