@@ -153,7 +153,8 @@ def new_rate(rate: Any, old: Array) -> Array:
     >>> new_rate(lambda rate: rate / 2, jnp.ones(()))
     Array(0.5, dtype=float32)
     """
-    value, name = (rate(old), "what rate returns") if callable(rate) else (rate, "rate")
+    value: Any = rate(old) if callable(rate) else rate
+    name = "what rate returns" if callable(rate) else "rate"
     if not eqx.is_array(value):
         value = arguments.number(value, name, least=0)
     elif value.dtype.kind not in "fiuV":  # V: bfloat16 and narrower
@@ -234,8 +235,8 @@ def check_trees(adapter: str, expected: Static[Signature] | None, **trees: PyTre
         raise InvalidValueError(
             f"{adapter}: {name} are expected to be like the parameters it was initialised with; "
             f"{difference}. Pass those parameters and their gradients; after changing which "
-            f"parameters are trained, or their shapes or dtypes, initialise it again: "
-            f"opt.init(params)."
+            f"parameters are trained, exp.with_model(model) of a ready-made experiment, or "
+            f"opt.retarget(params), keeps its state; opt.init(params) makes it anew."
         )
 
 

@@ -244,6 +244,14 @@ def test_unfreezing_equals_optax_by_hand():
             np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
+def test_a_state_in_one_row_is_not_divided():
+    opt = OptaxOptimizer(optax.flatten(optax.adam(0.1))).init(BODY | HEAD)
+    with pytest.raises(ValueError, match=r"shape \(15,\), all of them in a row"):
+        opt.retarget(BODY | {"b": None})
+    same = opt.retarget(BODY | HEAD)
+    assert jax.tree.structure(same) == jax.tree.structure(opt)
+
+
 def test_keras_names_that_are_not_their_own_are_told():
     params = {"a": {"b": jnp.ones(1)}, "a_b": jnp.ones(1)}
     opt = KerasOptimizer(keras.optimizers.SGD(0.1, momentum=0.9)).init(params)
