@@ -4,11 +4,11 @@ It knows optimizers by their protocol, so that the parts may be of different lib
 """
 
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
 from typing import Any, Self
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from solstice.arguments import describe
@@ -24,8 +24,9 @@ from solstice.compat.registry import as_optimizer
 from solstice.errors import InvalidTypeError, InvalidValueError, SolsticeError
 from solstice.static import Static
 from solstice.tree.fields import replace
+from solstice.tree.names import matches
 from solstice.tree.naming import leaves_by_path
-from solstice.tree.overwritten import overwrite, set_apart, trained
+from solstice.tree.overwritten import is_box, overwrite, set_apart, trained
 from solstice.tree.pytree import PyTree
 
 _NAME = "by_path"
@@ -39,6 +40,9 @@ def by_path(rules: Mapping[str, Any]) -> "PathOptimizer":
     updated for itself: what looks at all parameters together, such as clipping by the global norm,
     sees those of its part. `summary` says of each parameter which rule it follows.
 
+    A group may be frozen as a whole (`compat.freeze`, None in `params`). Its optimizer takes no
+    steps then: its count, and with it its schedule, begins or goes on when it has parameters.
+
     Args:
         rules: From a glob to an optimizer: a transformation, an optimizer of any library, or a
             `compat.Optimizer`. A rule "*" at the end takes what is left, if anything is.
@@ -46,7 +50,7 @@ def by_path(rules: Mapping[str, Any]) -> "PathOptimizer":
     Raises:
         TypeError: It is no such mapping.
         ValueError: In `init`: a parameter matches no glob; or a glob other than "*" matches no
-            parameter, or only those that earlier ones have taken.
+            parameter, frozen ones included, or only those that earlier ones have taken.
 
     >>> import jax.numpy as jnp, optax
     >>> from solstice import compat
@@ -116,12 +120,17 @@ class PathOptimizer(Optimizer):
     def _made(self, params: PyTree, make: Callable[[Optimizer, PyTree], Optimizer]) -> Self:
         check_params(params)
         own = trained(params)
-        places = _places(list(leaves_by_path(own)), self.globs)
+        nodes = leaves_by_path(params, is_leaf=lambda node: node is None or is_box(node))
+        holes = [path for path, node in nodes.items() if node is None]
+        places = _places(list(leaves_by_path(own)), holes, self.globs)
         divided = _divided(own, places, len(self.parts))
+        for i, part in enumerate(self.parts):
+            if i not in places and not isinstance(part, PathOptimizer):
+                # Line searches cannot be initialised without a parameter.
+                divided[i] = {"stand_in": jnp.zeros(())}
         parts = tuple(make(*pair) for pair in zip(self.parts, divided, strict=True))
-        return replace(
-            self, parts=parts, wants=_wants(parts), _places=places, _signature=signature(params)
-        )
+        wants = _wants(tuple(part for i, part in enumerate(parts) if i in places))
+        return replace(self, parts=parts, wants=wants, _places=places, _signature=signature(params))
 
     def __call__(self, grads: PyTree, params: PyTree, **extras: PyTree) -> tuple[PyTree, Self]:
         check_trees(_NAME, self._signature, gradients=grads, parameters=params)
@@ -131,22 +140,23 @@ class PathOptimizer(Optimizer):
         split = [_divided(tree, self._places, count) for tree in (grads, params)]
         grad = extras.get("grad")
         gradients = [None] * count if grad is None else _divided(grad, self._places, count)
-        news, parts = [], []
-        for part, own_grads, own, own_grad in zip(self.parts, *split, gradients, strict=True):
+        news, parts = [], list(self.parts)
+        for i in sorted(set(self._places)):
+            own_grads, own, own_grad = split[0][i], split[1][i], gradients[i]
             theirs = dict(extras)
             if grad is not None:
                 theirs["grad"] = own_grad
             if "value_fn" in extras:  # of the part's parameters, the others' as they are
                 theirs["value_fn"] = _of_a_part(extras["value_fn"], params)
-            new, after = part(own_grads, own, **theirs)
+            new, parts[i] = parts[i](own_grads, own, **theirs)
             news.append(new)
-            parts.append(after)
-        return finish(eqx.combine(*news)), replace(self, parts=tuple(parts))
+        return finish(eqx.combine(*news, params)), replace(self, parts=tuple(parts))
 
     def eval_params(self, params: PyTree) -> PyTree:
-        divided = _divided(trained(params), self._places, len(self.parts))
-        each = [part.eval_params(one) for part, one in zip(self.parts, divided, strict=True)]
-        return overwrite(eqx.combine(*each), params)
+        own = trained(params)
+        divided = _divided(own, self._places, len(self.parts))
+        each = [self.parts[i].eval_params(divided[i]) for i in sorted(set(self._places))]
+        return overwrite(eqx.combine(*each, own), params)
 
     def learning_rate(self) -> Array | None:
         """Return the rate of the only rule that tells one; the others' may differ."""
@@ -154,11 +164,15 @@ class PathOptimizer(Optimizer):
         return next(iter(rates.values())) if len(self.parts) == len(rates) == 1 else None
 
     def learning_rates(self) -> dict[str, Array]:
-        """Return the rates of the groups that tell theirs, as `learning_rate/{glob}`."""
+        """Return the rates of the groups that tell theirs, as `learning_rate/{glob}`.
+
+        Those of groups within a group are `learning_rate/{glob}/{inner glob}`.
+        """
         return {
-            f"{name}/{glob}": rate
+            "/".join(filter(None, (kind, glob, inner))): rate
             for glob, part in zip(self.globs, self.parts, strict=True)
             for name, rate in part.learning_rates().items()
+            for kind, _, inner in [name.partition("/")]
         }
 
     def with_learning_rate(self, rate: object) -> Self:
@@ -177,26 +191,29 @@ def _wants(parts: tuple[Optimizer, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for part in parts for name in part.wants))
 
 
-def _places(paths: list[str], globs: tuple[str, ...]) -> tuple[int, ...]:
-    """Return which glob each path matches first."""
-    places, lost = [], []
-    for path in paths:
-        found = next((i for i, glob in enumerate(globs) if fnmatchcase(path, glob)), None)
-        if found is None:
-            lost.append(path)
-        else:
-            places.append(found)
-    listed = ", ".join(map(repr, paths))
-    if lost:
+def _places(paths: list[str], holes: list[str], globs: tuple[str, ...]) -> tuple[int, ...]:
+    """Return which glob each path matches first.
+
+    Args:
+        paths: The parameters' paths.
+        holes: The paths of what may be a parameter at other times, being frozen now.
+        globs: The globs.
+    """
+    first = {
+        path: next((i for i, glob in enumerate(globs) if matches(path, glob)), None)
+        for path in (*paths, *holes)
+    }
+    places = [place for path in paths if (place := first[path]) is not None]
+    if len(places) < len(paths):
+        lost = ", ".join(repr(path) for path in paths if first[path] is None)
         raise InvalidValueError(
-            f"Each parameter is expected to match a glob of by_path ({', '.join(globs)}); "
-            f"{', '.join(map(repr, lost))} match none. Add a rule for them, or one for '*' at the "
-            f"end that takes what is left."
+            f"Each parameter is expected to match a glob of by_path ({', '.join(globs)}); {lost} "
+            f"match none. Add a rule for them, or one for '*' at the end that takes what is left."
         )
     for i, glob in enumerate(globs):
-        if i in places or glob == "*":
+        if i in first.values() or glob == "*":
             continue
-        taken = [path for path in paths if fnmatchcase(path, glob)]
+        taken = [path for path in first if matches(path, glob)]
         if taken:
             raise InvalidValueError(
                 f"The rule {glob!r} of by_path matches only parameters that earlier rules take "
@@ -204,7 +221,7 @@ def _places(paths: list[str], globs: tuple[str, ...]) -> tuple[int, ...]:
             )
         raise InvalidValueError(
             f"The rule {glob!r} of by_path matches none of the parameters, whose paths are "
-            f"{listed}. Mend it or take it out."
+            f"{', '.join(map(repr, first))}. Mend it or take it out."
         )
     return tuple(places)
 

@@ -14,19 +14,19 @@ from solstice import arguments
 from solstice.compat.model import Model, boxed_weights, divide
 from solstice.errors import InvalidValueError
 from solstice.tree.fields import replace
-from solstice.tree.names import path_name
+from solstice.tree.names import matches, path_name
 from solstice.tree.overwritten import trained
 
 _M = TypeVar("_M", bound=Model)
 
 
-def freeze(model: _M, predicate: Callable[[str, Array], Any]) -> _M:
+def freeze(model: _M, predicate: str | Callable[[str, Array], Any]) -> _M:
     """Return the model with the parameters that `predicate` chooses frozen as well.
 
     Args:
         model: An adapted network of any library.
         predicate: Takes a parameter's path, such as "Dense_0/kernel", and its value, and says
-            whether to freeze it.
+            whether to freeze it; or a glob for the paths, such as "Dense_0/*", as in `by_path`.
 
     Raises:
         ValueError: It chooses no parameter; the message lists the paths.
@@ -40,15 +40,22 @@ def freeze(model: _M, predicate: Callable[[str, Array], Any]) -> _M:
     >>> tuned = compat.freeze(model, lambda path, leaf: not path.startswith("layers_2"))
     >>> [leaf.shape for leaf in jax.tree.leaves(tuned.params)]
     [(2,), (8, 2)]
+    >>> [leaf.shape for leaf in jax.tree.leaves(compat.freeze(model, "layers_0/*").params)]
+    [(2,), (8, 2)]
     """
-    arguments.instance(model, "model", Model, "a compat.Model")
-    arguments.function(predicate, "predicate", "path, leaf")
+    _check_model(model)
+    chooses: Any = predicate
+    if isinstance(predicate, str):
+        chooses = lambda path, leaf: matches(path, predicate)  # noqa: E731
+    arguments.function(chooses, "predicate", "path, leaf")
     leaves = jax.tree_util.tree_leaves_with_path(trained(model.params))
-    chosen = {path for path, leaf in leaves if predicate(path_name(path), leaf)}
+    chosen = {path for path, leaf in leaves if chooses(path_name(path), leaf)}
     if not chosen:
         paths = ", ".join(path_name(path) for path, _ in leaves)
+        glob = isinstance(predicate, str)
+        why = f"predicate, the glob {predicate!r}, matches" if glob else "the predicate chose"
         raise InvalidValueError(
-            f"freeze() was to freeze some parameters, but the predicate chose none of: {paths}."
+            f"freeze() was to freeze some parameters, but {why} none of: {paths}."
         )
     # Among them are the boxes' paths, which are not asked about.
     still = {path for path, _ in jax.tree_util.tree_leaves_with_path(model.params)} - chosen
@@ -68,7 +75,12 @@ def unfreeze(model: _M) -> _M:
     >>> len(jax.tree.leaves(frozen.params)), len(jax.tree.leaves(compat.unfreeze(frozen).params))
     (0, 2)
     """
-    arguments.instance(model, "model", Model, "a compat.Model")
+    _check_model(model)
     weights = boxed_weights(model)
     params, frozen = divide(weights, jax.tree.map(eqx.is_inexact_array, weights))
     return replace(model, params=params, frozen=frozen)
+
+
+def _check_model(model: object) -> None:
+    what = "a compat.Model, such as exp.model of an experiment or compat.as_model(network, ...)"
+    arguments.instance(model, "model", Model, what)

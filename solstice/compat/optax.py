@@ -7,6 +7,7 @@ gradients is found once by tracing, and made of what a training step gives.
 import contextlib
 import functools
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, Self
@@ -27,6 +28,7 @@ from solstice.compat.leaves import check_own_leaves
 from solstice.compat.optimizer import (
     Optimizer,
     Signature,
+    carried,
     check_extras,
     check_params,
     check_trees,
@@ -194,6 +196,19 @@ class OptaxOptimizer(Optimizer):
             return finish(after), replace(self, state=state)
         return finish(after.fast), replace(self, state=state, slow=after.slow)
 
+    def retarget(self, params: PyTree) -> Self:
+        """Return it ready for other parameters, as `Optimizer.retarget` says.
+
+        Raises:
+            ValueError: The transformation holds the parameters' state in one row, as
+                `optax.flatten` does, where it cannot be told whose each number is.
+        """
+        new = self.init(params)
+        if self.state is not None and new._signature != self._signature:
+            for one in (self, new):
+                _check_not_flat(one)
+        return carried(new, self)
+
     def eval_params(self, params: PyTree) -> PyTree:
         if self.slow is not None:
             return overwrite(self.slow, params)
@@ -246,6 +261,22 @@ class OptaxOptimizer(Optimizer):
 
 # What optax.inject_hyperparams keeps its numbers in.
 _INJECTED = optax.InjectStatefulHyperparamsState
+
+
+def _check_not_flat(optimizer: OptaxOptimizer) -> None:
+    """Raise where an array of the state has as many numbers as several parameters together."""
+    if optimizer._signature is None:
+        return
+    shapes = [leaf.shape for leaf in optimizer._signature.value.leaves]
+    row = (sum(map(math.prod, shapes)),)
+    flat = any(leaf.shape == row for leaf in jax.tree.leaves(optimizer.state))
+    if flat and row not in shapes:
+        raise InvalidValueError(
+            f"{_NAME}: the state is expected to have an array for each parameter when other "
+            f"parameters are trained; one is of the shape {row}, all of them in a row, as "
+            f"optax.flatten has it. Take a transformation without it, or begin with a new state: "
+            f"opt.init(params)."
+        )
 
 
 def _named(state: PyTree, name: str) -> list[PyTree]:

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.metrics.checks import is_traced
 from solstice.static import Static
 from solstice.tree.naming import leaf_names, tree_difference
 from solstice.tree.pytree import PyTree, PyTreeDef
@@ -146,12 +147,24 @@ def new_rate(rate: Any, old: Array) -> Array:
         old: The old one.
 
     Raises:
-        ValueError: It has another shape.
+        TypeError: It is no number.
+        ValueError: It has another shape, is less than 0, or not finite.
 
     >>> new_rate(lambda rate: rate / 2, jnp.ones(()))
     Array(0.5, dtype=float32)
     """
-    value = jnp.asarray(rate(old) if callable(rate) else rate, old.dtype)
+    value: Any = rate(old) if callable(rate) else rate
+    name = "what rate returns" if callable(rate) else "rate"
+    if not eqx.is_array(value):
+        value = arguments.number(value, name, least=0)
+    elif value.dtype.kind not in "fiuV":  # V: bfloat16 and narrower
+        raise InvalidTypeError(f"{name} is expected to be a number; it is {describe(value)}.")
+    elif not is_traced(value) and not ((value >= 0) & jnp.isfinite(value)).all():
+        raise InvalidValueError(
+            f"{name} is expected to be finite and at least 0; it is {value}, where the present "
+            f"rate is {old}."
+        )
+    value = jnp.asarray(value, old.dtype)
     if value.shape not in ((), old.shape):
         raise InvalidValueError(
             f"rate is expected to be one number, or of the shape {old.shape} of the present one; "
@@ -222,8 +235,8 @@ def check_trees(adapter: str, expected: Static[Signature] | None, **trees: PyTre
         raise InvalidValueError(
             f"{adapter}: {name} are expected to be like the parameters it was initialised with; "
             f"{difference}. Pass those parameters and their gradients; after changing which "
-            f"parameters are trained, or their shapes or dtypes, initialise it again: "
-            f"opt.init(params)."
+            f"parameters are trained, exp.with_model(model) of a ready-made experiment, or "
+            f"opt.retarget(params), keeps its state; opt.init(params) makes it anew."
         )
 
 

@@ -3,22 +3,26 @@
 It knows optimizers by their protocol.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array
 
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.optimizer import Optimizer
-from solstice.errors import InvalidTypeError, InvalidValueError
-from solstice.metrics.checks import is_traced
+from solstice.errors import InvalidTypeError
+from solstice.metrics.checks import as_array
 from solstice.tree.names import path_name
 from solstice.tree.pytree import PyTree
 
 _T = TypeVar("_T")
+# What libraries of schedules call the count of steps.
+_COUNTS = ("count", "step", "i")
 
 
 def set_learning_rate(exp: _T, rate: float | Array | Callable[[Array], Array]) -> _T:
@@ -29,12 +33,14 @@ def set_learning_rate(exp: _T, rate: float | Array | Callable[[Array], Array]) -
 
     Args:
         exp: An experiment, an optimizer that is initialised, or another pytree with optimizers.
-        rate: The rate, at least 0; an array of one for each member of an ensemble; or a function
-            of the present rate, such as `lambda rate: rate / 10`.
+        rate: The rate, finite and at least 0; an array or a list of one for each member of an
+            ensemble; or a function of the present rate, such as `lambda rate: rate / 10`.
 
     Raises:
-        TypeError: There is no optimizer, or `rate` is no number.
-        ValueError: An optimizer's rate cannot be set; the message says how it can be.
+        TypeError: There is no optimizer, `rate` is no number, or it is a schedule, which is a
+            function of the count of steps.
+        ValueError: An optimizer's rate cannot be set, and the message says how it can be; or the
+            rate, or what the function returns, is less than 0 or not finite.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -48,11 +54,11 @@ def set_learning_rate(exp: _T, rate: float | Array | Callable[[Array], Array]) -
     """
     given: Any = rate
     if callable(given):
-        arguments.function(given, "rate", "rate")
-    elif not eqx.is_array(given) or given.dtype.kind not in "fiuV":  # V: bfloat16 and narrower
+        _refuse_schedule(arguments.function(given, "rate", "rate"))
+    elif isinstance(given, list | tuple | np.ndarray):
+        given = as_array(given, "rate")
+    elif not eqx.is_array(given):
         given = arguments.number(given, "rate", least=0)
-    elif not is_traced(given) and not (given >= 0).all():
-        raise InvalidValueError(f"rate is expected to be at least 0; it is {given}.")
     if not _optimizers(exp):
         raise InvalidTypeError(
             f"exp is expected to have a compat.Optimizer, whose rate is set; it is "
@@ -82,6 +88,21 @@ def learning_rates(exp: PyTree) -> dict[str, Array]:
         for name, rate in optimizer.learning_rates().items():
             rates[name if len(optimizers) == 1 else f"{path}/{name}"] = rate
     return rates
+
+
+def _refuse_schedule(rate: Callable[..., Any]) -> None:
+    """Raise for a function of a count of steps, which the name of its argument tells."""
+    try:
+        takes = next(iter(inspect.signature(rate).parameters))
+    except (TypeError, ValueError):  # as of some builtins
+        return
+    if takes in _COUNTS:
+        raise InvalidTypeError(
+            f"rate is expected to be a number or a function of the present rate; it is one of "
+            f"{takes!r}, a schedule. Give that to the optimizer when it is made, such as "
+            f"optax.inject_hyperparams(optax.adam)(learning_rate=schedule), or "
+            f"compat.OptaxOptimizer(tx, learning_rate=schedule) for logs to tell it."
+        )
 
 
 def _optimizers(tree: PyTree) -> list[tuple[str, Optimizer]]:

@@ -161,9 +161,13 @@ class LossScale(eqx.Module):
         return loss * self.loss_scale
 
     def unscale(self, tree: PyTree) -> PyTree:
-        """Return what was computed from a scaled loss as if from the loss."""
+        """Return what was computed from a scaled loss as if from the loss, each in its type.
+
+        >>> LossScale().unscale(jnp.full(1, 2**14, jnp.float16))
+        Array([0.5], dtype=float16)
+        """
         inverse = 1 / self.loss_scale
-        return jax.tree.map(lambda array: array * inverse, tree)
+        return jax.tree.map(lambda array: (array * inverse).astype(array.dtype), tree)
 
     def adjust(self, finite: Array) -> Self:
         """Return the next step's scale, after one whose numbers were finite or were not."""

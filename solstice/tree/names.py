@@ -1,6 +1,7 @@
 """Names of leaves as texts: made of key paths, compared, and made shorter."""
 
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 
 import jax
 
@@ -19,6 +20,15 @@ def path_name(path: tuple[object, ...]) -> str:
             f"it is {path!r}."
         )
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def matches(path: str, glob: str) -> bool:
+    """Say whether a name matches a glob: `*` stands for any text, `?` for one character.
+
+    >>> matches("blocks[0]/bias", "blocks[0]/*"), matches("blocks[0]/bias", "blocks[?]")
+    (True, False)
+    """
+    return fnmatchcase(path, glob.replace("[", "[[]"))
 
 
 def names_difference(expected: Iterable[str], found: Iterable[str]) -> str:

@@ -105,6 +105,44 @@ def test_what_has_no_optimizer_and_what_is_no_rate_are_refused():
 
 
 @pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optax.cosine_decay_schedule(0.1, 10),
+        lambda: optax.constant_schedule(0.1),
+        lambda: optax.join_schedules([optax.constant_schedule(0.1)] * 2, [3]),
+        lambda: optimizers.exponential_decay(0.1, 1, 0.5),
+        lambda: KERAS_SCHEDULE,
+    ],
+)
+def test_a_schedule_is_no_function_of_the_rate(make):
+    opt = OptaxOptimizer(injected(optax.sgd)(1.0)).init(jnp.ones(2))
+    with pytest.raises(TypeError, match=r"a schedule\. .*inject_hyperparams.*OptaxOptimizer\(tx"):
+        solstice.set_learning_rate(opt, make())
+
+
+@pytest.mark.parametrize(
+    ("rate", "error", "message"),
+    [
+        (lambda rate: rate - 2, ValueError, r"what rate returns .* at least 0; it is -1\.0"),
+        (lambda rate: -1, ValueError, r"what rate returns .* at least 0; it is -1"),
+        (lambda rate: rate * jnp.nan, ValueError, "finite and at least 0; it is nan"),
+        (lambda rate: rate / 0, ValueError, "finite and at least 0; it is inf"),
+        (lambda rate: None, TypeError, "what rate returns is expected to be a number"),
+        (lambda rate: rate > 0, TypeError, "what rate returns is expected to be a number"),
+        (jnp.array(-1.0), ValueError, r"rate is expected .* at least 0; it is -1\.0"),
+        ([0.1, -1.0], ValueError, r"rate is expected .* at least 0; it is \[ 0\.1 -1"),
+        (np.float32(np.inf), ValueError, "finite"),
+        (["fast"], TypeError, "rate"),
+    ],
+)
+@pytest.mark.parametrize("library", ["sgd", "keras SGD"])
+def test_what_a_rate_cannot_be_is_refused(library, rate, error, message):
+    opt = solstice.compat.as_optimizer(SETTABLE[library](1.0)).init(jnp.ones(2))
+    with pytest.raises(error, match=message):
+        solstice.set_learning_rate(opt, rate)
+
+
+@pytest.mark.parametrize(
     "wrap",
     [
         lambda tx: tx,
@@ -194,6 +232,8 @@ def test_rates_of_several_optimizers_and_members_have_names():
     assert [one[2] for one in records(exp, epochs=1)] == [0.5, 0.5]
     exp = solstice.set_learning_rate(exp, jnp.array([1.0, 2.0]))
     assert exp.member(1).optimizer.learning_rate() == 2
+    for same in ([1.0, 2.0], (1, 2), np.array([1.0, 2.0])):
+        assert bits(solstice.set_learning_rate(exp, same)) == bits(exp)
     exp = solstice.set_learning_rate(exp, lambda rate: rate / 2)
     assert exp.member(0).optimizer.learning_rate() == 0.5
     two = {name: exp.member(i).optimizer for i, name in enumerate(("gen", "disc"))}

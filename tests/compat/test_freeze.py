@@ -77,6 +77,27 @@ def test_freezing_nothing_lists_the_paths():
         freeze(model, lambda path, leaf: False)
 
 
+def test_a_glob_freezes_what_it_matches():
+    model = LIBRARIES["linen"]["mlp"].make_model(KEY)
+    found = freeze(model, "Dense_0/*")
+    expected = freeze(model, lambda path, leaf: path.startswith("Dense_0/"))
+    assert leaves_by_path(found.params).keys() == leaves_by_path(expected.params).keys()
+    with pytest.raises(ValueError, match=r"'Desne_0/\*', matches none of: Dense_0/bias"):
+        freeze(model, "Desne_0/*")
+
+
+@pytest.mark.parametrize("change", [lambda exp: freeze(exp, "*"), unfreeze])
+def test_what_is_no_model_is_told_where_one_is(change):
+    subject = LIBRARIES["linen"]["mlp"]
+    model = subject.make_model(KEY)
+    exp = solstice.ClassificationExperiment(model, optax.sgd(0.1), 3)
+    with pytest.raises(TypeError, match=r"such as exp\.model .* compat\.as_model"):
+        change(exp)
+    frozen = solstice.replace(exp, model=freeze(model, "Dense_0/*"))
+    with pytest.raises(ValueError, match=r"exp\.with_model\(model\)"):
+        frozen.train_step((subject.inputs[0], np.zeros(4, int)))
+
+
 @pytest.mark.parametrize("predicate", [lambda path: True, lambda model, path, leaf: True])
 def test_a_predicate_of_other_arguments_is_refused(predicate):
     model = LIBRARIES["linen"]["mlp"].make_model(KEY)

@@ -151,6 +151,14 @@ def test_a_state_keeps_its_own_type(compute, accumulate_steps, state):
     assert exp.train(2, DS, progress=False, recompile="error") is not None
 
 
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_gradients_of_narrow_parameters_are_unscaled_in_their_type(accumulate_steps):
+    exp = classify(mlp(jnp.float16), compute_dtype="float16", accumulate_steps=accumulate_steps)
+    after, _ = exp.train_step((X, Y))
+    pairs = zip(*(jax.tree.leaves(one.model.params) for one in (exp, after)), strict=True)
+    assert all(new.dtype == jnp.float16 and (new != old).any() for old, new in pairs)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_the_loss_of_narrow_outputs_is_summed_in_float32(dtype):
     x, y = RNG.normal(size=(300, 4)).astype("float32"), RNG.integers(0, 3, 300)
