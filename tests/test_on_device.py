@@ -162,6 +162,13 @@ def test_a_run_on_mapped_data_moves_between_host_and_device(tmp_path, to_device,
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_batches_to_which_a_map_adds_keys_have_one_digest():
+    host = DATA.map(lambda batch, key: (*batch, key))
+    feeds = [Feed(data, "train", epoch) for data in (host, host.on_device()) for epoch in (0, 1)]
+    one, next_epoch, *others = [feed.digest(feed.first()) for feed in feeds]
+    assert others == [one, next_epoch] and one != next_epoch and one is not None
+
+
 def test_other_data_on_the_device_are_refused_on_resuming(tmp_path):
     saving = solstice.CheckpointingCallback(tmp_path, every=Every(steps=1))
     train(EXP, DATA.on_device(), num_steps=3, callbacks=[saving])

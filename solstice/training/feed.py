@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from solstice.data.arrays import Arrays
@@ -305,6 +306,8 @@ def check_on_one_device(data: Arrays, sharding: Sharding | None, name: str) -> N
 
 
 def _as_jax_has_it(leaf: Any) -> np.ndarray:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # as a map may add
+        leaf = jax.random.key_data(leaf)
     return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
