@@ -75,6 +75,7 @@ EXEMPT: dict[str, str] = {
     "*.innermost": _TRAINER,
     "Experiment.predict": "it says that it is missing",
     "*.is_better_than": _TRAINER,
+    "data.Arrays.__getitem__": "it takes nothing, and says how batches are read",
     "data.pad_last": "as `pad_last`",
     "experiments.MemberStopping.is_about": _TRAINER,
     "experiments.Task.*": _TASK,
