@@ -223,7 +223,8 @@ def test_two_batch_keys_leave_the_mask_its_usual_name():
 
 
 def test_a_mapping_of_other_names_is_told_how_to_name_them():
-    with pytest.raises(ValueError, match=r"it has 'x', 'y'.*batch_keys=\('x', 'y', 'mask'\)"):
+    named = r"batch_keys=\('x', 'y', 'mask', 'weight'\)"
+    with pytest.raises(ValueError, match=rf"it has 'x', 'y'.*{named}"):
         classify().eval_step({"x": 0, "y": 0})
 
 
