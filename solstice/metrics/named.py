@@ -70,7 +70,7 @@ def reported_names(outs: Any) -> list[str] | None:
     >>> import solstice
     >>> metrics = solstice.RegressionMetrics([1.0], [2.0], loss=1.0)
     >>> reported_names(metrics)[:2], reported_names("no metrics")
-    (['average_loss', 'mse'], None)
+    (['average_loss', 'mae'], None)
     """
     if not callable(getattr(type(outs), "compute", None)):
         return None
