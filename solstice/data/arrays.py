@@ -335,7 +335,7 @@ class Arrays(Shown):
         one = _Map(function, number == 2, (seed or 0, len(self._maps)))
         return self._changed(_maps=(*self._maps, one))
 
-    def weighted(self, weights: ArrayLike) -> Self:
+    def weighted(self, weights: Any) -> Self:
         """Return it with rows drawn in proportion to weights, in each epoch as many as there are.
 
         A row that is expected 2.3 times in an epoch comes twice or three times.
