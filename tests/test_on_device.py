@@ -198,6 +198,16 @@ def test_what_is_written_into_the_arrays_later_is_not_read(rows):
     assert float(next(data(0)).sum()) == 0
 
 
+def test_a_part_takes_the_room_of_its_rows():
+    whole = Arrays(X, Y, batch_size=8, shuffle=0).weighted(np.arange(len(X)) % 3)
+    parts = [part.on_device() for part in whole.split(0.6, stratify=Y)]
+    for part, host in zip(parts, whole.split(0.6, stratify=Y), strict=True):
+        assert [len(leaf) for leaf in part._placed] == [host.rows] * 2
+        smaller, same_of_host = (one.split(0.5, stratify=True)[1] for one in (part, host))
+        for one, other in ((part, host), (smaller, same_of_host), (smaller.on_device(), smaller)):
+            assert all(same(*pair) for pair in zip(one(3), other(3), strict=True))
+
+
 def test_data_that_do_not_fit_are_refused(monkeypatch):
     full = types.SimpleNamespace(
         memory_stats=lambda: {"bytes_limit": 2**20, "bytes_in_use": 2**20 - 100}

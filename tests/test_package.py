@@ -1,8 +1,11 @@
 """The package's map, and what importing it costs."""
 
+import re
 import subprocess
 import sys
 import textwrap
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +78,13 @@ def test_every_public_name_has_a_docstring():
         assert getattr(solstice.compat, name).__doc__, name
     for name in solstice.loggers.__all__:
         assert getattr(solstice.loggers, name).__doc__, name
+
+
+def test_readme_names_the_extras_that_there_are():
+    root = Path(__file__).parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    sentence = (root / "README.md").read_text().partition("The extras are ")[2].partition(";")[0]
+    assert set(re.findall(r"`(\w+)`", sentence)) == set(project["optional-dependencies"])
 
 
 def test_the_version_is_the_distributions():

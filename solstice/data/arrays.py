@@ -149,7 +149,7 @@ class Arrays(Shown):
             with_mask: How a mask gets into a batch, with `last=None`; None leaves the last short.
                 It returns None where batches are not to be padded.
         """
-        pads, add_mask = self._padding(epoch, with_mask)
+        pads, add_mask = self._padding(with_mask)
         for rows, real, i in self._cuts(epoch, start, pads=pads):
             batch = self._batch(rows, epoch, i)
             yield add_mask(batch, np.arange(len(rows)) < real) if pads else batch
@@ -159,7 +159,7 @@ class Arrays(Shown):
     ) -> Iterator[Gathered]:
         """Yield the same batches as indices, for a compiled step that gathers the rows."""
         assert self._placed is not None
-        pads, _ = self._padding(epoch, with_mask)
+        pads, _ = self._padding(with_mask)
         recipe = _Recipe(self._structure, self._maps, padded=pads and self.last == "pad")
         by_experiment = pads and self.last is None
         for rows, real, i in self._cuts(epoch, start, pads=pads):
@@ -185,7 +185,7 @@ class Arrays(Shown):
         """
         return self._changed(shuffle=None, last="short", _weights=None)
 
-    def _padding(self, epoch: int, with_mask: Mask | None) -> tuple[bool, Mask]:
+    def _padding(self, with_mask: Mask | None) -> tuple[bool, Mask]:
         """Return whether batches are padded, and how a mask gets into one."""
         if self.rows % self.batch_size == 0 or self.last in ("drop", "short"):
             return False, masked
@@ -193,9 +193,10 @@ class Arrays(Shown):
             return True, masked
         if with_mask is None:
             return False, masked
-        rows, real, i = next(self._cuts(epoch, len(self) - 1, pads=True))
-        batch = self._batch(rows, epoch, i)
-        return with_mask(batch, np.arange(len(rows)) < real) is not None, with_mask
+        # Any batch shows it.
+        rows = np.arange(self.batch_size) % self.rows
+        batch = self._batch(rows if self._of is None else self._of[rows], 0, 0)
+        return with_mask(batch, np.arange(len(rows)) < 1) is not None, with_mask
 
     def _cuts(self, epoch: int, start: int, *, pads: bool) -> Iterator[tuple[np.ndarray, int, int]]:
         """Yield the rows of each batch, how many of them are real, and its index."""
@@ -229,8 +230,9 @@ class Arrays(Shown):
         """Return it with its arrays on the default device, where they are copied now, once.
 
         A compiled step then gets the indices of a batch's rows, and gathers them itself: nothing
-        else goes to the device. With `steps_per_call`, the indices of all steps go at once. It is
-        for one device: a run with `sharding=` over several refuses it.
+        else goes to the device. With `steps_per_call`, the indices of all steps go at once. A part
+        takes the room of its own rows. It is for one device: a run with `sharding=` over several
+        refuses it.
 
         Raises:
             ValueError: The device says that it has not as much memory free.
@@ -239,9 +241,12 @@ class Arrays(Shown):
         >>> [a.tolist() == b.tolist() for a, b in zip(data(3), data.on_device()(3))]
         [True, True]
         """
+        # The rows of a part alone: where both parts are put there, the whole is there once.
+        of = self._of
+        leaves = self._leaves if of is None else [leaf.take(of, 0) for leaf in self._leaves]
         device = _default_device()
         stats = device.memory_stats() or {}
-        needed = sum(leaf.nbytes for leaf in self._leaves)
+        needed = sum(leaf.nbytes for leaf in leaves)
         free = stats.get("bytes_limit", needed) - stats.get("bytes_in_use", 0)
         if "bytes_limit" in stats and needed > free:
             raise InvalidValueError(
@@ -250,7 +255,8 @@ class Arrays(Shown):
                 f"on_device() out: batches are then put there one by one, read ahead."
             )
         # Not bound to it, or the experiment would be from the first step on, and compiled anew.
-        return self._changed(_placed=[_placed(leaf, device) for leaf in self._leaves])
+        placed = [_placed(leaf, device) for leaf in leaves]
+        return self._changed(_placed=placed, _leaves=leaves, _of=None, _count=self.rows)
 
     # Other datasets over the same data.
 
