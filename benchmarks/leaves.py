@@ -20,6 +20,7 @@ from tqdm import tqdm
 import solstice
 
 WIDTH = 8
+REFERENCE = "hand-written loop"
 
 
 def loss_of(leaves, x):
@@ -40,44 +41,35 @@ class Descent(solstice.Experiment):
         return solstice.replace(self, leaves=leaves), loss
 
 
+def packed(array, x):
+    leaves, loss = descended(list(array), x)
+    return jnp.stack(leaves), loss
+
+
+def by_hand(step, start, batches):
+    compiled = jax.jit(step, donate_argnums=0)
+
+    def run():
+        carried = jax.device_put(start, may_alias=False)
+        for x in batches:
+            carried, loss = compiled(carried, x)
+        jax.block_until_ready((carried, loss))
+
+    return run
+
+
 def contenders(number, batches):
     start = [jnp.full(WIDTH, float(i)) for i in range(number)]
-
-    def by_hand():
-        step = jax.jit(descended, donate_argnums=0)
-
-        def run():
-            leaves = jax.device_put(start, may_alias=False)
-            for x in batches:
-                leaves, loss = step(leaves, x)
-            jax.block_until_ready((leaves, loss))
-
-        return run
-
-    def packed():
-        def packed_step(array, x):
-            leaves, loss = descended(list(array), x)
-            return jnp.stack(leaves), loss
-
-        step, whole = jax.jit(packed_step, donate_argnums=0), jnp.stack(start)
-
-        def run():
-            array = jax.device_put(whole, may_alias=False)
-            for x in batches:
-                array, loss = step(array, x)
-            jax.block_until_ready((array, loss))
-
-        return run
+    exp = Descent(start)
 
     def ours():
-        exp = Descent(start)
+        jax.block_until_ready(solstice.train(exp, 1, batches, progress=False).leaves)
 
-        def run():
-            jax.block_until_ready(solstice.train(exp, 1, batches, progress=False).leaves)
-
-        return run
-
-    return {"hand-written loop": by_hand(), "solstice": ours(), "packed by hand": packed()}
+    return {
+        REFERENCE: by_hand(descended, start, batches),
+        "solstice": ours,
+        "packed by hand": by_hand(packed, jnp.stack(start), batches),
+    }
 
 
 def main():
@@ -99,7 +91,7 @@ def main():
             turns[name]()
             seconds[name] = time.perf_counter() - start
         for name in turns:
-            ratios[name].append(seconds[name] / seconds["hand-written loop"])
+            ratios[name].append(seconds[name] / seconds[REFERENCE])
     print(train.table({f"{options.leaves} leaves": ratios}, {}))
 
 
