@@ -25,6 +25,7 @@ from solstice.experiments.task import (
     Task,
     check_array,
     check_losses,
+    check_shown,
     check_smoothing,
     keep_checked,
 )
@@ -297,14 +298,13 @@ class Classification(Task):
         check_label_type(targets, "labels")
         check_whole(targets, real, "labels")
         shown = np.asarray(targets)[real]
-        wrong = shown[(shown < 0) | (shown >= self.num_classes)]
-        if wrong.size:
-            values = ", ".join(map(str, np.unique(wrong)[:5]))
-            raise InvalidValueError(
-                f"Labels are expected to be classes from 0 to {self.num_classes - 1}, since the "
-                f"network has {self.num_classes} outputs; {wrong.size} of {shown.size} are not, "
-                f"such as {values}. Number the classes from 0, widen the network, or mask them."
-            )
+        check_shown(
+            shown,
+            (shown >= 0) & (shown < self.num_classes),
+            f"Labels are expected to be classes from 0 to {self.num_classes - 1}, since the "
+            f"network has {self.num_classes} outputs",
+            "Number the classes from 0, widen the network, or mask them.",
+        )
 
     def losses(self, outputs: Array, targets: Array) -> tuple[Array, Array]:
         # Labels that are no class have no loss; the metrics count them as invalid.

@@ -14,7 +14,7 @@ from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.experiments.batches import BatchKeys
 from solstice.experiments.supervised import OTHER_NAMES, MetricsFn, SupervisedExperiment
-from solstice.experiments.task import Task, check_array, check_losses, keep_checked
+from solstice.experiments.task import Task, check_array, check_losses, check_shown, keep_checked
 from solstice.metrics.regression import RegressionMetrics
 from solstice.signatures import explained
 
@@ -159,12 +159,12 @@ class Regression(Task):
                 f"and imaginary parts an axis of their own."
             )
         shown = np.asarray(targets).astype(np.float64)[real]
-        if not np.isfinite(shown).all():
-            wrong = int((~np.isfinite(shown)).sum())
-            raise InvalidValueError(
-                f"Targets are expected to be finite; {wrong} of {shown.size} are not. Mask them, "
-                f"or mend the data."
-            )
+        check_shown(
+            shown,
+            np.isfinite(shown),
+            "Targets are expected to be finite",
+            "Mask them, or mend the data.",
+        )
 
     def losses(self, outputs: Array, targets: Array) -> tuple[Array, None]:
         losses = self.loss(outputs, _in_type_of(outputs, targets))
@@ -179,9 +179,6 @@ class Regression(Task):
 
 def _in_type_of(outputs: Array, targets: Array) -> Array:
     """Return targets in the outputs' type of floats, unless their own is wider."""
-    narrower = (
-        jnp.finfo(targets.dtype).bits <= jnp.finfo(outputs.dtype).bits
-        if (jnp.issubdtype(targets.dtype, jnp.inexact))
-        else True
-    )
-    return targets.astype(outputs.dtype) if narrower else targets
+    floats = jnp.issubdtype(targets.dtype, jnp.inexact)
+    wider = floats and jnp.finfo(targets.dtype).bits > jnp.finfo(outputs.dtype).bits
+    return targets if wider else targets.astype(outputs.dtype)

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from solstice.errors import InvalidValueError
-from solstice.experiments.task import check_losses
+from solstice.experiments.task import check_losses, check_shown
 from solstice.metrics.checks import as_binary, check_label_type, check_labels
 
 LossFn = Callable[[Array, Array], Array]
@@ -36,15 +35,14 @@ def check_binary(targets: Any, real: np.ndarray) -> None:
     """
     check_label_type(targets, "targets")
     shown = np.asarray(targets)[real]
-    wrong = shown[(shown != 0) & (shown != 1)]
-    if wrong.size:
-        values = ", ".join(map(str, np.unique(wrong)[:5]))
-        raise InvalidValueError(
-            f"Targets are expected to be 0 or 1; {wrong.size} of {shown.size} are not, such as "
-            f"{values}. Targets of -1 and 1 become (y + 1) // 2. What is not known is masked, or "
-            f"told by ignore_index; more classes than two are for ClassificationExperiment, other "
-            f"numbers for RegressionExperiment."
-        )
+    check_shown(
+        shown,
+        (shown == 0) | (shown == 1),
+        "Targets are expected to be 0 or 1",
+        "Targets of -1 and 1 become (y + 1) // 2. Mask what is not known, or name its value: "
+        "ignore_index=. More classes than two are for ClassificationExperiment, other numbers for "
+        "RegressionExperiment.",
+    )
 
 
 def losses_of(

@@ -113,6 +113,31 @@ def check_losses(losses: Any, shape: tuple[int, ...], called: str) -> None:
         )
 
 
+def check_shown(shown: np.ndarray, right: np.ndarray, expected: str, remedy: str) -> None:
+    """Raise unless all targets of a first batch are right.
+
+    Args:
+        shown: The targets that count.
+        right: True where one is right.
+        expected: What is expected of them, the message's beginning.
+        remedy: What to do, its end.
+
+    Raises:
+        ValueError: Some are wrong.
+
+    >>> check_shown(np.array([0, 7]), np.array([True, False]), "Expected are 0 or 1", "Mask them.")
+    Traceback (most recent call last):
+        ...
+    solstice.errors.InvalidValueError: Expected are 0 or 1; 1 of 2 are not, such as 7. Mask them.
+    """
+    wrong = shown[~right]
+    if wrong.size:
+        values = ", ".join(map(str, np.unique(wrong)[:5]))
+        raise InvalidValueError(
+            f"{expected}; {wrong.size} of {shown.size} are not, such as {values}. {remedy}"
+        )
+
+
 def check_array(outputs: Any, what: str) -> None:
     """Raise unless a network's outputs are one array, or the shape of one.
 

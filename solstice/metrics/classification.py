@@ -35,7 +35,7 @@ from solstice.metrics.checks import (
     is_traced,
     odd_mask,
 )
-from solstice.metrics.left_out import tell
+from solstice.metrics.decisions import computed, ratio_of, scores_of
 from solstice.metrics.named import Values
 from solstice.tree.fields import replace
 from solstice.tree.pytree import AnyArray
@@ -259,18 +259,7 @@ class ClassificationMetrics(Metrics):
 
     def compute(self) -> Values:
         """Return the metrics by name, each a float scalar."""
-        if is_traced(self):
-            averages, per_class = _report(self, self._counts, self.loss_sum, jnp)
-        else:
-            # On the host: XLA takes as long to compile it as a training step of a small network.
-            counts, loss = jax.device_get((self._counts, self._loss))
-            averages, per_class = _report(self, counts, loss[0], np)
-            tell(self)
-        return averages | {
-            f"{name}_class_{i}": values[i]
-            for name, values in per_class.items()
-            for i in range(self.num_classes)
-        }
+        return computed(self, self._counts, self._loss, _report)
 
     def left_out(self) -> tuple[Array, ...]:
         return (self._counts,)
@@ -298,11 +287,7 @@ def _report(
         matrix = counts[: number**2].reshape(number, number)
         correct, support, predicted = xp.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
     total = support.sum()
-    per_class = {
-        "f1": ratio(2 * correct, support + predicted),
-        "tpr": ratio(correct, support),
-        "ppv": ratio(correct, predicted),
-    }
+    per_class = scores_of(correct, support, predicted, ratio)
     if metrics.overlap:
         per_class["iou"] = ratio(correct, support + predicted - correct)
         per_class["dice"] = per_class["f1"]
@@ -323,20 +308,6 @@ def _report(
         averages[f"{name}_macro"] = ratio(values.sum(), present.sum())
         averages[f"{name}_weighted"] = (values * prevalence).sum()
     return averages, per_class | {"prevalence": prevalence} if metrics.per_class else {}
-
-
-def ratio_of(
-    numerator: AnyArray | np.number,
-    denominator: AnyArray | np.number,
-    *,
-    xp: ModuleType,
-    dtype: np.dtype,
-    empty: float = 0.0,
-) -> AnyArray | np.number:
-    """`numerator / denominator`, and `empty` where there is nothing to divide by."""
-    safe = xp.maximum(denominator, 1).astype(dtype)
-    value = numerator.astype(dtype) / safe
-    return xp.where(denominator > 0, value, xp.asarray(empty, dtype))[()]
 
 
 def _tally(cells: Array, size: int) -> Array:

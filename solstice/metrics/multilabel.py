@@ -27,11 +27,9 @@ from solstice.metrics.checks import (
     check_loss,
     check_mask,
     count,
-    is_traced,
     odd_mask,
 )
-from solstice.metrics.classification import ratio_of
-from solstice.metrics.left_out import tell
+from solstice.metrics.decisions import computed, ratio_of, scores_of
 from solstice.metrics.named import Values
 from solstice.tree.fields import replace
 from solstice.tree.pytree import AnyArray
@@ -162,17 +160,7 @@ class MultiLabelMetrics(Metrics):
 
     def compute(self) -> Values:
         """Return the metrics by name, each a float scalar."""
-        if is_traced(self):
-            averages, per_class = _report(self, self._counts, self.loss_sum, jnp)
-        else:
-            counts, loss = jax.device_get((self._counts, self._loss))
-            averages, per_class = _report(self, counts, loss[0], np)
-            tell(self)
-        return averages | {
-            f"{name}_class_{i}": values[i]
-            for name, values in per_class.items()
-            for i in range(self.num_labels)
-        }
+        return computed(self, self._counts, self._loss, _report)
 
     def left_out(self) -> tuple[Array, ...]:
         return (self._counts,)
@@ -196,22 +184,14 @@ def _report(
     correct, support, predicted, decided = counts[:-4].reshape(4, metrics.num_labels)
     number = decided.sum()
 
-    def of(*counts: AnyArray | np.number) -> Values:
-        correct, support, predicted = counts
-        return {
-            "f1": ratio(2 * correct, support + predicted),
-            "tpr": ratio(correct, support),
-            "ppv": ratio(correct, predicted),
-        }
-
     right = number - support.sum() - predicted.sum() + 2 * correct.sum()
     averages = {
         "average_loss": ratio(loss, number + counts[-2], empty=xp.nan),
         "accuracy": ratio(right, number, empty=xp.nan),
         "exact_match": ratio(counts[-4], counts[-3], empty=xp.nan),
     }
-    per_class = of(correct, support, predicted)
-    micro = of(correct.sum(), support.sum(), predicted.sum())
+    per_class = scores_of(correct, support, predicted, ratio)
+    micro = scores_of(correct.sum(), support.sum(), predicted.sum(), ratio)
     share = ratio(support, support.sum())
     for name, values in per_class.items():
         averages |= {

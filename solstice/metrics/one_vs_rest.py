@@ -24,6 +24,7 @@ from solstice.metrics.checks import (
     check_mask,
     check_real,
     is_traced,
+    odd_mask,
 )
 from solstice.metrics.left_out import tell, told_elsewhere
 from solstice.metrics.named import Values
@@ -110,21 +111,27 @@ class OneVsRestMetrics(Metrics):
             "bins": arguments.count(bins, "bins", most=2**24),
             "calibration_bins": arguments.count(calibration_bins, "calibration_bins", most=2**16),
         }
-        real, number = check_mask(mask, labels), scores.shape[-1]
+        real, odd = check_mask(mask, labels), odd_mask(mask, labels)
+        if odd is not None:  # told of with targets that are none
+            real |= odd
+        number = scores.shape[-1]
         self._top = None
         if labels.shape != scores.shape:
             chosen, valid = as_classes(labels, number)
+            valid = valid if odd is None else valid & ~odd
             top = scores.argmax(-1)
             # A class that is none is no target of either question, and is told of as such.
             right = jnp.where(valid, (top == chosen).astype(scores.dtype), -1)
-            self._top = BinaryMetrics(
-                scores.max(-1), right, mask=real, bins=1, calibration_bins=calibration_bins
-            )
+            row = [one.reshape(1, -1) for one in (scores.max(-1), right, real)]
+            only = _counted(*row, bins=1, calibration_bins=options["calibration_bins"])
+            self._top = jax.tree.map(lambda array: array[0], only)
             places = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
             hot = (chosen[..., None] == places).astype(scores.dtype)
             labels, real = hot, jnp.broadcast_to((real & valid)[..., None], scores.shape)
+        elif odd is not None:
+            labels = jnp.where(odd, -1, labels.astype(scores.dtype))
         rows = [jnp.moveaxis(one, -1, 0).reshape(number, -1) for one in (scores, labels, real)]
-        self.classes = jax.vmap(lambda p, y, mask: BinaryMetrics(p, y, mask=mask, **options))(*rows)
+        self.classes = _counted(*rows, **options)
         if not is_traced(self.classes):
             self.check()
 
@@ -144,9 +151,20 @@ class OneVsRestMetrics(Metrics):
         Raises:
             ValueError: One was.
         """
-        if self._top is not None:
-            self._top.check()
-        self.classes.check()
+        # On the host: there is nothing to compile.
+        every = [self.classes] if self._top is None else [self._top, self.classes]
+        numbers = [np.asarray(array) for one in every for array in one.left_out()]
+        if worst := max(int(one[..., 1:].sum(-1).max(initial=0)) for one in numbers):
+            targets, function = (
+                ("0 or 1 for each label", "sigmoid")
+                if self._top is None
+                else (f"classes from 0 to {self._num_classes() - 1}", "softmax")
+            )
+            raise InvalidValueError(
+                f"probabilities are expected to be in [0, 1] and targets to be {targets}; {worst} "
+                f"of {int(numbers[0][..., 0].max())} examples are not. Pass logits through "
+                f"jax.nn.{function} first, or mask what should not count."
+            )
 
     def compute(self) -> Values:
         """Return the metrics by name, each a float scalar."""
@@ -168,7 +186,19 @@ class OneVsRestMetrics(Metrics):
         return self.classes.left_out() if self._top is None else self._top.left_out()
 
     def left_out_for(self) -> tuple[tuple[str, ...], ...]:
-        return self.classes.left_out_for()
+        label = "neither 0 nor 1"
+        if self._top is not None:
+            label = f"no class from 0 to {self._num_classes() - 1}"
+        return (
+            (
+                "had no probability from 0 to 1, which counts nowhere",
+                f"had a label that is {label}, or a mask that is neither 0 nor 1, which counts "
+                f"nowhere",
+            ),
+        )
+
+    def _num_classes(self) -> int:
+        return self.classes.histogram.shape[-3]
 
     def error_bounds(self) -> dict[str, Array]:
         """Return how far each class's numbers are at most from those of the unrounded values."""
@@ -187,6 +217,13 @@ def _mean_of_known(values: AnyArray) -> AnyArray | np.number:
     known = ~xp.isnan(values)
     with np.errstate(invalid="ignore"):
         return xp.where(known, values, 0).sum() / known.sum().astype(values.dtype)
+
+
+def _counted(scores: Array, labels: Array, real: Array, **options: int) -> BinaryMetrics:
+    """Return the metrics of each row; what is wrong with values is left to `check`."""
+    return jax.vmap(lambda p, y, mask: BinaryMetrics(p, y, mask=mask, **options))(
+        scores, labels, real
+    )
 
 
 _computed = jax.jit(jax.vmap(BinaryMetrics.compute))

@@ -8,11 +8,11 @@ from scipy.special import log_softmax, softmax
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 
-from solstice.arguments import count, describe
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError
 from solstice.experiments.classification import ClassificationExperiment
 from solstice.experiments.supervised import SupervisedExperiment
-from solstice.sklearn.estimator import Estimator, relative
+from solstice.sklearn.estimator import Estimator
 
 
 class Classifier(ClassifierMixin, Estimator):
@@ -90,11 +90,8 @@ class Classifier(ClassifierMixin, Estimator):
                 f"y is expected to have two classes or more (of a sample_weight above 0); it has "
                 f"{len(counted)} class: {counted.tolist()}."
             )
-        epochs = count(self.epochs, "epochs", least=0)
-        recipe = self._new_recipe(x, len(classes))
-        data = (x, _codes(y, classes), relative(weight))
-        exp = self._trained(self._new_experiment(recipe), recipe, data, epochs=epochs)
-        self.classes_, self._recipe, self._passes, self.experiment_ = classes, recipe, 1, exp
+        self._fit(len(classes), (x, _codes(y, classes), weight))
+        self.classes_ = classes
         return self
 
     def partial_fit(

@@ -190,6 +190,15 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
         callbacks = made(self.callbacks, "callbacks")
         return exp.train(epochs, train_ds, val_ds, callbacks, progress=self.progress)
 
+    def _fit(self, outputs: int, data: tuple[np.ndarray, np.ndarray, np.ndarray | None]) -> None:
+        """Train a new experiment, of a network with so many outputs, and keep it."""
+        x, targets, weight = data
+        epochs = arguments.count(self.epochs, "epochs", least=0)
+        recipe = self._new_recipe(x, outputs)
+        data = (x, targets, relative(weight))
+        exp = self._trained(self._new_experiment(recipe), recipe, data, epochs=epochs)
+        self._recipe, self._passes, self.experiment_ = recipe, 1, exp
+
     def _one_more_pass(
         self, recipe: Recipe, data: tuple[np.ndarray, np.ndarray, np.ndarray | None]
     ) -> None:

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import RegressorMixin
 
-from solstice.arguments import count, describe
+from solstice.arguments import describe
 from solstice.errors import InvalidValueError
 from solstice.experiments.regression import RegressionExperiment
 from solstice.experiments.supervised import SupervisedExperiment
-from solstice.sklearn.estimator import Estimator, relative
+from solstice.sklearn.estimator import Estimator
 
 
 class Regressor(RegressorMixin, Estimator):
@@ -63,11 +63,8 @@ class Regressor(RegressorMixin, Estimator):
             TypeError: The network or the optimizer is of no known kind.
         """
         x, y, weight = self._checked(X, y, sample_weight, reset=True)
-        epochs = count(self.epochs, "epochs", least=0)
-        recipe = self._new_recipe(x, _width(y))
-        data = (x, y, relative(weight))
-        exp = self._trained(self._new_experiment(recipe), recipe, data, epochs=epochs)
-        self._axes, self._recipe, self._passes, self.experiment_ = y.ndim, recipe, 1, exp
+        self._fit(_width(y), (x, y, weight))
+        self._axes = y.ndim
         return self
 
     def partial_fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:

@@ -165,7 +165,7 @@ def test_a_masked_regression_is_that_of_the_rest():
 def test_wrong_targets_are_named():
     with pytest.raises(ValueError, match="shape of the network's outputs"):
         regress().train(1, [(X, Z[:, 0])], progress=False)
-    with pytest.raises(ValueError, match="Targets are expected to be finite; 48 of 48"):
+    with pytest.raises(ValueError, match="expected to be finite; 48 of 48 are not, such as nan"):
         regress().train(1, [(X, Z * np.nan)], progress=False)
     with pytest.raises(ValueError, match="accumulate_steps is expected to be at least 1"):
         regress(accumulate_steps=0)

@@ -146,7 +146,10 @@ def test_labels_that_are_neither_0_nor_1_are_told(caplog):
 
 
 def test_wrong_probabilities_and_classes_are_told(caplog):
-    chances, message = np.full((3, 2), 0.5, "float32"), r"1 of 3 examples are not"
+    chances = np.full((3, 2), 0.5, "float32")
+    message = (
+        r"targets to be classes from 0 to 1; 1 of 3 examples are not\. .*jax\.nn\.softmax first"
+    )
     with pytest.raises(ValueError, match=message):
         OneVsRestMetrics(chances, [0, 1, 2])
     with pytest.raises(ValueError, match=message):
@@ -158,7 +161,24 @@ def test_wrong_probabilities_and_classes_are_told(caplog):
     metrics = rank(chances, np.array([0, 1, 2]))
     without = rank(chances, np.array([0, 1, 2]), mask=np.array([1, 1, 0]))
     assert metrics.compute() == pytest.approx(without.compute(), nan_ok=True)
-    assert [text[:22] for text in caplog.messages] == ["1 example had a target"]
+    told = "1 example had a label that is no class from 0 to 1, or a mask that is neither 0 nor 1, "
+    assert caplog.messages == [f"{told}which counts nowhere."]
+
+
+@pytest.mark.parametrize("targets", [np.array([0, 1]), np.eye(2, dtype=int)], ids=["class", "hot"])
+def test_a_mask_of_ranks_that_is_none_is_told(targets, caplog):
+    chances = np.array([[0.75, 0.25], [0.25, 0.75]], "float32")
+    metrics = rank(chances, targets, mask=np.array([1, 0.5]))
+    with pytest.raises(ValueError, match=r"1 of 2 examples are not"):
+        metrics.check()
+    without = rank(chances, targets, mask=np.array([1, 0]))
+    assert metrics.compute() == pytest.approx(without.compute(), nan_ok=True)
+    assert len(caplog.messages) == 1 and "or a mask that is neither 0 nor 1" in caplog.text
+
+
+def test_labels_of_ranks_that_are_neither_0_nor_1_are_refused():
+    with pytest.raises(ValueError, match=r"0 or 1 for each label; 1 of 1 .*jax\.nn\.sigmoid first"):
+        OneVsRestMetrics([[0.5, 0.5]], [[1, 2]])
 
 
 @given(DRAWN)
