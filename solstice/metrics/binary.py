@@ -75,6 +75,8 @@ class BinaryMetrics(Metrics):
     histogram: Int[Array, "2 bins"]
     # The number of real examples, of those with a wrong probability, and with a wrong target.
     _numbers: Int[Array, "3"]
+    # Of those with a wrong probability, how many are NaN.
+    _lost: Int[Array, ""]
     # The sums of (probability - target) in each calibration bin, and that of its squares.
     _gaps: Float[Array, "calibration_bins 2"]
     _squares: Float[Array, "2"]
@@ -126,6 +128,7 @@ class BinaryMetrics(Metrics):
         # An index past the end is dropped.
         cell = jnp.where(valid, cell, 2 * bins)
         self._numbers = jnp.stack([count(real), count(known & ~valid), count(real & ~known)])
+        self._lost = count(known & jnp.isnan(scores))
         counts = jnp.zeros(2 * bins, self._numbers.dtype).at[cell].add(1, mode="drop")
         self.histogram = counts.reshape(2, bins)
         gap = jnp.where(valid, scores - labels, 0)
@@ -159,6 +162,7 @@ class BinaryMetrics(Metrics):
             self,
             histogram=self.histogram + other.histogram,
             _numbers=self._numbers + other._numbers,
+            _lost=self._lost + other._lost,
             _gaps=sums.add(self._gaps, other._gaps),
             _squares=sums.add(self._squares, other._squares),
             _loss=None if self._loss is None else sums.add(self._loss, other._loss),
@@ -173,10 +177,16 @@ class BinaryMetrics(Metrics):
         # On the host: there is nothing to compile.
         numbers = np.asarray(self._numbers)
         if numbers.size and (worst := int(numbers[..., 1:].sum(-1).max())):
+            lost = int(np.max(self._lost))
+            remedy = (
+                f"Those of {lost} are NaN, as a network gives them that diverges or is given NaN: "
+                f"look at the inputs, lower the learning rate, or watch with callbacks.StopOnNaN()."
+                if lost
+                else "Pass logits through jax.nn.sigmoid first, or mask what should not count."
+            )
             raise InvalidValueError(
                 f"probabilities are expected to be in [0, 1] and targets to be 0 or 1; {worst} of "
-                f"{int(numbers[..., 0].max())} examples are not. Pass logits through "
-                f"jax.nn.sigmoid first, or mask what should not count."
+                f"{int(numbers[..., 0].max())} examples are not. {remedy}"
             )
 
     def compute(self) -> Values:
