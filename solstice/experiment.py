@@ -105,7 +105,7 @@ class Experiment(Shown, eqx.Module):
         return self
 
     def learning_rates(self) -> dict[str, Any] | None:
-        """Return its learning rates, by the names that a log has for them.
+        """Return its learning rates, numbers or arrays, by the names that a log has for them.
 
         None: those that its `compat.Optimizer`s tell, `learning_rate` of the only one, with its
         path before it where there are several.

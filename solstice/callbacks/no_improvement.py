@@ -41,6 +41,7 @@ class NoImprovement(Plateau):
 
     def improved(self, exp: PyTree) -> None:
         if self._restores:
+            self._arrays = None  # so that there is never room needed for two
             kept = Flat.of(exp).copy()
             self._arrays, self._structure = kept.arrays, kept.structure
 
@@ -58,6 +59,9 @@ class NoImprovement(Plateau):
             self._arrays = [from_host(host_array(a), like, key_impl(like)) for a, like in pairs]
             self._structure = flat.structure
         return Flat(self._arrays, self._structure).whole()
+
+    def on_run_end(self, exp: PyTree, error: BaseException | None) -> None:
+        self._arrays = None  # as large as the experiment
 
     def get_state(self) -> dict[str, PyTree]:
         state = super().get_state()

@@ -70,21 +70,23 @@ class ReduceOnPlateau(Plateau):
 
     def _begin(self) -> None:
         super()._begin()
-        self._due = False
+        # Why the rate is to be smaller after this epoch; None where it is not.
+        self._due: str | None = None
 
     def on_run_start(self, exp: PyTree) -> None:
         super().on_run_start(exp)
         set_learning_rate(exp, lambda rate: rate)  # an optimizer that has none to set is told now
 
     def act(self, why: str) -> None:
-        _logger.info("The learning rate is multiplied by %g: %s.", self._factor, why)
-        self._waited, self._due = 0, True
+        self._waited, self._due = 0, why
 
     def revise(self, exp: PyTree) -> PyTree:
         """Return the experiment with the smaller rate, once it is due and the run goes on."""
-        if self._run_is_over() or not self._due:
+        if self._run_is_over() or self._due is None:
             return exp
-        self._due = False
+        message = "The learning rate is multiplied by %g, but not below %g: %s."
+        _logger.info(message, self._factor, self._min_rate, self._due)
+        self._due = None
         return set_learning_rate(exp, self._smaller)
 
     def _smaller(self, rate: Array) -> Array:
@@ -95,4 +97,4 @@ class ReduceOnPlateau(Plateau):
 
     def set_state(self, state: dict[str, PyTree]) -> None:
         super().set_state(state)
-        self._due = bool(state["due"])
+        self._due = state["due"]

@@ -3,7 +3,8 @@
 It knows optimizers by their protocol, so that the parts may be of different libraries.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import equinox as eqx
@@ -77,11 +78,8 @@ def by_path(rules: Mapping[str, Any]) -> "PathOptimizer":
             )
     parts = []
     for glob, optimizer in rules.items():
-        try:
+        with _naming(glob):
             parts.append(as_optimizer(optimizer))
-        except SolsticeError as error:
-            error.add_note(f"It is the optimizer of the rule {glob!r} of by_path.")
-            raise
     return PathOptimizer(tuple(rules), tuple(parts))
 
 
@@ -128,9 +126,17 @@ class PathOptimizer(Optimizer):
             if i not in places and not isinstance(part, PathOptimizer):
                 # Line searches cannot be initialised without a parameter.
                 divided[i] = {"stand_in": jnp.zeros(())}
-        parts = tuple(make(*pair) for pair in zip(self.parts, divided, strict=True))
-        wants = _wants(tuple(part for i, part in enumerate(parts) if i in places))
-        return replace(self, parts=parts, wants=wants, _places=places, _signature=signature(params))
+        parts = []
+        for glob, part, some in zip(self.globs, self.parts, divided, strict=True):
+            with _naming(glob):
+                parts.append(make(part, some))
+        return replace(
+            self,
+            parts=tuple(parts),
+            wants=_wants(tuple(part for i, part in enumerate(parts) if i in places)),
+            _places=places,
+            _signature=signature(params),
+        )
 
     def __call__(self, grads: PyTree, params: PyTree, **extras: PyTree) -> tuple[PyTree, Self]:
         check_trees(_NAME, self._signature, gradients=grads, parameters=params)
@@ -153,13 +159,15 @@ class PathOptimizer(Optimizer):
         return finish(eqx.combine(*news, params)), replace(self, parts=tuple(parts))
 
     def eval_params(self, params: PyTree) -> PyTree:
+        if self._signature is None:
+            return params
         own = trained(params)
         divided = _divided(own, self._places, len(self.parts))
         each = [self.parts[i].eval_params(divided[i]) for i in sorted(set(self._places))]
         return overwrite(eqx.combine(*each, own), params)
 
     def learning_rate(self) -> Array | None:
-        """Return the rate of the only rule that tells one; the others' may differ."""
+        """Return the rate of a single rule; None where there are several, which may differ."""
         rates = self.learning_rates()
         return next(iter(rates.values())) if len(self.parts) == len(rates) == 1 else None
 
@@ -177,7 +185,12 @@ class PathOptimizer(Optimizer):
 
     def with_learning_rate(self, rate: object) -> Self:
         """Return it with that rate in every group; a function is called with each group's own."""
-        return replace(self, parts=tuple(part.with_learning_rate(rate) for part in self.parts))
+        check_trees(_NAME, self._signature)
+        parts = []
+        for glob, part in zip(self.globs, self.parts, strict=True):
+            with _naming(glob):
+                parts.append(part.with_learning_rate(rate))
+        return replace(self, parts=tuple(parts))
 
     def groups(self) -> dict[str, str]:
         if self._signature is None:
@@ -185,6 +198,16 @@ class PathOptimizer(Optimizer):
         structure = self._signature.value.structure
         paths = leaves_by_path(trained(jax.tree.unflatten(structure, self._signature.value.leaves)))
         return {path: self.globs[i] for path, i in zip(paths, self._places, strict=True)}
+
+
+@contextlib.contextmanager
+def _naming(glob: str) -> Iterator[None]:
+    """Say of an error which rule's optimizer it is about."""
+    try:
+        yield
+    except SolsticeError as error:
+        error.add_note(f"It is the optimizer of the rule {glob!r} of by_path.")
+        raise
 
 
 def _wants(parts: tuple[Optimizer, ...]) -> tuple[str, ...]:
@@ -237,5 +260,5 @@ def _divided(tree: PyTree, places: tuple[int, ...], count: int) -> list[PyTree]:
     ]
 
 
-def _of_a_part(value_fn: Any, params: PyTree) -> PyTree:
+def _of_a_part(value_fn: Callable[[PyTree], Array], params: PyTree) -> Callable[[PyTree], Array]:
     return lambda some: value_fn(eqx.combine(some, params))

@@ -147,11 +147,11 @@ class KerasOptimizer(Optimizer):
             return jnp.asarray(keras.ops.convert_to_tensor(optimizer.learning_rate))
 
     def with_learning_rate(self, rate: object) -> Self:
-        state = self.state or {}
+        check_trees(_NAME, self._signature)
+        state = self.state
         name = next((one for one in state if one.partition("_")[2] == "learning_rate"), None)
         if name is None:
-            why = "It is a schedule's" if state else "The optimizer is not initialised"
-            raise no_rate(_NAME, why)
+            raise no_rate(_NAME, "It is a schedule's")
         return replace(self, state={**state, name: new_rate(rate, state[name])})
 
     def _values(self) -> list[Array]:

@@ -233,6 +233,7 @@ class OptaxOptimizer(Optimizer):
         return rate
 
     def with_learning_rate(self, rate: object) -> Self:
+        check_trees(_NAME, self._signature)
         changed = []
 
         def changing(node: PyTree) -> PyTree:
@@ -249,9 +250,7 @@ class OptaxOptimizer(Optimizer):
 
         state = everywhere(self.state)
         if not changed or self._rate.value is not None:
-            if self.state is None:
-                why = "The optimizer is not initialised"
-            elif _nodes(self.state, _INJECTED) or self._rate.value is not None:
+            if _nodes(self.state, _INJECTED) or self._rate.value is not None:
                 why = "It is given by its learning_rate, a constant or a schedule's"
             else:
                 why = "It is inside the functions of this transformation"

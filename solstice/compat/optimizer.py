@@ -17,6 +17,7 @@ from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.metrics.checks import is_traced
 from solstice.static import Static
+from solstice.tree.kinds import OBJECT, kind
 from solstice.tree.naming import leaf_names, tree_difference
 from solstice.tree.pytree import PyTree, PyTreeDef
 from solstice.tree.reprs import Shown
@@ -116,6 +117,8 @@ class Optimizer(Shown, eqx.Module):
 def carried(new: PyTree, old: PyTree) -> PyTree:
     """Return a tree with the leaves of another wherever these have the same path, shape and dtype.
 
+    Numbers of Python that have the same path and type are taken too; other objects are not.
+
     >>> new = {"kept": jnp.zeros(1), "wider": jnp.zeros(2)}
     >>> carried(new, {"kept": jnp.ones(1), "wider": jnp.ones(1)})
     {'kept': Array([1.], dtype=float32), 'wider': Array([0., 0.], dtype=float32)}
@@ -124,8 +127,7 @@ def carried(new: PyTree, old: PyTree) -> PyTree:
 
     def one(path: Any, leaf: PyTree) -> PyTree:
         kept = before.get(jax.tree_util.keystr(path))
-        same = kept is not None and (kept.shape, kept.dtype) == (leaf.shape, leaf.dtype)
-        return kept if same else leaf
+        return kept if kind(kept) == kind(leaf) != OBJECT else leaf
 
     return tree_map_with_path(one, new)
 
@@ -157,7 +159,7 @@ def new_rate(rate: Any, old: Array) -> Array:
     name = "what rate returns" if callable(rate) else "rate"
     if not eqx.is_array(value):
         value = arguments.number(value, name, least=0)
-    elif value.dtype.kind not in "fiuV":  # V: bfloat16 and narrower
+    elif not any(jnp.issubdtype(value.dtype, of) for of in (jnp.integer, jnp.floating)):
         raise InvalidTypeError(f"{name} is expected to be a number; it is {describe(value)}.")
     elif not is_traced(value) and not ((value >= 0) & jnp.isfinite(value)).all():
         raise InvalidValueError(

@@ -3,7 +3,7 @@
 They are computed on the device, as metrics are, and nothing waits for them before they are read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -34,7 +34,9 @@ class Rates:
     def __init__(self) -> None:
         self._told: bool | None = None
 
-    def beside(self, computed: Mapping[str, Any], experiment: Any) -> Mapping[str, Any]:
+    def beside(
+        self, computed: Mapping[str, Any], experiment: Callable[[], Any] | None
+    ) -> Mapping[str, Any]:
         """Return computed metrics with the learning rates whose names they have not.
 
         Args:

@@ -89,18 +89,22 @@ class Computed(Mapping[str, Any]):
         return to_host(host) if others else host
 
     def beside(self, more: "Computed") -> "Computed":
-        """Return these values, and those of another, all scalars, whose names these have not.
+        """Return these values, and those of another whose names these have not.
 
         >>> import jax.numpy as jnp
         >>> loss, rate = (Computed({name: jnp.ones(())}) for name in ("loss", "rate"))
         >>> loss.beside(rate).on_host()
         {'loss': 1.0, 'rate': 1.0}
         """
-        first, own = len(self._stacks), set(self)
-        layout = [(n, first + group, i) for n, group, i in more._layout if n not in own]
-        return Computed.tree_unflatten(
-            (*self._layout, *layout), ([*self._stacks, *more._stacks], self._others)
-        )
+        first, others, own = len(self._stacks), self._others.whole(), set(self)
+        layout = [
+            (n, None, len(others) + i) if group is None else (n, first + group, i)
+            for n, group, i in more._layout
+            if n not in own
+        ]
+        stacks = [*self._stacks, *more._stacks]
+        others = Flat.of([*others, *more._others.whole()])
+        return Computed.tree_unflatten((*self._layout, *layout), (stacks, others))
 
     @property
     def nbytes(self) -> int:

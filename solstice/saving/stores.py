@@ -175,8 +175,9 @@ class Local(Store):
         unfinished.replace(self._home / name)
 
     def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # nothing of ours
-            (self._home / name).unlink()
+        path = self._home / name
+        if not path.is_dir():  # a directory of that name is none of ours
+            path.unlink(missing_ok=True)
 
     def begin(self, directory: str) -> None:
         self._unfinished(directory).mkdir(parents=True)

@@ -87,10 +87,14 @@ def test_a_rate_that_cannot_be_set_says_how_it_can(optimizer, why):
 
 @pytest.mark.parametrize(
     "optimizer",
-    [KerasOptimizer(keras.optimizers.SGD(0.1)), OptaxOptimizer(injected(optax.sgd)(1.0))],
+    [
+        KerasOptimizer(keras.optimizers.SGD(0.1)),
+        OptaxOptimizer(injected(optax.sgd)(1.0)),
+        solstice.compat.by_path({"*": injected(optax.sgd)(1.0)}),
+    ],
 )
 def test_an_optimizer_that_is_not_initialised_has_no_rate_to_set(optimizer):
-    with pytest.raises(ValueError, match="not initialised"):
+    with pytest.raises(ValueError, match=r"not initialised: call `opt = opt\.init"):
         solstice.set_learning_rate(optimizer, 0.1)
 
 
@@ -133,6 +137,7 @@ def test_a_schedule_is_no_function_of_the_rate(make):
         ([0.1, -1.0], ValueError, r"rate is expected .* at least 0; it is \[ 0\.1 -1"),
         (np.float32(np.inf), ValueError, "finite"),
         (["fast"], TypeError, "rate"),
+        (jax.random.key(0), TypeError, "rate is expected to be a number; it is key"),
     ],
 )
 @pytest.mark.parametrize("library", ["sgd", "keras SGD"])
@@ -219,6 +224,22 @@ def test_functions_get_the_rate_too():
     assert seen[0]["learning_rate"] == 0.5
 
 
+@pytest.mark.parametrize("rate", [0.5, jnp.float32(0.5), jnp.array([0.5, 0.25])])
+def test_an_experiment_may_tell_numbers_and_arrays(rate):
+    class Telling(solstice.ClassificationExperiment):
+        def learning_rates(self):
+            return {"one": rate, "other": jnp.float32(2.0), "accuracy": rate}
+
+    net = stax.serial(stax.Dense(3), stax.Relu, stax.Dense(2))
+    exp = Telling(net, optax.sgd(0.1), 2, example_input=X, key=0)
+    history = solstice.HistoryCallback()
+    exp.train(1, BATCHES, callbacks=[history], progress=False)
+    (record,) = history.records
+    np.testing.assert_array_equal(record["one"], rate)
+    assert record["other"] == 2
+    assert isinstance(record["accuracy"], float)  # the metric's, which has the name already
+
+
 def test_rates_of_several_optimizers_and_members_have_names():
     exp = solstice.Ensemble.init(
         lambda key, rate: experiment(injected(optax.sgd)(rate), key), [0, 1], rate=[0.25, 0.75]
@@ -298,6 +319,20 @@ def test_it_follows_a_loop_written_by_hand(min_rate):
     exp = scoring(SCORES, [plateau(min_rate=min_rate)])
     assert float(exp.opt.learning_rate()) == pytest.approx(rate)
     assert float(exp.w) == pytest.approx(w)
+
+
+def test_a_reduction_is_told_when_it_is_made(caplog):
+    caplog.set_level("INFO", "solstice")
+    scoring(SCORES[:4], [plateau(min_rate=0.3)])
+    told = [one for one in caplog.messages if "learning rate" in one]
+    assert told == [
+        "The learning rate is multiplied by 0.5, but not below 0.3: score has not improved on 2 "
+        "in 2 val passes."
+    ]
+    caplog.clear()
+    stopping = solstice.EarlyStoppingCallback.no_improvement("score", mode="max", patience=2)
+    exp = scoring(SCORES, [plateau(), stopping])
+    assert float(exp.opt.learning_rate()) == 1 and "learning rate" not in caplog.text
 
 
 @pytest.mark.parametrize("last", range(1, 10))

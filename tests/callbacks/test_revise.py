@@ -1,5 +1,6 @@
 """Callback.revise, the one hook that may change the experiment, and the best weights given back."""
 
+import gc
 import shutil
 
 import jax
@@ -61,6 +62,16 @@ def test_the_best_is_given_back_where_it_was_placed():
     callback = no_improvement("loss", mode="max", patience=2, restore_best=True)
     exp = run(4, callback, watching, sharding=solstice.sharding.DataParallel())
     assert bits(exp) == bits(watching.experiments[0])
+
+
+def test_the_best_is_not_kept_in_memory_after_the_run():
+    callback = no_improvement("loss", mode="max", patience=2, restore_best=True)
+    run(2, callback)
+    gc.collect()
+    before = len(jax.live_arrays())
+    del callback
+    gc.collect()
+    assert len(jax.live_arrays()) == before
 
 
 def test_what_is_given_back_can_be_trained_and_donated_again():

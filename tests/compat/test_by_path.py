@@ -11,6 +11,7 @@ from jax.example_libraries import optimizers, stax
 from optimizer_table import JAX, KERAS, OPTAX, value_fn
 
 import solstice
+from solstice import compat
 from solstice.compat import JaxOptimizer, KerasOptimizer, OptaxOptimizer, by_path, freeze, unfreeze
 from solstice.testing import check_optimizer
 from solstice.tree import leaves_by_path
@@ -120,6 +121,44 @@ def test_rates_of_groups_are_told_and_set():
     assert opt.learning_rate() is None
     opt = solstice.set_learning_rate(opt, lambda rate: rate / 2)
     assert [float(rate) for rate in opt.learning_rates().values()] == [0.25, 0.125]
+
+
+def test_an_error_of_a_group_names_its_rule():
+    opt = by_path({"head/*": optax.inject_hyperparams(optax.sgd)(0.5), "*": optax.sgd(0.1)})
+    with pytest.raises(ValueError, match="inside the functions") as caught:
+        solstice.set_learning_rate(opt.init(PARAMS), 0.1)
+    assert caught.value.__notes__ == ["It is the optimizer of the rule '*' of by_path."]
+    schedule = optax.constant_schedule(0.1)
+    opt = by_path({"*": OptaxOptimizer(optax.sgd(0.1), learning_rate=schedule)})
+    with pytest.raises(ValueError, match="keeps none") as caught:
+        opt.init(PARAMS)
+    assert caught.value.__notes__ == ["It is the optimizer of the rule '*' of by_path."]
+
+
+def test_before_init_parameters_are_evaluated_as_they_are():
+    assert by_path(RULES).eval_params(PARAMS) is PARAMS
+
+
+def test_an_optimizer_with_leaves_that_are_no_arrays_is_retargeted():
+    class Plain(compat.Optimizer):
+        schedule: object
+        count: int = 0
+        wants: tuple = ()
+
+        def init(self, params):
+            return solstice.replace(self, count=0)
+
+        def __call__(self, grads, params, **extras):
+            return params, solstice.replace(self, count=self.count + 1)
+
+        def eval_params(self, params):
+            return params
+
+        def learning_rate(self):
+            return None
+
+    _, opt = Plain(len).init(PARAMS)(PARAMS, PARAMS)
+    assert (opt.retarget(BODY).count, opt.retarget(BODY).schedule) == (1, len)
 
 
 def test_rates_of_groups_within_groups_are_named_from_the_outside():
