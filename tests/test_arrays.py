@@ -352,6 +352,39 @@ def test_weights_may_be_as_large_as_numbers_are():
     assert sorted(next(data.weighted(np.full(10, 1e308))(0)).tolist()) == list(range(10))
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_map_may_move_rows_and_leave_some_out(on_device):
+    def turned(batch):
+        return jax.tree.map(lambda leaf: leaf[::-1], batch)
+
+    exp, data = classifier(), Arrays(X, Y, batch_size=20)
+    data = data.on_device() if on_device else data
+    wanted = exp.test(data, progress=False)
+    assert exp.test(data.map(turned), progress=False) == pytest.approx(wanted, rel=1e-5)
+    halved = data.map(lambda batch: jax.tree.map(lambda leaf: leaf[::2], batch))
+    assert exp.test(halved, progress=False)["accuracy"] == pytest.approx(
+        float(
+            (
+                np.asarray(exp(X[np.r_[0:20:2, 20:23:2]])).argmax(-1) == Y[np.r_[0:20:2, 20:23:2]]
+            ).mean()
+        )
+    )
+    padded = Arrays(X, Y, batch_size=20, last="pad")
+    padded = (padded.on_device() if on_device else padded).map(
+        lambda batch: jax.tree.map(lambda leaf: leaf[::2], batch)
+    )
+    with pytest.raises(ValueError, match=r"marks which of 20 rows are real.*last='short'"):
+        exp.test(padded, progress=False)
+
+
+@pytest.mark.parametrize(
+    "labels", [[0.0] * 20 + [np.nan] * 3, [0.5] * 20 + [1.5] * 3, [0] * 20 + [np.float32(0.5)] * 3]
+)
+def test_objects_that_are_no_classes_are_refused(labels):
+    with pytest.raises(ValueError, match="one whole number or text for each"):
+        Arrays(X, Y, batch_size=8, shuffle=0).balanced(np.array(labels, object))
+
+
 def test_a_map_has_a_key_for_each_batch():
     data = Arrays(np.zeros((6, 2)), batch_size=2, shuffle=0).map(
         lambda x, key: x + jax.random.normal(key)

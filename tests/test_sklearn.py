@@ -296,6 +296,18 @@ def test_what_code_makes_of_other_values_is_not_shared():
     assert not np.array_equal(regressor(network, sgd).fit(X, CODES).predict(X), still)
 
 
+def test_an_array_that_has_changed_is_not_taken_for_what_it_was():
+    scale = np.ones(2)
+
+    def make():
+        return (lambda key: None, lambda params: scale)
+
+    first = making.made(make, "net")
+    assert making.made(make, "net") is first
+    scale[0] = 5
+    assert making.made(make, "net") is not first
+
+
 def test_a_list_that_has_changed_is_not_taken_for_what_it_was():
     def bound(values):
         return lambda: (lambda: values, lambda: values)

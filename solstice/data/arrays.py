@@ -59,8 +59,8 @@ class Arrays(Shown):
         shuffle: A seed, from 0; None leaves the rows in their order.
         last: What becomes of a last batch with fewer examples. "pad" fills it up with other rows
             and adds a mask to every batch, as `pad_last` does; "drop" leaves it out; "short" gives
-            it as it is. None pads where the experiment takes masks, and learns nothing from whole
-            batches as batch norm does; otherwise the batch is short.
+            it as it is. None pads where the experiment takes masks, learns nothing from whole
+            batches as batch norm does, and nothing is mapped; otherwise the batch is short.
 
     Attributes:
         rows: How many examples there are.
@@ -152,7 +152,10 @@ class Arrays(Shown):
         pads, add_mask = self._padding(with_mask)
         for rows, real, i in self._cuts(epoch, start, pads=pads):
             batch = self._batch(rows, epoch, i)
-            yield add_mask(batch, np.arange(len(rows)) < real) if pads else batch
+            if pads:
+                _check_kept(batch, len(rows), self._maps)
+                batch = add_mask(batch, np.arange(len(rows)) < real)
+            yield batch
 
     def gathered(
         self, epoch: int, start: int = 0, with_mask: Mask | None = None
@@ -191,7 +194,7 @@ class Arrays(Shown):
             return False, masked
         if self.last == "pad":
             return True, masked
-        if with_mask is None:
+        if with_mask is None or self._maps:  # a map may put the rows in another order
             return False, masked
         # Any batch shows it.
         rows = np.arange(self.batch_size) % self.rows
@@ -315,7 +318,8 @@ class Arrays(Shown):
     def map(self, function: Callable[..., PyTree], *, seed: int | None = None) -> Self:
         """Return it with a function of each batch, compiled by `jax.jit`; for augmentation.
 
-        Split first, and map what is trained on. A mask for padding is added after it.
+        Split first, and map what is trained on. With `last="pad"` the mask is added after it, so it
+        has to keep the rows and their order; a last batch is short otherwise.
 
         Args:
             function: Called as `function(batch)`, or as `function(batch, key)` if it requires two
@@ -496,7 +500,20 @@ class _Recipe:
         batch = jax.tree.unflatten(self.structure, leaves)
         for one in self.maps:
             batch = one.apply(batch, epoch, i)
-        return masked(batch, jnp.arange(len(leaves[0])) < real) if self.padded else batch
+        if not self.padded:
+            return batch
+        _check_kept(batch, len(leaves[0]), self.maps)
+        return masked(batch, jnp.arange(len(leaves[0])) < real)
+
+
+def _check_kept(batch: PyTree, count: int, maps: tuple[_Map, ...]) -> None:
+    """Raise where maps changed how many rows a batch has that is to get a mask."""
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    if maps and sizes != {(count,)}:
+        raise InvalidValueError(
+            f"last='pad' marks which of {count} rows are real, so map is expected to keep them; it "
+            f"made {describe(batch)}. Pass last='short' or last='drop'."
+        )
 
 
 @jax.jit
@@ -518,9 +535,14 @@ def _placed(leaf: np.ndarray, device: Any) -> jax.Array:
 
 def _are_classes(labels: np.ndarray) -> bool:
     """Say whether each label can be a class: no fractions, nothing missing, and of one kind."""
-    if labels.dtype.kind == "f":
+    if jnp.issubdtype(labels.dtype, jnp.floating):
         return bool((np.isfinite(labels) & (labels == np.round(labels))).all())
     if labels.dtype.kind == "O":
+        # numpy sorts NaN and fractions among objects without a word.
+        if any(
+            isinstance(one, float | np.floating) and not one.is_integer() for one in labels.flat
+        ):
+            return False
         try:
             np.unique(labels)
         except TypeError:  # which come in no order

@@ -6,10 +6,13 @@ the same, so the first one is used again. What holds weights is never shared.
 """
 
 import functools
+import hashlib
 import inspect
 import threading
 import types
 from typing import Any
+
+import numpy as np
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
@@ -83,6 +86,8 @@ def _key(value: Any, within: tuple[int, ...]) -> Any:
         return dict, tuple(_key(pair, within) for pair in value.items())
     if isinstance(value, set | frozenset):
         return type(value), frozenset(_key(one, within) for one in value)
+    if isinstance(value, np.ndarray):  # whose content may be written anew
+        return np.ndarray, value.shape, value.dtype.str, hashlib.blake2b(value.tobytes()).digest()
     if isinstance(value, functools.partial):
         return functools.partial, _key((value.func, value.args, *value.keywords.items()), within)
     return (type(value), value) if isinstance(value, _VALUES) else (object, id(value))
