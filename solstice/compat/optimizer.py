@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import tree_leaves_with_path, tree_map_with_path
 from jaxtyping import Array
 
@@ -161,12 +162,13 @@ def new_rate(rate: Any, old: Array) -> Array:
         value = arguments.number(value, name, least=0)
     elif not any(jnp.issubdtype(value.dtype, of) for of in (jnp.integer, jnp.floating)):
         raise InvalidTypeError(f"{name} is expected to be a number; it is {describe(value)}.")
-    elif not is_traced(value) and not ((value >= 0) & jnp.isfinite(value)).all():
+    with np.errstate(over="ignore"):  # what becomes infinite is refused
+        value = jnp.asarray(value, old.dtype)
+    if not is_traced(value) and not ((value >= 0) & jnp.isfinite(value)).all():
         raise InvalidValueError(
-            f"{name} is expected to be finite and at least 0; it is {value}, where the present "
-            f"rate is {old}."
+            f"{name} is expected to be finite and at least 0; it is {value} in {old.dtype}, "
+            f"where the present rate is {old}."
         )
-    value = jnp.asarray(value, old.dtype)
     if value.shape not in ((), old.shape):
         raise InvalidValueError(
             f"rate is expected to be one number, or of the shape {old.shape} of the present one; "

@@ -17,7 +17,8 @@ from solstice.tree.pytree import PyTree
 _KINDS = {"U": "text", "S": "text", "O": "Python objects", "M": "dates", "m": "spans of time"}
 _REMEDIES = {
     "text": "Encode it as numbers",
-    "Python objects": "Make it one array, np.stack(list(column)), where it is of equal arrays",
+    "Python objects": "Make it one array, np.stack(list(column)) of equal arrays, or "
+    "table.to_numpy('float32') of a table with columns of several types",
     "dates": "Make it numbers, column.astype('int64')",
     "spans of time": "Make it numbers, column.astype('int64')",
     "records": "Give their fields as arrays of their own",

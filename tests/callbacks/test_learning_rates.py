@@ -130,6 +130,7 @@ def test_a_schedule_is_no_function_of_the_rate(make):
         (lambda rate: rate - 2, ValueError, r"what rate returns .* at least 0; it is -1\.0"),
         (lambda rate: -1, ValueError, r"what rate returns .* at least 0; it is -1"),
         (lambda rate: rate * jnp.nan, ValueError, "finite and at least 0; it is nan"),
+        (1e300, ValueError, "finite and at least 0; it is inf in float32"),
         (lambda rate: rate / 0, ValueError, "finite and at least 0; it is inf"),
         (lambda rate: None, TypeError, "what rate returns is expected to be a number"),
         (lambda rate: rate > 0, TypeError, "what rate returns is expected to be a number"),
