@@ -91,7 +91,7 @@ class Step:
         self._rolled: Any = jax.jit(self._loop, donate_argnums=0)
         self._is_rolled: dict[Any, bool] = {}
         # For experiments of one structure, how many steps a call takes best, by those of a pass.
-        self.found: dict[Any, dict[int | None, int]] = {}
+        self.found: dict[Any, dict[tuple[int | None, bool], int]] = {}
         self.traces = 0
 
     @functools.cached_property

@@ -320,6 +320,27 @@ def test_auto_finds_the_quickest(seconds, options, found):
     assert calls.found == calls.size == found
 
 
+def test_auto_times_short_steps_for_as_long_as_tells_something():
+    clock = Clock({1: 1e-4})
+    calls = Calls("auto", clock=lambda: clock.now)
+    calls.begin(100_000)
+    taken = 0
+    while calls.size == 1:
+        clock.now += 1e-4
+        calls.taken(1, None)
+        taken += 1
+    # One compiles, 32 tell how long a step is, and 100 take the 10 ms of a window.
+    assert taken == pytest.approx(1 + 32 + 3 * 100, abs=3)
+
+
+def test_auto_keeps_what_it_found_for_data_on_the_device_apart():
+    known = {(64, False): 16}
+    for gathers, found in ((False, 16), (True, None)):
+        calls = Calls("auto", known)
+        calls.begin(64, gathers=gathers)
+        assert calls.found == found
+
+
 def test_auto_settles_where_no_pass_has_as_many_steps():
     clock = Clock({1: 1e-3})
     calls = Calls("auto", clock=lambda: clock.now)

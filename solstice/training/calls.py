@@ -5,6 +5,7 @@ calls, all of which are steps of the training.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -18,11 +19,16 @@ _logger = logging.getLogger("solstice")
 
 StepsPerCall = int | Literal["auto", "epoch"]
 
+# What "auto" found, by the steps of a pass and whether the step gathers its batches.
+Known = dict[tuple[int | None, bool], int]
+
 # What "auto" tries, in this order, while each takes this share of the time of the best before it.
 _CANDIDATES = (1, 4, 16, 64)
 _GAIN = 0.95
-# A candidate has so many windows of so many steps, fewer in short passes; the quickest counts.
-_WINDOWS, _STEPS = 3, 32
+# A candidate has so many windows, and the quickest counts. A window has so many steps or more and
+# takes so many seconds or more, as shorter ones tell little on a busy machine; in a short pass it
+# has a quarter of the steps.
+_WINDOWS, _STEPS, _SECONDS = 3, 32, 0.01
 # Nothing is tried that would take longer to compile than this, as far as can be told, nor where a
 # step takes so long that the cost of a call does not matter; in seconds.
 _LONGEST_COMPILATION, _LONG_STEP = 20.0, 0.02
@@ -53,7 +59,8 @@ class Calls:
 
     Args:
         asked: What the run was asked for.
-        known: What "auto" found in this process, by the steps of a pass; it adds what it finds.
+        known: What "auto" found in this process, by the steps of a pass and whether its data are on
+            the device; it adds what it finds.
         clock: Returns the time in seconds.
 
     Attributes:
@@ -69,22 +76,24 @@ class Calls:
     def __init__(
         self,
         asked: StepsPerCall,
-        known: dict[int | None, int] | None = None,
+        known: Known | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.asked: StepsPerCall = asked
         self.size: int = asked if isinstance(asked, int) else _ALL if asked == "epoch" else 1
         self.found: int | None = None
-        self._known: dict[int | None, int] = {} if known is None else known
+        self._known: Known = {} if known is None else known
         self._clock = clock
         self._total: int | None = None
+        self._gathers = False
         # Whether a whole pass had no call of the candidate.
         self._passed = False
         # When the calls so far were done, where that is known, and the steps taken since.
         self._since: float | None = None
         self._steps = 0
-        # Of the candidate: whether it is compiled, in which time, and its seconds a step.
-        self._compiled, self._compilation = False, 0.0
+        # Of the candidate: whether it is compiled, in which time, how many steps take long enough
+        # to be timed, and its seconds a step.
+        self._compiled, self._compilation, self._long = False, 0.0, 0
         self._windows: list[float] = []
         # The seconds a step of each that was tried.
         self._seconds: dict[int, float] = {}
@@ -108,10 +117,16 @@ class Calls:
         if self.asked == "auto" and found:
             self.size = self.found = found
 
-    def begin(self, total: int | None) -> None:
-        """Note that a pass begins, of so many steps where that is known."""
+    def begin(self, total: int | None, *, gathers: bool = False) -> None:
+        """Note that a pass begins, of so many steps where that is known.
+
+        Args:
+            total: How many steps it has.
+            gathers: Whether its data are on the device, and the step gathers its batches.
+        """
+        self._gathers = gathers
         if self._tries and not self._seconds and not self._windows:
-            self.go_on(self._known.get(total))
+            self.go_on(self._known.get((total, gathers)))
             if self.found:
                 _logger.info(
                     'With steps_per_call="auto", a call takes %d steps, as an earlier run found.',
@@ -137,7 +152,9 @@ class Calls:
         now = self._clock()
         if self._since is not None:
             seconds = now - self._since
-            if self._compiled:
+            if self._compiled and not self._long and seconds < _SECONDS:
+                self._long = math.ceil(_SECONDS * self._steps / seconds) if seconds else _STEPS
+            elif self._compiled:
                 self._windows.append(seconds / self._steps)
             else:
                 self._compiled, self._compilation = True, seconds
@@ -151,7 +168,8 @@ class Calls:
 
     @property
     def _window(self) -> int:
-        return _STEPS if self._total is None else max(1, min(_STEPS, self._total // 4))
+        steps = max(_STEPS, self._long)
+        return steps if self._total is None else max(1, min(steps, self._total // 4))
 
     def _judge(self, seconds: float) -> None:
         """Go on to the next candidate, if this one is quicker than all before it."""
@@ -167,7 +185,7 @@ class Calls:
         ):
             self._settle()
             return
-        self.size, self._compiled, self._windows = following, False, []
+        self.size, self._compiled, self._long, self._windows = following, False, 0, []
 
     def _of_pass(self, size: int) -> float:
         """Return the seconds a step of a whole pass, whose remainder is taken step by step."""
@@ -186,7 +204,8 @@ class Calls:
         return best
 
     def _settle(self) -> None:
-        self.size = self.found = self._known[self._total] = self._best() or 1
+        self.size = self.found = self._best() or 1
+        self._known[self._total, self._gathers] = self.found
         tried = ", ".join(f"{k}: {1e6 * time:.0f}" for k, time in self._seconds.items())
         _logger.info(
             'With steps_per_call="auto", a call takes %d steps from now on (microseconds a step '

@@ -341,7 +341,7 @@ class Loop:
         between = False
         if training:
             self._training = feed
-            self._calls.begin(total)
+            self._calls.begin(total, gathers=feed.gathers)
             between = bool(self._validation_watch or self._saving)
             if where.validated is not None and self._validation_watch is not None:
                 self._validate()  # it was saved in the middle of one

@@ -16,6 +16,7 @@ from solstice.sharding.arrays import local_tree
 from solstice.sharding.placements import Sharding
 from solstice.sharding.processes import check_same
 from solstice.step import Step, join_outs, joined
+from solstice.training.calls import Known
 from solstice.training.recompile import RecompileGuard
 from solstice.tree.digests import digest
 from solstice.tree.flat import Flat
@@ -29,8 +30,8 @@ _BURST = 12
 _COMPILED: Any = (type(jax.jit(abs)), type(eqx.filter_jit(abs)))
 
 
-def found_before(exp: Any) -> dict[int | None, int]:
-    """Return what "auto" found for experiments of this form, by the steps of a pass; to add to."""
+def found_before(exp: Any) -> Known:
+    """Return what "auto" found for experiments of this form; to add to."""
     step = type(exp).train_step
     return step.found.setdefault(Flat.of(exp).structure, {}) if isinstance(step, Step) else {}
 
