@@ -333,12 +333,23 @@ def test_auto_times_short_steps_for_as_long_as_tells_something():
     assert taken == pytest.approx(1 + 32 + 3 * 100, abs=3)
 
 
-def test_auto_keeps_what_it_found_for_data_on_the_device_apart():
-    known = {(64, False): 16}
-    for gathers, found in ((False, 16), (True, None)):
-        calls = Calls("auto", known)
-        calls.begin(64, gathers=gathers)
+def test_auto_is_found_apart_for_data_on_the_device():
+    trials = {}
+    clock = Clock({1: 1e-3, 4: 4e-4, 16: 2e-4, 64: 1e-4})
+    clock.run(Calls("auto", trials, lambda: clock.now), 1024)
+    for gathers, found in ((False, 64), (True, None)):
+        calls = Calls("auto", trials)
+        calls.begin(1024, gathers=gathers)
         assert calls.found == found
+
+
+def test_short_runs_go_on_with_the_trial_of_those_before():
+    trials = {}
+    clock = Clock({1: 1e-3, 4: 4e-4, 16: 2e-4, 64: 1e-4})
+    runs = 0
+    while clock.run(Calls("auto", trials, lambda: clock.now), 200).found is None:
+        runs += 1
+        assert runs < 10
 
 
 def test_auto_settles_where_no_pass_has_as_many_steps():
@@ -356,8 +367,8 @@ def test_auto_settles_where_no_pass_has_as_many_steps():
 
 
 def test_auto_is_saved_told_and_reused(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("solstice.training.calls._GAIN", 100.0)  # each is quicker
-    monkeypatch.setattr(type(EXP).train_step, "found", {})
+    monkeypatch.setattr("solstice.training.trial._GAIN", 100.0)  # each is quicker
+    monkeypatch.setattr(type(EXP).train_step, "trials", {})
     saving = solstice.CheckpointingCallback(tmp_path)
     with caplog.at_level(logging.INFO, "solstice"):
         train(EXP, DATA, 20, callbacks=[saving], steps_per_call="auto")
@@ -366,14 +377,14 @@ def test_auto_is_saved_told_and_reused(tmp_path, caplog, monkeypatch):
     run = Checkpoints(tmp_path).read_run(Checkpoints(tmp_path).names()[-1])
     assert run["position"]["steps_per_call"] == 16
     seen = Seen()
-    monkeypatch.setattr("solstice.training.calls._GAIN", 0.0)  # nothing would be
+    monkeypatch.setattr("solstice.training.trial._GAIN", 0.0)  # nothing would be
     train(EXP, DATA, 22, callbacks=[saving, seen], steps_per_call="auto", resume_from=tmp_path)
     assert [len(batches) for batches in seen.batches] == [16, 1] * 2
 
 
 def test_auto_is_found_once_a_process(caplog, monkeypatch):
-    monkeypatch.setattr("solstice.training.calls._GAIN", 100.0)
-    monkeypatch.setattr(type(EXP).train_step, "found", {})
+    monkeypatch.setattr("solstice.training.trial._GAIN", 100.0)
+    monkeypatch.setattr(type(EXP).train_step, "trials", {})
     seen = Seen()
     with caplog.at_level(logging.INFO, "solstice"):
         trained = train(EXP, DATA, 20, steps_per_call="auto")

@@ -38,7 +38,7 @@ from solstice.training.hooks import Hooks
 from solstice.training.position import Position
 from solstice.training.progress.bars import Progress, ProgressChoice
 from solstice.training.signals import Interrupted, Signals, noted
-from solstice.training.stepper import Stepper, found_before
+from solstice.training.stepper import Stepper, trials_of
 from solstice.tree.tensors import untrusted
 from solstice.triggers import Trigger, Watch
 
@@ -77,7 +77,7 @@ class Loop:
         sharding: Sharding | None = None,
     ) -> None:
         self.position = Position()
-        self._calls = Calls(steps_per_call, found_before(exp) if steps_per_call == "auto" else None)
+        self._calls = Calls(steps_per_call, trials_of(exp) if steps_per_call == "auto" else None)
         self._prefetch, self._sharding = prefetch, sharding
         self._with_mask = exp.with_mask
         # Whether padding would change what is learned; None until a batch shows it.

@@ -16,7 +16,7 @@ from solstice.sharding.arrays import local_tree
 from solstice.sharding.placements import Sharding
 from solstice.sharding.processes import check_same
 from solstice.step import Step, join_outs, joined
-from solstice.training.calls import Known
+from solstice.training.calls import Trials
 from solstice.training.recompile import RecompileGuard
 from solstice.tree.digests import digest
 from solstice.tree.flat import Flat
@@ -30,10 +30,10 @@ _BURST = 12
 _COMPILED: Any = (type(jax.jit(abs)), type(eqx.filter_jit(abs)))
 
 
-def found_before(exp: Any) -> Known:
-    """Return what "auto" found for experiments of this form; to add to."""
+def trials_of(exp: Any) -> Trials:
+    """Return the trials of "auto" with experiments of this form, to add to."""
     step = type(exp).train_step
-    return step.found.setdefault(Flat.of(exp).structure, {}) if isinstance(step, Step) else {}
+    return step.trials.setdefault(Flat.of(exp).structure, {}) if isinstance(step, Step) else {}
 
 
 class Stepper:
