@@ -108,9 +108,9 @@ def train(
             stacked on a new first axis if they do not merge. What is left at the end of a pass,
             or differs in shape, is taken step by step, in one call of the hooks. Steps that are
             not compiled by `solstice.jit` are all taken so. "auto" finds how many by timing the
-            first calls: 1, 4, 16 and 64, as long as each is clearly quicker than the one before and
-            compiles soon. The logger tells what it has found; a resumed run goes on with it, and so
-            does the next of its kind in this process. "epoch" takes a whole pass as one call, of
+            first calls: 1, 4, 16 and 64, as long as none is clearly slower than one before it and
+            each compiles soon. The logger tells what it has found; a resumed run goes on with it,
+            and so does the next of its kind in this process. "epoch" takes a whole pass as one call, of
             data that fit in the memory, such as `data.Arrays(...).on_device()`. With both, hooks
             always get a list, and evaluation takes one step a call.
         prefetch: How many batches a thread reads ahead of time, and places on the device where a

@@ -1,7 +1,7 @@
 """Trial: how many steps a compiled call takes where that is quickest, found by timing calls.
 
-All that it times are steps of the training. A trial that a short run leaves unfinished, the next run
-of the same kind goes on with.
+All that it times are steps of the training. Where a short run leaves a trial unfinished, the next
+run of the same kind goes on with it.
 """
 
 import logging
@@ -14,9 +14,10 @@ import jax
 
 _logger = logging.getLogger("solstice")
 
-# What is tried, in this order, while each takes this share of the time of the best before it.
+# What is tried, in this order, while none takes so many times the time of the best before it. More
+# steps a call are chosen where they take this share of the time of fewer.
 CANDIDATES = (1, 4, 16, 64)
-_GAIN = 0.95
+_LOSS, _GAIN = 1.1, 0.95
 # A candidate has so many windows, and the quickest counts. A window has so many steps or more and
 # takes so many seconds or more, as shorter ones tell little on a busy machine; in a short pass it
 # has a quarter of the steps.
@@ -97,13 +98,13 @@ class Trial:
         return steps if self._total is None else max(1, min(steps, self._total // 4))
 
     def _judge(self, seconds: float) -> None:
-        """Go on to the next candidate, if this one is quicker than all before it."""
+        """Go on to the next candidate, unless this one is slower than one before it."""
         best = self._best()
         self._seconds[self.size] = seconds
         following = next((one for one in CANDIDATES if one > self.size), None)
         if (
             following is None
-            or (best is not None and self._of_pass(self.size) > _GAIN * self._of_pass(best))
+            or (best is not None and self._of_pass(self.size) > _LOSS * self._of_pass(best))
             or seconds > _LONG_STEP
             or self._compilation * following / self.size > _LONGEST_COMPILATION
             or (self._total is not None and following > self._total)
