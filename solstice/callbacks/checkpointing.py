@@ -47,7 +47,7 @@ class CheckpointingCallback(Callback):
 
     Args:
         directory: Where the checkpoints go: a path, or the URL of a store that fsspec knows, such
-            as "s3://bucket/run" (`pip install 'solstice[remote]'`). A run that does not resume
+            as "s3://bucket/run" (`pip install 'jax-solstice[remote]'`). A run that does not resume
             refuses one that holds any. One run at a time writes there.
         every: The trigger that says when; by default after each epoch, validation included.
         keep: How many of the newest to keep; None keeps all.

@@ -21,7 +21,7 @@ _logger = logging.getLogger("solstice")
 _LIBRARIES = {
     "jax": "jax",
     "jaxlib": "jaxlib",
-    "solstice": "solstice",
+    "solstice": "jax-solstice",
     "equinox": "equinox",
     "numpy": "numpy",
     "flax": "flax",
