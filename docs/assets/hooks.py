@@ -1,4 +1,4 @@
-"""What the site takes from the repository as it is built: version, changelog, examples' programs."""
+"""Put the version, the changelog and the programs in examples/ into the site."""
 
 import re
 import tomllib
@@ -17,6 +17,7 @@ PROGRAMS = {
 
 
 def on_config(config: MkDocsConfig) -> None:
+    """Show the version at the foot of each page."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     config.copyright = f"Solstice {version}"
 

@@ -1,4 +1,4 @@
-"""What mkdocstrings cannot do by itself: examples to copy, signatures to read, the laws as a table."""
+"""Prepare the reference: examples without prompts, public names in signatures, tables of laws."""
 
 import re
 from collections.abc import Iterator
