@@ -1,4 +1,4 @@
-"""What the first batch of the validation shows is said before the first step of training."""
+"""Errors in the first batch of the validation are raised before the first training step."""
 
 import equinox as eqx
 import flax.linen as nn
