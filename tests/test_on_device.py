@@ -173,7 +173,7 @@ def test_other_data_on_the_device_are_refused_on_resuming(tmp_path):
     saving = solstice.CheckpointingCallback(tmp_path, every=Every(steps=1))
     train(EXP, DATA.on_device(), num_steps=3, callbacks=[saving])
     other = Arrays(X + 1, Y, batch_size=8, shuffle=0).on_device()
-    with pytest.raises(solstice.errors.InvalidValueError, match="another one in its place"):
+    with pytest.raises(solstice.errors.InvalidValueError, match="has a different one"):
         train(EXP, other, resume_from=tmp_path, callbacks=[saving])
 
 

@@ -1,6 +1,6 @@
 """Calls: how many training steps the next compiled call takes.
 
-A number is that many; "epoch" is all that a pass has left; "auto" is found by a `Trial`.
+A number is taken as given; "epoch" is the rest of the pass; "auto" is found by a `Trial`.
 """
 
 import logging
@@ -44,13 +44,13 @@ class Calls:
     """How many steps a call takes.
 
     Args:
-        asked: What the run was asked for.
-        trials: Those of "auto" in this process; it adds its own.
+        asked: The run's `steps_per_call`.
+        trials: The trials of "auto" in this process; new ones are added.
         clock: Returns the time in seconds.
 
     Attributes:
         asked: As above.
-        found: What "auto" has found, or a resumed run had; None before that.
+        found: What "auto" has found, here or before a resume; None before that.
 
     >>> calls = Calls("epoch")
     >>> calls.fuses(17), Calls(4).fuses(17)
@@ -71,7 +71,7 @@ class Calls:
 
     @property
     def size(self) -> int:
-        """How many steps the next call takes, if the pass has as many."""
+        """How many steps the next call takes, if the pass has that many left."""
         if isinstance(self.asked, int):
             return self.asked
         if self.asked == "epoch":
@@ -80,16 +80,16 @@ class Calls:
 
     @property
     def most(self) -> int:
-        """The most steps that a call may take."""
+        """The largest number of steps in a call."""
         return self.size if self.asked != "auto" else self.found or max(CANDIDATES)
 
     @property
     def in_evaluation(self) -> int:
-        """How many steps a call takes that does not train."""
+        """How many steps a call takes outside training."""
         return self.asked if isinstance(self.asked, int) else 1
 
     def fuses(self, steps: int) -> bool:
-        """Say whether so many steps are one compiled call; others would be compiled for once."""
+        """Say whether this many steps are one compiled call, which is worth compiling."""
         return steps in (1, self.size) or self.asked == "epoch"
 
     def go_on(self, found: int | None) -> None:
@@ -117,7 +117,7 @@ class Calls:
         self.found = self._trial.found
 
     def taken(self, steps: int, outs: Any) -> None:
-        """Note that a call of so many steps was made: "auto" times it."""
+        """Note that a call of this many steps was made; "auto" times it."""
         if self._trial is not None and self.found is None:
             self._trial.taken(steps, outs)
             self.found = self._trial.found

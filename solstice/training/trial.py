@@ -1,7 +1,7 @@
-"""Trial: how many steps a compiled call takes where that is quickest, found by timing calls.
+"""Trial: the fastest number of steps per compiled call, found by timing calls.
 
-All that it times are steps of the training. Where a short run leaves a trial unfinished, the next
-run of the same kind goes on with it.
+All timed calls are real training steps. If a run ends before the trial does, the next run of the
+same kind continues it.
 """
 
 import logging
@@ -14,16 +14,15 @@ import jax
 
 _logger = logging.getLogger("solstice")
 
-# What is tried, in this order, while none takes so many times the time of the best before it. More
-# steps a call are chosen where they take this share of the time of fewer.
+# What is tried, in this order, until one takes more than _LOSS of the best time before it. A larger
+# number is chosen if it takes at most _GAIN of the time of a smaller one.
 CANDIDATES = (1, 4, 16, 64)
 _LOSS, _GAIN = 1.1, 0.95
-# A candidate has so many windows, and the quickest counts. A window has so many steps or more and
-# takes so many seconds or more, as shorter ones tell little on a busy machine; in a short pass it
-# has a quarter of the steps.
+# A candidate gets this many windows; the fastest counts. A window has at least this many steps and
+# seconds, since shorter ones say little on a busy machine; at most a quarter of a pass.
 _WINDOWS, _STEPS, _SECONDS = 3, 32, 0.01
-# Nothing is tried that would take longer to compile than this, as far as can be told, nor where a
-# step takes so long that the cost of a call does not matter; in seconds.
+# Limits in seconds: candidates that would probably take longer to compile are not tried, nor are
+# any if a step is so slow that the cost of a call does not matter.
 _LONGEST_COMPILATION, _LONG_STEP = 20.0, 0.02
 
 

@@ -42,7 +42,7 @@ def packages() -> tuple[ModuleType, ModuleType]:
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             f"Saving needs the package {error.name!r}, which is not installed: "
-            f"pip install 'solstice[checkpoint]'"
+            f"pip install 'jax-solstice[checkpoint]'"
         ) from error
     return safetensors, xxhash
 
