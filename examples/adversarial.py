@@ -111,7 +111,7 @@ def draw(trained, x, y, strength, path):
     """Draw digits, and each network's attacked ones with what it then takes them for."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     rows = figure.subplots(3, len(x))
     images = {"clean": x}
     for name, exp in trained.items():
@@ -124,9 +124,9 @@ def draw(trained, x, y, strength, path):
         axes[0].set_ylabel(name)
         for one, image, guess, true in zip(axes, shown, classes, y, strict=True):
             one.imshow(image[..., 0], cmap="gray_r", vmin=0, vmax=1)
-            one.set_title(int(guess), color="black" if guess == true else "tab:red")
+            one.set_title(int(guess), color="black" if guess == true else "#D55E00")
             one.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=200)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def main(arguments=None):
     print(f"\ntest accuracy of a network of your own library: {accuracy:.3f}")
     if options.picture:
         probabilities = jax.nn.softmax(exp(x_test))
-        solstice.plots.calibration(probabilities, y_test, bins=5).savefig(options.picture, dpi=80)
+        solstice.plots.calibration(probabilities, y_test, bins=5).savefig(options.picture, dpi=200)
     return accuracy
 
 

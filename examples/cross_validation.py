@@ -50,7 +50,7 @@ def main(arguments=None):
     pooled = solstice.reduce(whole)  # each example was tested once
     print(f"over all {len(x)} examples: macro F1 {pooled.compute()['f1_macro']:.3f}")
     if options.picture:
-        solstice.plots.confusion_matrix(pooled).savefig(options.picture, dpi=80)
+        solstice.plots.confusion_matrix(pooled).savefig(options.picture, dpi=200)
     return scores
 
 

@@ -64,19 +64,17 @@ def main(arguments=None):
 
 def draw(rates, accuracies, of_best, together, path):
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot(rates, 100 * (1 - accuracies), "o", label="each member")
-    axes.axhline(100 * (1 - of_best), color="tab:green", label="the best on held-back data")
-    axes.axhline(100 * (1 - together), color="tab:red", linestyle="--", label="all together")
+    axes.plot(rates, 100 * (1 - accuracies), "o", color="#0072B2", label="each member")
+    axes.axhline(100 * (1 - of_best), color="#009E73", label="the best on held-back data")
+    axes.axhline(100 * (1 - together), color="#D55E00", linestyle="--", label="all together")
     axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="test error (%)")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=200)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def main(arguments=None):
     print("".join(alphabet[np.asarray(tail)]) + "".join(alphabet[np.asarray(written)]))
     if options.picture:
         curves = solstice.plots.learning_curves(history, ["average_loss", "accuracy"])
-        curves.savefig(options.picture, dpi=80)
+        curves.savefig(options.picture, dpi=200)
     return results["average_loss"]
 
 
