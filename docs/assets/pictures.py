@@ -1,11 +1,10 @@
 """Draws the pictures of the pages into docs/images: `python docs/assets/pictures.py`.
 
-It runs every example, and the first program of the first page; names after it draw those alone.
-Each picture is there twice, for light and for dark pages, in few colours, so that the files stay
-small. `python benchmarks/picture.py` draws those of the benchmarks from their tables.
+It runs every example, the tutorial, and the first program of the README; names after it draw those
+alone. Each picture is there twice, for light and for dark pages, in few colours, so that the files
+stay small. `python benchmarks/picture.py` draws those of the benchmarks from their tables.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -18,27 +17,25 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 EXAMPLES, IMAGES = ROOT / "examples", ROOT / "docs" / "images"
 COLOURS = 96
+# Whose pictures are drawn by programs of a page, and that page.
+PAGES = {"first": ROOT / "README.md", "tutorial": ROOT / "docs" / "tutorial.md"}
 
 
-def first_program():
-    """Return the first programs of the README, the second of which draws a picture."""
-    programs = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return "\n".join(programs[:2])
-
-
-def notebook_program():
-    """Return the notebook's cells as one program, which draws its learning curves."""
-    cells = json.loads((EXAMPLES / "tour.ipynb").read_text())["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    return "\n".join([*code, "solstice.plots.confusion_matrix(metrics).savefig('picture.png')"])
+def program_of(name):
+    """Return the programs of a page as one, whose pictures are saved."""
+    programs = re.findall(r"```python\n(.*?)```", PAGES[name].read_text(), re.DOTALL)
+    if name == "first":
+        return "\n".join(programs[:2]).replace("curves.png", "first.png")
+    shown = re.compile(r"^(solstice\.plots\.(\w+)\(.*\))$", re.MULTILINE)
+    return shown.sub(rf"\1.savefig('{name}_\2.png')", "\n".join(programs))
 
 
 def run(name, directory):
-    """Run what draws a picture in an empty directory."""
-    program, arguments = EXAMPLES / f"{name}.py", ["--picture", str(directory / "picture.png")]
-    if name in ("first", "tour"):
+    """Run what draws pictures in an empty directory."""
+    program, arguments = EXAMPLES / f"{name}.py", ["--picture", str(directory / f"{name}.png")]
+    if name in PAGES:
         program, arguments = directory / "program.py", []
-        program.write_text(first_program() if name == "first" else notebook_program())
+        program.write_text(program_of(name))
     elif name == "quickstart":
         arguments = ["--quiet", "--output", str(directory)]
     environment = {"JAX_PLATFORMS": "cpu", **os.environ, "PYTHONPATH": str(ROOT)}
@@ -48,16 +45,19 @@ def run(name, directory):
 
 def main():
     """Draw what was asked for, or everything."""
-    found = {path.stem for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")]}
-    for name in sys.argv[1:] or sorted({*found, "first"} - {"handwriting", "multi_process"}):
+    found = {path.stem for path in EXAMPLES.glob("*.py")} - {"handwriting", "multi_process"}
+    for name in sys.argv[1:] or sorted(found | set(PAGES)):
         with tempfile.TemporaryDirectory() as folder:
-            directory = Path(folder)
-            run(name, directory)
-            drawn = {"first": "curves", "quickstart": "learning_curves"}.get(name, "picture")
-            for kind in ("light", "dark"):
-                with Image.open(directory / f"{drawn}-{kind}.png") as image:
+            run(name, Path(folder))
+            for drawn in Path(folder).glob("*.png"):
+                target = drawn.name
+                if name == "quickstart":
+                    target = target.replace("learning_curves", name)
+                if not target.startswith(name):  # the quickstart's confusion matrix
+                    continue
+                with Image.open(drawn) as image:
                     small = image.convert("RGBA").quantize(COLOURS, Image.Quantize.FASTOCTREE)
-                    small.save(IMAGES / f"{name}-{kind}.png", optimize=True)
+                    small.save(IMAGES / target, optimize=True)
 
 
 if __name__ == "__main__":
