@@ -26,7 +26,7 @@ def _drawn(draw, path, **size):
 
 def _plain(panel, ink):
     panel.set_facecolor("none")
-    panel.tick_params(colors=ink, labelcolor=ink)
+    panel.tick_params(which="both", colors=ink, labelcolor=ink)
     for label in (panel.title, panel.xaxis.label, panel.yaxis.label):
         label.set_color(ink)
     panel.grid(alpha=0.25, color=ink)

@@ -121,7 +121,7 @@ def main(arguments=None):
         images, labels = test
         logits = np.concatenate([best(images) for images, _ in test_ds])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        worst = solstice.plots.worst_examples(images, losses, labels, logits.argmax(-1), count=8)
+        worst = solstice.plots.worst_examples(images, losses, labels, logits.argmax(-1), count=9)
         worst.savefig(options.picture, dpi=200)
     return accuracy
 

@@ -8,41 +8,49 @@ import runpy
 import sys
 from pathlib import Path
 
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.spines import Spine
 from matplotlib.text import Text
 
-INKS = {"light": "#24292f", "dark": "#d0d7de"}
-BLACK = "#000000"
+BLACK, BLUE = "#000000", "#0072b2"
+# What black and blue are on each kind of page; the other colours are seen on both.
+KINDS = {
+    "light": {BLACK: "#24292f", BLUE: BLUE},
+    "dark": {BLACK: "#d0d7de", BLUE: "#56b4e9"},
+}
 DENSITY = 200
 save = Figure.savefig
 
 
-def inked(figure):
-    """Return the setters of the colours of all that is drawn in black around the data."""
-    setters = []
+def coloured(figure):
+    """Return (colour, setter) of all that is drawn in black or in blue."""
+    found = []
     for artist in figure.findobj(lambda one: isinstance(one, Text | Line2D)):
         # A number in a cell is black or white by the cell's colour.
         cell = artist.axes is not None and artist.axes.images and artist in artist.axes.texts
-        if not cell and to_hex(artist.get_color()) == BLACK:
-            setters.append(artist.set_color)
-    spines = figure.findobj(Spine)
-    setters += [spine.set_edgecolor for spine in spines if to_hex(spine.get_edgecolor()) == BLACK]
-    for legend in figure.findobj(lambda one: type(one).__name__ == "Legend"):
-        legend.get_frame().set_facecolor("none")
-    return setters
+        if not cell:
+            found.append((artist.get_color(), artist.set_color))
+    found += [(one.get_edgecolor(), one.set_edgecolor) for one in figure.findobj(Spine)]
+    for bar in figure.findobj(Rectangle):
+        found.append((bar.get_facecolor(), bar.set_facecolor))
+    for lines in figure.findobj(LineCollection):
+        found.append((lines.get_color()[0], lines.set_color))
+    found = [(to_hex(colour), setter) for colour, setter in found]
+    return [(colour, setter) for colour, setter in found if colour in (BLACK, BLUE)]
 
 
 def save_twice(figure, path, **_):
     """Save a figure as PATH-light.png and PATH-dark.png."""
     figure.draw_without_rendering()  # ticks are made now, and are black as yet
-    setters = inked(figure)
+    found = coloured(figure)
     path = Path(path)
-    for name, ink in INKS.items():
-        for setter in setters:
-            setter(ink)
+    for name, colours in KINDS.items():
+        for colour, setter in found:
+            setter(colours[colour])
         save(figure, path.with_stem(f"{path.stem}-{name}"), dpi=DENSITY, transparent=True)
 
 
