@@ -4,7 +4,7 @@
     python examples/fine_tune.py --dataset mnist     # which tfds downloads
 
 The backbone learns the ten digits. From 30 examples, a new head then learns which digits enclose a
-hole: 0, 6, 8 and 9. Frozen weights are not parameters: they have no gradient and no optimizer state.
+hole: 0, 6, 8 and 9. Frozen weights are no parameters: they have no gradient and no optimizer state.
 The 130 numbers of the head beat a network whose 13,000 numbers learn from the same 30 examples.
 """
 

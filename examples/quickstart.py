@@ -175,7 +175,7 @@ def mnist(seed):
 
 
 class History(solstice.Callback):
-    """When each training epoch ended, beside what a LoggingCallback logs."""
+    """The duration of each training epoch, and what a LoggingCallback logs."""
 
     def __init__(self):
         self.logged: dict[str, list[dict[str, float]]] = {"train": [], "val": []}

@@ -1,6 +1,6 @@
 """Makes examples/tutorial.ipynb of docs/tutorial.md and runs it: `python docs/assets/notebook.py`.
 
-The notebook stores what its cells show; pictures of the page and its comments are left out. It needs
+The notebook stores what its cells show; the page's pictures and comments are left out. It needs
 `nbclient` and `ipykernel`.
 """
 
@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "tutorial.md"
 NOTEBOOK = ROOT / "examples" / "tutorial.ipynb"
-START = """The same program as the page [Tutorial](../docs/tutorial.md). To run it, install, in a clone:
+START = """This notebook is the page [Tutorial](../docs/tutorial.md). To run it, install in a clone:
 `pip install '.[checkpoint,flax,optax,plot]' scikit-learn`"""
 
 

@@ -1,7 +1,7 @@
 """Runs a program whose pictures are saved twice, for light and for dark pages.
 
-`python docs/assets/twice.py PROGRAM ARGUMENTS`: where the program saves `curves.png`, there are then
-`curves-light.png` and `curves-dark.png`, at twice the density of a screen and without a background.
+`python docs/assets/twice.py PROGRAM ARGUMENTS`: where the program saves `curves.png`, this writes
+`curves-light.png` and `curves-dark.png`, at twice a screen's density and without a background.
 """
 
 import runpy
