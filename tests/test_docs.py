@@ -66,7 +66,8 @@ def test_each_of_the_five_steps_from_flax_is_complete_and_prints_the_same_number
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_python_program_is_fenced_so_that_it_runs(page):
     fences = re.findall(r"^ *```(\w*)", page.read_text(), re.MULTILINE)
-    assert set(fences[::2]) <= {"python", "bash", "toml"}, "an unknown language would not run"
+    known = {"python", "bash", "toml", "text"}
+    assert set(fences[::2]) <= known, "an unknown language would not run"
     for line, code in blocks(page):
         ast.parse(code, f"{page}:{line}")
 
@@ -81,13 +82,17 @@ def anchors(page):
 )
 def test_links_lead_somewhere(page):
     text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+    for link in re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", text):
+        link = link[0] or link[1]
         if re.match(r"[a-z]+:", link):
             continue
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
         assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
+        if path.endswith(".png"):  # the theme shows it on light or on dark pages alone
+            assert anchor in ("", f"only-{target.stem.rpartition('-')[2]}"), link
+        else:
+            assert not anchor or anchor in anchors(target), link
 
 
 def test_every_page_is_in_the_navigation():
