@@ -131,21 +131,24 @@ def _first_equal(
 
 def _differ(gap: float, uses: Trace, uses_like: Trace) -> str:
     found = unlike(uses, uses_like)
-    said = f": {'; '.join(found)}." if found else "."
-    if gap > FAR and any(use.loop is not None for use in uses.uses):
-        said += (
-            " No order of gates in the recurrent cells makes them equal: a GRU that resets before "
-            "the product has no equal that resets after it."
-        )
-    if gap <= FAR or found:
-        kind = "the weights fit, and hyper-parameters differ"
+    if found:
+        kind = f"the weights fit, and hyper-parameters differ: {'; '.join(found)}"
         advice = "Give `like` the hyper-parameters of model."
+    elif any(use.loop is not None for use in uses.uses):
+        kind = "the recurrent cells are of two kinds, for no order of gates makes them equal"
+        advice = (
+            "GRUs, for example, reset before the product with the carry or after it, with a bias "
+            "of its own there or without. Give a `like` with the cell of model."
+        )
+    elif gap <= FAR:
+        kind = "the weights fit, and hyper-parameters differ"
+        advice = "Give `like` those of model: strides, paddings, numbers of heads, scales."
     else:
         kind = "the weights fit by role and shape, and the networks join them differently"
         advice = "Give a `like` that applies the same layers in the same order to the same values."
     return (
         f"convert() is expected to give outputs that differ by at most {TOLERANCE:g} of the "
-        f"largest; they differ by {gap:.2g}. It seems that {kind}{said} {advice}"
+        f"largest; they differ by {gap:.2g}. It seems that {kind}. {advice}"
     )
 
 

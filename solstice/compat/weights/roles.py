@@ -153,11 +153,13 @@ class _Flow:
         of: In a loop over time, whether it comes from this step's input or from the carry.
         parts: If it was just concatenated, along which axis, and the parts with their sizes.
         epsilon: A constant that was just added.
+        uses: Places in the walk's uses of the matrices and biases that it is linear in.
     """
 
     of: str = ""
     parts: tuple[int, tuple[tuple[int, str], ...]] | None = None
     epsilon: float | None = None
+    uses: tuple[int, ...] = ()
 
 
 _Value = _Piece | _Known | _Flow
@@ -226,10 +228,13 @@ class _Walk:
         moved = self._moved(name, p, eqn, ins)
         if moved is not None:
             return moved
+        before = len(self.uses)
         for place, value in enumerate(ins):
             if isinstance(value, _Piece):
                 self._use(eqn, ins, place, value)
-        return [_Flow(_of(ins))] * outputs
+        new = tuple(range(before, len(self.uses)))
+        linear = {"dot_general": new, "add": (*_linear_in(ins), *new)}.get(name, ())
+        return [_Flow(_of(ins), uses=linear)] * outputs
 
     def _flow(self, eqn: Any, ins: list[_Value]) -> _Flow:
         name, of = eqn.primitive.name, _of(ins)
@@ -243,6 +248,8 @@ class _Walk:
         if name == "add":
             known = [value for value in ins if isinstance(value, _Known)]
             return _Flow(of, epsilon=known[0].scalar() if known else None)
+        if name in _LAYOUTS or name == "split":
+            return _Flow(of, uses=_linear_in(ins))
         first = ins[0]
         if name in _ROOTS and isinstance(first, _Flow) and first.epsilon is not None:
             self.epsilons.append(first.epsilon)
@@ -358,7 +365,13 @@ class _Walk:
             if isinstance(value, _Piece):
                 self._note("initial", _distinct(value.index), "", value)
         inside = [*consts, *[_Flow("carry")] * len(carry), *[_Flow("input")] * len(xs)]
+        before = len(self.uses)
         self._in_loop(jaxpr, closed, inside)
+        matrices = {use.of for use in self.uses[before:] if use.role == MATRIX}
+        if matrices == {"carry"} and self._loop is None:  # inputs were multiplied before the loop
+            for place in _linear_in(xs):
+                use = self.uses[place]
+                self.uses[place] = dataclasses.replace(use, loop=self._loops - 1, of="input")
         return [_Flow()] * count
 
     def _while(self, eqn: Any, ins: list[_Value]) -> list[_Value]:
@@ -404,6 +417,11 @@ def _alike(pieces: Sequence[_Piece]) -> bool:
 def _of(values: Sequence[_Value]) -> str:
     kinds = {value.of for value in values if isinstance(value, _Flow)}
     return "carry" if "carry" in kinds else "input" if "input" in kinds else ""
+
+
+def _linear_in(values: Sequence[_Value]) -> tuple[int, ...]:
+    flows = [value for value in values if isinstance(value, _Flow)]
+    return tuple(dict.fromkeys(place for flow in flows for place in flow.uses))
 
 
 def _affine(name: str, ins: list[_Value]) -> list[_Value] | None:
