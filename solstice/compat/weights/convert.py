@@ -11,7 +11,7 @@ from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.model import Model, as_inputs
 from solstice.compat.weights.arrays import float_arrays, with_arrays
-from solstice.compat.weights.matching import MismatchError, candidates, values
+from solstice.compat.weights.matching import ClashError, MismatchError, candidates, values
 from solstice.compat.weights.pairs import Pair
 from solstice.compat.weights.proof import (
     FAR,
@@ -89,12 +89,14 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
         probe, goal = arrays, reference
 
     def gap(pairs: tuple[Pair, ...]) -> float:
-        return difference(run_like(arrays_like | values(pairs, probe, arrays_like)), goal)
+        try:
+            found, wanted = values(pairs, probe, arrays_like), goal
+        except ClashError:  # a tied leaf, whose values agree in the network if it can be converted
+            found, wanted = values(pairs, arrays, arrays_like), reference
+        return difference(run_like(arrays_like | found), wanted)
 
     try:
         pairs = _first_equal(candidates(uses_like.uses, uses.uses), gap, uses, uses_like)
-        pairs = whole(pairs, arrays, arrays_like)
-        result = with_arrays(like, values(pairs, arrays, arrays_like)).settle_averages()
     except MismatchError as error:
         raise MismatchError(
             f"convert() takes two networks of one architecture, model (the source) and like "
@@ -103,6 +105,8 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
             target=error.target,
             source=error.source,
         ) from error
+    pairs = whole(pairs, arrays, arrays_like)
+    result = with_arrays(like, values(pairs, arrays, arrays_like)).settle_averages()
     left = difference(evaluation(result, inputs)({}), reference)
     if not left <= TOLERANCE:
         raise InvalidValueError(_differ(left, uses, uses_like))
@@ -114,11 +118,11 @@ def _first_equal(
 ) -> tuple[Pair, ...]:
     """Return the first pairing with which the outputs are equal."""
     best = math.inf
-    clash: MismatchError | None = None
+    clash: ClashError | None = None
     for pairs in pairings:
         try:
             found = gap(pairs)
-        except MismatchError as error:  # tied leaves, whose values differ in this order
+        except ClashError as error:
             clash = error
             continue
         if found <= TOLERANCE:
