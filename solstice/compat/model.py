@@ -92,6 +92,16 @@ class Model(Shown, eqx.Module):
     def unwrap(self) -> Any:
         """Return what the library itself would use, with the current values."""
 
+    def settle_averages(self) -> Self:
+        """Return the model with its running averages as they stand after long training.
+
+        Where weights of a trained network are put into this one, what corrects averages of few
+        steps (a counter, a flag of the first step) must not correct the new ones: they would be
+        right in evaluation and wrong in the next training step. Networks without such corrections,
+        the default, return themselves.
+        """
+        return self
+
     @property
     def example(self) -> tuple[PyTree, ...] | None:
         """The inputs' shapes that the network was initialised with; None where it took none.
