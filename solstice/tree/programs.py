@@ -78,7 +78,7 @@ def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
 def inner_programs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
     """Yield the programs that an equation calls.
 
-    >>> [len(one.eqns) for one in inner_programs(jax.make_jaxpr(jax.jit(jnp.sin))(1.0).eqns[0])]
+    >>> [len(one.eqns) for one in inner_programs(jax.make_jaxpr(jax.jit(jax.lax.sin))(1.0).eqns[0])]
     [1]
     """
     for value in eqn.params.values():
@@ -114,7 +114,7 @@ def _evaluate(
 def bind(eqn: JaxprEqn, given: list[Any]) -> list[Any]:
     """Return what an equation of a program gives for these operands.
 
-    >>> bind(jax.make_jaxpr(jnp.add)(1.0, 1.0).eqns[0], [2.0, 3.0])
+    >>> bind(jax.make_jaxpr(jax.lax.add)(1.0, 1.0).eqns[0], [2.0, 3.0])
     [Array(5., dtype=float32, weak_type=True)]
     """
     params = eqn.primitive.get_bind_params(eqn.params)

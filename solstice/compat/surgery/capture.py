@@ -122,6 +122,24 @@ def intervene(
     return program.run((), values, changes)[0]
 
 
+def sub_modules(model: Model, *inputs: PyTree) -> list[str]:
+    """Return the paths of all that can be captured and changed in an evaluation; traced, not run.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jax.example_libraries import stax
+    >>> from solstice import compat
+    >>> network = stax.serial(compat.tag("hidden", stax.Dense(8)), stax.Relu)
+    >>> sub_modules(compat.as_model(network, jnp.ones((4, 3)), key=0), jnp.ones((4, 3)))
+    ['hidden']
+    """
+    program = _traced(model, inputs, None, False, {})
+    return [
+        site.path
+        for site in program.sites
+        if site.within is None and site.name not in program.differentiated
+    ]
+
+
 def _traced(
     model: Model, inputs: tuple[PyTree, ...], key: Keys, train: bool, kwargs: dict[str, PyTree]
 ) -> TaggedProgram:
@@ -175,4 +193,7 @@ def _nothing(model: Model, sites: list[Site], where: Any, name: str) -> str:
     listed = ", ".join(map(repr, near or paths[:8]))
     more = "" if near or len(paths) <= 8 else f" and {len(paths) - 8} more"
     said = "Near it are" if near else "The paths are"
-    return f"{name} is expected to choose sub-modules, and {which} chooses none. {said} {listed}{more}."
+    return (
+        f"{name} is expected to choose sub-modules, and {which} chooses none. {said} "
+        f"{listed}{more}."
+    )
