@@ -1,5 +1,6 @@
 """The laws of looking into a network and changing it: `compat.capture` and `compat.intervene`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -39,10 +40,10 @@ def putting_back_changes_nothing(subject: ModelSubject) -> None:
     """A pass with what was captured put back has the same outputs, bit for bit."""
     chosen = set(subject.sub_modules or ())
 
-    def captured(model: Model, *inputs: Any) -> dict[str, PyTree]:
+    def captured(model: Model, *inputs: Any) -> Mapping[str, PyTree]:
         return capture(model, *inputs, where=lambda path: path in chosen)
 
-    def changed(model: Model, edits: dict[str, PyTree], *inputs: Any) -> PyTree:
+    def changed(model: Model, edits: Mapping[str, PyTree], *inputs: Any) -> PyTree:
         return intervene(model, *inputs, edits=edits)
 
     model, inputs = subject.model, subject.inputs

@@ -1,5 +1,6 @@
 """What a network's sub-modules return in a forward pass: captured, or changed on the way."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -19,7 +20,7 @@ def capture(
     key: Keys = None,
     train: bool = False,
     **kwargs: PyTree,
-) -> dict[str, PyTree]:
+) -> OrderedDict[str, PyTree]:
     """Return what sub-modules return in a forward pass, by their paths, in order of execution.
 
     A sub-module comes before the one that calls it; the network itself is not among them. What is
@@ -44,7 +45,7 @@ def capture(
     >>> from solstice import compat
     >>> x = jnp.ones((4, 3))
     >>> model = compat.as_model(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]), x, key=0)
-    >>> jax.tree.map(jnp.shape, compat.capture(model, x))
+    >>> {path: value.shape for path, value in compat.capture(model, x).items()}
     {'layers_0': (4, 8), 'layers_2': (4, 2)}
 
     It goes into a compiled function as any other call:
@@ -59,7 +60,8 @@ def capture(
     program = _traced(model, inputs, key, train, kwargs)
     chosen = _chosen(model, program, where)
     _, found = program.run(chosen, {}, {})
-    return {program.sites[number].path: value for number, value in found.items()}
+    # Ordered, since jax sorts the keys of a plain dict where it comes out of a compiled function.
+    return OrderedDict((program.sites[number].path, value) for number, value in found.items())
 
 
 def intervene(

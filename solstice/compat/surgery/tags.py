@@ -59,8 +59,8 @@ def tag(name: str, value: _T) -> _T:
     >>> x = jnp.ones((4, 3))
     >>> network = stax.serial(compat.tag("hidden", stax.Dense(8)), stax.Relu, stax.Dense(2))
     >>> model = compat.as_model(network, x, key=0)
-    >>> jax.tree.map(jnp.shape, compat.capture(model, x))
-    {'hidden': (4, 8)}
+    >>> compat.capture(model, x)["hidden"].shape
+    (4, 8)
 
     >>> def apply(params, x):
     ...     hidden = compat.tag("hidden", jnp.tanh(x @ params["w"]))
@@ -68,8 +68,8 @@ def tag(name: str, value: _T) -> _T:
     >>> def init(key, x):
     ...     return {"w": jax.random.normal(key, (3, 8))}
     >>> model = compat.FunctionModel(init, apply, x, key=0)
-    >>> jax.tree.map(jnp.shape, compat.capture(model, x))
-    {'hidden': (4, 8)}
+    >>> compat.capture(model, x)["hidden"].shape
+    (4, 8)
     """
     name = arguments.text(name, "name")
     if "#" in name:

@@ -58,7 +58,7 @@ class NNXNet(nnx.Module):
     def __init__(self, how, rngs):
         self.how = how
         if how in ("scan", "vmap"):
-            self.block = nnx.vmap(NNXBlock)(rngs.fork(split=2))
+            self.block = nnx.split_rngs(splits=2)(nnx.vmap(NNXBlock))(rngs)
         else:
             self.block = NNXBlock(rngs)
 
