@@ -14,6 +14,9 @@ from solstice.compat.metrics import UpdatedMetrics, as_metrics
 from solstice.compat.model import Model, join_params, missing_key, single_key, split_params
 from solstice.compat.optimizer import Optimizer
 from solstice.compat.registry import as_model, as_optimizer, register
+from solstice.compat.surgery.lora import lora
+from solstice.compat.surgery.quantize import quantize
+from solstice.compat.surgery.wrapped import WrappedModel, merge
 from solstice.static import Static
 from solstice.tree.overwritten import Overwritten, overwrite, trained
 
@@ -47,6 +50,7 @@ __all__ = [
     "Static",
     "StaxModel",
     "UpdatedMetrics",
+    "WrappedModel",
     "as_metrics",
     "as_model",
     "as_optimizer",
@@ -56,8 +60,11 @@ __all__ = [
     "gradients",
     "intermediates",
     "join_params",
+    "lora",
+    "merge",
     "missing_key",
     "overwrite",
+    "quantize",
     "register",
     "single_key",
     "split_params",

@@ -88,6 +88,13 @@ class Model(Shown, eqx.Module):
             f"pass; it is {describe(self)}. Return the values beside the network's outputs."
         )
 
+    def trainable(self) -> PyTree:
+        """Return booleans, in a tree like the weights: what `compat.unfreeze` puts among `params`.
+
+        It is every float and complex leaf, but for what a wrapper keeps as it is.
+        """
+        return jax.tree.map(eqx.is_inexact_array, boxed_weights(self))
+
     @abc.abstractmethod
     def unwrap(self) -> Any:
         """Return what the library itself would use, with the current values."""
@@ -173,6 +180,11 @@ def join_params(model: Model, like: Static[Any] | None = None) -> PyTree:
     arguments.instance(model, "model", Model, "a compat.Model")
     if like is not None:
         arguments.instance(like, "like", Static, "a compat.Static of a tree's structure, or None")
+    return unboxed(checked_weights(model, like))
+
+
+def checked_weights(model: Model, like: Static[Any] | None) -> PyTree:
+    """Return what `join_params` does, boxes and all; it raises the same errors."""
     weights = boxed_weights(model)
     if like is not None and (found := jax.tree.structure(weights)) != like.value:
         raise InvalidValueError(
@@ -181,7 +193,7 @@ def join_params(model: Model, like: Static[Any] | None = None) -> PyTree:
             f"keep the tree: solstice.replace(model, params=jax.tree.map(..., model.params))."
         )
     check_own_leaves(type(model).__name__, params=weights, state=model.state)
-    return unboxed(weights)
+    return weights
 
 
 def boxed_weights(model: Model) -> PyTree:
