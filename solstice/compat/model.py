@@ -185,7 +185,15 @@ def join_params(model: Model, like: Static[Any] | None = None) -> PyTree:
 
 def checked_weights(model: Model, like: Static[Any] | None) -> PyTree:
     """Return what `join_params` does, boxes and all; it raises the same errors."""
-    weights = boxed_weights(model)
+    try:
+        weights = boxed_weights(model)
+    except ValueError as error:
+        raise InvalidValueError(
+            f"{type(model).__name__}: params and frozen are expected to be trees alike, with None "
+            f"where the other has an array; params are {describe(model.params)}, frozen is "
+            f"{describe(model.frozen)}. Replace values and keep the trees: "
+            f"solstice.replace(model, params=jax.tree.map(..., model.params))."
+        ) from error
     if like is not None and (found := jax.tree.structure(weights)) != like.value:
         raise InvalidValueError(
             f"{type(model).__name__}: params (with frozen) are expected to be a tree like the one "

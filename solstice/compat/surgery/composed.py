@@ -46,8 +46,29 @@ def form(node: Any) -> jax.ShapeDtypeStruct:
     return jax.eval_shape(joined, node)
 
 
+def is_matrix(leaf: jax.ShapeDtypeStruct) -> bool:
+    """Say whether two axes of a weight or more are longer than 1.
+
+    >>> bias, kernel = (jax.ShapeDtypeStruct((8, n, 1), "float32") for n in (1, 8))
+    >>> is_matrix(bias), is_matrix(kernel)
+    (False, True)
+    """
+    return leaf.size > 0 and sum(length > 1 for length in leaf.shape) >= 2
+
+
 def words(node: Any) -> str:
     """Say what a weight is made of, in a few words."""
     if is_composed(node):
         return node.words()
     return (node.value if is_box(node) else node).dtype.name
+
+
+def described(path: str, node: Any) -> str:
+    """Name a weight for an error message, with its dtype and shape.
+
+    >>> described("head/bias", jax.numpy.ones(3))
+    'head/bias (float32[3])'
+    """
+    if is_box(node):
+        return f"{path} (overwritten by its gradient)"
+    return f"{path} ({words(node)}{list(form(node).shape)})"

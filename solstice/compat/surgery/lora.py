@@ -10,7 +10,15 @@ from jaxtyping import Array
 
 from solstice import arguments
 from solstice.compat.model import Model
-from solstice.compat.surgery.composed import Composed, form, is_composed, joined, words
+from solstice.compat.surgery.composed import (
+    Composed,
+    described,
+    form,
+    is_composed,
+    is_matrix,
+    joined,
+    words,
+)
 from solstice.compat.surgery.where import Where, chosen
 from solstice.compat.surgery.wrapped import Weight, WrappedModel, weights_of
 from solstice.errors import InvalidValueError
@@ -40,7 +48,7 @@ def lora(
         model: An adapted network of any library, also a quantized one (QLoRA). What is frozen in it
             is adapted as well. Its arrays are shared, not copied.
         rank: The inner size of the factors.
-        where: Which weights to adapt, of those with two axes or more: a glob for paths as in
+        where: Which weights to adapt, of those with two axes longer than 1: a glob for paths as in
             `compat.by_path`, or a function of a path. Other weights that it chooses stay as they
             are: `made_of` of what is returned says which.
         key: A seed or PRNG key for the factors.
@@ -74,10 +82,10 @@ def lora(
     whole = set() if full is None else set(chosen(paths, full, "full"))
     adapted = set(chosen(paths, where)) - whole
     if not any(weight.path in adapted and _suits(weight) for weight in weights):
+        found = ", ".join(described(one.path, one.node) for one in weights if one.path in adapted)
         raise InvalidValueError(
-            f"where is expected to choose weights of floats with two axes or more; it chooses "
-            f"{', '.join(map(_said, (one for one in weights if one.path in adapted))) or 'none'}"
-            f"{' beside those of full' * bool(whole)}."
+            f"where is expected to choose weights of floats with two axes longer than 1; it "
+            f"chooses {found or 'none'}{' beside those of full' * bool(whole)}."
         )
     # A key by the weight's place among all, so that the others of `where` change nothing.
     made = [
@@ -130,14 +138,7 @@ def _suits(weight: Weight) -> bool:
     if is_box(weight.node):
         return False
     leaf = form(weight.node)
-    return leaf.ndim >= 2 and leaf.size > 0 and jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def _said(weight: Weight) -> str:
-    if is_box(weight.node):
-        return f"{weight.path} (overwritten by its gradient)"
-    leaf = form(weight.node)
-    return f"{weight.path} ({leaf.dtype}{list(leaf.shape)})"
+    return is_matrix(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def _adapted(weight: Weight, rank: int, scale: float, key: Array) -> Weight:

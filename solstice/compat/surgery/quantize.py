@@ -5,11 +5,12 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from solstice import arguments
 from solstice.compat.model import Model
-from solstice.compat.surgery.composed import Composed, is_composed, words
+from solstice.compat.surgery.composed import Composed, described, form, is_composed, is_matrix
 from solstice.compat.surgery.lora import LowRank
 from solstice.compat.surgery.where import Where, chosen
 from solstice.compat.surgery.wrapped import Weight, WrappedModel, weights_of
@@ -35,9 +36,9 @@ def quantize(model: Model, *, bits: int = 8, where: Where = "*") -> WrappedModel
         model: An adapted network of any library; of one that `compat.lora` adapted, the weights
             that the factors are beside. Arrays that are not quantized are shared, not copied.
         bits: 8 or 4.
-        where: Which weights to quantize, of those of floats with two axes or more: a glob for paths
-            as in `compat.by_path`, or a function of a path. Others that it chooses stay as they
-            are: `made_of` of what is returned says which.
+        where: Which weights to quantize, of those of floats with two axes longer than 1: a glob for
+            paths as in `compat.by_path`, or a function of a path. Others that it chooses stay as
+            they are: `made_of` of what is returned says which.
 
     Raises:
         TypeError: An argument is of another type.
@@ -56,10 +57,10 @@ def quantize(model: Model, *, bits: int = 8, where: Where = "*") -> WrappedModel
     weights, structure = weights_of(model)
     among = set(chosen([weight.path for weight in weights], where))
     if not any(weight.path in among and _suits(weight.node) for weight in weights):
-        said = ", ".join(f"{one.path} ({_said(one.node)})" for one in weights if one.path in among)
+        found = ", ".join(described(one.path, one.node) for one in weights if one.path in among)
         raise InvalidValueError(
-            f"where is expected to choose weights of floats with two axes or more; it chooses "
-            f"{said}."
+            f"where is expected to choose weights of floats with two axes longer than 1; it "
+            f"chooses {found}."
         )
     made = [
         _quantized(weight, bits) if weight.path in among and _suits(weight.node) else weight
@@ -74,29 +75,34 @@ class Quantized(Composed):
     Attributes:
         values: int8 of the weight's shape; or two numbers of 4 bits, each with 8 added, in a byte:
             uint8 of half the size, the first number in the lower bits.
-        scale: Floats of the weight's dtype and shape, but for one axis, of length 1.
+        scale: Floats of the weight's shape, but for one axis, of length 1; float32 or wider.
         shape: The weight's shape.
+        dtype: Its dtype.
     """
 
     values: Any
     scale: Any
     shape: tuple[int, ...] = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
 
     @classmethod
     def of(cls, weight: Array, bits: int) -> "Quantized":
         """Return a weight in so many bits."""
         most = 2 ** (bits - 1) - 1
+        # A scale of float16 might be too small for its type.
         wide = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
-        largest = jnp.abs(wide).max(axis=_line(weight.shape), keepdims=True)
-        scale = (largest / most).astype(weight.dtype)
+        scale = jnp.abs(wide).max(axis=_line(weight.shape), keepdims=True) / most
         scale = jnp.where(scale == 0, 1, scale)
-        values = jnp.clip(jnp.round(wide / scale.astype(wide.dtype)), -most, most)
-        values = values.astype(jnp.int8)
-        return cls(values if bits == 8 else _packed(values), scale, weight.shape)
+        values = jnp.clip(jnp.round(wide / scale), -most, most).astype(jnp.int8)
+        held = values if bits == 8 else _packed(values)
+        return cls(held, scale, weight.shape, weight.dtype)
 
     def joined(self) -> Array:
         values = self.values if self._bits == 8 else _unpacked(self.values, self.shape)
-        return values.astype(self.scale.dtype) * self.scale
+        weight = values.astype(self.scale.dtype) * self.scale
+        # An experiment that computes in a narrower type has made the scale one.
+        narrow = self.dtype.itemsize < weight.dtype.itemsize
+        return weight.astype(self.dtype) if narrow else weight
 
     def words(self) -> str:
         return f"int{self._bits}"
@@ -134,14 +140,11 @@ def _suits(node: Any) -> bool:
         return _suits(node.base)
     if is_composed(node) or is_box(node):
         return False
-    floats = jnp.issubdtype(node.dtype, jnp.floating) and node.dtype.itemsize > 1
-    return bool(floats and node.ndim >= 2 and node.size > 0)
+    return is_matrix(form(node)) and _is_float(node.dtype)
 
 
-def _said(node: Any) -> str:
-    if is_box(node):
-        return "overwritten by its gradient"
-    return words(node) if is_composed(node) else f"{node.dtype}{list(node.shape)}"
+def _is_float(dtype: np.dtype) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.floating)) and dtype.itemsize > 1
 
 
 def _quantized(weight: Weight, bits: int) -> Weight:
@@ -153,4 +156,4 @@ def _exchanged(node: Any, masks: tuple[Any, Any], bits: int) -> tuple[Any, Any, 
         bases = _exchanged(node.base, tuple(mask.base for mask in masks), bits)
         return tuple(replace(n, base=b) for n, b in zip((node, *masks), bases, strict=True))
     new = Quantized.of(node, bits)
-    return new, *(Quantized(False, False, new.shape) for _ in masks)
+    return new, *(Quantized(False, False, new.shape, new.dtype) for _ in masks)
