@@ -15,7 +15,10 @@ from solstice.compat.model import Model, join_params, missing_key, single_key, s
 from solstice.compat.optimizer import Optimizer
 from solstice.compat.registry import as_model, as_optimizer, register
 from solstice.compat.surgery.capture import capture, intervene
+from solstice.compat.surgery.lora import lora
+from solstice.compat.surgery.quantize import quantize
 from solstice.compat.surgery.tags import tag
+from solstice.compat.surgery.wrapped import WrappedModel, merge
 from solstice.compat.weights.convert import convert
 from solstice.static import Static
 from solstice.tree.overwritten import Overwritten, overwrite, trained
@@ -50,6 +53,7 @@ __all__ = [
     "Static",
     "StaxModel",
     "UpdatedMetrics",
+    "WrappedModel",
     "as_metrics",
     "as_model",
     "as_optimizer",
@@ -62,8 +66,11 @@ __all__ = [
     "intermediates",
     "intervene",
     "join_params",
+    "lora",
+    "merge",
     "missing_key",
     "overwrite",
+    "quantize",
     "register",
     "single_key",
     "split_params",

@@ -99,6 +99,13 @@ class Model(Shown, eqx.Module):
         """
         return self(*inputs, key=key, train=train, **kwargs)
 
+    def trainable(self) -> PyTree:
+        """Return booleans, in a tree like the weights: what `compat.unfreeze` puts among `params`.
+
+        It is every float and complex leaf, but for what a wrapper keeps as it is.
+        """
+        return jax.tree.map(eqx.is_inexact_array, boxed_weights(self))
+
     @abc.abstractmethod
     def unwrap(self) -> Any:
         """Return what the library itself would use, with the current values."""
@@ -194,7 +201,20 @@ def join_params(model: Model, like: Static[Any] | None = None) -> PyTree:
     arguments.instance(model, "model", Model, "a compat.Model")
     if like is not None:
         arguments.instance(like, "like", Static, "a compat.Static of a tree's structure, or None")
-    weights = boxed_weights(model)
+    return unboxed(checked_weights(model, like))
+
+
+def checked_weights(model: Model, like: Static[Any] | None) -> PyTree:
+    """Return what `join_params` does, boxes and all; it raises the same errors."""
+    try:
+        weights = boxed_weights(model)
+    except ValueError as error:
+        raise InvalidValueError(
+            f"{type(model).__name__}: params and frozen are expected to be trees alike, with None "
+            f"where the other has an array; params are {describe(model.params)}, frozen is "
+            f"{describe(model.frozen)}. Replace values and keep the trees: "
+            f"solstice.replace(model, params=jax.tree.map(..., model.params))."
+        ) from error
     if like is not None and (found := jax.tree.structure(weights)) != like.value:
         raise InvalidValueError(
             f"{type(model).__name__}: params (with frozen) are expected to be a tree like the one "
@@ -202,7 +222,7 @@ def join_params(model: Model, like: Static[Any] | None = None) -> PyTree:
             f"keep the tree: solstice.replace(model, params=jax.tree.map(..., model.params))."
         )
     check_own_leaves(type(model).__name__, params=weights, state=model.state)
-    return unboxed(weights)
+    return weights
 
 
 def boxed_weights(model: Model) -> PyTree:
