@@ -86,12 +86,13 @@ def export(
     >>> np.array_equal(exported(x), exp(x)), exported.predict(x).tolist()
     (True, ['odd', 'even', 'even', 'odd'])
     """
-    if preprocess is not None:
-        arguments.function(preprocess, "preprocess")
     batch, platforms, names = _batch(batch), _platforms(platforms), _names(classes)
     place = folder.vacant(path, overwrite=arguments.flag(overwrite, "overwrite"))
     known = subject(exp_or_model, names)
     inputs = example_of(known, example, raw=preprocess is not None)
+    if preprocess is not None:
+        takes = ", ".join(["x", *(f"x{i}" for i in range(1, len(inputs)))])
+        arguments.function(preprocess, "preprocess", takes)
     shapes = with_batch(inputs, batch)
 
     def trace(function: Function) -> Traced:
@@ -197,7 +198,7 @@ def _check_here(arrays: Mapping[str, Any]) -> None:
 def _batch(batch: Any) -> Batch:
     if isinstance(batch, str):
         return arguments.choice(batch, "batch", ("any", "example"))
-    return arguments.count(batch, "batch")
+    return arguments.count(batch, "batch", most=2**31 - 1)
 
 
 def _platforms(platforms: Any) -> tuple[str, ...]:
@@ -214,9 +215,10 @@ def _names(classes: Any) -> tuple[str, ...] | None:
     if classes is None:
         return None
     names = arguments.texts(classes, "classes")
-    if not names or len(set(names)) < len(names):
+    if not names or len(set(names)) < len(names) or isinstance(classes, set | frozenset):
         raise InvalidValueError(
-            f"classes are expected to be different names, at least one; they are {names!r}."
+            f"classes are expected to be different names in their order, at least one; they are "
+            f"{describe(classes)}."
         )
     return tuple(names)
 

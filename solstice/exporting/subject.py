@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 from solstice.arguments import describe
-from solstice.compat.model import Model, check_example
+from solstice.compat.model import Model, check_example, is_shaped
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.experiment import Experiment
 from solstice.experiments.batches import inputs_by_name
@@ -110,7 +112,10 @@ def example_of(known: Subject, example: PyTree, *, raw: bool) -> tuple[PyTree, .
         if not raw and known.input_names is not None:
             example = inputs_by_name(example, (known.input_names,))
         check_example(example, "example")
-        return example if type(example) is tuple else (example,)
+        inputs = example if type(example) is tuple else (example,)
+        if not raw and known.example is not None:
+            _check_axes(inputs, known.example)
+        return inputs
     if raw:
         raise InvalidValueError(
             "example is expected to be a batch of what preprocess takes; it is None. Give one, or "
@@ -122,6 +127,19 @@ def example_of(known: Subject, example: PyTree, *, raw: bool) -> tuple[PyTree, .
             "it is None. Give one: export(..., example=x[:1])."
         )
     return known.example
+
+
+def _check_axes(inputs: tuple[PyTree, ...], known: tuple[PyTree, ...]) -> None:
+    """Raise where an example has other axes than the one that the network was made with."""
+    if jax.tree.structure(inputs) != jax.tree.structure(known):
+        return  # what is built otherwise, the network tells better
+    for found, wanted in zip(*map(jax.tree.leaves, (inputs, known)), strict=True):
+        if is_shaped(wanted) and is_shaped(found) and found.ndim != wanted.ndim:
+            raise InvalidValueError(
+                f"example is expected to be a batch's inputs, with as many axes as those that the "
+                f"network was made with, {describe(_as_one(known))}; it is "
+                f"{describe(_as_one(inputs))}. Of a single example, give a batch: x[None]."
+            )
 
 
 def _as_one(inputs: tuple[PyTree, ...]) -> PyTree:
