@@ -78,6 +78,7 @@ LOADING = """
 """
 
 
+@pytest.mark.slow
 def test_an_export_of_each_library_gives_the_experiments_bits_without_any_of_them(tmp_path):
     experiments = {library: make(library) for library in SIX}
     inputs = LIBRARIES["linen"]["cnn"].inputs[0]

@@ -168,7 +168,7 @@ class Exported(Shown):
 
 def _shape(form: ArrayForm) -> jax.ShapeDtypeStruct:
     """Return what prints as an array does."""
-    return jax.ShapeDtypeStruct(form.shape, form.dtype)  # type: ignore[arg-type]
+    return jax.ShapeDtypeStruct(form.shape, form.dtype)
 
 
 class _Program:
