@@ -45,6 +45,8 @@ from solstice.experiments import (
     MultiLabelExperiment,
     RegressionExperiment,
 )
+from solstice.exporting.export import export
+from solstice.exporting.exported import load_exported
 from solstice.metrics import ClassificationMetrics, Metrics, RegressionMetrics, reduce
 from solstice.saving import restore
 from solstice.step import jit
@@ -85,7 +87,9 @@ __all__ = [
     "data",
     "errors",
     "experiments",
+    "export",
     "jit",
+    "load_exported",
     "loggers",
     "metrics",
     "pad_last",

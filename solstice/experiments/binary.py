@@ -1,7 +1,7 @@
 """Binary classification by one logit: yes-or-no questions of whole examples, tokens or pixels."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from solstice.experiments.sigmoid import (
     sigmoid_cross_entropy,
 )
 from solstice.experiments.supervised import OTHER_NAMES, MetricsFn, SupervisedExperiment
-from solstice.experiments.task import Task, check_array, check_smoothing, keep_checked
+from solstice.experiments.task import Names, Task, check_array, check_smoothing, keep_checked
 from solstice.metrics.base import Metrics
 from solstice.metrics.binary import BinaryMetrics
 from solstice.metrics.checks import as_binary, check_mask
@@ -150,6 +150,8 @@ class BinaryClassification(Task):
     10.0
     """
 
+    outputs_are: ClassVar[str] = "logits of yes-or-no questions"
+
     loss: LossFn = sigmoid_cross_entropy
     _: dataclasses.KW_ONLY
     label_smoothing: float = 0.0
@@ -177,6 +179,9 @@ class BinaryClassification(Task):
                 f"With a logit for each class, use ClassificationExperiment; with one for each of "
                 f"several labels, MultiLabelExperiment."
             )
+
+    def names(self, outputs: Any) -> Names:
+        return Names(2)
 
     def check_targets(self, targets: Any, real: np.ndarray) -> None:
         check_binary(targets, real)

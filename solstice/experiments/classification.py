@@ -5,7 +5,7 @@ It knows labels and logits and no framework: `compat.Model` and `compat.Optimize
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from solstice.experiments.batches import BatchKeys
 from solstice.experiments.precision import widened
 from solstice.experiments.supervised import OTHER_NAMES, MetricsFn, SupervisedExperiment
 from solstice.experiments.task import (
+    Names,
     Task,
     check_array,
     check_losses,
@@ -233,6 +234,8 @@ class Classification(Task):
     ['cat', 'dog', 'owl']
     """
 
+    outputs_are: ClassVar[str] = "logits, one for each class along the last axis"
+
     # None if no outputs were seen; each step then reads it from its outputs.
     num_classes: int | None = None
     loss: LossFn = softmax_cross_entropy
@@ -297,6 +300,9 @@ class Classification(Task):
                 f"Labels are expected to be one class a position, of shape {outputs.shape[:-1]}; "
                 f"they are {describe(targets)}. {_what_they_are(targets, outputs)}"
             )
+
+    def names(self, outputs: Any) -> Names:
+        return Names(outputs.shape[-1])
 
     def check_targets(self, targets: Any, real: np.ndarray) -> None:
         assert self.num_classes is not None

@@ -1,7 +1,7 @@
 """Classification with several labels for each example, such as the tags of an image."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from solstice.experiments.sigmoid import (
     sigmoid_cross_entropy,
 )
 from solstice.experiments.supervised import OTHER_NAMES, MetricsFn, SupervisedExperiment
-from solstice.experiments.task import Task, check_array, check_smoothing, keep_checked
+from solstice.experiments.task import Names, Task, check_array, check_smoothing, keep_checked
 from solstice.metrics.base import Metrics
 from solstice.metrics.checks import as_binary, check_mask
 from solstice.metrics.combine import MetricsDict
@@ -161,6 +161,8 @@ class MultiLabel(Task):
     (1.0, 1.0, 5.0)
     """
 
+    outputs_are: ClassVar[str] = "logits, one for each label along the last axis"
+
     loss: LossFn = sigmoid_cross_entropy
     _: dataclasses.KW_ONLY
     label_smoothing: float = 0.0
@@ -196,6 +198,9 @@ class MultiLabel(Task):
                 f"numbers into rows of 0 and 1; for one class an example, use "
                 f"ClassificationExperiment."
             )
+
+    def names(self, outputs: Any) -> Names:
+        return Names(outputs.shape[-1], each=True)
 
     def check_targets(self, targets: Any, real: np.ndarray) -> None:
         check_binary(targets, real)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -128,6 +128,8 @@ class Regression(Task):
     >>> [name for name in exp.test([batch], progress=False) if name.startswith("r2")]
     ['r2', 'r2_output_0']
     """
+
+    outputs_are: ClassVar[str] = "numbers"
 
     loss: LossFn = squared_error
     num_outputs: int | None = None

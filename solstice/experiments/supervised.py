@@ -235,6 +235,18 @@ class SupervisedExperiment(Runnable):
     def task(self) -> Task:
         return self._task.value
 
+    @property
+    def example(self) -> tuple[Any, ...] | None:
+        """The shapes of an example's inputs, the batch axis included; None where none is known."""
+        seen = self._seen.value
+        return self.model.example if seen is None else seen.inputs
+
+    @property
+    def input_names(self) -> tuple[str, ...] | None:
+        """The names of several inputs in batches that are mappings; None of a single input."""
+        names = self._batch_keys[0]
+        return names if isinstance(names, tuple) else None
+
     @jit
     def train_step(self, batch: Any) -> tuple[Self, Metrics]:
         """Take one optimizer step on the mean loss over the batch's positions that count."""

@@ -1,7 +1,7 @@
 """Task: what a `SupervisedExperiment` learns from targets."""
 
 import abc
-from typing import Any, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -12,6 +12,18 @@ from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.metrics.base import Metrics
 from solstice.tree.reprs import Shown
+
+
+class Names(NamedTuple):
+    """How names of classes or labels go with predictions.
+
+    Attributes:
+        number: How many names there are.
+        each: Whether there is a prediction for each of them; otherwise, one is a name's number.
+    """
+
+    number: int
+    each: bool = False
 
 
 class Task(Shown, abc.ABC):
@@ -49,6 +61,9 @@ class Task(Shown, abc.ABC):
     {'accuracy': 1.0}
     """
 
+    # What the network's outputs are, in words for whoever meets an export.
+    outputs_are: ClassVar[str] = "outputs"
+
     @abc.abstractmethod
     def check_outputs(self, outputs: Any, targets: Any = None) -> None:
         """Raise unless a network's outputs (arrays or their shapes) fit the task."""
@@ -70,6 +85,14 @@ class Task(Shown, abc.ABC):
         """Return the number of axes of targets for such outputs; None if that varies.
 
         If a first batch has another number, `check_outputs` is called with its outputs.
+        """
+        return None
+
+    def names(self, outputs: Any) -> Names | None:
+        """Return how names of classes go with predictions; None where they do not.
+
+        Args:
+            outputs: The network's outputs, or their shapes.
         """
         return None
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from arguments_table import row
+from jax.example_libraries import stax
 from kinds import (
     Made,
     anything,
@@ -227,6 +228,50 @@ def checkpoint():
 
 
 row("restore", directory=only(Made(checkpoint)), exp=LIKE, which=only("newest"))
+
+
+def classifier():
+    """A small experiment."""
+    return solstice.ClassificationExperiment(
+        stax.serial(stax.Dense(2)), SGD, example_input=np.ones((1, 3), np.float32), key=0
+    )
+
+
+def export():
+    """A folder with an export."""
+    if not pathlib.Path("exported").exists():
+        solstice.export(CLASSIFIER, "exported", platforms="cpu")
+    return "exported"
+
+
+SGD = optax.sgd(0.1)
+CLASSIFIER = classifier()
+BATCH = np.ones((1, 3), np.float32)
+row(
+    "export",
+    exp_or_model=only(CLASSIFIER),
+    path=path("export"),
+    batch=count(2, most=2**31),
+    platforms=only("cpu"),
+    classes=optional(only(["yes", "no"], "pair", "array of text")),
+    overwrite=flag(),
+)
+row(
+    "export",
+    exp_or_model=given(CLASSIFIER),
+    path=given("export"),
+    platforms=given("cpu"),
+    example=optional(only(BATCH, "matrix", "array without elements")).telling("they are"),
+)
+row(
+    "export",
+    exp_or_model=given(CLASSIFIER),
+    path=given("export"),
+    platforms=given("cpu"),
+    example=given(BATCH),
+    preprocess=optional(function(lambda x: x)),
+)
+row("load_exported", path=only(Made(export)))
 
 for name in ("leaves_by_path", "paths"):
     row(f"tree.{name}", tree=given(TREE), is_leaf=optional(function(lambda node: False)))

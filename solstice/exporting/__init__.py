@@ -1,0 +1,1 @@
+"""Exports: programs and weights in one folder, which need no network library."""

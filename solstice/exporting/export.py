@@ -1,0 +1,251 @@
+"""export: an experiment or a model as StableHLO programs and weights, in one folder.
+
+What is written is what evaluation computes: `exp(x)` and `exp.predict(x)`, or `model(x)[0]`. Of the
+arrays, only those that these need are written: no optimizer's state, and averaged parameters in the
+place of others where evaluation uses them.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from solstice import arguments
+from solstice.arguments import describe
+from solstice.compat.model import Model
+from solstice.errors import InvalidValueError, SolsticeError
+from solstice.experiment import Experiment
+from solstice.experiments.task import Names
+from solstice.exporting import folder
+from solstice.exporting.forms import Form
+from solstice.exporting.programs import Traced, lowered, traced, with_batch
+from solstice.exporting.subject import Function, example_of, subject
+from solstice.tree.kinds import is_array
+from solstice.tree.naming import flatten_with_paths
+from solstice.tree.pytree import PyTree
+
+Batch = int | Literal["any", "example"]
+# What jax.export calls them.
+_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def export(
+    exp_or_model: Experiment | Model,
+    path: str | os.PathLike[str],
+    *,
+    example: PyTree = None,
+    batch: Batch = "any",
+    platforms: str | Iterable[str] = ("cpu", "cuda", "tpu"),
+    preprocess: Callable[..., PyTree] | None = None,
+    classes: Iterable[str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write what a trained network computes into a folder that `load_exported` reads.
+
+    Of an experiment, that is `exp(x)` and `exp.predict(x)`, with the parameters that evaluation
+    takes; of a model, `model(*inputs)[0]`. On one platform, and for batches of one size, an export
+    gives the same numbers, bit for bit.
+
+    Args:
+        exp_or_model: An experiment that can be called on inputs, an `Ensemble` of such, or a
+            `compat.Model`.
+        path: A new folder; one that is empty will do.
+        example: A batch's inputs of any length, or their `jax.ShapeDtypeStruct`s, as the experiment
+            takes them, or `preprocess` where there is one; several are a tuple. None takes those
+            that the network was made with. Symbolic sizes (`jax.export.symbolic_shape`) are kept.
+        batch: How many examples the program takes: "any" number, a fixed one, or the "example"'s,
+            which keeps all its shapes.
+        platforms: What the program is to run on: some of "cpu", "cuda", "rocm" and "tpu". It is
+            written for all of them, wherever it is exported.
+        preprocess: What is done with inputs before, as a part of the program: a function that jax
+            can trace. It is called as `preprocess(*inputs)` and returns what the experiment takes.
+        classes: The names of the classes, in order; of a binary classifier, those of 0 and 1; of
+            labels, one for each. With them, a model's outputs are taken for logits.
+        overwrite: Whether an export that is there already is replaced. Nothing else ever is.
+
+    Raises:
+        TypeError: It cannot be called, or an argument is of a wrong type.
+        ValueError: There is no example, the names of classes do not fit, or the network cannot be
+            traced with an unknown number of examples, or compiled for one of the platforms.
+        FileExistsError: There is something at the path.
+        ImportError: safetensors is not installed.
+
+    >>> import numpy as np, optax, solstice, tempfile
+    >>> from jax.example_libraries import stax
+    >>> x, y = np.eye(4, dtype="float32"), np.array([0, 1, 1, 0])
+    >>> exp = solstice.ClassificationExperiment(
+    ...     stax.serial(stax.Dense(2)), optax.adam(0.1), example_input=x, key=0
+    ... )
+    >>> exp = exp.train(30, [(x, y)], progress=False)
+    >>> path = tempfile.mkdtemp() + "/classifier"
+    >>> solstice.export(exp, path, classes=["odd", "even"])
+    >>> exported = solstice.load_exported(path)
+    >>> np.array_equal(exported(x), exp(x)), exported.predict(x).tolist()
+    (True, ['odd', 'even', 'even', 'odd'])
+    """
+    batch, platforms, names = _batch(batch), _platforms(platforms), _names(classes)
+    place = folder.vacant(path, overwrite=arguments.flag(overwrite, "overwrite"))
+    known = subject(exp_or_model, names)
+    inputs = example_of(known, example, raw=preprocess is not None)
+    if preprocess is not None:
+        takes = ", ".join(["x", *(f"x{i}" for i in range(1, len(inputs)))])
+        arguments.function(preprocess, "preprocess", takes)
+    shapes = with_batch(inputs, batch)
+
+    def trace(function: Function) -> Traced:
+        return _traced(exp_or_model, _prepared(function, preprocess), inputs, shapes)
+
+    programs, why = {"outputs": trace(known.outputs)}, known.unpredicted
+    if known.predictions is not None:
+        try:
+            programs["predictions"] = trace(known.predictions)
+        except Exception as error:
+            if names is not None or isinstance(error, SolsticeError):
+                raise
+            # The outputs can be exported all the same; who asks for predictions is told.
+            first = str(error).partition("\n")[0]
+            why = f"its predict() is none that jax can trace ({type(error).__name__}: {first})"
+    rule = None
+    if names is not None:
+        rule = known.names(programs["outputs"].gives)
+        _check_names(names, rule, programs, why)
+    about = {
+        "of": type(exp_or_model).__name__,
+        "versions": {"solstice": version("solstice"), "jax": jax.__version__},
+        "platforms": list(platforms),
+        "inputs": Form.of(shapes).to_dict(),
+        "input_names": None if preprocess is not None else known.input_names,
+        "outputs_are": known.outputs_are,
+        "gives": {name: Form.of(one.gives).to_dict() for name, one in programs.items()},
+        "takes": {name: list(one.weights) for name, one in programs.items()},
+        "unpredicted": None if "predictions" in programs else why,
+        "classes": names,
+        "each_class": rule is not None and rule.each,
+    }
+    weights = {name: array for one in programs.values() for name, array in one.weights.items()}
+    serialized = {name: lowered(one, platforms) for name, one in programs.items()}
+    folder.write(place, folder.Content(about, serialized, weights))
+
+
+def _prepared(function: Function, preprocess: Callable[..., PyTree] | None) -> Function:
+    if preprocess is None:
+        return function
+
+    def prepared(thing: Any, inputs: tuple[PyTree, ...]) -> PyTree:
+        found = preprocess(*inputs)
+        return function(thing, found if type(found) is tuple else (found,))
+
+    return prepared
+
+
+def _traced(
+    thing: Experiment | Model,
+    function: Function,
+    inputs: tuple[PyTree, ...],
+    shapes: tuple[PyTree, ...],
+) -> Traced:
+    """Trace a function of an experiment or a model and of inputs.
+
+    Raises:
+        ValueError: It can be traced for the example's number of examples, and not for any number.
+    """
+    pairs, structure = flatten_with_paths(thing)
+    arrays = {name: leaf for name, leaf in pairs if is_array(leaf)}
+    _check_here(arrays)
+    leaves, form = jax.tree.flatten(shapes)
+
+    def flat(arrays: Mapping[str, Any], inputs: list[Any]) -> PyTree:
+        whole = jax.tree.unflatten(structure, [arrays.get(name, leaf) for name, leaf in pairs])
+        found = function(whole, jax.tree.unflatten(form, inputs))
+        return jax.tree.map(jnp.asarray, found)
+
+    try:
+        return traced(flat, arrays, leaves)
+    except Exception as error:
+        fixed = jax.tree.leaves(with_batch(inputs, "example"))
+        if isinstance(error, SolsticeError) or fixed == leaves or not _traces(flat, arrays, fixed):
+            raise
+        first = str(error).partition("\n")[0]
+        raise InvalidValueError(
+            f"batch={'any'!r} is expected to suit a network whose program is the same for any "
+            f"number of examples; tracing {type(thing).__name__} with {describe(shapes)} failed: "
+            f"{type(error).__name__}: {first} Fix the number, batch=32 say, and pad what has "
+            f"fewer; or let the network ask for no number (reshape with -1, no `if` on x.shape[0])."
+        ) from error
+
+
+def _traces(function: Callable[..., PyTree], arrays: Mapping[str, Any], inputs: list[Any]) -> bool:
+    try:
+        traced(function, arrays, inputs)
+    except Exception:  # noqa: BLE001 - then it is not the number of examples; the first is raised
+        return False
+    return True
+
+
+def _check_here(arrays: Mapping[str, Any]) -> None:
+    for name, array in arrays.items():
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            raise InvalidValueError(
+                f"exp_or_model is expected to hold arrays of this process; {name!r} lies in "
+                f"several processes. Gather it in all of them by solstice.sharding.gather(exp), "
+                f"and export it in one."
+            )
+
+
+def _batch(batch: Any) -> Batch:
+    if isinstance(batch, str):
+        return arguments.choice(batch, "batch", ("any", "example"))
+    return arguments.count(batch, "batch", most=2**31 - 1)
+
+
+def _platforms(platforms: Any) -> tuple[str, ...]:
+    listed = [platforms] if isinstance(platforms, str) else arguments.texts(platforms, "platforms")
+    if not listed:
+        raise InvalidValueError(
+            f"platforms are expected to be some of {', '.join(_PLATFORMS)}; it is {platforms!r}."
+        )
+    chosen = [arguments.choice(one, "platforms", _PLATFORMS) for one in listed]
+    return tuple(dict.fromkeys(chosen))
+
+
+def _names(classes: Any) -> tuple[str, ...] | None:
+    if classes is None:
+        return None
+    names = arguments.texts(classes, "classes")
+    if not names or len(set(names)) < len(names) or isinstance(classes, set | frozenset):
+        raise InvalidValueError(
+            f"classes are expected to be different names in their order, at least one; they are "
+            f"{describe(classes)}."
+        )
+    return tuple(names)
+
+
+def _check_names(
+    names: tuple[str, ...], rule: Names | None, programs: Mapping[str, Traced], why: str
+) -> None:
+    """Raise where names of classes do not go with what is predicted.
+
+    Raises:
+        ValueError: There are too many or too few, or nothing that they could name.
+    """
+    if "predictions" not in programs:
+        raise InvalidValueError(
+            f"classes are expected to name what is predicted; they are {', '.join(names)}, and "
+            f"{why}. Define `predict(self, x)`, which returns numbers of classes, or export "
+            f"without classes."
+        )
+    gives = programs["predictions"].gives
+    whole = isinstance(gives, jax.ShapeDtypeStruct) and jnp.issubdtype(gives.dtype, jnp.integer)
+    if rule is None or not whole:
+        raise InvalidValueError(
+            f"classes are expected to name what is predicted; they are {', '.join(names)}, and "
+            f"predictions are {describe(gives)}, no numbers of classes. Export without classes."
+        )
+    if rule.number != len(names):
+        raise InvalidValueError(
+            f"classes are expected to be {rule.number} names, as many as there are classes; they "
+            f"are {len(names)}: {', '.join(names[:8])}."
+        )

@@ -1,0 +1,231 @@
+"""Exported: what `export` wrote, read and called without any network library."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from solstice.arguments import describe
+from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.exporting import folder
+from solstice.exporting.forms import ArrayForm, Form
+from solstice.tree.names import names_difference
+from solstice.tree.pytree import PyTree
+from solstice.tree.reprs import Shown
+from solstice.tree.tensors import untrusted
+
+
+def load_exported(path: str | os.PathLike[str]) -> "Exported":
+    """Return what `export` wrote into a folder, to be called; no network library is needed.
+
+    Args:
+        path: The folder, with or without the machine it was written on.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        DamagedFileError: It is none that `export` wrote, a part is missing, or was changed.
+        ValueError: It is of a newer version, for other platforms than this process computes on, or
+            needs 64-bit types that jax has turned off.
+        ImportError: safetensors is not installed.
+
+    >>> import equinox as eqx, jax, numpy as np, solstice, tempfile
+    >>> model = solstice.compat.EquinoxModel(eqx.nn.Linear(4, 2, key=jax.random.key(0)))
+    >>> path = tempfile.mkdtemp() + "/linear"
+    >>> solstice.export(model, path, example=np.ones((1, 4), np.float32), platforms="cpu")
+    >>> exported = solstice.load_exported(path)
+    >>> exported.inputs, exported(np.ones((3, 4), np.float32)).shape
+    (float32[batch,4], (3, 2))
+    """
+    content = folder.read(path)
+    with untrusted(os.fspath(path), is_file=False):
+        return Exported(os.fspath(path), content)
+
+
+class Exported(Shown):
+    """An exported network: called on batches, it gives what the experiment or the model gave.
+
+    `load_exported` makes it. The first call with each number of examples compiles the program.
+
+    Attributes:
+        classes: The names of the classes or labels; None where the export has none.
+        inputs: The shape and the type of the input, or a tuple of several; "batch" in a shape is
+            any number of examples.
+        outputs: Those of the outputs.
+        outputs_are: What these are, in words, such as "logits, one for each class".
+        platforms: What it runs on: "cpu", "cuda", "rocm", "tpu".
+        versions: Those of Solstice and jax that wrote it.
+    """
+
+    def __init__(self, path: str, content: folder.Content) -> None:
+        about = content.about
+        self.path = path
+        self.of = str(about["of"])
+        names = about["input_names"]
+        self._takes, self._names = Form.from_dict(about["inputs"]), names and tuple(names)
+        self.platforms = tuple(about["platforms"])
+        self.versions: dict[str, str] = about["versions"]
+        self.outputs_are = str(about["outputs_are"])
+        self.classes = None if about["classes"] is None else tuple(about["classes"])
+        self._each, self._unpredicted = about["each_class"], about["unpredicted"]
+        gives = {name: Form.from_dict(one) for name, one in about["gives"].items()}
+        self.inputs = _one(self._takes.whole(), names)
+        self.outputs = gives["outputs"].whole()
+        self._check_platform()
+        for form in (self._takes, *gives.values()):
+            _check_types(form.arrays)
+        _check_types([one for one in content.weights.values() if isinstance(one, np.ndarray)])
+        weights = {name: jax.device_put(array) for name, array in content.weights.items()}
+        self._programs = {
+            name: _Program(
+                _deserialized(content.programs[name], self),
+                {one: weights[one] for one in about["takes"][name]},
+                self._takes,
+                form,
+            )
+            for name, form in gives.items()
+        }
+
+    def __call__(self, *inputs: PyTree) -> Any:
+        """Return the outputs for a batch of inputs.
+
+        Args:
+            *inputs: As the experiment or the model takes them: several inputs as as many arguments,
+                as one tuple, or as a mapping where they have names. Arrays of jax or numpy.
+
+        Raises:
+            TypeError: They are built otherwise than `inputs` says, or of another dtype.
+            ValueError: They have other shapes.
+        """
+        return self._programs["outputs"](self._arrays(inputs))
+
+    def predict(self, *inputs: PyTree) -> Any:
+        """Return what the experiment's `predict` does for a batch of inputs.
+
+        Where the export has the names of classes, an array of these names is returned; of several
+        labels an example, 0 or 1 for each label, in the order of `classes`.
+
+        Raises:
+            TypeError: Nothing says what is predicted; or as a call does.
+        """
+        if "predictions" not in self._programs:
+            raise InvalidTypeError(
+                f"The export at {self.path!r} holds outputs alone: {self._unpredicted}. Call it "
+                f"for its outputs: exported(x)."
+            )
+        found = self._programs["predictions"](self._arrays(inputs))
+        if self.classes is None or self._each:
+            return found
+        numbers = np.asarray(found)
+        outside = (numbers < 0) | (numbers >= len(self.classes))
+        if outside.any():
+            raise InvalidValueError(
+                f"Predictions are expected to be numbers of the {len(self.classes)} classes; "
+                f"{numbers[outside][0]} is none. Export with the names of all classes."
+            )
+        return np.asarray(self.classes)[numbers]
+
+    def _arrays(self, inputs: tuple[PyTree, ...]) -> list[Any]:
+        if len(inputs) == 1:
+            inputs = inputs[0] if type(inputs[0]) is tuple else self._by_name(inputs)
+        if type(self._takes.tree) is tuple and len(self._takes.tree) != len(inputs):
+            raise InvalidTypeError(
+                f"inputs are expected to be {describe(self.inputs)}; they are {describe(inputs)}."
+            )
+        one = len(inputs) == 1
+        what = "x" if one else "inputs"
+        return self._takes.taken_apart(inputs, what)
+
+    def _by_name(self, inputs: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+        named = inputs[0]
+        if self._names is None or not isinstance(named, Mapping):
+            return inputs
+        missing = [name for name in self._names if name not in named]
+        if missing:
+            raise InvalidTypeError(
+                f"inputs are expected to be named {', '.join(map(repr, self._names))}; "
+                f"{names_difference(self._names, map(str, named))}."
+            )
+        return tuple(named[name] for name in self._names)
+
+    def _check_platform(self) -> None:
+        here = jax.default_backend()
+        if not set(self.platforms) & ({"cuda", "rocm"} if here == "gpu" else {here}):
+            raise InvalidValueError(
+                f"The export at {self.path!r} is for {' and '.join(self.platforms)}, and this "
+                f"process computes on {here}. Export it again with "
+                f"{'cuda or rocm' if here == 'gpu' else here} among platforms=, or run it on one "
+                f"of its own."
+            )
+
+    def _shown(self) -> list[tuple[str, object]]:
+        inputs, outputs = (jax.tree.map(_shape, one) for one in (self.inputs, self.outputs))
+        shown = [("", self.path), ("of", self.of), ("inputs", inputs), ("outputs", outputs)]
+        shown += [("classes", self.classes)] * (self.classes is not None)
+        return [*shown, ("platforms", self.platforms)]
+
+
+def _shape(form: ArrayForm) -> jax.ShapeDtypeStruct:
+    """Return what prints as an array does."""
+    return jax.ShapeDtypeStruct(form.shape, form.dtype)
+
+
+class _Program:
+    """One exported program, with the weights that it takes."""
+
+    def __init__(
+        self,
+        exported: jax.export.Exported,
+        weights: dict[str, PyTree],
+        takes: Form,
+        gives: Form,
+    ) -> None:
+        forms = [(array.shape, array.dtype) for array in (*takes.arrays, *gives.arrays)]
+        n = len(jax.tree.leaves(weights))
+        found = [
+            (tuple(size if isinstance(size, int) else str(size) for size in aval.shape), aval.dtype)
+            for aval in (*exported.in_avals[n:], *exported.out_avals)
+        ]
+        if found != forms:
+            raise ValueError("a program takes or gives other arrays than export.json says")
+        self._weights, self._gives = weights, gives
+        self._call = jax.jit(exported.call)
+
+    def __call__(self, arrays: Sequence[Any]) -> Any:
+        try:
+            found = self._call(self._weights, list(arrays))
+        except ValueError as error:
+            raise InvalidValueError(
+                f"inputs are expected to be what the exported program takes; they are "
+                f"{describe(list(arrays))}: {error}"
+            ) from error
+        return self._gives.whole(found)
+
+
+def _deserialized(program: bytes, of: Exported) -> jax.export.Exported:
+    try:
+        return jax.export.deserialize(bytearray(program))
+    except Exception as error:
+        raise InvalidValueError(
+            f"The export at {of.path!r} was written by jax {of.versions.get('jax')}, and jax "
+            f"{jax.__version__} cannot read it: {error}. Load it with a version nearer to that "
+            f"one, or export it again."
+        ) from error
+
+
+def _check_types(arrays: Sequence[ArrayForm | np.ndarray]) -> None:
+    for one in arrays:
+        if jax.dtypes.canonicalize_dtype(one.dtype) != one.dtype:
+            raise InvalidValueError(
+                f"The exported program has an array {describe(one)}, of a type that jax has turned "
+                f"off here. Turn it on before anything else: "
+                f"jax.config.update('jax_enable_x64', True)."
+            )
+
+
+def _one(inputs: PyTree, names: Sequence[str] | None) -> PyTree:
+    """Return the inputs as users give them: one alone, several by name or in a tuple."""
+    if names:
+        return dict(zip(names, inputs, strict=True))
+    return inputs[0] if type(inputs) is tuple and len(inputs) == 1 else inputs

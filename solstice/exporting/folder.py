@@ -1,0 +1,227 @@
+"""The folder of an export: one JSON that says what is there, the programs, and the weights.
+
+It gets its name when all of it is on the disk. Only a folder that Solstice wrote is ever replaced.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from solstice import arguments
+from solstice.arguments import describe
+from solstice.errors import DamagedFileError, ExistingFileError, InvalidValueError, MissingFileError
+from solstice.tree.files import load, save
+from solstice.tree.pytree import PyTree
+from solstice.tree.tensors import (
+    array_digest,
+    check_regular,
+    damaged,
+    packages,
+    sync_directory,
+    text_digest,
+    untrusted,
+)
+
+ABOUT = "export.json"
+WEIGHTS = "weights.safetensors"
+_FORMAT, _VERSION = "solstice export", 1
+# Says in the file of weights which export it belongs to.
+_EXPORT = "of export"
+_PROGRAM = "{}.jax_export"
+_OURS = re.compile(rf"{re.escape(ABOUT)}|{re.escape(WEIGHTS)}|\w+\.jax_export")
+
+
+class Content(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        about: What its JSON says.
+        programs: The programs by name, as jax serializes them.
+        weights: The arrays by their names.
+    """
+
+    about: dict[str, Any]
+    programs: dict[str, bytes]
+    weights: dict[str, PyTree]
+
+
+def vacant(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
+    """Return the path of a folder that may be written.
+
+    Raises:
+        ValueError: It is a URL.
+        FileExistsError: There is something: an export without `overwrite`, or anything else.
+        ImportError: What writes the weights is not installed.
+    """
+    packages()
+    place = _local(path)
+    if not os.path.lexists(place) or (_is_folder(place) and not os.listdir(place)):
+        return place
+    if not _is_export(place):
+        raise ExistingFileError(
+            f"path is expected to be a new folder; at {os.fspath(place)!r}, there is something "
+            f"that export() did not write. Choose another path."
+        )
+    if not overwrite:
+        raise ExistingFileError(
+            f"path is expected to be a new folder; at {os.fspath(place)!r}, there is an export. "
+            f"Replace it with export(..., overwrite=True), or choose another path."
+        )
+    return place
+
+
+def write(place: Path, content: Content) -> None:
+    """Write a folder, which appears when it is whole, in the place of an older export if any."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(8)
+    room = place.with_name(f".{place.name[:200]}.{token}.tmp")
+    room.mkdir()
+    try:
+        digests = {}
+        for name, program in content.programs.items():
+            _write(room / _PROGRAM.format(name), program)
+            digests[name] = _digest(program)
+        save(room / WEIGHTS, {_EXPORT: token, **content.weights})
+        about = {"format": f"{_FORMAT} {_VERSION}", **content.about}
+        about |= {"export": token, "programs": digests}
+        about["digest"] = _digest_of(about)
+        _write(room / ABOUT, json.dumps(about, indent=2).encode())
+        sync_directory(room)
+        _take_place(room, place, token)
+        sync_directory(place.parent)
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def read(path: str | os.PathLike[str]) -> Content:
+    """Return what a folder holds.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        DamagedFileError: It is none of ours, a part is missing, or something was changed.
+        ValueError: A newer version wrote it.
+    """
+    place = _local(path)
+    if not place.is_dir():
+        raise MissingFileError(
+            f"path is expected to be the folder of an export; there is none at {os.fspath(path)!r}."
+        )
+    about = _about(place)
+    with untrusted(place, is_file=False):
+        names = about["programs"]
+        if not all(re.fullmatch(r"\w+", name) for name in names):
+            raise damaged(place, "its programs have odd names", is_file=False)
+        programs = {name: _read(place, _PROGRAM.format(name)) for name in names}
+        for name, program in programs.items():
+            if _digest(program) != names[name]:
+                why = f"the bytes of {_PROGRAM.format(name)} are not those that were written"
+                raise damaged(place, why, is_file=False)
+        if not (place / WEIGHTS).is_file():
+            raise damaged(place, f"{WEIGHTS} is missing", is_file=False)
+        weights = load(place / WEIGHTS)
+        if weights.pop(_EXPORT, None) != about["export"]:
+            raise damaged(place, f"{WEIGHTS} is of another export", is_file=False)
+    return Content(about, programs, weights)
+
+
+def _about(place: Path) -> dict[str, Any]:
+    if not (place / ABOUT).is_file():
+        raise DamagedFileError(
+            f"{place} is expected to be a folder that solstice.export wrote, with a file {ABOUT}; "
+            f"it has {', '.join(sorted(os.listdir(place))[:5]) or 'nothing'}. Give the folder "
+            f"itself; of a copy, check that it is whole.",
+            path=str(place),
+        )
+    try:
+        about = json.loads(_read(place, ABOUT))
+        form = str(about.get("format"))
+        version = re.fullmatch(rf"{_FORMAT} (\d{{1,9}})", form)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise damaged(place / ABOUT, f"it is no JSON of an export ({error})") from error
+    if version is None:
+        raise damaged(place / ABOUT, f"its format is {form!r}, not {_FORMAT!r}")
+    if int(version[1]) != _VERSION:
+        raise InvalidValueError(
+            f"{place} has the format {form!r}, and this version of Solstice reads "
+            f"'{_FORMAT} {_VERSION}'. Load it with the version that wrote it, "
+            f"{about.get('versions')}, or a newer one."
+        )
+    if about.pop("digest", None) != _digest_of(about):
+        raise damaged(place / ABOUT, "what it says was changed")
+    return about
+
+
+def _take_place(room: Path, place: Path, token: str) -> None:
+    """Give a whole folder its name; an older export goes when this one is there."""
+    if not os.path.lexists(place) or not os.listdir(place):
+        room.rename(place)
+        return
+    old = place.with_name(f".{place.name[:200]}.{token}.old")
+    place.rename(old)
+    try:
+        room.rename(place)
+    except OSError:
+        old.rename(place)
+        raise
+    for entry in list(os.scandir(old)):
+        if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            os.unlink(entry.path)
+    old.rmdir()
+
+
+def _local(path: str | os.PathLike[str]) -> Path:
+    place = arguments.path(path, "path")
+    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):
+        raise InvalidValueError(
+            f"path is expected to be a folder on this machine; it is {describe(path)}. Copy "
+            f"between a store and a local folder: fsspec.filesystem('s3').put(folder, url, "
+            f"recursive=True), or .get(url, folder, recursive=True)."
+        )
+    return place
+
+
+def _is_folder(place: Path) -> bool:
+    return place.is_dir() and not place.is_symlink()
+
+
+def _is_export(place: Path) -> bool:
+    """Say whether a folder holds an export, whole or not, and nothing else."""
+    if not _is_folder(place) or not (place / ABOUT).is_file():
+        return False
+    if not all(map(_OURS.fullmatch, os.listdir(place))):
+        return False
+    try:
+        return str(json.loads(_read(place, ABOUT))["format"]).startswith(_FORMAT)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _read(place: Path, name: str) -> bytes:
+    path = place / name
+    try:
+        check_regular(path)
+    except FileNotFoundError as error:
+        raise damaged(place, f"{name} is missing", is_file=False) from error
+    return path.read_bytes()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _digest(content: bytes) -> str:
+    return array_digest(np.frombuffer(content, np.uint8))
+
+
+def _digest_of(about: Mapping[str, Any]) -> str:
+    return text_digest(json.dumps(about, sort_keys=True))
