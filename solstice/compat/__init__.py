@@ -14,6 +14,9 @@ from solstice.compat.metrics import UpdatedMetrics, as_metrics
 from solstice.compat.model import Model, join_params, missing_key, single_key, split_params
 from solstice.compat.optimizer import Optimizer
 from solstice.compat.registry import as_model, as_optimizer, register
+from solstice.compat.weights.load import load
+from solstice.compat.weights.report import LoadReport
+from solstice.compat.weights.save import save
 from solstice.static import Static
 from solstice.tree.overwritten import Overwritten, overwrite, trained
 
@@ -38,6 +41,7 @@ __all__ = [
     "JaxOptimizer",
     "KerasModel",
     "KerasOptimizer",
+    "LoadReport",
     "Model",
     "NNXMetrics",
     "NNXModel",
@@ -56,9 +60,11 @@ __all__ = [
     "gradients",
     "intermediates",
     "join_params",
+    "load",
     "missing_key",
     "overwrite",
     "register",
+    "save",
     "single_key",
     "split_params",
     "trained",

@@ -157,6 +157,10 @@ class EquinoxModel(Model):
         remedy = "Heed `inference`, or give flags= that say how it evaluates."
         return run_with_key(evaluate, None, train=False, adapter=_NAME, remedy=remedy), self
 
+    def library_name(self, name: str) -> str:
+        """Return an array's path in the module, as in "layers/0/weight"; "state/..." of the state."""
+        return name.removeprefix("params/")
+
     def unwrap(self) -> Any:
         """Return the module, or `(module, state)` of a network with state, in training mode."""
         module = self._module(train=True)

@@ -147,6 +147,10 @@ class KerasModel(Model):
         state = {name: scope.get_current_value(variables[name]) for name in state}
         return outputs, replace(self, state=state | (stored if drawn else {}))
 
+    def library_name(self, name: str) -> str:
+        """Return a variable's position and path; sorted, they are in the network's order."""
+        return name.removeprefix("params/").removeprefix("state/")
+
     def unwrap(self) -> Any:
         """Return a Keras network of its own with the current values.
 
