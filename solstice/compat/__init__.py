@@ -14,6 +14,7 @@ from solstice.compat.metrics import UpdatedMetrics, as_metrics
 from solstice.compat.model import Model, join_params, missing_key, single_key, split_params
 from solstice.compat.optimizer import Optimizer
 from solstice.compat.registry import as_model, as_optimizer, register
+from solstice.compat.weights.convert import convert
 from solstice.compat.weights.load import load
 from solstice.compat.weights.report import LoadReport
 from solstice.compat.weights.save import save
@@ -56,6 +57,7 @@ __all__ = [
     "as_optimizer",
     "by_path",
     "check_train",
+    "convert",
     "freeze",
     "gradients",
     "intermediates",

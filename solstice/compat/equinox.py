@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from solstice import arguments
@@ -157,6 +158,20 @@ class EquinoxModel(Model):
         remedy = "Heed `inference`, or give flags= that say how it evaluates."
         return run_with_key(evaluate, None, train=False, adapter=_NAME, remedy=remedy), self
 
+    def settle_averages(self) -> Self:
+        """Return the model with the steps of each batch norm counted high, and the first one past.
+
+        Moments are divided by `1 - momentum ** counter` in evaluation.
+        """
+        module, state = self._module(train=False), jax.tree.map(lambda leaf: leaf, self.state)
+        for norm in filter(_is_norm, jax.tree.leaves(module, is_leaf=_is_norm)):
+            if norm.batch_counter is not None:
+                count = state.get(norm.batch_counter)
+                state = state.set(norm.batch_counter, jnp.full_like(count, 10**8))
+            if norm.ema_first_time_index is not None:
+                state = state.set(norm.ema_first_time_index, jnp.array(False))
+        return replace(self, state=state)
+
     def library_name(self, name: str) -> str:
         """Return an array's path in the module, as in "layers/0/weight"; "state/..." of the state."""
         return name.removeprefix("params/")
@@ -222,6 +237,10 @@ class EquinoxModel(Model):
         if self._state_by_name:
             return call(*inputs, state=state, **kwargs)
         return call(*inputs, state, **kwargs)
+
+
+def _is_norm(node: object) -> bool:
+    return isinstance(node, eqx.nn.BatchNorm)
 
 
 def _is_index(node: object) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, Self
 import equinox as eqx
 import haiku as hk
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from solstice.arguments import describe
@@ -173,6 +174,20 @@ class HaikuModel(Model):
             module: {one: value for one, value in states.items() if one.startswith(name)}
             for module, states in state.items()
         }
+
+    def settle_averages(self) -> Self:
+        """Return the model with each moving average's `hidden` at its `average`, and counted high.
+
+        What Haiku keeps in `hidden` is divided by `1 - decay ** counter` in each training step.
+        """
+        settled = {
+            module: one
+            | {"hidden": one["average"], "counter": jnp.full_like(one["counter"], 10**8)}
+            if one.keys() == {"average", "counter", "hidden"}
+            else one
+            for module, one in self.state.items()
+        }
+        return replace(self, state=settled)
 
     @property
     def example(self) -> tuple[PyTree, ...]:

@@ -92,6 +92,16 @@ class Model(Shown, eqx.Module):
     def unwrap(self) -> Any:
         """Return what the library itself would use, with the current values."""
 
+    def settle_averages(self) -> Self:
+        """Return the model with its running averages as they stand after long training.
+
+        Where weights of a trained network are put into this one, what corrects averages of few
+        steps (a counter, a flag of the first step) must not correct the new ones: they would be
+        right in evaluation and wrong in the next training step. Networks without such corrections,
+        the default, return themselves.
+        """
+        return self
+
     def library_name(self, name: str) -> str:
         """Return the name under which the library's own tools look for an array; `compat.save`.
 

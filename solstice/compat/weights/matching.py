@@ -285,11 +285,12 @@ def _mismatch(target: Sequence[Use], source: Sequence[Use], why: str = "") -> Mi
     """Name the first place where two sequences of uses differ."""
     statistics = [{use.role for use in uses} & {MEAN, VARIANCE} for uses in (target, source)]
     if not why and statistics[0] != statistics[1]:
-        without = "like" if statistics[1] else "model"
-        why = f"{without} keeps no batch statistics"
+        without = "target" if statistics[1] else "source"
+        why = f"the {without} keeps no batch statistics"
     mine, its = _first_difference(target, source)
-    text = f"like uses {mine or 'nothing more'} where model uses {its or 'nothing more'}" + (
-        f": {why}" if why else ""
+    text = (
+        f"The target uses {mine or 'nothing more'} where the source uses {its or 'nothing more'}"
+        f"{': ' * bool(why)}{why}."
     )
     return MismatchError(text, target=mine and mine.leaf, source=its and its.leaf)
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from solstice.arguments import describe
+from solstice.compat.weights.torch import from_tensor, is_tensor
 from solstice.errors import InvalidValueError, UnequalOutputsError
 from solstice.tree.pytree import PyTree
 
@@ -13,35 +14,29 @@ from solstice.tree.pytree import PyTree
 HYPER_PARAMETERS = 1e-2
 
 
-def difference(found: PyTree, expected: PyTree) -> float:
-    """Return the largest difference, as a part of the largest expected number (at least 1).
+def as_expected(outputs: PyTree, found: PyTree) -> PyTree:
+    """Return outputs that are expected as numpy's arrays, in the structure of those found.
 
     Raises:
-        ValueError: They differ in structure or shape.
-
-    >>> difference(np.float32([1.0, 200.0]), np.float32([1.0, 202.0]))
-    0.0099...
+        ValueError: They have another structure or other shapes; both are described.
     """
-    leaves, structure = jax.tree.flatten(found)
-    wanted = jax.tree.leaves(expected)
-    if len(wanted) == len(leaves):
-        wanted = [np.asarray(leaf) for leaf in wanted]
-    if [np.shape(leaf) for leaf in leaves] != [np.shape(leaf) for leaf in wanted]:
+    if isinstance(found, np.ndarray):
+        expected = from_tensor(outputs) if is_tensor(outputs) else np.asarray(outputs)
+    else:
+        expected = jax.tree.map(
+            lambda leaf: from_tensor(leaf) if is_tensor(leaf) else np.asarray(leaf), outputs
+        )
+    shapes = [jax.tree.map(np.shape, tree) for tree in (found, expected)]
+    if shapes[0] != shapes[1] or any(leaf.dtype.kind in "OSU" for leaf in jax.tree.leaves(expected)):
         raise InvalidValueError(
             f"outputs is expected to be like the model's own outputs, {describe(found)}; it is "
-            f"{describe(expected)}. Pass what the other network gives for the same inputs."
+            f"{describe(outputs)}. Pass what the other network gives for the same inputs."
         )
-    del structure
-    far = 0.0
-    for one, other in zip(leaves, wanted, strict=True):
-        a, b = np.asarray(one).astype(complex), np.asarray(other).astype(complex)
-        if a.size:
-            far = float(np.maximum(far, np.abs(a - b).max() / max(1.0, np.abs(b).max())))
-    return far
+    return expected
 
 
 def explained(
-    found: float, tolerance: float, suspects: Sequence[str], epsilons: Sequence[float]
+    found: float, tolerance: float, suspects: Sequence[str], epsilons: Sequence[float], tries: int = 0
 ) -> UnequalOutputsError:
     """Return the error for outputs that are too far apart, with what that points to."""
     used = ", ".join(f"{one:g}" for one in dict.fromkeys(epsilons))
@@ -63,6 +58,8 @@ def explained(
             "Every leaf had one array that fits, so the networks differ: in an activation, the "
             "order of axes before a flatten, padding, or what is done to the inputs"
         )
+    if tries > 1:
+        why += f". {tries} assignments of alike layers were tried"
     return UnequalOutputsError(
         f"The loaded model's outputs are expected to be those given, up to {tolerance:g}; they "
         f"differ by {found:.2g} of the largest. {why}.",

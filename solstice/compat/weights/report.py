@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-import jax
 import numpy as np
 
 from solstice import arguments
 from solstice.compat.model import Model
-from solstice.compat.weights.outputs import difference, explained
+from solstice.compat.weights.outputs import as_expected, explained
+from solstice.compat.weights.proof import difference, evaluation
 from solstice.errors import InvalidValueError
 from solstice.tree.names import elided
 from solstice.tree.pytree import PyTree
@@ -93,7 +92,8 @@ class LoadReport:
         tolerance = arguments.number(tolerance, "tolerance", above=0)
         inputs = inputs if type(inputs) is tuple else (inputs,)
         arguments.check_leaves(inputs, "inputs")
-        found = difference(run(self._model, inputs), outputs)
+        computed = evaluation(self._model, inputs)({})
+        found = difference(computed, as_expected(outputs, computed))
         if found > tolerance or not np.isfinite(found):
             suspects = [row.leaf for row in self.ambiguous]
             raise explained(found, tolerance, suspects, self._epsilons)
@@ -143,17 +143,7 @@ def _few(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
-@jax.jit
-def _forward(model: Model, inputs: tuple[PyTree, ...]) -> PyTree:
-    return model(*inputs)[0]
-
-
-def run(model: Model, inputs: tuple[Any, ...]) -> PyTree:
-    """Return a model's outputs in evaluation."""
-    return _forward(model, inputs)
-
-
-def check_missing(
+def check_left(
     source: str,
     missing: dict[str, tuple[int, ...]],
     unused: dict[str, tuple[int, ...]],
