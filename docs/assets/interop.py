@@ -1,4 +1,4 @@
-"""Networks trained in torch, loaded by twins in every library: `nox -s interop`.
+"""Networks trained in torch, loaded by twins in every library: `nox -s interop`, `-- lstm` for one.
 
 Each is trained for a few steps, saved with torch.save and with safetensors, and loaded from both. The
 twins' outputs must be those of torch to 1e-5; the figures are printed as a table.
@@ -522,7 +522,7 @@ def main():
     print(f"torch {torch.__version__}, largest difference of outputs (of the largest, at least 1)\n")
     print("| network |", " | ".join(LIBRARIES), "|")
     print("| --- |" + " --- |" * len(LIBRARIES))
-    for name in TORCH:
+    for name in sys.argv[1:] or TORCH:
         network, outputs = trained(name)
         state = network.state_dict()
         files = [folder / f"{name}.pt", folder / f"{name}.safetensors"]

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
+from jax.extend.core import Literal, jaxpr_as_fun
 
 from solstice.compat.model import Model, as_inputs
 from solstice.compat.weights.arrays import float_arrays, with_arrays
@@ -57,13 +57,18 @@ def find_gates(model: Model, example: PyTree, cells: Sequence[Cell]) -> list[Gat
 
     zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
     closed = jax.make_jaxpr(forward)(zeros, inputs)
-    rest = jax.tree.leaves(inputs)
+    bodies: list[Any] = []
+
+    @jax.jit
+    def entered(values: dict[str, Any], inputs: PyTree) -> list[Any]:
+        loops: list[_Loop] = []
+        _run(closed.jaxpr, closed.consts, jax.tree.leaves((values, inputs)), loops)
+        bodies[:] = [loop.body for loop in loops]
+        return [(loop.consts, loop.carry, loop.inputs) for loop in loops]
 
     def turns(values: dict[str, np.ndarray]) -> list["_Loop"]:
-        loops: list[_Loop] = []
-        flat = [jnp.asarray(values[name]) for name in sorted(values)]
-        _run(closed.jaxpr, closed.consts, [*flat, *rest], loops)
-        return loops
+        found = entered(values, inputs)
+        return [_Loop(body, *parts) for body, parts in zip(bodies, found, strict=True)]
 
     at_rest, found = turns(zeros), []
     for cell in cells:
@@ -99,22 +104,21 @@ class _Loop:
 
     def differs(self, other: "_Loop") -> bool:
         pairs = zip(self.consts, other.consts, strict=True)
-        return any(not np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
+        return any(_is_float(a) and not np.array_equal(a, b) for a, b in pairs)
 
     def lstm(self, hidden: int) -> Gates | None:
         """Return the order of gates by whose formula a turn changes the carry."""
         places = [
             i
             for i, leaf in enumerate(self.carry)
-            if np.ndim(leaf) and leaf.shape[-1] == hidden and jnp.issubdtype(leaf.dtype, jnp.floating)
+            if np.ndim(leaf) and leaf.shape[-1] == hidden and _is_float(leaf)
         ]
+        turn = jax.jit(jaxpr_as_fun(self.body))
         for cell, output in itertools.permutations(places, 2):
             carry = list(self.carry)
             c = np.linspace(-1, 1, carry[cell].size).reshape(carry[cell].shape)
             carry[cell] = jnp.asarray(c, carry[cell].dtype)
-            after = jax.core.eval_jaxpr(
-                self.body.jaxpr, self.body.consts, *self.consts, *carry, *self.inputs
-            )
+            after = turn(*self.consts, *carry, *self.inputs)
             new_c, new_h = np.asarray(after[cell], float), np.asarray(after[output], float)
             for order in itertools.permutations("ifgo"):
                 for forget in (0.0, 1.0, -1.0):
@@ -124,6 +128,10 @@ class _Loop:
                     if np.abs(want - new_c).max() < _CLOSE and np.abs(out - new_h).max() < _CLOSE:
                         return Gates("".join(order), forget)
         return None
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _sigmoid(x: float) -> float:
@@ -149,8 +157,7 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], loops: list[_Lo
             opened, own = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
             outs = _run(opened, own, ins, loops)
         else:
-            subfuns, params = eqn.primitive.get_bind_params(p)
-            outs = eqn.primitive.bind(*subfuns, *ins, **params)
+            outs = eqn.primitive.bind(*ins, **p)
             outs = outs if eqn.primitive.multiple_results else [outs]
         env |= dict(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
