@@ -20,6 +20,9 @@ from solstice.compat.surgery.quantize import quantize
 from solstice.compat.surgery.tags import tag
 from solstice.compat.surgery.wrapped import WrappedModel, merge
 from solstice.compat.weights.convert import convert
+from solstice.compat.weights.load import load
+from solstice.compat.weights.report import LoadReport
+from solstice.compat.weights.save import save
 from solstice.static import Static
 from solstice.tree.overwritten import Overwritten, overwrite, trained
 
@@ -44,6 +47,7 @@ __all__ = [
     "JaxOptimizer",
     "KerasModel",
     "KerasOptimizer",
+    "LoadReport",
     "Model",
     "NNXMetrics",
     "NNXModel",
@@ -66,12 +70,14 @@ __all__ = [
     "intermediates",
     "intervene",
     "join_params",
+    "load",
     "lora",
     "merge",
     "missing_key",
     "overwrite",
     "quantize",
     "register",
+    "save",
     "single_key",
     "split_params",
     "tag",

@@ -188,6 +188,10 @@ class EquinoxModel(Model):
                 state = state.set(norm.ema_first_time_index, jnp.array(False))
         return replace(self, state=state)
 
+    def library_name(self, name: str) -> str:
+        """Return an array's path in the module, as in "layers/0/weight"; "state/..." of the state."""
+        return name.removeprefix("params/")
+
     def unwrap(self) -> Any:
         """Return the module, or `(module, state)` of a network with state, in training mode."""
         module = self._module(train=True)

@@ -158,6 +158,10 @@ class KerasModel(Model):
         with _tagging(self._network.value):
             return self(*inputs, key=key, train=train, **kwargs)
 
+    def library_name(self, name: str) -> str:
+        """Return a variable's position and path; sorted, they are in the network's order."""
+        return name.removeprefix("params/").removeprefix("state/")
+
     def unwrap(self) -> Any:
         """Return a Keras network of its own with the current values.
 

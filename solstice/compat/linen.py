@@ -10,6 +10,7 @@ import flax.core
 import flax.errors
 import flax.linen as nn
 import jax
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from jaxtyping import Array
 
 from solstice import arguments
@@ -161,6 +162,14 @@ class FlaxModel(Model):
     @property
     def example(self) -> tuple[PyTree, ...]:
         return self._example.inputs
+
+    def library_name(self, name: str) -> str:
+        """Return an array's path among the variables, as in "batch_stats/BatchNorm_0/mean"."""
+        name = name.removeprefix("state/")
+        scales = f"params/{OVERWRITE_WITH_GRADIENT}/"
+        return (
+            name.removeprefix("params/").removesuffix("/value") if name.startswith(scales) else name
+        )
 
     def unwrap(self) -> dict[str, PyTree]:
         """Return the variables, as `module.apply` takes them."""

@@ -120,6 +120,15 @@ class Model(Shown, eqx.Module):
         """
         return self
 
+    def library_name(self, name: str) -> str:
+        """Return the name under which the library's own tools look for an array; `compat.save`.
+
+        Args:
+            name: The array's path, with "params/" or "state/" before it. It is its own name where
+                the library has no other.
+        """
+        return name
+
     @property
     def example(self) -> tuple[PyTree, ...] | None:
         """The inputs' shapes that the network was initialised with; None where it took none.

@@ -1,6 +1,7 @@
 """Flax NNX networks (`flax.nnx.Module`)."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
@@ -161,6 +162,12 @@ class NNXModel(Model):
             return nnx.to_pure_dict(nnx.capture(forward, nnx.Intermediate)(module)[1])
         forward(module)
         return nnx.to_pure_dict(nnx.pop(module, nnx.Intermediate))
+
+    def library_name(self, name: str) -> str:
+        """Return an array's path in the module's state, as in "layers/0/kernel"."""
+        name = re.sub(r"^(params|state/vars|state/rngs)/", "", name)
+        scales = name.startswith(f"{_OVERWRITTEN}/")
+        return name.removeprefix(f"{_OVERWRITTEN}/").removesuffix("/value") if scales else name
 
     def unwrap(self) -> nnx.Module:
         """Return a module of its own with the current values, in training mode."""

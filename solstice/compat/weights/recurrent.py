@@ -125,19 +125,19 @@ def pairings_of_cells(gates: int) -> Iterator[Way]:
     """Yield ways to pair two cells with so many gates, the likeliest first."""
     if gates == LSTM:
         orders = list(itertools.permutations(range(LSTM)))
-        yield from (_way(order) for order in orders)
+        yield from (way(order) for order in orders)
         for offset in (1.0, -1.0):
             for order, gate in itertools.product(orders, range(LSTM)):
-                yield _way(order, offsets={gate: offset})
+                yield way(order, offsets={gate: offset})
     elif gates == GRU:  # the candidate is the last in every library
         for order in ((0, 1, 2), (1, 0, 2)):
             for inverted in (None, 0, 1):
-                yield _way(order, inverted=inverted)
+                yield way(order, inverted=inverted)
     else:
-        yield _way((0,))
+        yield way((0,))
 
 
-def _way(
+def way(
     order: tuple[int, ...],
     offsets: dict[int, float] | None = None,
     inverted: int | None = None,
