@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from solstice.arguments import describe
+from solstice.arguments import check_leaves, describe
 from solstice.compat.surgery.tags import Form, derivative_p, tag_p, tagging
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.naming import tree_difference
@@ -61,6 +61,7 @@ class Site(NamedTuple):
         Raises:
             ValueError: It has another structure, shape or dtype.
         """
+        check_leaves(value, what)
         shapes = self.shapes if shapes is None else shapes
         leaves, structure = jax.tree.flatten(value)
         if structure != self.form.structure:

@@ -118,6 +118,32 @@ def tagged_class(cls: type[_T], path: str) -> type[_T]:
     return type(cls)(cls.__name__, (cls,), {"__call__": __call__, **about})
 
 
+def tag_calls(path_of: Callable[[Any], str]) -> Callable[..., PyTree]:
+    """Return an interceptor of methods that tags what each `__call__` of a module returns.
+
+    Args:
+        path_of: Returns a module's path; empty for the network itself, which gets no tag.
+    """
+    active: list[Any] = []
+
+    def intercept(
+        method: Callable[..., PyTree], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
+    ) -> PyTree:
+        module = context.module
+        inherited = any(one is module for one in active)  # called by super().__call__
+        if context.method_name != "__call__" or inherited:
+            return method(*args, **kwargs)
+        active.append(module)
+        try:
+            outputs = method(*args, **kwargs)
+        finally:
+            active.pop()
+        path = path_of(module)
+        return tagged(path, outputs) if path else outputs
+
+    return intercept
+
+
 def _is_array(leaf: object) -> bool:
     return isinstance(leaf, jax.Array)
 
