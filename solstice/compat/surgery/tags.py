@@ -80,7 +80,8 @@ def tag(name: str, value: _T) -> _T:
     if type(given) is tuple and len(given) == 2 and all(map(callable, given)):
         init, apply = given
         return (init, tagged_call(name, apply))  # pyright: ignore[reportReturnType]
-    return tagged_call(name, given) if callable(given) else tagged(name, given)
+    new: Any = tagged_call(name, given) if callable(given) else tagged(name, given)
+    return new
 
 
 def tagged(path: str, value: PyTree) -> PyTree:
