@@ -271,11 +271,13 @@ def _with_tags(node: PyTree, path: tuple[str, ...] = ()) -> PyTree:
         for name, value in vars(node).items():
             object.__setattr__(new, name, _with_tags(value, (*path, name)))
         return new
-    if type(node) in (list, tuple):
-        return type(node)(_with_tags(one, (*path, str(i))) for i, one in enumerate(node))
-    if type(node) is dict:
+    if type(node) is dict:  # whose order jax would not keep
         return {name: _with_tags(one, (*path, str(name))) for name, one in node.items()}
-    return node
+    children, structure = jax.tree_util.tree_flatten_with_path(node, lambda one: one is not node)
+    return jax.tree.unflatten(
+        structure,
+        [one if one is node else _with_tags(one, (*path, path_name(at))) for at, one in children],
+    )
 
 
 def _is_index(node: object) -> bool:

@@ -25,7 +25,7 @@ from solstice.compat.model import (
     single_key,
     split_params,
 )
-from solstice.compat.surgery.tags import tagged
+from solstice.compat.surgery.tags import tag_calls
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree.dependence import depends_on
@@ -194,7 +194,7 @@ class HaikuModel(Model):
         self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
     ) -> tuple[PyTree, Self]:
         """Call it with a tag at what each sub-module's `__call__` returns; see `compat.capture`."""
-        with hk.intercept_methods(_tag_outputs):
+        with hk.intercept_methods(tag_calls(lambda module: module.module_name)):
             return self(*inputs, key=key, train=train, **kwargs)
 
     @property
@@ -214,13 +214,3 @@ class HaikuModel(Model):
         apply = bind_call(*self._functions.value)
         result = apply(join_params(self, self._tree), *state, *rng, *inputs, **kwargs)
         return result if self._has_state else (result, self.state)
-
-
-def _tag_outputs(
-    method: Callable[..., PyTree],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    context: hk.MethodContext,
-) -> PyTree:
-    outputs, path = method(*args, **kwargs), context.module.module_name
-    return tagged(path, outputs) if context.method_name == "__call__" else outputs

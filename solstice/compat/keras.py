@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import keras
 from jaxtyping import Array
+from keras.src.backend import get_keras_mask, set_keras_mask
 
 from solstice import arguments
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values
@@ -205,9 +206,9 @@ def _tagged_call(path: str, call: Callable[..., PyTree]) -> Callable[..., PyTree
         outputs = call(*args, **kwargs)
         new = tagged(path, outputs)
         for before, after in zip(jax.tree.leaves(outputs), jax.tree.leaves(new), strict=True):
-            mask = keras.src.backend.get_keras_mask(before)
+            mask = get_keras_mask(before)
             if mask is not None and after is not before:
-                keras.src.backend.set_keras_mask(after, mask)
+                set_keras_mask(after, mask)
         return new
 
     return tagged_call

@@ -35,7 +35,7 @@ from solstice.compat.model import (
     missing_key,
     split_params,
 )
-from solstice.compat.surgery.tags import tagged
+from solstice.compat.surgery.tags import tag_calls
 from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree.fields import replace
@@ -156,7 +156,7 @@ class FlaxModel(Model):
         self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
     ) -> tuple[PyTree, Self]:
         """Call it with a tag at what each sub-module's `__call__` returns; see `compat.capture`."""
-        with nn.intercept_methods(_tag_outputs):
+        with nn.intercept_methods(tag_calls(lambda module: "/".join(module.path))):
             return self(*inputs, key=key, train=train, **kwargs)
 
     @property
@@ -293,17 +293,6 @@ class FlaxModel(Model):
                 f"Make it with decode=False to train it; to decode, use the module itself, on "
                 f"model.unwrap()."
             ) from error
-
-
-def _tag_outputs(
-    method: Callable[..., PyTree],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    context: nn.module.InterceptorContext,
-) -> PyTree:
-    outputs, path = method(*args, **kwargs), context.module.path
-    is_call = context.method_name == "__call__"
-    return tagged("/".join(path), outputs) if is_call and path else outputs
 
 
 def _methods(module: nn.Module) -> list[str]:

@@ -107,7 +107,7 @@ class NNXModel(Model):
     def __call__(
         self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
     ) -> tuple[PyTree, Self]:
-        return self._run(inputs, key, train, kwargs, contextlib.nullcontext)
+        return self._run(inputs, key, train, kwargs, lambda module: contextlib.nullcontext())
 
     def tagged(
         self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree

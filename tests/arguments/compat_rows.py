@@ -23,6 +23,7 @@ from kinds import (
     number,
     only,
     optional,
+    text,
     texts,
     traced,
 )
@@ -223,3 +224,20 @@ row(
     kwargs=given({}),
 )
 row("compat.trained", tree=anything(WEIGHTS))
+TAGGED = compat.FunctionModel(
+    init, lambda params, x: compat.tag("hidden", apply(params, x)), X, key=0
+)
+PASS = {"inputs": given((X,)), "key": given(None), "train": flag(), "kwargs": given({})}
+row(
+    "compat.capture",
+    model=only(TAGGED),
+    where=function(lambda path: True),
+    **PASS,
+)
+row(
+    "compat.intervene",
+    model=only(TAGGED),
+    edits=only({"hidden": jnp.zeros_like}, "empty dict"),
+    **PASS,
+)
+row("compat.tag", name=text("hidden"), value=anything(1.0))

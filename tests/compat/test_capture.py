@@ -1,11 +1,14 @@
 """What sub-modules return: captured and changed, in every library, in and under transformations."""
 
 import equinox as eqx
+import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
+from flax import nnx
 from jax.example_libraries import stax
 from networks import LIBRARIES
 from networks.common import INPUTS
@@ -186,6 +189,51 @@ def test_a_bare_path_stands_for_all_calls_of_a_shared_layer():
     np.testing.assert_allclose(first, ones, rtol=1e-6)
     assert list(capture(model, x, where="dense")) == ["dense#0", "dense#1"]
     assert list(capture(model, x, where=lambda path: path.endswith("1"))) == ["dense#1"]
+
+
+class HaikuChild(hk.Linear):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class NNXChild(nnx.Linear):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class EquinoxChild(eqx.nn.Linear):
+    def __call__(self, x, *, key=None):
+        return 2 * super().__call__(x)
+
+
+class KerasChild(keras.layers.Dense):
+    def call(self, x):
+        return 2 * super().call(x)
+
+
+def keras_child():
+    network = keras.Sequential([keras.layers.Input((4,)), KerasChild(2)])
+    return compat.KerasModel(network)
+
+
+CHILDREN = {
+    "linen": lambda: compat.FlaxModel(
+        nn.Sequential([nn.SelfAttention(2, qkv_features=4)]), X[None], key=KEY
+    ),
+    "nnx": lambda: compat.NNXModel(nnx.Sequential(NNXChild(4, 2, rngs=nnx.Rngs(0)))),
+    "haiku": lambda: compat.HaikuModel(hk.transform(lambda x: HaikuChild(2)(x)), X, key=KEY),
+    "equinox": lambda: compat.EquinoxModel(eqx.nn.Sequential([EquinoxChild(4, 2, key=KEY)])),
+    "keras": keras_child,
+}
+
+
+@pytest.mark.parametrize("library", CHILDREN)
+def test_a_call_of_the_parent_class_is_no_call_of_its_own(library):
+    model = CHILDREN[library]()
+    x = X[None] if library == "linen" else X
+    found = capture(model, x)
+    assert not [path for path in found if "#" in path]
+    np.testing.assert_array_equal(list(found.values())[-1], model(x)[0])
 
 
 def test_the_first_edit_that_matches_wins():
