@@ -272,6 +272,43 @@ def test_other_hyper_parameters_are_named(model, like, said):
         compat.convert(model, like=like, example=X)
 
 
+def test_the_first_layer_that_differs_is_named():
+    def network(second):
+        def apply(p, x):
+            x = jnp.tanh(x @ p["a"])
+            x = second(x @ p["b"])
+            return jnp.tanh(x @ p["c"]) @ p["d"]
+
+        return function(apply, X, **dict.fromkeys("abcd", (4, 4)))
+
+    model, like = network(jnp.tanh), network(lambda x: 2 * jnp.tanh(x))
+    said = "up to params/b of like they agree, and differ from params/c of like on"
+    with pytest.raises(ValueError, match=said):
+        compat.convert(model, like=like, example=X)
+    first = function(lambda p, x: x @ p["a"], X, a=(4, 4))
+    halved = function(lambda p, x: (x / 2) @ p["a"], X, a=(4, 4))
+    with pytest.raises(ValueError, match=": they differ from params/a of like on"):
+        compat.convert(first, like=halved, example=X)
+    after = function(lambda p, x: 2 * (x @ p["a"]), X, a=(4, 4))
+    with pytest.raises(ValueError, match="params/a of like they agree, and differ after the last"):
+        compat.convert(first, like=after, example=X)
+
+
+def test_heads_of_another_number_are_found_where_they_are_joined():
+    class Attention(nn.Module):
+        heads: int
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.MultiHeadDotProductAttention(self.heads)(x, x)
+
+    x = INPUTS["attention"]
+    model, like = (compat.as_model(Attention(heads), x, key=0) for heads in (2, 4))
+    said = "value/kernel of like they agree, and differ from .*/out/kernel of like on"
+    with pytest.raises(ValueError, match=said):
+        compat.convert(model, like=like, example=x)
+
+
 def test_layers_joined_otherwise_are_refused():
     def skipping(p, x):
         return x + jnp.tanh(x @ p["a"] + p["bias"]) @ p["b"]

@@ -117,7 +117,7 @@ def test_a_known_lookup_is_a_move_and_one_by_inputs_a_table():
     def known(p, x):
         return x + p["table"][jnp.array([1])]
 
-    leaf, role, index = only(uses(known, table=(3, 4)))
+    _, role, index = only(uses(known, table=(3, 4)))
     assert role == "bias"
     np.testing.assert_array_equal(index, [4, 5, 6, 7])
     ids = np.array([[0, 2]], np.int32)
