@@ -111,7 +111,7 @@ def _evaluate(
     return list(map(read, jaxpr.outvars))
 
 
-def bind(eqn: JaxprEqn, given: list[Any]) -> list[Any]:
+def bind(eqn: JaxprEqn, given: Iterable[Any]) -> list[Any]:
     """Return what an equation of a program gives for these operands.
 
     >>> bind(jax.make_jaxpr(jax.lax.add)(1.0, 1.0).eqns[0], [2.0, 3.0])
