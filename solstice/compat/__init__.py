@@ -16,7 +16,7 @@ from solstice.compat.optimizer import Optimizer
 from solstice.compat.registry import as_model, as_optimizer, register
 from solstice.compat.weights.convert import convert
 from solstice.compat.weights.load import load
-from solstice.compat.weights.report import LoadReport
+from solstice.compat.weights.report import LoadedLeaf, LoadReport
 from solstice.compat.weights.save import save
 from solstice.static import Static
 from solstice.tree.overwritten import Overwritten, overwrite, trained
@@ -43,6 +43,7 @@ __all__ = [
     "KerasModel",
     "KerasOptimizer",
     "LoadReport",
+    "LoadedLeaf",
     "Model",
     "NNXMetrics",
     "NNXModel",

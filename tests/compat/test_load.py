@@ -517,3 +517,23 @@ def test_wrong_arguments_are_told(arguments, error, says):
 def test_a_model_as_source_is_sent_to_convert():
     with pytest.raises(InvalidTypeError, match=r"compat.convert\(source, like=model"):
         compat.load(linen(), linen())
+
+
+@pytest.mark.parametrize("library", ["Keras", "Linen", "Equinox"])
+@pytest.mark.parametrize("architecture", ["cnn", "lstm", "attention"])
+@pytest.mark.filterwarnings(ORDER)
+def test_a_file_of_keras_is_loaded(tmp_path, library, architecture):
+    model, x = build("Keras", architecture, 1), INPUTS[architecture]
+    model.unwrap().save_weights(path := tmp_path / "model.weights.h5")
+    _, report = compat.load(build(library, architecture, 2), path, example=x)
+    assert report.check(x, model(x)[0]) < 1e-5
+
+
+@pytest.mark.parametrize("library", FIVE)
+@pytest.mark.parametrize("architecture", ["lstm", "attention"])
+@pytest.mark.filterwarnings(ORDER)
+def test_what_any_library_saved_is_loaded_by_linen(tmp_path, library, architecture):
+    model, x = build(library, architecture, 1), INPUTS[architecture]
+    compat.save(model, path := tmp_path / "model.safetensors")
+    _, report = compat.load(build("Linen", architecture, 2), path, example=x)
+    assert report.check(x, model(x)[0]) < 1e-5
