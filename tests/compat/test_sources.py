@@ -306,6 +306,11 @@ NAMES = ["layer1.w", "layer2.w", "step"]
 def test_renames_are_applied_one_after_the_other():
     rules = {r"layer(\d)\.": r"stage\1/", "stage2": "last", "step": None}
     assert renamed(NAMES, rules) == {"layer1.w": "stage1/w", "layer2.w": "last/w"}
+    assert renamed(NAMES, {"layer": ""}) == {
+        "layer1.w": "1.w",
+        "layer2.w": "2.w",
+        "step": "step",
+    }
     assert renamed(NAMES, str.upper)["step"] == "STEP"
     assert renamed(NAMES, None) == dict(zip(NAMES, NAMES, strict=True))
 
@@ -314,7 +319,7 @@ def test_renames_are_applied_one_after_the_other():
     ("rules", "error", "says"),
     [
         ({"lyer": "x"}, InvalidValueError, r"'lyer' is expected to match a name; .* 'layer1.w'"),
-        ({r"\d": ""}, InvalidTypeError, "expected to give a new name, or None"),
+        ({r"step": ""}, InvalidTypeError, "expected to give a new name, or None .* for 'step'"),
         ({r"layer\d": "x"}, InvalidValueError, r"'layer1.w' and 'layer2.w' both become 'x.w'"),
         ({"(": "x"}, InvalidValueError, "regular expressions"),
         ({"layer": r"\3"}, InvalidValueError, "invalid group reference"),

@@ -88,6 +88,17 @@ def is_ignored(name: str) -> bool:
     return _IGNORED.search(name) is not None
 
 
+def says_layout(name: str) -> bool:
+    """Say whether the last part of a name tells how an array lies.
+
+    >>> says_layout("head.weight"), says_layout("head.mixing")
+    (True, False)
+    """
+    last = re.split(r"[./]", name)[-1]
+    known = last in _OUT_IN | _IN_OUT | _TABLES or last in _VECTORS or last == "recurrent_kernel"
+    return bool(known or _RECURRENT.search(name) or _FUSED.search(name))
+
+
 def read_names(
     arrays: Mapping[str, np.ndarray], names: Mapping[str, str], *, in_order: bool
 ) -> Named:
