@@ -118,6 +118,15 @@ def soak(session: nox.Session) -> None:
     )
 
 
+@nox.session
+def convert(session: nox.Session) -> None:
+    """Convert every architecture from every library to every other; writes docs/converting.md."""
+    session.install("-e", ".[flax,haiku,keras]")
+    env = {**QUIET, "PYTHONPATH": "tests/compat"}
+    script = "tests/compat/conversions.py"
+    session.run("python", script, "docs/converting.md", *session.posargs, env=env)
+
+
 # pip, not uv: only pip takes a torch without CUDA, of several gigabytes, from where one is set up.
 @nox.session(venv_backend="venv")
 def interop(session: nox.Session) -> None:

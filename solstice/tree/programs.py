@@ -78,6 +78,19 @@ def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
                     yield from _equations(inner)
 
 
+def bound(eqn: JaxprEqn, given: Iterable[ArrayLike]) -> list[ArrayLike]:
+    """Return what an equation gives for values of its variables.
+
+    >>> (eqn,) = jax.make_jaxpr(lambda x: x + 1)(2).eqns
+    >>> [int(value) for value in bound(eqn, [2, 1])]
+    [3]
+    """
+    params = eqn.primitive.get_bind_params(eqn.params)
+    functions, params = params if isinstance(params, tuple) else ((), params)  # before 0.10
+    outs = eqn.primitive.bind(*functions, *given, **params)
+    return list(outs) if eqn.primitive.multiple_results else [outs]
+
+
 def _evaluate(
     jaxpr: Jaxpr, consts: Iterable[ArrayLike], arguments: Iterable[ArrayLike]
 ) -> list[ArrayLike]:
@@ -96,9 +109,6 @@ def _evaluate(
             inner = eqn.params["jaxpr"]
             outs = _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), given)
         else:
-            params = eqn.primitive.get_bind_params(eqn.params)
-            functions, params = params if isinstance(params, tuple) else ((), params)  # before 0.10
-            outs = eqn.primitive.bind(*functions, *given, **params)
-            outs = outs if eqn.primitive.multiple_results else [outs]
+            outs = bound(eqn, given)
         values.update(zip(eqn.outvars, outs, strict=True))
     return list(map(read, jaxpr.outvars))

@@ -157,6 +157,7 @@ row(
     example=EXAMPLE.telling(NEEDED),
     key=SEED.telling(NEEDED),
 )
+row("compat.convert", model=only(MODEL), like=only(MODEL), example=EXAMPLE)
 row("compat.freeze", model=only(MODEL), predicate=function(lambda path, leaf: True))
 row("compat.unfreeze", model=only(MODEL))
 row("compat.join_params", model=only(MODEL), like=only(MODEL._tree, "None"))

@@ -19,8 +19,8 @@ pair says so in `others`: only the outputs tell, and `candidates` goes on with t
 import dataclasses
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from solstice.compat.weights.recurrent import Cell, cells_of, pairings_of_cells
 from solstice.compat.weights.roles import CONV, MATRIX, MEAN, TABLE, VARIANCE, Use
 from solstice.errors import InvalidValueError
 
+_T = TypeVar("_T")
 _SWAPS = 200  # how many other orders of alike layers are proposed
 _LAYERS = MATRIX, CONV, TABLE
 
@@ -47,6 +48,10 @@ class MismatchError(InvalidValueError):
         super().__init__(message)
         self.target = target
         self.source = source
+
+
+class ClashError(InvalidValueError):
+    """A leaf of the target would get two values: it is tied, and the source's leaves differ."""
 
 
 def candidates(
@@ -94,7 +99,7 @@ def values(
     Elements that no pair concerns keep the target's values.
 
     Raises:
-        MismatchError: A leaf of the target would get two values: it is tied, and the source is not.
+        ClashError: A leaf of the target would get two values.
     """
     arrays: dict[str, np.ndarray] = {}
     given: dict[str, np.ndarray] = {}
@@ -108,11 +113,9 @@ def values(
         again = given[leaf][index]
         if not np.array_equal(flat[index][again], new[again], equal_nan=True):
             first = next(one for one in pairs if one.target.leaf == leaf)
-            raise MismatchError(
+            raise ClashError(
                 f"{leaf} is used twice in the target, and would get {_leaves(first)} and "
-                f"{_leaves(pair)}, whose values differ. Untie it, or tie them in the source.",
-                target=leaf,
-                source=pair.sources[0].leaf if pair.sources else None,
+                f"{_leaves(pair)}, whose values differ. Untie it, or tie them in the source."
             )
         flat[index] = new
         given[leaf][index] = True
@@ -147,25 +150,29 @@ def _by_name(
 
 
 def _orders(target: Sequence[Use], source: Sequence[Use]) -> Iterator[tuple[Pair, ...]]:
-    """Yield pairings of uses outside of loops."""
+    """Yield pairings of uses outside of loops: in order, then with two exchanged that are alike."""
     if len(target) != len(source):
         target, source = _once(target), _once(source)
     ours, theirs = _layers(target), _layers(source)
-    groups = _grouped(ours, theirs)
-    if groups is None:
-        yield _by_role(target, source)
-        return
-    yield _of_layers(ours, [theirs[place] for place in _placed(ours, groups)], theirs)
-    proposed = 0
-    for places in groups.values():
-        for i, j in itertools.combinations(range(len(places)), 2):
-            swapped = list(places)
-            swapped[i], swapped[j] = places[j], places[i]
-            order = _placed(ours, groups | {_signature(theirs[places[0]]): swapped})
-            yield _of_layers(ours, [theirs[place] for place in order], theirs)
-            proposed += 1
-            if proposed == _SWAPS:
-                return
+    first = _in_order(ours, theirs)
+    if first is None:
+        first = _by_role(target, source)
+        yield first
+    else:
+        yield first
+        for other in itertools.islice(_exchanged(theirs, _signature), _SWAPS):
+            yield _in_order(ours, other) or first
+    for other in itertools.islice(_exchanged(source, lambda use: (use.role, use.shape)), _SWAPS):
+        yield _by_role(target, other)
+
+
+def _exchanged(items: Sequence[_T], kind: Callable[[_T], Any]) -> Iterator[list[_T]]:
+    """Yield the items with two exchanged that are of one kind."""
+    for i, j in itertools.combinations(range(len(items)), 2):
+        if kind(items[i]) == kind(items[j]):
+            order = list(items)
+            order[i], order[j] = items[j], items[i]
+            yield order
 
 
 def _once(uses: Sequence[Use]) -> list[Use]:
@@ -192,33 +199,22 @@ def _signature(layer: Sequence[Use]) -> _Signature:
     return tuple(sorted(Counter((use.role, use.shape) for use in layer).items()))
 
 
-def _grouped(
+def _in_order(
     ours: Sequence[Sequence[Use]], theirs: Sequence[Sequence[Use]]
-) -> dict[_Signature, list[int]] | None:
-    """Return the places of the source's layers by signature, if the target has as many of each."""
-    groups: dict[_Signature, list[int]] = defaultdict(list)
-    for place, layer in enumerate(theirs):
-        groups[_signature(layer)].append(place)
-    wanted = Counter(map(_signature, ours))
-    return dict(groups) if wanted == {key: len(some) for key, some in groups.items()} else None
-
-
-def _placed(ours: Sequence[Sequence[Use]], groups: Mapping[_Signature, list[int]]) -> list[int]:
-    left = {key: iter(places) for key, places in groups.items()}
-    return [next(left[_signature(layer)]) for layer in ours]
-
-
-def _of_layers(
-    ours: Sequence[Sequence[Use]], theirs: Sequence[Sequence[Use]], every: Sequence[Sequence[Use]]
-) -> tuple[Pair, ...]:
+) -> tuple[Pair, ...] | None:
+    """Pair the k-th layer of some roles and shapes with the k-th such; None if some are left."""
+    layers: dict[_Signature, list[Sequence[Use]]] = defaultdict(list)
     alike: dict[Any, dict[str, None]] = defaultdict(dict)
-    for layer in every:
+    for layer in theirs:
+        layers[_signature(layer)].append(layer)
         for use in layer:
             alike[use.role, use.shape].setdefault(use.leaf)
+    if Counter(map(_signature, ours)) != {kind: len(some) for kind, some in layers.items()}:
+        return None
     pairs = []
-    for mine, its in zip(ours, theirs, strict=True):
-        left = defaultdict(list)
-        for use in its:
+    for mine in ours:
+        left: dict[Any, list[Use]] = defaultdict(list)
+        for use in layers[_signature(mine)].pop(0):
             left[use.role, use.shape].append(use)
         for use in mine:
             found = left[use.role, use.shape].pop(0)

@@ -20,6 +20,7 @@ from jax.interpreters import partial_eval
 
 from solstice.compat.model import Model, as_inputs
 from solstice.compat.weights.arrays import float_arrays, with_arrays
+from solstice.tree.programs import bound
 from solstice.tree.pytree import PyTree
 
 MATRIX, CONV, TABLE = "matrix", "conv", "table"
@@ -39,6 +40,7 @@ class Use:
         of: In a loop, what a matrix multiplies: "input" or "carry"; otherwise "".
         factor: The value that is used is `factor * leaf + shift`.
         shift: As above. Of a variance it is the epsilon.
+        step: The number of the operation in its network's trace; -1 where there was no trace.
     """
 
     leaf: str
@@ -48,6 +50,7 @@ class Use:
     of: str = ""
     factor: float = 1.0
     shift: float = 0.0
+    step: int = -1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,21 +98,44 @@ def trace(model: Model, example: PyTree) -> Trace:
     >>> print(*trace(model, x).uses, sep=", ")
     params/0/0 (matrix 3x2), params/0/1 (bias 2), params/2/0 (matrix 2x4), params/2/1 (bias 4)
     """
-    inputs, arrays = as_inputs(example), float_arrays(model)
+    arrays = float_arrays(model)
+    jaxpr, consts = forward_jaxpr(model, as_inputs(example))
+    walk = _Walk(list(arrays), [leaf.size for leaf in arrays.values()])
+    starts = zip(walk.starts, arrays.values(), strict=False)
+    leaves = [_Piece(start + np.arange(leaf.size).reshape(leaf.shape)) for start, leaf in starts]
+    flows = [_Flow()] * (len(jaxpr.invars) - len(leaves))
+    walk.run(jaxpr, [_Known(lambda c=c: c) for c in consts], [*leaves, *flows])
+    used = {use.leaf for use in walk.uses}
+    unused = tuple(path for path in arrays if path not in used)
+    return Trace(tuple(walk.uses), unused, tuple(walk.epsilons), walk.operations)
+
+
+def forward_jaxpr(model: Model, inputs: tuple[PyTree, ...]) -> tuple[Any, list[Any]]:
+    """Return the jaxpr of a model's evaluation, a function of its float leaves and of inputs.
+
+    It holds only what the outputs depend on. Its constants come second.
+    """
+    arrays = float_arrays(model)
 
     def forward(values: list[jax.Array], inputs: PyTree) -> PyTree:
         return with_arrays(model, dict(zip(arrays, values, strict=True)))(*inputs)[0]
 
     closed = jax.make_jaxpr(forward)(list(arrays.values()), inputs)
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals), True)
-    walk = _Walk(list(arrays), [leaf.size for leaf in arrays.values()])
-    starts = zip(walk.starts, arrays.values(), strict=False)
-    leaves = [_Piece(start + np.arange(leaf.size).reshape(leaf.shape)) for start, leaf in starts]
-    flows = [_Flow()] * (len(jaxpr.invars) - len(leaves))
-    walk.run(jaxpr, [_Known(lambda c=c: c) for c in closed.consts], [*leaves, *flows])
-    used = {use.leaf for use in walk.uses}
-    unused = tuple(path for path in arrays if path not in used)
-    return Trace(tuple(walk.uses), unused, tuple(walk.epsilons), walk.operations)
+    return jaxpr, closed.consts
+
+
+def inlined(eqn: Any) -> Any:
+    """Return the jaxpr that an equation only calls, as one of `jit` does; None of any other."""
+    if eqn.primitive.name in ("scan", "while", "cond"):
+        return None
+    keys = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+    return next((eqn.params[key] for key in keys if key in eqn.params), None)
+
+
+def opened(jaxpr: Any) -> tuple[Any, list[Any]]:
+    """Return a jaxpr, closed or open, and its constants."""
+    return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "consts") else (jaxpr, [])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,11 +179,13 @@ class _Flow:
         of: In a loop over time, whether it comes from this step's input or from the carry.
         parts: If it was just concatenated, along which axis, and the parts with their sizes.
         epsilon: A constant that was just added.
+        uses: Places in the walk's uses of the matrices and biases that it is linear in.
     """
 
     of: str = ""
     parts: tuple[int, tuple[tuple[int, str], ...]] | None = None
     epsilon: float | None = None
+    uses: tuple[int, ...] = ()
 
 
 _Value = _Piece | _Known | _Flow
@@ -191,6 +219,8 @@ class _Walk:
         self._names = names
         self._loop: int | None = None
         self._loops = 0
+        self._step = -1
+        self._unrolled = 0
 
     def run(self, jaxpr: Any, consts: Sequence[_Value], args: Sequence[_Value]) -> list[_Value]:
         """Walk a jaxpr whose arguments are known as `args`; return what its outputs are."""
@@ -208,28 +238,30 @@ class _Walk:
     def _equation(self, eqn: Any, ins: list[_Value]) -> list[_Value]:
         name, p = eqn.primitive.name, eqn.params
         outputs = len(eqn.outvars)
-        if ins and all(isinstance(value, _Known) for value in ins):
-            return _computed(eqn, ins, outputs)
-        if not ins:
+        inner = inlined(eqn)
+        if inner is not None:
+            return self.run(*_opened(inner), ins)
+        if self._loop is None and not self._unrolled:
+            self._step += 1
+        if all(isinstance(value, _Known) for value in ins):
             return _computed(eqn, ins, outputs)
         self.operations[name] += 1
         if name == "scan":
             return self._scan(eqn, ins)
         if name == "while":
             return self._while(eqn, ins)
-        inner = next((p[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in p), None)
-        if inner is not None:
-            self.operations[name] -= 1
-            return self.run(*_opened(inner), ins)
         if not any(isinstance(value, _Piece) for value in ins):
             return [self._flow(eqn, ins)] * outputs
         moved = self._moved(name, p, eqn, ins)
         if moved is not None:
             return moved
+        before = len(self.uses)
         for place, value in enumerate(ins):
             if isinstance(value, _Piece):
                 self._use(eqn, ins, place, value)
-        return [_Flow(_of(ins))] * outputs
+        new = tuple(range(before, len(self.uses)))
+        linear = {"dot_general": new, "add": (*_linear_in(ins), *new)}.get(name, ())
+        return [_Flow(_of(ins), uses=linear)] * outputs
 
     def _flow(self, eqn: Any, ins: list[_Value]) -> _Flow:
         name, of = eqn.primitive.name, _of(ins)
@@ -243,6 +275,8 @@ class _Walk:
         if name == "add":
             known = [value for value in ins if isinstance(value, _Known)]
             return _Flow(of, epsilon=known[0].scalar() if known else None)
+        if name in _LAYOUTS or name == "split":
+            return _Flow(of, uses=_linear_in(ins))
         first = ins[0]
         if name in _ROOTS and isinstance(first, _Flow) and first.epsilon is not None:
             self.epsilons.append(first.epsilon)
@@ -276,7 +310,7 @@ class _Walk:
             ]
             if name == "select_n":
                 return _selected(values, ins, pieces[0])
-            return [pieces[0].moved(np.asarray(eqn.primitive.bind(*values, **p)))]
+            return [pieces[0].moved(np.asarray(bound(eqn, values)[0]))]
         if name in _ARITHMETIC and len(pieces) == 1:
             return _affine(name, ins)
         return None
@@ -329,12 +363,16 @@ class _Walk:
 
     def _note(self, role: str, index: np.ndarray, of: str, piece: _Piece) -> None:
         """Note a use, or one for each leaf that its elements are of."""
-        owner = np.searchsorted(self.starts, index, "right") - 1
-        for part in _blocks(index, owner):
-            leaf = int(np.searchsorted(self.starts, part.flat[0], "right") - 1)
+        first, last = self._owner(index.min()), self._owner(index.max())
+        parts = [index] if first == last else _blocks(index, self._owner(index))
+        for part in parts:
+            leaf = int(self._owner(part.flat[0]))
             index = part - self.starts[leaf]
-            signed = role, index, self._loop, of, piece.factor, piece.shift
+            signed = role, index, self._loop, of, piece.factor, piece.shift, self._step
             self.uses.append(Use(self._names[leaf], *signed))
+
+    def _owner(self, positions: Any) -> Any:
+        return np.searchsorted(self.starts, positions, "right") - 1
 
     def _scan(self, eqn: Any, ins: list[_Value]) -> list[_Value]:
         p = eqn.params
@@ -343,6 +381,7 @@ class _Walk:
         jaxpr, closed = _opened(p["jaxpr"])
         count = len(eqn.outvars)
         if any(isinstance(value, _Piece) for value in xs):  # layers, one after the other
+            self._unrolled += 1
             order = range(p["length"])
             for step in reversed(order) if p["reverse"] else order:
                 sliced = [
@@ -351,6 +390,7 @@ class _Walk:
                 ]
                 outs = self.run(jaxpr, closed, [*consts, *carry, *sliced])
                 carry = outs[: len(carry)]
+            self._unrolled -= 1
             return [_Flow() if isinstance(v, _Known) else v for v in carry] + [_Flow()] * (
                 count - len(carry)
             )
@@ -358,7 +398,13 @@ class _Walk:
             if isinstance(value, _Piece):
                 self._note("initial", _distinct(value.index), "", value)
         inside = [*consts, *[_Flow("carry")] * len(carry), *[_Flow("input")] * len(xs)]
+        before = len(self.uses)
         self._in_loop(jaxpr, closed, inside)
+        matrices = {use.of for use in self.uses[before:] if use.role == MATRIX}
+        if matrices == {"carry"} and self._loop is None:  # inputs were multiplied before the loop
+            for place in _linear_in(xs):
+                use = self.uses[place]
+                self.uses[place] = dataclasses.replace(use, loop=self._loops - 1, of="input")
         return [_Flow()] * count
 
     def _while(self, eqn: Any, ins: list[_Value]) -> list[_Value]:
@@ -381,17 +427,14 @@ class _Walk:
 
 
 def _opened(jaxpr: Any) -> tuple[Any, list[_Value]]:
-    """Return a jaxpr, closed or open, and its constants."""
-    if not hasattr(jaxpr, "consts"):
-        return jaxpr, []
-    return jaxpr.jaxpr, [_Known(lambda c=c: c) for c in jaxpr.consts]
+    inner, consts = opened(jaxpr)
+    return inner, [_Known(lambda c=c: c) for c in consts]
 
 
 def _computed(eqn: Any, ins: list[_Value], outputs: int) -> list[_Value]:
     def compute() -> list[Any]:
         values = [value.value for value in ins if isinstance(value, _Known)]
-        found = eqn.primitive.bind(*values, **eqn.params)
-        return list(found) if eqn.primitive.multiple_results else [found]
+        return bound(eqn, values)
 
     every = _Known(compute)
     return [_Known(lambda i=i: every.value[i]) for i in range(outputs)]
@@ -404,6 +447,11 @@ def _alike(pieces: Sequence[_Piece]) -> bool:
 def _of(values: Sequence[_Value]) -> str:
     kinds = {value.of for value in values if isinstance(value, _Flow)}
     return "carry" if "carry" in kinds else "input" if "input" in kinds else ""
+
+
+def _linear_in(values: Sequence[_Value]) -> tuple[int, ...]:
+    flows = [value for value in values if isinstance(value, _Flow)]
+    return tuple(dict.fromkeys(place for flow in flows for place in flow.uses))
 
 
 def _affine(name: str, ins: list[_Value]) -> list[_Value] | None:
@@ -475,8 +523,6 @@ def _rows(name: str, p: Any, index: np.ndarray) -> list[int]:
 
 def _blocks(index: np.ndarray, owner: np.ndarray) -> list[np.ndarray]:
     """Cut an index where another leaf's elements begin, along its last axis or its first."""
-    if (owner == owner.flat[0]).all():
-        return [index]
     for axis in (owner.ndim - 1, 0):
         lines = np.moveaxis(owner, axis, 0).reshape(owner.shape[axis], -1)
         if (lines == lines[:, :1]).all():

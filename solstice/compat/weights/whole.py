@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from solstice.compat.weights.matching import MismatchError
 from solstice.compat.weights.pairs import Pair
 from solstice.compat.weights.roles import Use
+from solstice.errors import InvalidValueError
 
 
 def whole(
@@ -19,7 +19,7 @@ def whole(
     Where that part lies in both leaves alike, up to an order of the axes, the rest does too.
 
     Raises:
-        MismatchError: What the rest of a leaf should be cannot be told.
+        ValueError: What the rest of a leaf should be cannot be told.
 
     >>> rows = Use("pos", "bias", np.arange(4))
     >>> table = {"pos": np.arange(6.0).reshape(3, 2)}
@@ -38,12 +38,10 @@ def whole(
             continue
         rest = _rest(given, own, source, np.shape(target[leaf]))
         if rest is None:
-            raise MismatchError(
+            raise InvalidValueError(
                 f"{leaf}: the example uses {int((given >= 0).sum())} of its {given.size} elements, "
                 f"and the rest cannot be told from model's. Give an example that uses all of it, "
-                f"such as the longest sequence.",
-                target=leaf,
-                source=own[0].sources[0].leaf if own[0].sources else None,
+                f"such as the longest sequence."
             )
         every.append(rest)
     return tuple(every)
