@@ -133,7 +133,7 @@ def interop(session: nox.Session) -> None:
     """Train networks in torch, and load their weights into twins in every library; 5 minutes."""
     session.install(*group("interop"))
     session.install("-e", ".[checkpoint,flax,haiku,keras]")
-    session.run("python", "docs/assets/interop.py", *session.posargs, env=QUIET)
+    session.run("python", "benchmarks/interop.py", *session.posargs, env=QUIET)
 
 
 @nox.session(venv_backend="venv")

@@ -159,7 +159,9 @@ class FlaxModel(Model):
         """Return an array's path among the variables, as in "batch_stats/BatchNorm_0/mean"."""
         name = name.removeprefix("state/")
         scales = f"params/{OVERWRITE_WITH_GRADIENT}/"
-        return name.removeprefix("params/").removesuffix("/value") if name.startswith(scales) else name
+        return (
+            name.removeprefix("params/").removesuffix("/value") if name.startswith(scales) else name
+        )
 
     def unwrap(self) -> dict[str, PyTree]:
         """Return the variables, as `module.apply` takes them."""

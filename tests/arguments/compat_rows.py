@@ -242,4 +242,9 @@ row(
     outputs=only(X),
     tolerance=number(0.5),
 )
-row("compat.save", model=only(MODEL), path=only("model.safetensors"), names=only(None, "None", "empty dict"))
+row(
+    "compat.save",
+    model=only(MODEL),
+    path=only("model.safetensors"),
+    names=only(None, "None", "empty dict"),
+)

@@ -65,7 +65,9 @@ class Assignment:
     targets: list[Layer]
     sources: list[Layer]
 
-    def add(self, target: Layer, source: Layer, uses: tuple[Use, ...], how: str, group: Any) -> None:
+    def add(
+        self, target: Layer, source: Layer, uses: tuple[Use, ...], how: str, group: Any
+    ) -> None:
         self.matches.append(Match(target, source, uses, how, group))
         self.targets.remove(target)
         self.sources.remove(source)
@@ -112,7 +114,8 @@ def _by_name(found: Assignment, key: Callable[[str], tuple[str, ...]]) -> None:
         if len(ours) != len(its) or not any(name):
             continue
         readings = [
-            source.reading(signature_of(target.uses)) for target, source in zip(ours, its, strict=True)
+            source.reading(signature_of(target.uses))
+            for target, source in zip(ours, its, strict=True)
         ]
         if all(readings):
             for target, source, uses in zip(ours, its, readings, strict=True):
@@ -160,7 +163,9 @@ def _cut(uses: tuple[Use, ...], parts: int) -> list[tuple[Use, ...]]:
         return []
     pieces = [np.split(use.index, parts, axis=-1) for use in uses]
     return [
-        tuple(dataclasses.replace(use, index=some[i]) for use, some in zip(uses, pieces, strict=True))
+        tuple(
+            dataclasses.replace(use, index=some[i]) for use, some in zip(uses, pieces, strict=True)
+        )
         for i in range(parts)
     ]
 

@@ -1,8 +1,8 @@
 """What the arrays of a source are for, by the names that libraries give them and their shapes.
 
-A name's last part says the role and the layout: a `weight` is (out, in), a `kernel` (in, out). Where
-it leaves several readings open (an embedding's `weight` is a table), all are kept, the likeliest
-first; the network that gets the arrays decides.
+A name's last part says the role and the layout: a `weight` is (out, in), a `kernel` (in, out).
+Where it leaves several readings open (an embedding's `weight` is a table), all are kept, the
+likeliest first; the network that gets the arrays decides.
 """
 
 import dataclasses
@@ -224,7 +224,9 @@ def _readings(entry: _Entry) -> list[Use]:
             return [conv, entry.use(*conv_index(index.swapaxes(-1, -2)))]
         to_heads = entry.use(MATRIX, index.reshape(index.shape[0], -1))
         from_heads = entry.use(MATRIX, index.reshape(-1, index.shape[-1]))
-        heads = [from_heads, to_heads] if _FROM_HEADS.search(entry.layer) else [to_heads, from_heads]
+        heads = (
+            [from_heads, to_heads] if _FROM_HEADS.search(entry.layer) else [to_heads, from_heads]
+        )
         return [*heads, conv]
     return [as_bias, as_scale]
 

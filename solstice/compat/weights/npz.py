@@ -51,7 +51,9 @@ def _array(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
         raise damaged(path, f"{name!r} is no whole array ({error})") from error
     if not isinstance(found, np.ndarray) or found.dtype.kind in "OSUMm":
         kind = found.dtype if isinstance(found, np.ndarray) else type(found).__name__
-        raise InvalidValueError(f"{path} is expected to hold arrays of numbers; {name!r} is {kind}.")
+        raise InvalidValueError(
+            f"{path} is expected to hold arrays of numbers; {name!r} is {kind}."
+        )
     if found.dtype.kind == "V" and found.dtype != np.dtype("V2"):
         raise InvalidValueError(
             f"{path} is expected to hold arrays of numbers; {name!r} is of {found.dtype}, which "

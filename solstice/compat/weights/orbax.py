@@ -42,7 +42,7 @@ def read_orbax(folder: Path) -> Any:
             tree: Any = checkpointer.metadata(folder).item_metadata.tree
             numpys = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             return checkpointer.restore(folder, restore_args=numpys)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         why = str(error).partition("\n")[0][:200]
         raise damaged(folder, f"it is no whole checkpoint of Orbax ({why})") from error
 

@@ -27,7 +27,9 @@ def as_expected(outputs: PyTree, found: PyTree) -> PyTree:
             lambda leaf: from_tensor(leaf) if is_tensor(leaf) else np.asarray(leaf), outputs
         )
     shapes = [jax.tree.map(np.shape, tree) for tree in (found, expected)]
-    if shapes[0] != shapes[1] or any(leaf.dtype.kind in "OSU" for leaf in jax.tree.leaves(expected)):
+    if shapes[0] != shapes[1] or any(
+        leaf.dtype.kind in "OSU" for leaf in jax.tree.leaves(expected)
+    ):
         raise InvalidValueError(
             f"outputs is expected to be like the model's own outputs, {describe(found)}; it is "
             f"{describe(outputs)}. Pass what the other network gives for the same inputs."
@@ -36,7 +38,11 @@ def as_expected(outputs: PyTree, found: PyTree) -> PyTree:
 
 
 def explained(
-    found: float, tolerance: float, suspects: Sequence[str], epsilons: Sequence[float], tries: int = 0
+    found: float,
+    tolerance: float,
+    suspects: Sequence[str],
+    epsilons: Sequence[float],
+    tries: int = 0,
 ) -> UnequalOutputsError:
     """Return the error for outputs that are too far apart, with what that points to."""
     used = ", ".join(f"{one:g}" for one in dict.fromkeys(epsilons))

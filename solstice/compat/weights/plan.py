@@ -155,7 +155,9 @@ class Plan:
             groups = ambiguous(matches)
             self._how = BY_OUTPUTS if tries > 1 or groups else ""
             if groups:
-                self._notes.append(f"The outputs given decided between alike layers, at try {tries}.")
+                self._notes.append(
+                    f"The outputs given decided between alike layers, at try {tries}."
+                )
             return
         suspects = [one.target.main.leaf for some in ambiguous(self._found.matches) for one in some]
         epsilons = self._trace.epsilons if self._trace else ()
@@ -198,7 +200,7 @@ class Plan:
         if alike := report.ambiguous:
             warnings.warn(
                 f"load(): {len(alike)} leaves were matched by order alone, {alike[0].leaf!r} with "
-                f"{alike[0].sources[0]!r} for one, and others have the same form. Prove the result: "
+                f"{alike[0].sources[0]!r} for one, where others have their form. Prove the result: "
                 f"report.check(inputs, outputs), or load(..., example=inputs, outputs=outputs).",
                 stacklevel=3,
             )

@@ -1,4 +1,4 @@
-"""A user's rules for names: regular expressions with what takes the place of a match, or a function."""
+"""A user's rules for names: regular expressions with what replaces a match, or a function."""
 
 import difflib
 import re
@@ -53,9 +53,7 @@ def renamed(names: Iterable[str], rename: Renames, argument: str = "rename") -> 
     return kept
 
 
-def _substitute(
-    new: dict[str, str | None], pattern: str, text: str | None, argument: str
-) -> None:
+def _substitute(new: dict[str, str | None], pattern: str, text: str | None, argument: str) -> None:
     """Apply a rule to all names."""
     try:
         expression = re.compile(pattern)

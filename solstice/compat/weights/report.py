@@ -177,5 +177,3 @@ def check_left(
         f"load() is expected to use each array of the source, for each leaf of the model; "
         f"{', and '.join(parts)}. {''.join(f'{reason} ' for reason in reasons)}{advice}."
     )
-
-

@@ -5,7 +5,6 @@ Nothing is ever unpickled: a file that could run code when it is read is refused
 
 import dataclasses
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.model import Model
-from solstice.compat.weights.hdf5 import read_keras_archive, read_hdf5
+from solstice.compat.weights.hdf5 import read_hdf5, read_keras_archive
 from solstice.compat.weights.npz import read_npz
 from solstice.compat.weights.orbax import is_orbax, read_orbax
 from solstice.compat.weights.shards import SHARDS, is_sharded, read_safetensors, read_shards

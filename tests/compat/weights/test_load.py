@@ -75,9 +75,7 @@ def keras_mlp():
 MLPS = {
     "linen": linen,
     "nnx": lambda: compat.as_model(Module(nnx.Rngs(0))),
-    "haiku": lambda: compat.as_model(
-        hk.transform(lambda x: hk.nets.MLP([8, 8, 2])(x)), X, key=0
-    ),
+    "haiku": lambda: compat.as_model(hk.transform(lambda x: hk.nets.MLP([8, 8, 2])(x)), X, key=0),
     "equinox": lambda: compat.as_model(eqx.nn.MLP(3, 2, 8, 2, key=jax.random.key(0))),
     "keras": keras_mlp,
     "stax": lambda: compat.as_model(
@@ -230,8 +228,7 @@ def attention(state, x, heads=2):
     qkv = h @ state["attn.in_proj_weight"].T + state["attn.in_proj_bias"]
     batch, time, width = x.shape
     q, k, v = (
-        part.reshape(batch, time, heads, -1).transpose(0, 2, 1, 3)
-        for part in np.split(qkv, 3, -1)
+        part.reshape(batch, time, heads, -1).transpose(0, 2, 1, 3) for part in np.split(qkv, 3, -1)
     )
     scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(width // heads)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -418,7 +415,7 @@ def test_more_layers_than_the_model_has_go_by_likeness():
 
     source = linear("encoder.block", 3, 3) | linear("decoder.block", 3, 3)
     model = compat.as_model(Decoder(), X, key=0)
-    with pytest.raises(InvalidValueError, match="encoder.block.weight .* went nowhere"):
+    with pytest.raises(InvalidValueError, match=r"encoder.block.weight .* went nowhere"):
         compat.load(model, source)
     _, report = compat.load(model, source, strict=False)
     assert {row.how for row in report.rows} == {"likeness of names"}
@@ -490,7 +487,9 @@ def test_check_says_what_a_difference_points_to():
     assert report.check(X, expected, tolerance=0.1) == told.value.difference
     with pytest.raises(UnequalOutputsError, match="in an activation"):
         report.check(X, expected + 1)
-    with pytest.raises(InvalidValueError, match=r"outputs is expected to be like .* float32\[4,8\]"):
+    with pytest.raises(
+        InvalidValueError, match=r"outputs is expected to be like .* float32\[4,8\]"
+    ):
         report.check(X, expected[:2])
     with pytest.raises(UnequalOutputsError):
         report.check(X, np.full_like(expected, np.nan))

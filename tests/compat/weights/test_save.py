@@ -187,7 +187,12 @@ def test_another_s_names_are_written(tmp_path):
     ("path", "names", "error", "says"),
     [
         ("a.npz", None, InvalidValueError, "path is expected to end with '.safetensors'"),
-        ("a.safetensors", {"kernle": "x"}, InvalidValueError, "names: 'kernle' is expected to match"),
+        (
+            "a.safetensors",
+            {"kernle": "x"},
+            InvalidValueError,
+            "names: 'kernle' is expected to match",
+        ),
         ("a.safetensors", {".*": "x"}, InvalidValueError, "both become 'x"),
         ("a.safetensors", "model", InvalidTypeError, r"compat.save\(compat.convert"),
     ],
