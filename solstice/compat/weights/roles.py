@@ -8,6 +8,7 @@ its first real use. What is used in an operation not known here has that operati
 """
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,6 +42,8 @@ class Use:
         factor: The value that is used is `factor * leaf + shift`.
         shift: As above. Of a variance it is the epsilon.
         step: The number of the operation in its network's trace; -1 where there was no trace.
+        rows: Of a matrix that takes flattened features, the axes they had, such as (height, width,
+            channels): what is first there and last elsewhere orders its rows. Otherwise empty.
     """
 
     leaf: str
@@ -51,6 +54,7 @@ class Use:
     factor: float = 1.0
     shift: float = 0.0
     step: int = -1
+    rows: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -180,12 +184,14 @@ class _Flow:
         parts: If it was just concatenated, along which axis, and the parts with their sizes.
         epsilon: A constant that was just added.
         uses: Places in the walk's uses of the matrices and biases that it is linear in.
+        merged: The sizes of axes that were just made one.
     """
 
     of: str = ""
     parts: tuple[int, tuple[tuple[int, str], ...]] | None = None
     epsilon: float | None = None
     uses: tuple[int, ...] = ()
+    merged: tuple[int, ...] = ()
 
 
 _Value = _Piece | _Known | _Flow
@@ -264,9 +270,9 @@ class _Walk:
         return [_Flow(_of(ins), uses=linear)] * outputs
 
     def _flow(self, eqn: Any, ins: list[_Value]) -> _Flow:
-        name, of = eqn.primitive.name, _of(ins)
-        if name in _SAME and isinstance(ins[0], _Flow):
-            return ins[0]
+        name, of, first = eqn.primitive.name, _of(ins), ins[0]
+        if name in _SAME and isinstance(first, _Flow):
+            return first
         if name == "concatenate":
             axis = eqn.params["dimension"]
             sizes = [atom.aval.shape[axis] for atom in eqn.invars]
@@ -276,8 +282,10 @@ class _Walk:
             known = [value for value in ins if isinstance(value, _Known)]
             return _Flow(of, epsilon=known[0].scalar() if known else None)
         if name in _LAYOUTS or name == "split":
-            return _Flow(of, uses=_linear_in(ins))
-        first = ins[0]
+            merged = _merged(eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape)
+            return _Flow(of, uses=_linear_in(ins), merged=merged)
+        if len(ins) == 1 and isinstance(first, _Flow):  # an activation, perhaps
+            return _Flow(of, merged=first.merged)
         if name in _ROOTS and isinstance(first, _Flow) and first.epsilon is not None:
             self.epsilons.append(first.epsilon)
         return _Flow(of)
@@ -317,7 +325,7 @@ class _Walk:
 
     def _use(self, eqn: Any, ins: list[_Value], place: int, piece: _Piece) -> None:
         name, p, index = eqn.primitive.name, eqn.params, piece.index
-        factor, of = piece.factor, ""
+        factor, of, merged = piece.factor, "", ()
         if name == "dot_general":
             contracted, batch = (axes[place] for axes in p["dimension_numbers"])
             other = ins[1 - place]
@@ -328,6 +336,8 @@ class _Walk:
             rows = int(np.prod(index.shape[len(batch) : len(batch) + len(contracted)]))
             index = index.reshape(*head, rows, -1)
             role = "matrices" if batch else MATRIX
+            if isinstance(other, _Flow) and math.prod(other.merged) == rows:
+                merged = other.merged
             if self._loop is not None:
                 of = _of([other])
                 parts = other.parts if isinstance(other, _Flow) and not batch else None
@@ -359,16 +369,18 @@ class _Walk:
             self.epsilons.append(piece.shift)
         else:
             role, index = name, _distinct(index)
-        self._note(role, index, of, dataclasses.replace(piece, factor=factor))
+        self._note(role, index, of, dataclasses.replace(piece, factor=factor), merged)
 
-    def _note(self, role: str, index: np.ndarray, of: str, piece: _Piece) -> None:
+    def _note(
+        self, role: str, index: np.ndarray, of: str, piece: _Piece, rows: tuple[int, ...] = ()
+    ) -> None:
         """Note a use, or one for each leaf that its elements are of."""
         first, last = self._owner(index.min()), self._owner(index.max())
         parts = [index] if first == last else _blocks(index, self._owner(index))
         for part in parts:
             leaf = int(self._owner(part.flat[0]))
             index = part - self.starts[leaf]
-            signed = role, index, self._loop, of, piece.factor, piece.shift, self._step
+            signed = role, index, self._loop, of, piece.factor, piece.shift, self._step, rows
             self.uses.append(Use(self._names[leaf], *signed))
 
     def _owner(self, positions: Any) -> Any:
@@ -438,6 +450,15 @@ def _computed(eqn: Any, ins: list[_Value], outputs: int) -> list[_Value]:
 
     every = _Known(compute)
     return [_Known(lambda i=i: every.value[i]) for i in range(outputs)]
+
+
+def _merged(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the sizes of the last axes that a reshape makes one, without those of one element."""
+    kept = len(after) - 1
+    if len(before) - kept < 2 or before[:kept] != after[:kept]:
+        return ()
+    sizes = tuple(size for size in before[kept:] if size > 1)
+    return sizes if len(sizes) > 1 else ()
 
 
 def _alike(pieces: Sequence[_Piece]) -> bool:

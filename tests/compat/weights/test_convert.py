@@ -181,6 +181,34 @@ def test_rows_that_the_example_does_not_use_go_over_too():
         compat.convert(shorter, like=like, example=x)
 
 
+@pytest.mark.parametrize("size", [3, 2])
+def test_features_flattened_channels_first_fit_those_flattened_last(size):
+    """Of a cube (size 2) the shapes do not tell which axis is which."""
+
+    class First(eqx.Module):
+        conv: eqx.nn.Conv2d
+        dense: eqx.nn.Linear
+
+        def __call__(self, x):
+            return self.dense(jax.nn.relu(self.conv(jnp.moveaxis(x, -1, 0)).ravel()))
+
+    class Last(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(2, (3, 3))(x))
+            return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+    x = np.random.default_rng(0).normal(size=(4, size, size, 1)).astype(np.float32)
+    one, other = jax.random.split(jax.random.key(0))
+    module = First(
+        eqx.nn.Conv2d(1, 2, 3, padding=1, key=one), eqx.nn.Linear(2 * size**2, 3, key=other)
+    )
+    first, last = compat.as_model(module), compat.as_model(Last(), x, key=0)
+    for model, like in ((first, last), (last, first)):
+        converted = compat.convert(model, like=like, example=x)
+        np.testing.assert_allclose(converted(x)[0], model(x)[0], rtol=1e-5, atol=1e-5)
+
+
 def zero_centred(p, x):
     return x * (1 + p["scale"]) - p["minus"]
 
