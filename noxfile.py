@@ -129,6 +129,14 @@ def convert(session: nox.Session) -> None:
 
 # pip, not uv: only pip takes a torch without CUDA, of several gigabytes, from where one is set up.
 @nox.session(venv_backend="venv")
+def interop(session: nox.Session) -> None:
+    """Train networks in torch, and load their weights into twins in every library; 5 minutes."""
+    session.install(*group("interop"))
+    session.install("-e", ".[checkpoint,flax,haiku,keras]")
+    session.run("python", "benchmarks/interop.py", *session.posargs, env=QUIET)
+
+
+@nox.session(venv_backend="venv")
 def bench(session: nox.Session) -> None:
     """Time the trainer beside a hand-written loop and beside other trainers; 15 minutes.
 

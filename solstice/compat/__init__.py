@@ -21,7 +21,7 @@ from solstice.compat.surgery.tags import tag
 from solstice.compat.surgery.wrapped import WrappedModel, merge
 from solstice.compat.weights.convert import convert
 from solstice.compat.weights.load import load
-from solstice.compat.weights.report import LoadReport
+from solstice.compat.weights.report import LoadedLeaf, LoadReport
 from solstice.compat.weights.save import save
 from solstice.static import Static
 from solstice.tree.overwritten import Overwritten, overwrite, trained
@@ -48,6 +48,7 @@ __all__ = [
     "KerasModel",
     "KerasOptimizer",
     "LoadReport",
+    "LoadedLeaf",
     "Model",
     "NNXMetrics",
     "NNXModel",

@@ -189,7 +189,7 @@ class EquinoxModel(Model):
         return replace(self, state=state)
 
     def library_name(self, name: str) -> str:
-        """Return an array's path in the module, as in "layers/0/weight"; "state/..." of the state."""
+        """Return an array's path in the module, as in "layers/0/weight"; of the state, its own."""
         return name.removeprefix("params/")
 
     def unwrap(self) -> Any:

@@ -266,7 +266,8 @@ def _layers(network: Any) -> list[Any]:
 
 
 def _snake_case(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    # As Keras names layers by their classes: Conv2D is "conv2d".
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])", "_", name).lower()
 
 
 def _is_seed(name: str) -> bool:

@@ -242,3 +242,28 @@ row(
     **PASS,
 )
 row("compat.tag", name=text("hidden"), value=anything(1.0))
+
+
+ARRAYS = {"params/w": np.ones(2, np.float32)}
+row(
+    "compat.load",
+    model=only(MODEL),
+    source=only(ARRAYS),
+    example=only(None, "None", *_SEVEN, "matrix", "array without elements", "array of complex"),
+    rename=only(None, "None", "empty dict"),
+    strict=flag(True),
+    outputs=only(None, "None"),
+)
+row(
+    "compat.LoadReport.check",
+    on=lambda: compat.load(MODEL, ARRAYS)[1],
+    inputs=given(X),
+    outputs=only(X),
+    tolerance=number(0.5),
+)
+row(
+    "compat.save",
+    model=only(MODEL),
+    path=only("model.safetensors"),
+    names=only(None, "None", "empty dict"),
+)

@@ -1,8 +1,8 @@
 """Which gate is which in a network's recurrent cells, found by running their loops.
 
-A cell's blocks are known from the trace, and which gate each is, from what the loop makes of numbers:
-its matrices are set to zero and its biases to a number for each block, and one turn of the loop
-changes a carry by the LSTM's formula for one order of the gates only.
+A cell's blocks are known from the trace, and which gate each is, from what the loop makes of
+numbers: its matrices are set to zero and its biases to a number for each block, and one turn of the
+loop changes a carry by the LSTM's formula for one order of the gates only.
 """
 
 import dataclasses

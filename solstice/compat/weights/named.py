@@ -1,8 +1,8 @@
 """What the arrays of a source are for, by the names that libraries give them and their shapes.
 
-A name's last part says the role and the layout: a `weight` is (out, in), a `kernel` (in, out). Where
-it leaves several readings open (an embedding's `weight` is a table), all are kept, the likeliest
-first; the network that gets the arrays decides.
+A name's last part says the role and the layout: a `weight` is (out, in), a `kernel` (in, out).
+Where it leaves several readings open (an embedding's `weight` is a table), all are kept, the
+likeliest first; the network that gets the arrays decides.
 """
 
 import dataclasses
@@ -86,6 +86,17 @@ def is_ignored(name: str) -> bool:
     (True, False)
     """
     return _IGNORED.search(name) is not None
+
+
+def says_layout(name: str) -> bool:
+    """Say whether the last part of a name tells how an array lies.
+
+    >>> says_layout("head.weight"), says_layout("head.mixing")
+    (True, False)
+    """
+    last = re.split(r"[./]", name)[-1]
+    known = last in _OUT_IN | _IN_OUT | _TABLES or last in _VECTORS or last == "recurrent_kernel"
+    return bool(known or _RECURRENT.search(name) or _FUSED.search(name))
 
 
 def read_names(

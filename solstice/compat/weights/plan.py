@@ -17,13 +17,13 @@ from solstice.compat.weights.gates import find_gates
 from solstice.compat.weights.layers import traced_layers
 from solstice.compat.weights.leaves import model_leaves, with_leaves
 from solstice.compat.weights.matching import values
-from solstice.compat.weights.named import NamedCell, is_ignored, read_names
+from solstice.compat.weights.named import NamedCell, is_ignored, read_names, says_layout
 from solstice.compat.weights.outputs import as_expected, explained
 from solstice.compat.weights.pairs import BY_NAME, Pair, describe
 from solstice.compat.weights.proof import TOLERANCE, difference, evaluation
 from solstice.compat.weights.recurrent import LSTM, Cell, cells_of, way
 from solstice.compat.weights.report import LoadedLeaf, LoadReport, check_left
-from solstice.compat.weights.roles import MEAN, VARIANCE, Trace, trace
+from solstice.compat.weights.roles import MATRIX, MEAN, VARIANCE, Trace, trace
 from solstice.compat.weights.sources import Source
 from solstice.tree.kinds import is_typed_key
 from solstice.tree.pytree import PyTree
@@ -70,8 +70,8 @@ class Plan:
             if name is None or not _is_like(self.source.arrays[name], old):
                 continue
             word = name.replace(".", "/").rpartition("/")[2]
-            kept = word == leaf.rpartition("/")[2] and (sure or not self.source.in_order)
-            if kept or np.ndim(old) < 2:
+            same = word == leaf.rpartition("/")[2] and (sure or not self.source.in_order)
+            if same or np.ndim(old) < 2 or not says_layout(word):
                 self.by_name[leaf] = name
 
     @property
@@ -101,6 +101,13 @@ class Plan:
         self._match_cells(inputs, cells, named.cells)
         self._found = assign(traced_layers(outside), named.layers)
         self._ties = tied_pairs(self._found)
+        guessed = {
+            use.leaf: None
+            for match in self._found.matches
+            for use in match.uses
+            if use.role == MATRIX and not says_layout(use.leaf)
+        }
+        self._notes += [f"The name {name!r} says no layout: it was guessed." for name in guessed]
 
     def _match_cells(
         self, inputs: PyTree, ours: Sequence[Cell], theirs: Sequence[NamedCell]
@@ -193,7 +200,7 @@ class Plan:
         if alike := report.ambiguous:
             warnings.warn(
                 f"load(): {len(alike)} leaves were matched by order alone, {alike[0].leaf!r} with "
-                f"{alike[0].sources[0]!r} for one, and others have the same form. Prove the result: "
+                f"{alike[0].sources[0]!r} for one, where others have their form. Prove the result: "
                 f"report.check(inputs, outputs), or load(..., example=inputs, outputs=outputs).",
                 stacklevel=3,
             )
