@@ -99,6 +99,8 @@ EXEMPT: dict[str, str] = {
     "compat.*Optimizer.eval_params": "an experiment calls it with what `init` took",
     "compat.*Model.intermediates": "`compat.intermediates` calls it",
     "compat.*Metrics.update": "the library's own metric checks what it takes",
+    "compat.WrappedModel": "`compat.lora` and `compat.quantize` make it",
+    "compat.WrappedModel.*": "as the network's own model",
     "compat.missing_key": "it returns an error",
     "compat.overwrite": "an adapter calls it with trees that it has checked",
     "triggers.Trigger.start": _ADAPTER,
