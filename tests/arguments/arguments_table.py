@@ -100,6 +100,8 @@ EXEMPT: dict[str, str] = {
     "compat.*Model.intermediates": "`compat.intermediates` calls it",
     "compat.*Model.tagged": "`compat.capture` calls it",
     "compat.*Metrics.update": "the library's own metric checks what it takes",
+    "compat.WrappedModel": "`compat.lora` and `compat.quantize` make it",
+    "compat.WrappedModel.*": "as the network's own model",
     "compat.missing_key": "it returns an error",
     "compat.*Model.library_name": "`compat.save` calls it",
     "compat.LoadReport": "`compat.load` returns it",

@@ -224,6 +224,19 @@ row(
     name=given("intermediates"),
     kwargs=given({}),
 )
+WHERE = function(lambda path: True)
+MATRIX = compat.FunctionModel(lambda key, x: {"w": jnp.ones((3, 4))}, apply, X, key=0)
+row(
+    "compat.lora",
+    model=only(MATRIX),
+    rank=count(1, most=3),
+    where=WHERE,
+    key=SEED,
+    alpha=optional(number(2)),
+    full=optional(given(None)),
+)
+row("compat.quantize", model=only(MATRIX), bits=choice(8), where=WHERE)
+row("compat.merge", model=only(MATRIX))
 row("compat.trained", tree=anything(WEIGHTS))
 TAGGED = compat.FunctionModel(
     init, lambda params, x: compat.tag("hidden", apply(params, x)), X, key=0

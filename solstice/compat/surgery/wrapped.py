@@ -5,7 +5,7 @@ operation is intercepted, and what holds for the adapter holds for the wrapper.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import equinox as eqx
 import jax
@@ -17,8 +17,6 @@ from solstice.static import Static
 from solstice.tree.fields import replace
 from solstice.tree.naming import flatten_with_paths
 from solstice.tree.pytree import PyTree, PyTreeDef
-
-_M = TypeVar("_M", bound=Model)
 
 
 class Weight(NamedTuple):
@@ -136,7 +134,7 @@ class WrappedModel(Model):
         return replace(self.inner, params=params, frozen=frozen, state=self.state)
 
 
-def merge(model: _M) -> Model:
+def merge(model: Model) -> Model:
     """Return the network's own model, its weights computed once and for all.
 
     Factors of `compat.lora` are added to their weights, what `compat.quantize` rounded is a float
