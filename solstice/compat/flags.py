@@ -88,6 +88,23 @@ def accepts(function: Callable[..., PyTree], name: str) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in found)
 
 
+def binds(function: Callable[..., PyTree], *given: PyTree, **keywords: PyTree) -> bool:
+    """Say whether a call takes these arguments; of one that does not tell, that it does.
+
+    >>> binds(lambda x: x, 1), binds(lambda x: x, 1, 2)
+    (True, False)
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # written in C
+        return True
+    try:
+        signature.bind(*given, **keywords)
+    except TypeError:
+        return False
+    return True
+
+
 def has_default(function: Callable[..., PyTree], name: str) -> bool:
     """Say whether a call's parameter `name` has a default, other than None.
 

@@ -76,6 +76,39 @@ def test_an_equinox_module_that_takes_whole_batches_is_told_of_call(train):
     assert (model(X, train=train)[0] == module(X)).all()
 
 
+class Cached(eqx.Module):
+    """Keeps a cache for another method, which its call does not take."""
+
+    w: jax.Array
+    cache: eqx.nn.StateIndex
+
+    def __init__(self):
+        self.w, self.cache = jnp.ones((8, 3)), eqx.nn.StateIndex(jnp.zeros(3))
+
+    def __call__(self, x):
+        return x @ self.w
+
+    def sample(self, x, state):
+        return self(x) + state.get(self.cache), state.set(self.cache, self(x))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_an_equinox_call_may_leave_out_the_state_which_then_stays_as_it_is(train):
+    cached = eqx.nn.make_with_state(Cached)()
+    calls = {"mapped": None, "call": lambda module, x: jax.vmap(module)(x)}
+    for name, call in calls.items():
+        model = EquinoxModel(*cached, call=call)
+        outputs, new = model(X, train=train)
+        assert (outputs == X @ cached[0].w).all(), name
+        assert (jax.tree.leaves(new.state)[0] == 0).all(), name
+
+    def sample_first(module, x, state):
+        return module.sample(x[0], state)
+
+    outputs, new = EquinoxModel(*cached, call=sample_first)(X, train=True)
+    assert (jax.tree.leaves(new.state)[0] == outputs).all(), "a call that takes it changes it"
+
+
 def test_one_example_in_place_of_a_batch_is_told():
     model = as_model(eqx.nn.MLP(8, 3, 4, 1, key=KEY))
     with pytest.raises(ValueError, match=r"one example, give them a batch axis: x\[None\]"):

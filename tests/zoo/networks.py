@@ -476,17 +476,18 @@ def _log_probs(flow: Any, x: jax.Array) -> jax.Array:
     "transformer flow",
     "Equinox",
     "transformer-flows",
-    how="`EquinoxModel(flow, call=lambda flow, x: jax.vmap(flow.log_prob)(x, None))`",
+    how="`EquinoxModel(*own, call=lambda flow, x: jax.vmap(flow.log_prob)(x, None))`",
 )
 def equinox_transformer_flow() -> Network:
+    import equinox as eqx
     from transformer_flows import TransformerFlow
 
-    net = TransformerFlow(1, 4, 2, 8, 2, 1, head_dim=4, expansion=2, key=jax.random.key(0))
+    make = eqx.nn.make_with_state(TransformerFlow)  # it keeps a cache, for sampling
     return Network(
-        net,
+        make(1, 4, 2, 8, 2, 1, head_dim=4, expansion=2, key=jax.random.key(0)),
         (normal(0, 4, 1, 4, 4),),
         negative_mean,
-        model=lambda own, inputs, key: compat.EquinoxModel(own, call=_log_probs),
+        model=lambda own, inputs, key: compat.EquinoxModel(*own, call=_log_probs),
         batched=lambda module, state, inputs, key: (_log_probs(module, *inputs), state),
     )
 
@@ -496,7 +497,7 @@ def equinox_s5() -> Network:
     import equinox as eqx
     from discretax.models import S5
 
-    own = eqx.nn.make_with_state(S5)(4, 8, 2, key=jax.random.key(0))
+    own = eqx.nn.make_with_state(S5)(jax.random.key(0), hidden_dim=8, num_blocks=2, state_dim=4)
 
     def batched(module: Any, state: Any, inputs: Any, key: jax.Array) -> Any:
         keys = jax.random.split(key, len(inputs[0]))
