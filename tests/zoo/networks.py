@@ -293,9 +293,7 @@ def haiku_egnn() -> Network:
 
     net = hk.transform(lambda graph, x: egnn_jax.EGNN(8, 3, num_layers=2)(graph, x))
     graph = _graph()._replace(edges=None, globals=None)
-    return Network(
-        net, (graph, normal(3, 4, 3)), lambda out, y: cross_entropy(out[0], y), CLASSES
-    )
+    return Network(net, (graph, normal(3, 4, 3)), lambda out, y: cross_entropy(out[0], y), CLASSES)
 
 
 @row("MLP-Mixer with stochastic depth", "Haiku", "x-mlps")
@@ -567,9 +565,9 @@ def keras_resnet() -> Network:
     import keras_hub
 
     net = keras_hub.models.ResNetBackbone(
-        [8], [3], [8, 16], [1, 1], [1, 2], "basic_block", image_shape=(16, 16, 3)
+        [8], [3], [64], [1], [1], "basic_block", image_shape=(8, 8, 3)
     )
-    return _keras(net, normal(0, 4, 16, 16, 3))
+    return _keras(net, normal(0, 4, 8, 8, 3))
 
 
 @row("vision transformer", "Keras", "keras-hub")
@@ -605,3 +603,12 @@ def keras_gpt2() -> Network:
     tokens = jnp.arange(20).reshape(4, 5) % 11
     net = keras_hub.models.GPT2Backbone(11, 2, 2, 8, 16, dropout=0.1, max_sequence_length=8)
     return _keras(net, {"token_ids": tokens, "padding_mask": jnp.ones_like(tokens)})
+
+
+@row("float8 dense layers", "Keras", "keras")
+def keras_fp8() -> Network:
+    import keras
+
+    x = keras.layers.Input((8,))
+    net = keras.layers.Dense(16, "relu", dtype="float8_from_float32")(x)
+    return _keras(keras.Model(x, net), normal(0, 4, 8))
