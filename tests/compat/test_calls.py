@@ -53,6 +53,23 @@ def test_a_module_without_a_call_names_its_methods_and_the_remedy(adapter):
     assert WITHOUT_CALL[adapter](call=encoded)(X)[0].shape == (4, 3)
 
 
+class Distribution(eqx.Module):
+    w: jax.Array
+
+    def log_prob(self, x):
+        return x @ self.w
+
+
+class Normal(Distribution):
+    def _private(self):
+        return self.w
+
+
+def test_methods_of_base_classes_are_named_too_but_not_the_librarys():
+    with pytest.raises(TypeError, match=r"has the methods log_prob\. .*module\.log_prob\(x\)"):
+        as_model(Normal(jnp.ones((8, 3))))
+
+
 class Whole(eqx.Module):
     """Takes a whole batch, as haliax's and flowjax's networks do."""
 

@@ -251,6 +251,36 @@ def nnx_qwix() -> Network:
     return Network(net, (x,), cross_entropy, CLASSES, keeps_streams=True)
 
 
+@row(
+    "LoRA with Qwix, the base frozen",
+    "NNX",
+    "qwix",
+    how='`compat.freeze(as_model(net), lambda path, leaf: "lora" not in path)`',
+)
+def nnx_lora() -> Network:
+    import qwix
+    from flax import nnx
+
+    rngs, x = nnx.Rngs(0), normal(0, 4, 8)
+    net = nnx.Sequential(nnx.Linear(8, 16, rngs=rngs), nnx.relu, nnx.Linear(16, 3, rngs=rngs))
+    net = qwix.apply_lora_to_model(
+        net, qwix.LoraProvider(module_path=".*", rank=2, alpha=2.0), x, rngs=nnx.Rngs(1)
+    )
+
+    def frozen(own: Any, inputs: Any, key: Any) -> compat.Model:
+        return compat.freeze(compat.as_model(own), lambda path, leaf: "lora" not in path)
+
+    return Network(
+        net,
+        (x,),
+        cross_entropy,
+        CLASSES,
+        model=frozen,
+        wrt=nnx.LoRAParam,
+        keeps_streams=True,
+    )
+
+
 # --- Haiku ------------------------------------------------------------------------------------
 
 
@@ -565,7 +595,7 @@ def keras_resnet() -> Network:
     import keras_hub
 
     net = keras_hub.models.ResNetBackbone(
-        [8], [3], [64], [1], [1], "basic_block", image_shape=(8, 8, 3)
+        [64], [3], [64], [1], [1], "basic_block", image_shape=(8, 8, 3)
     )
     return _keras(net, normal(0, 4, 8, 8, 3))
 
