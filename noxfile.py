@@ -157,3 +157,16 @@ def bench_bobbin(session: nox.Session) -> None:
     command = ("python", "train.py", "--only", "hand", "bobbin_trainer")
     with session.chdir("benchmarks"):
         session.run(*command, *session.posargs, env=QUIET)
+
+
+# 3.12: some of the packages have no version for others.
+@nox.session(python="3.12")
+def zoo(session: nox.Session) -> None:
+    """Train networks of other packages beside their own loops, into docs/zoo.md; 15 minutes.
+
+    Arguments after -- go to the script: `--only mamba` for some, and then nothing is written.
+    """
+    session.install("-e", ".[flax,haiku,keras,optax]", *group("zoo"))
+    session.install("--no-deps", "egnn-jax>=0.3")  # which pins an Optax of 2022, and needs none
+    arguments = session.posargs or ["--write"]
+    session.run("python", "tests/zoo/run.py", *arguments, env=QUIET)

@@ -15,6 +15,7 @@ from solstice.arguments import describe
 from solstice.compat.drawing import run_with_key, runs
 from solstice.compat.flags import (
     Flags,
+    binds,
     call_of,
     check_train,
     find_flags,
@@ -89,13 +90,13 @@ class EquinoxModel(Model):
 
         Args:
             module: The network, with the key (where it takes one) as its argument `key` and the
-                state as its argument `state`, or the first one after the inputs. A default of
-                `key` is kept where no key is given.
+                state as its argument `state`, or the first one after the inputs; a call with
+                neither leaves the state as it is. A default of `key` is kept where no key is given.
             state: What `eqx.nn.make_with_state` returned beside it.
             flags: Keywords of the call that say whether it trains, with their values in training.
                 None finds them among the call's parameters.
             call: Called as `call(module, *inputs, ...)` instead of the mapped module, with whole
-                batches, a `key` if it has such an argument, and the state.
+                batches, a `key` if it has such an argument, and the state if it has room for it.
         """
         arguments.instance(module, "module", eqx.Module, "an equinox.Module")
         if state is not None:
@@ -248,11 +249,17 @@ class EquinoxModel(Model):
     ) -> tuple[PyTree, PyTree]:
         if self._takes_key and not (key is None and self._has_own_key):
             kwargs = {"key": key} | kwargs
-        if state is None:
-            return call(*inputs, **kwargs), None
+        if state is None or not self._has_room_for_state(inputs, kwargs):
+            return call(*inputs, **kwargs), state
         if self._state_by_name:
             return call(*inputs, state=state, **kwargs)
         return call(*inputs, state, **kwargs)
+
+    def _has_room_for_state(self, inputs: tuple[PyTree, ...], kwargs: dict[str, PyTree]) -> bool:
+        """Say whether the call takes the state: a cache may be for another method alone."""
+        module = self._rest.value[1]
+        function = call_of(_NAME, module, self._call.value)
+        return self._state_by_name or binds(function, module, *inputs, self.state, **kwargs)
 
 
 def _is_norm(node: object) -> bool:

@@ -63,8 +63,7 @@ def call_of(adapter: str, module: Any, call: Callable[..., PyTree] | None) -> Ca
         return call
     if callable(module):
         return type(module).__call__
-    own = [name for name, part in vars(type(module)).items() if inspect.isfunction(part)]
-    methods = [name for name in own if not name.startswith("_")]
+    methods = _methods(type(module))
     name = methods[0] if methods else "forward"
     raise InvalidTypeError(
         f"{adapter}: a network is expected to have a __call__; {type(module).__name__} has the "
@@ -86,6 +85,34 @@ def accepts(function: Callable[..., PyTree], name: str) -> bool:
     except ValueError:
         return False
     return any(p.kind is p.VAR_KEYWORD for p in found)
+
+
+def _methods(cls: type) -> list[str]:
+    """Return the public methods of a class and its bases of the same package, its own first."""
+    package = cls.__module__.partition(".")[0]
+    near = [base for base in cls.__mro__ if base.__module__.partition(".")[0] == package]
+    parts = {name: part for base in reversed(near) for name, part in vars(base).items()}
+    own = [name for base in near for name in vars(base)]
+    return [
+        name for name in dict.fromkeys(own) if name[0] != "_" and inspect.isroutine(parts[name])
+    ]
+
+
+def binds(function: Callable[..., PyTree], *given: PyTree, **keywords: PyTree) -> bool:
+    """Say whether a call takes these arguments; of one that does not tell, that it does.
+
+    >>> binds(lambda x: x, 1), binds(lambda x: x, 1, 2)
+    (True, False)
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # written in C
+        return True
+    try:
+        signature.bind(*given, **keywords)
+    except TypeError:
+        return False
+    return True
 
 
 def has_default(function: Callable[..., PyTree], name: str) -> bool:

@@ -251,6 +251,36 @@ def nnx_qwix() -> Network:
     return Network(net, (x,), cross_entropy, CLASSES, keeps_streams=True)
 
 
+@row(
+    "LoRA with Qwix, the base frozen",
+    "NNX",
+    "qwix",
+    how='`compat.freeze(as_model(net), lambda path, leaf: "lora" not in path)`',
+)
+def nnx_lora() -> Network:
+    import qwix
+    from flax import nnx
+
+    rngs, x = nnx.Rngs(0), normal(0, 4, 8)
+    net = nnx.Sequential(nnx.Linear(8, 16, rngs=rngs), nnx.relu, nnx.Linear(16, 3, rngs=rngs))
+    net = qwix.apply_lora_to_model(
+        net, qwix.LoraProvider(module_path=".*", rank=2, alpha=2.0), x, rngs=nnx.Rngs(1)
+    )
+
+    def frozen(own: Any, inputs: Any, key: Any) -> compat.Model:
+        return compat.freeze(compat.as_model(own), lambda path, leaf: "lora" not in path)
+
+    return Network(
+        net,
+        (x,),
+        cross_entropy,
+        CLASSES,
+        model=frozen,
+        wrt=nnx.LoRAParam,
+        keeps_streams=True,
+    )
+
+
 # --- Haiku ------------------------------------------------------------------------------------
 
 
@@ -293,9 +323,7 @@ def haiku_egnn() -> Network:
 
     net = hk.transform(lambda graph, x: egnn_jax.EGNN(8, 3, num_layers=2)(graph, x))
     graph = _graph()._replace(edges=None, globals=None)
-    return Network(
-        net, (graph, normal(3, 4, 3)), lambda out, y: cross_entropy(out[0], y), CLASSES
-    )
+    return Network(net, (graph, normal(3, 4, 3)), lambda out, y: cross_entropy(out[0], y), CLASSES)
 
 
 @row("MLP-Mixer with stochastic depth", "Haiku", "x-mlps")
@@ -476,17 +504,18 @@ def _log_probs(flow: Any, x: jax.Array) -> jax.Array:
     "transformer flow",
     "Equinox",
     "transformer-flows",
-    how="`EquinoxModel(flow, call=lambda flow, x: jax.vmap(flow.log_prob)(x, None))`",
+    how="`EquinoxModel(*own, call=lambda flow, x: jax.vmap(flow.log_prob)(x, None))`",
 )
 def equinox_transformer_flow() -> Network:
+    import equinox as eqx
     from transformer_flows import TransformerFlow
 
-    net = TransformerFlow(1, 4, 2, 8, 2, 1, head_dim=4, expansion=2, key=jax.random.key(0))
+    make = eqx.nn.make_with_state(TransformerFlow)  # it keeps a cache, for sampling
     return Network(
-        net,
+        make(1, 4, 2, 8, 2, 1, head_dim=4, expansion=2, key=jax.random.key(0)),
         (normal(0, 4, 1, 4, 4),),
         negative_mean,
-        model=lambda own, inputs, key: compat.EquinoxModel(own, call=_log_probs),
+        model=lambda own, inputs, key: compat.EquinoxModel(*own, call=_log_probs),
         batched=lambda module, state, inputs, key: (_log_probs(module, *inputs), state),
     )
 
@@ -496,7 +525,7 @@ def equinox_s5() -> Network:
     import equinox as eqx
     from discretax.models import S5
 
-    own = eqx.nn.make_with_state(S5)(4, 8, 2, key=jax.random.key(0))
+    own = eqx.nn.make_with_state(S5)(jax.random.key(0), hidden_dim=8, num_blocks=2, state_dim=4)
 
     def batched(module: Any, state: Any, inputs: Any, key: jax.Array) -> Any:
         keys = jax.random.split(key, len(inputs[0]))
@@ -566,9 +595,9 @@ def keras_resnet() -> Network:
     import keras_hub
 
     net = keras_hub.models.ResNetBackbone(
-        [8], [3], [8, 16], [1, 1], [1, 2], "basic_block", image_shape=(16, 16, 3)
+        [64], [3], [64], [1], [1], "basic_block", image_shape=(8, 8, 3)
     )
-    return _keras(net, normal(0, 4, 16, 16, 3))
+    return _keras(net, normal(0, 4, 8, 8, 3))
 
 
 @row("vision transformer", "Keras", "keras-hub")
@@ -604,3 +633,12 @@ def keras_gpt2() -> Network:
     tokens = jnp.arange(20).reshape(4, 5) % 11
     net = keras_hub.models.GPT2Backbone(11, 2, 2, 8, 16, dropout=0.1, max_sequence_length=8)
     return _keras(net, {"token_ids": tokens, "padding_mask": jnp.ones_like(tokens)})
+
+
+@row("float8 dense layers", "Keras", "keras")
+def keras_fp8() -> Network:
+    import keras
+
+    x = keras.layers.Input((8,))
+    net = keras.layers.Dense(16, "relu", dtype="float8_from_float32")(x)
+    return _keras(keras.Model(x, net), normal(0, 4, 8))

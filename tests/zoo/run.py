@@ -160,11 +160,8 @@ def table(lines: list[str]) -> str:
         for title, package, library, why in NOT_INSTALLED
     ]
     today = datetime.datetime.now(datetime.UTC).date()
-    return "\n".join(
-        [f"{today}, with {versions}; {where}.", "", head, "|---|---|---|---|---|---|"]
-        + lines
-        + absent
-    )
+    title = f"{today}, with {versions}; {where}."
+    return "\n".join([title, "", head, "|---|---|---|---|---|---|", *lines, *absent])
 
 
 def main() -> int:
@@ -172,6 +169,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="parts of the rows' names")
     parser.add_argument("--write", action="store_true", help="into docs/zoo.md")
     options = parser.parse_args()
+    if options.only and options.write:
+        parser.error("--write is for the whole table")
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module="solstice")
     lines, failed = [], 0
