@@ -1,6 +1,6 @@
 """What a step communicates, read from the compiled program itself.
 
-    python benchmarks/communication.py [--devices 8 256] [--write docs/communication.md]
+    python benchmarks/communication.py [--devices 8 256] [--write docs/parallelism.md]
 
 For each number of devices, a process of its own simulates them on the CPU, compiles the training
 step of an MLP for both placements and reads the collectives of XLA's optimised program; nothing is

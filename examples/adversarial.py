@@ -1,11 +1,11 @@
-"""Adversarial training by the fast gradient sign method, as an experiment of your own.
+"""Adversarial training by the fast gradient sign method, as a custom experiment.
 
     python examples/adversarial.py
     python examples/adversarial.py --dataset mnist     # which tfds downloads
 
 Each step attacks its own batch and learns from the result; evaluation attacks too. Two networks,
 one trained on clean images and one on attacked ones, are then compared under the attack. The
-experiment names no network library, so any network will do. The method is Goodfellow et al.,
+experiment names no network library, so it works with any. The method is Goodfellow et al.,
 https://arxiv.org/abs/1412.6572.
 """
 
@@ -27,7 +27,7 @@ class Adversarial(solstice.Experiment):
     model: compat.Model
     opt: compat.Optimizer
     key: jax.Array
-    # Arrays, or each of the values would compile the steps anew.
+    # Arrays, or each value would compile the steps again.
     strength: jax.Array
     attack: jax.Array
 
@@ -108,10 +108,10 @@ def main(arguments=None):
 
 
 def draw(trained, x, y, strength, path):
-    """Draw digits, and each network's attacked ones with what it then takes them for."""
+    """Draw digits, and each network's attacked digits with its predictions."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     rows = figure.subplots(3, len(x))
     images = {"clean": x}
     for name, exp in trained.items():
@@ -124,9 +124,9 @@ def draw(trained, x, y, strength, path):
         axes[0].set_ylabel(name)
         for one, image, guess, true in zip(axes, shown, classes, y, strict=True):
             one.imshow(image[..., 0], cmap="gray_r", vmin=0, vmax=1)
-            one.set_title(int(guess), color="black" if guess == true else "tab:red")
+            one.set_title(int(guess), color="black" if guess == true else "#D55E00")
             one.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=200)
 
 
 if __name__ == "__main__":

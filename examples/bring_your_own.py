@@ -4,7 +4,7 @@
     python examples/bring_your_own.py --dataset mnist     # which tfds downloads
 
 The library, `pebble`, is made up. Its layers keep weights and running statistics in two dicts and
-say with `learning=` whether they train, so there is something for an adapter to do.
+call their train flag `learning`, so there is something for an adapter to do.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Pebble:
 
 
 class PebbleModel(compat.Model):
-    """Three fields of arrays, the network itself as a static one, and a call."""
+    """Three fields of arrays, the network as a static field, and a call."""
 
     params: dict
     frozen: dict | None
@@ -111,7 +111,7 @@ def main(arguments=None):
     print(f"\ntest accuracy of a network of your own library: {accuracy:.3f}")
     if options.picture:
         probabilities = jax.nn.softmax(exp(x_test))
-        solstice.plots.calibration(probabilities, y_test, bins=5).savefig(options.picture, dpi=80)
+        solstice.plots.calibration(probabilities, y_test, bins=5).savefig(options.picture, dpi=200)
     return accuracy
 
 

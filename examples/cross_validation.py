@@ -1,10 +1,10 @@
-"""Cross-validation with a loop of your own: steps without the trainer.
+"""Cross-validation with a hand-written loop: steps without the trainer.
 
     python examples/cross_validation.py
     python examples/cross_validation.py --dataset mnist     # which tfds downloads
 
-Steps are pure functions of an experiment and a batch, so a loop that fits a question better than
-`solstice.train` is a few lines. All folds start from one experiment, which no fold changes.
+Steps are pure functions of an experiment and a batch, so you can write your own loop in a few lines
+where `solstice.train` does not fit. All folds start from one experiment, which no fold changes.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main(arguments=None):
     pooled = solstice.reduce(whole)  # each example was tested once
     print(f"over all {len(x)} examples: macro F1 {pooled.compute()['f1_macro']:.3f}")
     if options.picture:
-        solstice.plots.confusion_matrix(pooled).savefig(options.picture, dpi=80)
+        solstice.plots.confusion_matrix(pooled).savefig(options.picture, dpi=200)
     return scores
 
 

@@ -3,9 +3,8 @@
     python examples/ensemble.py
     python examples/ensemble.py --dataset mnist        # which tfds downloads
 
-Twelve runs share one compiled step. Afterwards each is an experiment of its own again: the best one
-is picked on data held back for it, and all of them together answer by the average of their
-probabilities.
+Twelve runs share one compiled step. Afterwards each is a separate experiment again. The best is
+chosen on held-out data, and all together predict by the average of their probabilities.
 """
 
 import argparse
@@ -36,7 +35,7 @@ def main(arguments=None):
     train_ds = handwriting.batched(x[held:], y[held:])
     val_ds, test_ds = [(x[:held], y[:held])], [test]
 
-    # Called once, under vmap: `key` and `rate` stand for those of each member.
+    # Called once, under vmap: `key` and `rate` are those of each member.
     def make(key, rate):
         # The rate in the optimizer's state, where each member has its own.
         adam = optax.inject_hyperparams(optax.adam)(rate)
@@ -64,19 +63,17 @@ def main(arguments=None):
 
 def draw(rates, accuracies, of_best, together, path):
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot(rates, 100 * (1 - accuracies), "o", label="each member")
-    axes.axhline(100 * (1 - of_best), color="tab:green", label="the best on held-back data")
-    axes.axhline(100 * (1 - together), color="tab:red", linestyle="--", label="all together")
+    axes.plot(rates, 100 * (1 - accuracies), "o", color="#0072B2", label="each member")
+    axes.axhline(100 * (1 - of_best), color="#009E73", label="the best on held-back data")
+    axes.axhline(100 * (1 - together), color="#D55E00", linestyle="--", label="all together")
     axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="test error (%)")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=200)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python examples/fine_tune.py
     python examples/fine_tune.py --dataset mnist     # which tfds downloads
 
-The backbone learns to tell the ten digits apart; a new head then learns from a few examples which
-of them are even. What is frozen is no parameter any more: it has no gradient and no optimizer
-state, and the 130 numbers of the head do about as well as all 13,000 from scratch.
+The backbone learns the ten digits. From 30 examples, a new head then learns which digits enclose a
+hole: 0, 6, 8 and 9. Frozen weights are no parameters: they have no gradient and no optimizer state.
+The 130 numbers of the head beat a network whose 13,000 numbers learn from the same 30 examples.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import argparse
 import flax.linen as nn
 import handwriting
 import jax
+import numpy as np
 import optax
 
 import solstice
@@ -34,14 +35,14 @@ class CNN(nn.Module):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
     handwriting.add_flags(parser, epochs=20)
-    parser.add_argument("--examples", type=int, default=20, help="of the new task")
+    parser.add_argument("--examples", type=int, default=30, help="of the new task")
     options = parser.parse_args(arguments)
 
     (x, y), (x_test, y_test) = handwriting.load(options.dataset)
     few = len(x) - options.examples
     pretrain_ds = handwriting.batched(x[:few], y[:few], 32)
-    tune_ds = handwriting.batched(x[few:], even(y[few:]), min(10, options.examples))
-    test_ds = [(x_test, even(y_test))]
+    tune_ds = handwriting.batched(x[few:], holes(y[few:]), min(10, options.examples))
+    test_ds = [(x_test, holes(y_test))]
 
     backbone = solstice.ClassificationExperiment(
         CNN(10), optax.adam(2e-3), example_input=x[:1], key=0
@@ -78,12 +79,12 @@ def main(arguments=None):
             if record["mode"] == "val"
         ]
         names = ["accuracy", "average_loss"]
-        solstice.plots.learning_curves(curves, names).savefig(options.picture, dpi=80)
+        solstice.plots.learning_curves(curves, names).savefig(options.picture, dpi=200)
     return backbone, tuned, results
 
 
-def even(y):
-    return (y % 2 == 0).astype("int32")
+def holes(y):
+    return np.isin(y, [0, 6, 8, 9]).astype("int32")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Handwritten digits for the other examples: scikit-learn's, or MNIST through tfds.
 
-It knows no network and no experiment; a program of your own loads arrays of its own instead.
+Your own program loads your own arrays instead.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def add_flags(parser, epochs):
-    """Add what most of the examples can be told."""
+    """Add the options that most examples share."""
     parser.add_argument("--dataset", choices=("digits", "mnist"), default="digits")
     parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--picture", help="the file to draw a picture of the results into")

@@ -105,7 +105,7 @@ def main(arguments=None):
     print(f"test accuracy after {options.epochs} epochs: {accuracy:.4f}")
     if options.picture:
         curves = solstice.plots.learning_curves(history, ["average_loss", "accuracy"])
-        curves.savefig(options.picture, dpi=80)
+        curves.savefig(options.picture, dpi=200)
     return accuracy
 
 

@@ -67,7 +67,7 @@ def work(options):
     )
     if options.picture and jax.process_index() == 0:
         curves = solstice.plots.learning_curves(history, ["average_loss", "accuracy"])
-        curves.savefig(options.picture, dpi=80)
+        curves.savefig(options.picture, dpi=200)
 
 
 def report(metrics, step, mode):

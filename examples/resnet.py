@@ -4,7 +4,7 @@
     python examples/resnet.py --dataset cifar10        # CIFAR-10, which tfds downloads
     python examples/resnet.py --half                   # bfloat16 in the network, float32 weights
 
-Run it again with the same --output, after a crash or for more epochs, and it goes on where it was;
+Run it again with the same --output, after a crash or for more epochs, and it continues from there;
 `tensorboard --logdir outputs/resnet` shows the curves. Images are augmented by a function of the
 epoch, so a resumed run sees the same ones.
 """
@@ -121,8 +121,8 @@ def main(arguments=None):
         images, labels = test
         logits = np.concatenate([best(images) for images, _ in test_ds])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        worst = solstice.plots.worst_examples(images, losses, labels, logits.argmax(-1), count=8)
-        worst.savefig(options.picture, dpi=70)
+        worst = solstice.plots.worst_examples(images, losses, labels, logits.argmax(-1), count=9)
+        worst.savefig(options.picture, dpi=200)
     return accuracy
 
 

@@ -56,7 +56,7 @@ from solstice.training.train import train
 from solstice.tree import replace
 from solstice.tree.flat import snapshot
 
-__version__ = version("solstice")
+__version__ = version("jax-solstice")
 
 __all__ = [
     "BinaryClassificationExperiment",

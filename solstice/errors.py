@@ -17,6 +17,7 @@
      ├─ SlowWriteError (TimeoutError): a sink is not done within its timeout
      ├─ ProcessError (RuntimeError): another process of the run failed, left or is silent
      ├─ UnequalCopiesError (AssertionError): copies of an array differ between devices
+     ├─ UnequalOutputsError (AssertionError): a network gives other outputs than its original
      ├─ LawError (AssertionError): an object breaks a law of `solstice.testing`
      ├─ RecompileError: a step was compiled again where that was forbidden
      └─ EarlyStoppingException: raise it from a callback to end a run cleanly
@@ -25,7 +26,8 @@
 functions raise.
 
 What a program may want beside the message is an attribute: see `RecompileError`,
-`DamagedFileError`, `DirectoryInUseError`, `ProcessError` and `NotFiniteError`.
+`DamagedFileError`, `DirectoryInUseError`, `ProcessError`, `NotFiniteError` and
+`UnequalOutputsError`.
 """
 
 
@@ -137,6 +139,18 @@ class ProcessError(SolsticeError, RuntimeError):
 
 class UnequalCopiesError(SolsticeError, AssertionError):
     """Copies of an array that should be the same differ between devices or processes."""
+
+
+class UnequalOutputsError(SolsticeError, AssertionError):
+    """A network with another's weights gives other outputs; the message says what that points to.
+
+    Attributes:
+        difference: The largest difference, as a part of the largest output (at least 1).
+    """
+
+    def __init__(self, message: str = "", *, difference: float = float("nan")) -> None:
+        super().__init__(message)
+        self.difference = difference
 
 
 class LawError(SolsticeError, AssertionError):

@@ -90,8 +90,8 @@ class Step:
         self._fused: Any = jax.jit(self._flat_steps, donate_argnums=0)
         self._rolled: Any = jax.jit(self._loop, donate_argnums=0)
         self._is_rolled: dict[Any, bool] = {}
-        # For experiments of one structure, how many steps a call takes best, by those of a pass.
-        self.found: dict[Any, dict[int | None, int]] = {}
+        # For experiments of one structure, what training has tried of how many steps a call takes.
+        self.trials: dict[Any, dict[Any, Any]] = {}
         self.traces = 0
 
     @functools.cached_property

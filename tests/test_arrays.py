@@ -252,7 +252,7 @@ def test_other_batches_than_the_runs_are_refused(tmp_path, other):
     options = {"batch_size": 8, "shuffle": 0}
     saving = solstice.CheckpointingCallback(tmp_path, every=solstice.triggers.Every(steps=1))
     train(classifier(), Arrays(X, Y, **options), num_steps=2, callbacks=[saving])
-    with pytest.raises(solstice.errors.InvalidValueError, match="has another one in its place"):
+    with pytest.raises(solstice.errors.InvalidValueError, match="has a different one"):
         train(
             classifier(), Arrays(X, Y, **options | other), resume_from=tmp_path, callbacks=[saving]
         )

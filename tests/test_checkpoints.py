@@ -446,7 +446,9 @@ def test_bad_arguments_are_refused(tmp_path, options, message):
 def test_a_missing_package_is_named_before_anything_is_done(tmp_path, monkeypatch, package):
     packages.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf"'{package}'.*pip install 'solstice\[checkpoint\]'"):
+    with pytest.raises(
+        ImportError, match=rf"'{package}'.*pip install 'jax-solstice\[checkpoint\]'"
+    ):
         solstice.CheckpointingCallback(tmp_path)
     packages.cache_clear()
 

@@ -25,7 +25,7 @@ def test_the_page_has_the_figures_of_the_compiled_step(devices):
     assert done.returncode == 0, done.stderr[-4000:]
     rows = done.stdout.splitlines()[2:]
     assert len(rows) == 3
-    page = (ROOT / "docs" / "communication.md").read_text().splitlines()
+    page = (ROOT / "docs" / "parallelism.md").read_text().splitlines()
     assert rows == [line for line in page if line.startswith(f"| {devices} |")]
     for row in rows:  # the program sends what the formula says, and nothing else
         sent, formula = row.split("|")[-3:-1]

@@ -659,7 +659,7 @@ def test_a_method_that_is_no_hook_is_told(train, caplog):
             pass
 
     train(1, [1], callbacks=[Misnamed(), solstice.HistoryCallback()])
-    (told,) = [one for one in caplog.messages if "is no hook" in one]
+    (told,) = [one for one in caplog.messages if "is not a hook" in one]
     assert told.startswith(
-        "Misnamed.on_training_step_end is no hook, and is never called. Did you mean on_step_end?"
+        "Misnamed.on_training_step_end is not a hook and is never called. Did you mean on_step_end?"
     )

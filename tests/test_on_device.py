@@ -173,7 +173,7 @@ def test_other_data_on_the_device_are_refused_on_resuming(tmp_path):
     saving = solstice.CheckpointingCallback(tmp_path, every=Every(steps=1))
     train(EXP, DATA.on_device(), num_steps=3, callbacks=[saving])
     other = Arrays(X + 1, Y, batch_size=8, shuffle=0).on_device()
-    with pytest.raises(solstice.errors.InvalidValueError, match="another one in its place"):
+    with pytest.raises(solstice.errors.InvalidValueError, match="has a different one"):
         train(EXP, other, resume_from=tmp_path, callbacks=[saving])
 
 
@@ -303,8 +303,9 @@ class Clock:
     ("seconds", "options", "found"),
     [
         ({1: 1.0, 4: 0.4, 16: 0.2, 64: 0.1}, {}, 64),
-        ({1: 1.0, 4: 0.4, 16: 0.39, 64: 0.1}, {}, 4),  # no clear gain
-        ({1: 1.0, 4: 0.99}, {}, 1),
+        ({1: 1.0, 4: 0.4, 16: 0.39, 64: 0.39}, {}, 4),  # no clear gain
+        ({1: 1.0, 4: 1.05, 16: 0.7, 64: 0.9}, {}, 16),  # which a loss that is small does not hide
+        ({1: 1.0, 4: 0.99, 16: 0.98, 64: 0.98}, {}, 1),
         ({1: 1.0, 4: 1.5}, {}, 1),
         ({1: 1.0, 4: 0.4, 16: 0.2}, {"total": 60}, 16),  # more than a pass has
         ({1: 1.0, 4: 0.4, 16: 0.2, 64: 0.19}, {"total": 127}, 16),  # 63 would be left over
@@ -318,6 +319,38 @@ def test_auto_finds_the_quickest(seconds, options, found):
     calls = Calls("auto", clock=lambda: clock.now)
     clock.run(calls, options.get("total", 1024), passes=20)
     assert calls.found == calls.size == found
+
+
+def test_auto_times_short_steps_for_as_long_as_tells_something():
+    clock = Clock({1: 1e-4})
+    calls = Calls("auto", clock=lambda: clock.now)
+    calls.begin(100_000)
+    taken = 0
+    while calls.size == 1:
+        clock.now += 1e-4
+        calls.taken(1, None)
+        taken += 1
+    # One compiles, 32 tell how long a step is, and 100 take the 10 ms of a window.
+    assert taken == pytest.approx(1 + 32 + 3 * 100, abs=3)
+
+
+def test_auto_is_found_apart_for_data_on_the_device():
+    trials = {}
+    clock = Clock({1: 1e-3, 4: 4e-4, 16: 2e-4, 64: 1e-4})
+    clock.run(Calls("auto", trials, lambda: clock.now), 1024)
+    for gathers, found in ((False, 64), (True, None)):
+        calls = Calls("auto", trials)
+        calls.begin(1024, gathers=gathers)
+        assert calls.found == found
+
+
+def test_short_runs_go_on_with_the_trial_of_those_before():
+    trials = {}
+    clock = Clock({1: 1e-3, 4: 4e-4, 16: 2e-4, 64: 1e-4})
+    runs = 0
+    while clock.run(Calls("auto", trials, lambda: clock.now), 200).found is None:
+        runs += 1
+        assert runs < 10
 
 
 def test_auto_settles_where_no_pass_has_as_many_steps():
@@ -335,8 +368,8 @@ def test_auto_settles_where_no_pass_has_as_many_steps():
 
 
 def test_auto_is_saved_told_and_reused(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("solstice.training.calls._GAIN", 100.0)  # each is quicker
-    monkeypatch.setattr(type(EXP).train_step, "found", {})
+    monkeypatch.setattr("solstice.training.trial._GAIN", 100.0)  # each is quicker
+    monkeypatch.setattr(type(EXP).train_step, "trials", {})
     saving = solstice.CheckpointingCallback(tmp_path)
     with caplog.at_level(logging.INFO, "solstice"):
         train(EXP, DATA, 20, callbacks=[saving], steps_per_call="auto")
@@ -345,14 +378,14 @@ def test_auto_is_saved_told_and_reused(tmp_path, caplog, monkeypatch):
     run = Checkpoints(tmp_path).read_run(Checkpoints(tmp_path).names()[-1])
     assert run["position"]["steps_per_call"] == 16
     seen = Seen()
-    monkeypatch.setattr("solstice.training.calls._GAIN", 0.0)  # nothing would be
+    monkeypatch.setattr("solstice.training.trial._GAIN", 0.0)  # nothing would be
     train(EXP, DATA, 22, callbacks=[saving, seen], steps_per_call="auto", resume_from=tmp_path)
     assert [len(batches) for batches in seen.batches] == [16, 1] * 2
 
 
 def test_auto_is_found_once_a_process(caplog, monkeypatch):
-    monkeypatch.setattr("solstice.training.calls._GAIN", 100.0)
-    monkeypatch.setattr(type(EXP).train_step, "found", {})
+    monkeypatch.setattr("solstice.training.trial._GAIN", 100.0)
+    monkeypatch.setattr(type(EXP).train_step, "trials", {})
     seen = Seen()
     with caplog.at_level(logging.INFO, "solstice"):
         trained = train(EXP, DATA, 20, steps_per_call="auto")

@@ -90,4 +90,4 @@ def test_readme_names_the_extras_that_there_are():
 def test_the_version_is_the_distributions():
     from importlib.metadata import version
 
-    assert solstice.__version__ == version("solstice")
+    assert solstice.__version__ == version("jax-solstice")

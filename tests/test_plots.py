@@ -343,6 +343,6 @@ def test_a_missing_matplotlib_says_how_to_install_it(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(
-        ImportError, match=r"solstice\.plots needs .* pip install 'solstice\[plot\]'"
+        ImportError, match=r"solstice\.plots needs .* pip install 'jax-solstice\[plot\]'"
     ):
         plots.confusion_matrix(np.eye(2))

@@ -494,4 +494,4 @@ def test_metrics_that_grow_or_fail_to_merge_are_left_out_and_end_nothing(
         solstice.train(Steps(), 1, [0] * steps, [0] * steps)
     ours = [record.getMessage() for record in caplog.records if record.name == "solstice"]
     told = {message.split(":")[0] for message in ours}
-    assert told == {"The progress bar is without metrics, which it cannot merge or compute"}
+    assert told == {"The progress bar shows no metrics, since they cannot be merged or computed"}

@@ -332,7 +332,7 @@ def test_callbacks_that_are_gone_are_named(tmp_path, caplog):
     with pytest.raises(BangError):
         run(tmp_path, [solstice.HistoryCallback(), Crash("train", 3)])
     run(tmp_path)
-    assert "callbacks that this run is without: HistoryCallback" in caplog.text
+    assert "callbacks that this run does not have: HistoryCallback" in caplog.text
 
 
 def test_validation_may_come_within_epochs(tmp_path):

@@ -427,4 +427,4 @@ def test_without_scikit_learn_the_error_says_what_to_install():
     code = "import sys; sys.modules['sklearn'] = None; import solstice.sklearn"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "MissingPackageError: solstice.sklearn needs the package 'scikit-learn'" in done.stderr
-    assert "pip install 'solstice[sklearn]'" in done.stderr
+    assert "pip install 'jax-solstice[sklearn]'" in done.stderr

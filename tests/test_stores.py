@@ -278,7 +278,9 @@ def test_what_is_no_directory_is_refused_when_the_callback_is_made(url, message)
 
 def test_a_missing_package_of_a_scheme_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(ImportError, match=r"gs://bucket/run needs .*pip install 'solstice\[remote"):
+    with pytest.raises(
+        ImportError, match=r"gs://bucket/run needs .*pip install 'jax-solstice\[remote"
+    ):
         solstice.CheckpointingCallback("gs://bucket/run")
 
 

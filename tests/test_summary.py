@@ -184,3 +184,13 @@ def test_what_has_no_array_is_refused(thing):
 def test_a_batch_for_something_that_takes_none_is_refused():
     with pytest.raises(TypeError, match=r"dict is neither\. Leave the batch out"):
         solstice.summary({"w": X}, X)
+
+
+def test_a_narrow_terminal_shows_fewer_columns(monkeypatch):
+    found = solstice.summary(compat.as_model(nn.Dense(3), X, key=0))
+    wide = str(found)
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = str(found)
+    assert "float32" in wide and "float32" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 40 < max(map(len, wide.splitlines()))
+    assert "kernel" in narrow and "trainable" in narrow

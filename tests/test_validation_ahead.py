@@ -1,4 +1,4 @@
-"""What the first batch of the validation shows is said before the first step of training."""
+"""Errors in the first batch of the validation are raised before the first training step."""
 
 import equinox as eqx
 import flax.linen as nn
@@ -112,7 +112,7 @@ def test_an_evaluation_that_fails_is_refused_before_training(step, kind, options
     with pytest.raises(KeyError, match="three are expected") as raised:
         solstice.train(exp, 1, [GOOD, GOOD], make([BAD]), **options)
     assert events == []
-    assert "This came of the first batch of val_ds, before the first" in raised.value.__notes__[-1]
+    assert "This is from the first batch of val_ds, before the first" in raised.value.__notes__[-1]
     solstice.train(exp, 1, [GOOD, GOOD], make([GOOD]), **options)
     assert {mode for mode, _ in events} == {"train", "val"}
 

@@ -1,28 +1,49 @@
-"""Runs examples/tour.ipynb and stores what its cells show: `python docs/assets/notebook.py`.
+"""Makes examples/tutorial.ipynb of docs/tutorial.md and runs it: `python docs/assets/notebook.py`.
 
-It needs `nbclient` and `ipykernel`. What depends on the machine and the clock is left out.
+The notebook stores what its cells show; the page's pictures and comments are left out. It needs
+`nbclient` and `ipykernel`.
 """
 
 import json
 import os
+import re
+import tempfile
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOK = ROOT / "examples" / "tour.ipynb"
+PAGE = ROOT / "docs" / "tutorial.md"
+NOTEBOOK = ROOT / "examples" / "tutorial.ipynb"
+START = """This notebook is the page [Tutorial](../docs/tutorial.md). To run it, install in a clone:
+`pip install '.[checkpoint,flax,optax,plot]' scikit-learn`"""
+
+
+def cells(text):
+    """Yield the page's programs as code cells, and what is between them as text."""
+    text = re.sub(r"^!\[.*\n|<!--.*?-->\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\]\((\w+\.md)", r"](../docs/\1", text)
+    first, *parts = re.split(r"```python\n(.*?)```\n", text, flags=re.DOTALL)
+    intro, rest = first.split("\n## ", 1)
+    yield nbformat.v4.new_markdown_cell(f"{intro.splitlines()[0]}\n\n{START}\n\n## {rest.strip()}")
+    for code, after in zip(parts[::2], parts[1::2], strict=True):
+        yield nbformat.v4.new_code_cell(code.strip())
+        if after.strip():
+            yield nbformat.v4.new_markdown_cell(after.strip())
 
 
 def main():
-    """Run every cell anew."""
+    """Run every cell in an empty directory."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["PYTHONPATH"] = str(ROOT)
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    for cell in notebook["cells"]:
-        cell["metadata"] = {}
-    NotebookClient(notebook, record_timing=False).execute()
-    notebook["metadata"]["language_info"] = {"name": "python"}
+    notebook = nbformat.v4.new_notebook(cells=[*cells(PAGE.read_text())])
+    for i, cell in enumerate(notebook["cells"]):
+        cell["id"] = f"cell-{i}"
+    with tempfile.TemporaryDirectory() as directory:
+        resources = {"metadata": {"path": directory}}
+        NotebookClient(notebook, record_timing=False, resources=resources).execute()
+    notebook["metadata"] = {"language_info": {"name": "python"}}
     NOTEBOOK.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -1,10 +1,12 @@
-"""Runs every example and draws its picture into docs/images: `python docs/assets/pictures.py`.
+"""Draws the pictures of the pages into docs/images: `python docs/assets/pictures.py`.
 
-Names of examples after it draw those alone. Pictures are kept small, in few colours.
+It runs every example, the tutorial, and the first program of the README; names after it draw those
+alone. Each picture is there twice, for light and for dark pages, in few colours, so that the files
+stay small. `python benchmarks/picture.py` draws those of the benchmarks from their tables.
 """
 
-import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,35 +16,48 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES, IMAGES = ROOT / "examples", ROOT / "docs" / "images"
-COLOURS, WIDTH = 64, 900
+COLOURS = 96
+# Whose pictures are drawn by programs of a page, and that page.
+PAGES = {"first": ROOT / "README.md", "tutorial": ROOT / "docs" / "tutorial.md"}
 
 
-def run(name, directory, picture):
-    """Run an example in an empty directory; its picture is drawn into `picture`."""
-    if name == "tour":
-        cells = json.loads((EXAMPLES / "tour.ipynb").read_text())["cells"]
-        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-        code.append(f"solstice.plots.confusion_matrix(metrics).savefig({str(picture)!r}, dpi=80)")
-        command = ["-c", "\n".join(code)]
+def program_of(name):
+    """Return the programs of a page as one, whose pictures are saved."""
+    programs = re.findall(r"```python\n(.*?)```", PAGES[name].read_text(), re.DOTALL)
+    if name == "first":
+        return "\n".join(programs[:2]).replace("curves.png", "first.png")
+    shown = re.compile(r"^(solstice\.plots\.(\w+)\(.*\))$", re.MULTILINE)
+    return shown.sub(rf"\1.savefig('{name}_\2.png')", "\n".join(programs))
+
+
+def run(name, directory):
+    """Run what draws pictures in an empty directory."""
+    program, arguments = EXAMPLES / f"{name}.py", ["--picture", str(directory / f"{name}.png")]
+    if name in PAGES:
+        program, arguments = directory / "program.py", []
+        program.write_text(program_of(name))
     elif name == "quickstart":
-        command = [str(EXAMPLES / "quickstart.py"), "--quiet", "--output", str(directory)]
-    else:
-        command = [str(EXAMPLES / f"{name}.py"), "--picture", str(picture)]
+        arguments = ["--quiet", "--output", str(directory)]
     environment = {"JAX_PLATFORMS": "cpu", **os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, *command], cwd=directory, env=environment, check=True)
-    return directory / "learning_curves.png" if name == "quickstart" else picture
+    command = [sys.executable, str(ROOT / "docs" / "assets" / "twice.py"), str(program)]
+    subprocess.run([*command, *arguments], cwd=directory, env=environment, check=True)
 
 
 def main():
     """Draw what was asked for, or everything."""
-    found = {path.stem for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")]}
-    for name in sys.argv[1:] or sorted(found - {"handwriting"}):
-        with tempfile.TemporaryDirectory() as directory:
-            drawn = run(name, Path(directory), Path(directory) / "picture.png")
-            with Image.open(drawn) as image:
-                small = image.convert("RGB")
-                small.thumbnail((WIDTH, WIDTH))
-                small.quantize(COLOURS).save(IMAGES / f"{name}.png", optimize=True)
+    found = {path.stem for path in EXAMPLES.glob("*.py")} - {"handwriting", "multi_process"}
+    for name in sys.argv[1:] or sorted(found | set(PAGES)):
+        with tempfile.TemporaryDirectory() as folder:
+            run(name, Path(folder))
+            for drawn in Path(folder).glob("*.png"):
+                target = drawn.name
+                if name == "quickstart":
+                    target = target.replace("learning_curves", name)
+                if not target.startswith(name):  # the quickstart's confusion matrix
+                    continue
+                with Image.open(drawn) as image:
+                    small = image.convert("RGBA").quantize(COLOURS, Image.Quantize.FASTOCTREE)
+                    small.save(IMAGES / target, optimize=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ It knows models and optimizers by their protocols, never an adapter, and reads n
 
 import dataclasses
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from solstice.tree.sizes import nbytes, size
 
 _ROLES = {"params": "trainable", "frozen": "frozen", "state": "state"}
 _PATH_WIDTH = 48
+_NO_TERMINAL = (10_000, 0)  # a file or a notebook has room for all
 
 
 def summary(experiment_or_model: PyTree, batch: PyTree = None) -> "Summary":
@@ -149,7 +151,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Summary:
-    """What `summary` found; its text is the table.
+    """What `summary` found; its text is the table, with fewer columns in a narrow terminal.
 
     Attributes:
         title: The class of what was summarised.
@@ -188,6 +190,11 @@ class Summary:
         table = [head, *lines, *parts, total]
         kept = [i for i in range(len(head)) if i in (0, 7) or any(line[i] for line in table[1:])]
         widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+        # A narrow terminal shows less: the rows have all of it.
+        columns = shutil.get_terminal_size(_NO_TERMINAL).columns
+        for name in ("dtype", "shape", "bytes"):
+            if sum(widths[i] + 2 for i in kept) - 2 > columns:
+                kept = [i for i in kept if head[i] != name]
 
         def text(line: list[str]) -> str:
             cells = [line[i].rjust(widths[i]) if i >= 5 else line[i].ljust(widths[i]) for i in kept]

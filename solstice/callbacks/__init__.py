@@ -1,4 +1,4 @@
-"""Callbacks: everything of a run that touches the host, the clock, the disk or the screen."""
+"""Callbacks: logging, checkpoints and other side effects of a run."""
 
 from solstice.callbacks.base import Callback
 from solstice.callbacks.checkpointing import CheckpointingCallback

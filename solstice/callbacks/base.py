@@ -1,4 +1,4 @@
-"""What a callback is: hooks that watch a run, called by the trainer on the host.
+"""Callback: hooks that watch a run, called by the trainer on the host.
 
 A callback sees experiments and outs; only its `revise` may change the experiment. To end the run it
 raises `EarlyStoppingException`.
@@ -15,12 +15,12 @@ Mode = Literal["train", "val", "test"]
 
 
 class Evaluation(NamedTuple):
-    """What a callback that evaluates has measured last on a dataset.
+    """The last results of a callback that evaluates a dataset.
 
     Attributes:
         number: How many evaluations the run has had.
-        values: The values, by name; None where the dataset was empty.
-        better: Says of a name whether a smaller ("min") or a larger ("max") value is better.
+        values: The values, by name; None if the dataset was empty.
+        better: Takes a name and says whether a smaller ("min") or a larger ("max") value is better.
 
     >>> Evaluation(1, {"loss": 0.5}, lambda name: "min").better("loss")
     'min'
@@ -34,17 +34,17 @@ class Evaluation(NamedTuple):
 class Callback(ShownAsMade):
     """Hooks into a run; a subclass defines those it needs, all of which return None.
 
-    `exp` is the run's experiment: annotate it with your own class. `mode` is "train", "val" or
-    "test". Steps and epochs count from 0: `global_step` is the index of the step concerned among
-    the steps of its mode since the start of the run.
+    `exp` is the run's experiment: annotate it with the class of your experiment. `mode` is "train",
+    "val" or "test". Steps and epochs count from 0: `global_step` is the index of the step, counted
+    in its mode since the start of the run.
 
     Attributes:
-        needs_experiment: Whether the step hooks look at `exp`. Where all of a run's callbacks say
-            no, the trainer does not put it together at each step, and passes None.
-        needs_batch: Whether the step hooks look at `batch`. Where all of a run's callbacks say no,
-            they get None for batches of `Arrays.on_device()`, which then stay there unread.
-        needs_validation: Whether it can do nothing in a `train` without a `val_ds`, which is then
-            an error before the first step.
+        needs_experiment: Whether the step hooks read `exp`. If no callback of a run does, the
+            trainer does not rebuild it at each step, and passes None.
+        needs_batch: Whether the step hooks read `batch`. If no callback of a run does, they get
+            None for batches of `Arrays.on_device()`, which then stay on the device.
+        needs_validation: Whether the callback needs a `val_ds`; `train` without one is then an
+            error before the first step.
 
     >>> import solstice
     >>> class CountSteps(solstice.Callback):
@@ -59,22 +59,22 @@ class Callback(ShownAsMade):
     needs_validation: bool = False
 
     def attach(self, experiment: Callable[[], PyTree], steps_per_call: int) -> None:
-        """Called before anything else, with what returns the experiment as it is.
+        """Called before anything else, with a function that returns the current experiment.
 
-        A hook that gets None for the experiment, since `needs_experiment` is False, asks it where
-        it needs one now and then. Let go of it in `on_run_end`: it keeps the whole run alive.
+        A hook that gets None for the experiment, since `needs_experiment` is False, calls it when
+        it needs one. Drop it in `on_run_end`, since it keeps the whole run alive.
 
         Args:
             experiment: Returns the experiment.
-            steps_per_call: How many steps a call takes; if several, hooks get the list of its
+            steps_per_call: How many steps a call takes. If several, hooks get the list of its
                 batches.
         """
 
     def check_names(self, names: Sequence[str]) -> None:
-        """Called before training with the names of the validation's metrics, where they are known.
+        """Called before training with the names of the validation's metrics, if they are known.
 
-        Raise here for a metric that is not among them: a misspelt name then costs no epoch. They
-        are known where `eval_step` is compiled and `compute()` can be traced.
+        Raise here if a metric is not among them, so that a misspelt name fails before training.
+        They are known if `eval_step` is compiled and `compute()` can be traced.
         """
 
     def on_run_start(self, exp: PyTree) -> None:
@@ -83,25 +83,25 @@ class Callback(ShownAsMade):
     def on_run_end(self, exp: PyTree, error: BaseException | None) -> None:
         """Called last, whatever happens, with the error that ends the run or None.
 
-        An early stop is no error.
+        An early stop is not an error.
         """
 
     def on_epoch_start(self, exp: PyTree, epoch: int, mode: Mode) -> None:
         """Called before a pass over a dataset."""
 
     def on_epoch_end(self, exp: PyTree, epoch: int, mode: Mode) -> None:
-        """Called after a pass over a dataset, cut short by an early stop or not."""
+        """Called after a pass over a dataset, also one cut short by an early stop."""
 
     def after_epoch(self, exp: PyTree, epochs: int) -> None:
         """Called when `epochs` epochs of training are completed, validation included."""
 
     def revise(self, exp: PyTree) -> PyTree:
-        """Return the experiment to go on with: `exp` itself, or one of the same structure.
+        """Return the experiment to go on with: `exp`, or one of the same structure.
 
-        Called after each epoch of a `train` (after its validation and every `after_epoch`), and
-        once more at the run's end, an early stop's too, with no `after_epoch` before it. It is not
-        called when a signal or an error ends the run. No other hook may change the experiment. What
-        it returns may hold arrays that the callback keeps: the run copies them before it takes any.
+        Called after each epoch of `train` (after its validation and every `after_epoch`), and once
+        more at the end of the run, also after an early stop. It is not called when a signal or an
+        error ends the run. No other hook may change the experiment. It may return arrays that the
+        callback keeps: the run copies them before it donates any.
 
         >>> import jax.numpy as jnp, solstice
         >>> class Rewind(solstice.Callback):
@@ -130,15 +130,15 @@ class Callback(ShownAsMade):
         """Called after each step with what it returned."""
 
     def evaluation(self, dataset: str) -> Evaluation | None:
-        """Return what it has measured last on the dataset of a name; None if it evaluates none.
+        """Return the last results for a dataset, by its name; None if it does not evaluate one.
 
-        The best checkpoint can be chosen by it: `CheckpointingCallback(best=(metric, mode, name))`.
+        It can choose the best checkpoint: `CheckpointingCallback(best=(metric, mode, name))`.
         """
         return None
 
     def get_state(self) -> PyTree:
-        """Return what must survive a resume: arrays, numbers, strings, and containers of these."""
+        """Return the state to save: arrays, numbers, strings, and containers of these."""
         return None
 
     def set_state(self, state: PyTree) -> None:
-        """Take back what `get_state` returned."""
+        """Restore what `get_state` returned."""

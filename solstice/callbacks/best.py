@@ -1,6 +1,6 @@
-"""Best: whether a run's experiment is the best so far, by what its validation or evaluation says.
+"""Best: whether a run's experiment is the best so far, by a validation or evaluation.
 
-It saves nothing.
+It does not save anything.
 """
 
 import math
@@ -26,15 +26,14 @@ By = Literal[True] | str | tuple[str, _Mode] | tuple[str, _Mode, str] | None
 
 
 class Best:
-    """Compares each validation of a run, or each evaluation, with the best one before.
+    """Compares each validation or evaluation of a run with the best one before.
 
     A NaN is never the best, and a number is better than none.
 
     Args:
-        by: A metric, which knows which of its values are better; or it and "min" or "max", with the
-            name of an evaluation's dataset where it is not the validation's; True for the
-            validation's metrics' own `is_better_than(other)`; None for nothing, so that none is the
-            best.
+        by: A metric whose direction is known; or a metric and "min" or "max", and for an evaluation
+            the name of its dataset. True calls `is_better_than(other)` of the validation's metrics.
+            With None, nothing is the best.
 
     >>> best = Best(("score", "max"))
     >>> best.compare({"score": 0.5}, "the validation")
@@ -53,7 +52,7 @@ class Best:
             raise InvalidValueError(
                 f"best is expected to be a metric and 'min' or 'max', such as ('score', 'max'), "
                 f"and the name of an evaluation's dataset if it is not the validation's; or a "
-                f"metric alone that knows it, such as 'accuracy'; or True where the metrics have "
+                f"metric with a known direction, such as 'accuracy'; or True if the metrics have "
                 f"is_better_than(other); it is {describe(by)}."
             )
         metric, given, dataset = None, None, None
@@ -63,19 +62,19 @@ class Best:
             metric, given, dataset = (*by, None)[:3]
         self._by = by
         self._metric, self._given = metric, given
-        # The dataset whose metric it is, and the callback that evaluates it; None: the validation.
+        # The metric's dataset and the callback that evaluates it; None for the validation.
         self._dataset = dataset
         self._evaluating: Callback | None = None
         self.needs_validation: bool = by is not None and dataset is None
         self.begin(())
 
     def begin(self, callbacks: Iterable[Callback]) -> None:
-        """Forget everything; an evaluation is looked for among a run's callbacks."""
+        """Start afresh; look for the evaluation among a run's callbacks."""
         self._window = Accumulator()
         self._value: PyTree = None
         self._mode = self._given
         self._found: dict[str, object] | None = None
-        # What metrics said of themselves when the run was saved: their class, and if they are best.
+        # The metrics when the run was saved: their class, and whether they are the best.
         self._verdict: tuple[str, bool] | None = None
         self._evaluations = 0
         name = self._dataset
@@ -83,7 +82,7 @@ class Best:
         self._evaluating = having[0] if having else None
 
     def check(self) -> None:
-        """Raise a UsageError if the evaluation that it is to look at is not there."""
+        """Raise a UsageError if there is no such evaluation."""
         if self._dataset is not None and self._evaluating is None:
             raise UsageError(
                 f"CheckpointingCallback(best=) looks for an evaluation of {self._dataset!r}, and "
@@ -91,7 +90,7 @@ class Best:
             )
 
     def add(self, outs: PyTree) -> None:
-        """Take in the outs of a step of the validation."""
+        """Add the outs of a validation step."""
         if not self.needs_validation:
             return
         if not is_metrics(outs):
@@ -129,16 +128,16 @@ class Best:
         source: str,
         says: Callable[[str], _Mode] = direction,
     ) -> None:
-        """Compare what metrics say with what the best said.
+        """Compare computed metrics with the best ones.
 
         Args:
-            computed: What they say, by name.
-            source: Where they are from, for messages.
-            says: What tells of a name which of its values are better, where that was not given.
+            computed: The metrics, by name.
+            source: Where they come from, for messages.
+            says: Returns the direction of a name, if it was not given.
 
         Raises:
-            UsageError: The metric is not among them, is no number, or nobody knows which of its
-                values are better.
+            UsageError: The metric is not among them, is not a number, or its direction is not
+                known.
         """
         metric = self._name(computed, source)
         value = to_host({metric: computed[metric]})[metric]
@@ -174,7 +173,7 @@ class Best:
     def _compare_themselves(self, metrics: PyTree) -> None:
         name = type(metrics).__name__
         if isinstance(metrics, Told):
-            # Of another process: it said then what they say of themselves.
+            # They are from another process, which saved their class.
             if self._verdict is not None and self._verdict[1]:
                 self._value = metrics.leaves
                 name, numbers = self._verdict[0], _numbers(metrics)
@@ -192,11 +191,11 @@ class Best:
 
     @property
     def found(self) -> bool:
-        """Whether the experiment is the best since `take` was last called."""
+        """Whether the experiment became the best since the last call of `take`."""
         return self._found is not None
 
     def take(self) -> dict[str, object] | None:
-        """Return, once, by what the experiment is the best; None if it is not."""
+        """Return, once, what made the experiment the best; None if it is not."""
         found, self._found = self._found, None
         return found
 
@@ -224,7 +223,7 @@ class Best:
         self._window = Accumulator(state["window"])
 
     def _computed(self, metrics: PyTree) -> dict[str, object]:
-        """Return what metrics say, for a checkpoint, from which nobody can ask them any more."""
+        """Return the computed metrics as plain values, for a checkpoint."""
         computed = named_values(metrics)
         metric = None if self._metric is None else reported_name(self._metric, computed)
         if self._mode is None and metric is not None:
@@ -234,15 +233,15 @@ class Best:
         return computed
 
     def _best_like(self, metrics: PyTree) -> PyTree:
-        """Return the best metrics so far, put together as others are; None for none."""
+        """Return the best metrics so far, with the structure of others; None if there are none."""
         return None if self._value is None else rebuilt(self._value, metrics)
 
 
 def _is_better(metrics: PyTree, best: PyTree) -> bool:
-    """Say whether metrics are better than the best before, by their own word.
+    """Say whether metrics are better than the best before, by their `is_better_than`.
 
-    Only they know which of their numbers they compare. One that is NaN shows in that neither is
-    better than the other, or each is; what has fewer NaNs is then preferred.
+    Only they know which of their numbers they compare. If that number is NaN, neither is better
+    than the other, or both are; the one with fewer NaNs is then preferred.
     """
     new = _nans(metrics)
     if best is None:

@@ -1,7 +1,7 @@
-"""Checkpointing: when a run is saved, and what becomes of a save that fails.
+"""Checkpointing: when a run is saved, and what happens if a save fails.
 
-The run hands over what is to be saved, once all hooks of a step or an epoch were called; a thread
-writes it. `solstice.saving` says what a checkpoint looks like.
+The run is saved after all hooks of a step or epoch; a thread writes the files. `solstice.saving`
+defines the format of a checkpoint.
 """
 
 import json
@@ -32,52 +32,52 @@ _logger = logging.getLogger("solstice")
 
 
 class CheckpointingCallback(Callback):
-    """Saves the run, so that `train(..., resume_from=)` goes on after any crash, to the same bits.
+    """Saves the run, so that `train(..., resume_from=)` goes on after any crash, bit for bit.
 
-    Saved are the experiment, the loop's position, the state of every callback and, where it can
-    tell, that of the dataset's iterator. A copy is taken at once, and a thread writes it, with
-    digests. A save that comes while the last one is still being written waits for it, so that no
-    trigger goes unheard. The end of a run, an early or a signalled one too, is saved as well.
+    It saves the experiment, the position in the run, the state of every callback and, if it has
+    one, the state of the dataset's iterator. A copy is taken at once; a thread writes it, with
+    digests. A save waits until the one before is written, so none is skipped. The end of a run is
+    always saved, also after an early stop or a signal.
 
     Each checkpoint is a directory of safetensors files, which any tool opens, and a
-    `checkpoint.json`. A kill or a power cut at any moment leaves the checkpoints that were whole.
+    `checkpoint.json`. Complete checkpoints survive SIGKILL and power cuts.
 
-    With several processes, each writes its part of the arrays, and the directory is one that all of
-    them see; the state of the callbacks is the first one's.
+    With several processes, each writes its part of the arrays into a directory that all of them
+    see; the callbacks' state is that of the first process.
 
     Args:
         directory: Where the checkpoints go: a path, or the URL of a store that fsspec knows, such
-            as "s3://bucket/run" (`pip install 'solstice[remote]'`). A run that does not resume
-            refuses one that holds any. One run at a time writes there.
-        every: The trigger that says when; by default after each epoch, validation included.
-        keep: How many of the newest to keep; None keeps all.
+            as "s3://bucket/run" (`pip install 'jax-solstice[remote]'`). If it holds checkpoints, a
+            run that does not resume from them raises an error. Only one run at a time may write
+            there.
+        every: The trigger; by default after each epoch and its validation.
+        keep: How many of the newest checkpoints to keep; None keeps all.
         best: A metric of the validation: the experiment with the best value is saved at once and
-            kept too, and `best.json` beside it says which it is. A NaN is never the best. `"loss"`
-            finds `average_loss`. The metric knows which of its values are better, if it is a
-            standard one (`solstice.metrics.direction`); otherwise say it, `best=("score", "max")`.
-            With a third element, the name of a dataset, the metric is that of the run's
-            `EvaluationCallback` which has it: `best=("accuracy", "max", "hard")`. True asks the
-            validation's metrics themselves, by their method `is_better_than(other)`.
-        on_error: What a save that fails (no space left, a log that stalls, say) does: "warn" logs
-            it, once a save, and training goes on; "raise" ends the run at the next save or at its
-            end. The last good checkpoint stays in both cases.
+            kept, and `best.json` names its checkpoint. A NaN is never the best. `"loss"` finds
+            `average_loss`. The direction of standard metrics is known
+            (`solstice.metrics.direction`); give it for others, as in `best=("score", "max")`. A
+            third element names a dataset of the run's `EvaluationCallback`: `best=("accuracy",
+            "max", "hard")`. True calls the method `is_better_than(other)` of the validation's
+            metrics.
+        on_error: What to do if a save fails, because no space is left, say: "warn" logs it, once
+            per save, and training goes on; "raise" ends the run at the next save or at its end. The
+            last good checkpoint stays in both cases.
 
     Attributes:
-        directory: The directory's whole path or URL.
+        directory: The directory's absolute path or URL.
         lost: Whether the last save failed.
 
     Raises:
         FileExistsError: At the run's start: the directory holds checkpoints, and the run does not
             resume from them.
         DirectoryInUseError: At the run's start: another run writes there.
-        ImportError: The packages that files need are not installed.
+        ImportError: The packages for the files are not installed.
         ValueError: At the run's start: the directory cannot be written.
-        TypeError: At the run's start: an experiment's array or a callback's state has something
-            that no file holds.
-        UsageError: `best` names a metric that the validation does not give, that is no number, or
-            of which nobody knows which values are better; or a dataset that no
-            `EvaluationCallback` of the run has; or it is True, and the metrics have no
-            `is_better_than`.
+        TypeError: At the run's start: the experiment or a callback's state holds something that
+            cannot be saved.
+        UsageError: `best` names a metric that the validation does not give, that is not a number,
+            or whose direction is not known; or it names a dataset that no `EvaluationCallback` of
+            the run has; or it is True, and the metrics have no `is_better_than`.
 
     >>> import solstice
     >>> from solstice.triggers import Every
@@ -116,7 +116,7 @@ class CheckpointingCallback(Callback):
         self._failure: Exception | None = None
         # Whether the last save failed.
         self.lost = False
-        # The leaves' paths and what a checkpoint says of them, and of what form of experiment.
+        # The leaves' paths and descriptions in a checkpoint, and the form of the experiment.
         self._leaves: tuple[list[str], str] = ([], "")
         self._form: object = None
         self._watch = every.start()
@@ -125,10 +125,10 @@ class CheckpointingCallback(Callback):
         self._best.check_names(names)
 
     def begin(self, resumed_from: Checkpoints | None, callbacks: Iterable[Callback] = ()) -> None:
-        """Start anew, or from a directory; the run calls it before any hook.
+        """Start from the beginning or from a directory; the run calls it before any hook.
 
         Args:
-            resumed_from: The checkpoints that the run has looked at.
+            resumed_from: The checkpoints that the run resumes from.
             callbacks: All callbacks of the run.
         """
         self._watch = self._every.start()
@@ -150,7 +150,7 @@ class CheckpointingCallback(Callback):
         self._best.check()
 
     def on_run_start(self, exp: PyTree) -> None:
-        self._described(Flat.of(exp))  # what cannot be saved is an error now
+        self._described(Flat.of(exp))  # raises now if something cannot be saved
 
     def on_run_end(self, exp: PyTree, error: BaseException | None) -> None:
         self._claim.release()
@@ -166,7 +166,7 @@ class CheckpointingCallback(Callback):
             self._best.end_validation()
 
     def note_start(self, about: PyTree) -> None:
-        """Note what a run has to know that begins anew where this one ended before its first save.
+        """Note what a new run needs if this one ends before its first save.
 
         Args:
             about: A tree of plain containers.
@@ -192,8 +192,8 @@ class CheckpointingCallback(Callback):
 
         Args:
             exp: The experiment, whole or taken apart; its arrays are copied at once.
-            state: Called at once; what it returns is called by the thread that writes, for the
-                state: a tree of plain containers.
+            state: Called at once; it returns a function that the writing thread calls for the
+                state, a tree of plain containers.
         """
         self._claim.check()
         self._finish_save()
@@ -207,17 +207,17 @@ class CheckpointingCallback(Callback):
             run = state()
             best = self._best.take()
         except (SlowWriteError, InvalidTypeError) as error:
-            run = _raising(error)  # where all processes hear of it
+            run = _raising(error)  # where all processes get the error
         job = _Job(leaves, mine, run, best, ticket())
         if self._writer is None:
             self._writer = Worker("solstice-checkpoint")
         self._writer.put(lambda: self._write(job))
 
     def wait(self) -> None:
-        """Wait until all that was saved is on the disk, at a run's end.
+        """Wait until everything is on disk, at a run's end.
 
         Raises:
-            Exception: A save failed, and failures are to be raised.
+            Exception: A save failed, and `on_error` is "raise".
         """
         try:
             self._finish_save()
@@ -227,7 +227,7 @@ class CheckpointingCallback(Callback):
                 self._writer = None
 
     def _finish_save(self) -> None:
-        """Wait for the save that is being written, and raise if it failed and is to."""
+        """Wait for the save in progress; raise if it failed and `on_error` is "raise"."""
         if self._writer is not None:
             self._writer.call(lambda: None)
         failure, self._failure = self._failure, None
@@ -235,7 +235,7 @@ class CheckpointingCallback(Callback):
             raise failure
 
     def _described(self, flat: Flat) -> tuple[list[str], str]:
-        """Return the leaves' paths, and what a checkpoint says of them, the same each time."""
+        """Return the leaves' paths and their descriptions in a checkpoint, the same each time."""
         form = flat.structure, [(array.shape, array.dtype) for array in flat.arrays]
         if form != self._form:
             leaves = leaves_by_path(flat.whole())
@@ -251,7 +251,7 @@ class CheckpointingCallback(Callback):
         self._best.set_state(state["best"])
 
     def _write(self, job: "_Job") -> None:
-        """Write this process's file; the first one makes the checkpoint whole once all have."""
+        """Write this process's file; the first process completes the checkpoint after all have."""
         try:
             first, label = is_first_process(), f"checkpoint-{job.number}"
             state: PyTree = None
@@ -274,9 +274,9 @@ class CheckpointingCallback(Callback):
             if job.best is not None:
                 try:
                     self._there.set_best(checkpoint=name, **job.best, **_where(state))
-                except OSError as error:  # which keeps no others from being deleted
+                except OSError as error:  # the others are still deleted
                     self._lost(error)
-            # Beside a run that ended within a pass stays what a longer one goes on from.
+            # If a run ended within a pass, also keep the checkpoint that a longer run goes on from.
             keep = (
                 None
                 if self._keep is None
@@ -298,7 +298,7 @@ class CheckpointingCallback(Callback):
 
 
 class _Job(NamedTuple):
-    """A save that is to be written."""
+    """A save to be written."""
 
     leaves: str
     pieces: list[Piece]

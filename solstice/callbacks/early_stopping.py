@@ -19,7 +19,7 @@ from solstice.metrics.directions import Direction
 from solstice.signatures import explained
 from solstice.tree.pytree import PyTree
 
-# What other libraries' early stopping takes.
+# The arguments of other libraries' early stopping.
 _OTHERS = dict.fromkeys(
     ("metric", "monitor", "mode", "patience", "min_delta", "restore_best"),
     "EarlyStoppingCallback.no_improvement(metric, mode=, patience=, min_delta=, restore_best=)",
@@ -27,14 +27,14 @@ _OTHERS = dict.fromkeys(
 
 
 class EarlyStoppingCallback(Callback):
-    """Ends the run when `criterion_fn` says so of the outs of a validation.
+    """Ends the run when `criterion_fn` of a validation's outs is true.
 
-    It is asked once, at the end of each pass.
+    It is called once, at the end of each pass.
 
     Args:
-        criterion_fn: Takes the list of the outs of the pass and returns whether to stop. Under
-            `steps_per_call`, each call has one outs. It should depend on nothing else: where a
-            run is saved within a pass, it may be asked of the outs so far, for the pass may end
+        criterion_fn: Takes the list of the outs of the pass and returns whether to stop. With
+            `steps_per_call`, each call has one outs. It should depend on nothing else: if a run is
+            saved within a pass, it may be called with the outs so far, since the pass may end
             there.
         accumulate_every_n_steps: Which outs are in the list: those of the pass's steps 0, n, 2n,
             ..., so that it never is empty.
@@ -42,7 +42,7 @@ class EarlyStoppingCallback(Callback):
 
     Raises:
         ValueError: `accumulate_every_n_steps` is not positive, or there is no such mode.
-        UsageError: Before the first step: it watches a validation that the run does not have.
+        UsageError: Before the first step: it watches a validation, and the run has none.
 
     >>> import solstice
     >>> good_enough = solstice.EarlyStoppingCallback(
@@ -78,9 +78,9 @@ class EarlyStoppingCallback(Callback):
         self._trained = 0
         self._pass = PassCount()
         self._outs: list[PyTree] = []
-        # The leaves of those that a resumed run had; they are put together like the next outs.
+        # The leaves of the outs before a resume; they get the structure of the next outs.
         self._resumed: list[list[PyTree]] = []
-        # What the criterion said of the first so many steps of the pass.
+        # The criterion's answer for the first steps of the pass, and their number.
         self._answer: tuple[int, bool] | None = None
 
     @staticmethod
@@ -97,20 +97,20 @@ class EarlyStoppingCallback(Callback):
 
         Args:
             metric: The name in `compute()`; `loss` finds `average_loss`.
-            mode: Whether a smaller ("min") or a larger ("max") value is better. None leaves it to
-                the metric, which knows it of the standard names (`solstice.metrics.direction`).
-            patience: After how many passes in a row without improvement the run ends.
+            mode: Whether a smaller ("min") or a larger ("max") value is better. None asks the
+                metric, which knows it for the standard names (`solstice.metrics.direction`).
+            patience: The number of passes in a row without improvement after which the run ends.
             min_delta: How much better than the best so far counts as an improvement.
             watch: The mode whose passes are watched: "val" or "train".
-            restore_best: Whether the run returns the experiment as it was after the best pass, with
-                its optimizer's state, whether it stops early or ends by its epochs. It is kept in
-                memory, on the device, and in each checkpoint. A resumed run that is asked for more
-                goes on from where it was, not from the best.
+            restore_best: Whether the run returns the experiment of the best pass, with its
+                optimizer's state, whether it stops early or completes its epochs. It is kept in
+                memory, on the device, and in each checkpoint. A resumed run with more epochs goes
+                on from the last pass, not from the best.
 
         Raises:
-            ValueError: An argument is not what it must be.
-            UsageError: In the run: there is no such metric, it is no number, or nobody knows which
-                of its values are better.
+            ValueError: An argument is wrong.
+            UsageError: In the run: there is no such metric, it is not a number, or its direction is
+                not known.
 
         >>> import solstice
         >>> plateau = solstice.EarlyStoppingCallback.no_improvement("accuracy", patience=3)
@@ -155,9 +155,9 @@ class EarlyStoppingCallback(Callback):
             )
 
     def get_state(self) -> dict[str, PyTree]:
-        # A resumed run has no outs to ask of if nothing of the pass is left to do.
+        # A resumed run has no outs if nothing of the pass is left.
         if self._pass.may_be_over:
-            # One that cannot say it of a part of a pass says it at the end.
+            # A criterion that fails for part of a pass is called at the end.
             with contextlib.suppress(Exception):
                 self._ask()
         return {
@@ -175,16 +175,16 @@ class EarlyStoppingCallback(Callback):
         self._answer = None if answer is None else (int(answer[0]), bool(answer[1]))
 
     def _ask(self) -> bool:
-        """Return what the criterion says of the pass, asking it once of the same outs."""
+        """Return the criterion's answer for the pass; calls it only once for the same outs."""
         if self._answer is not None and self._answer[0] == self._pass.seen:
             return self._answer[1]
-        if self._resumed:  # a pass that has become shorter: nobody knows
+        if self._resumed:  # the pass has become shorter: not known
             return False
         said = self._criterion_fn(list(self._outs))
-        if isinstance(said, str | bytes) or np.ndim(said) != 0 or said != said:  # NaN is no truth
+        if isinstance(said, str | bytes) or np.ndim(said) != 0 or said != said:  # NaN is not a bool
             raise InvalidValueError(
-                f"criterion_fn is expected to return whether to stop, one truth; it returned "
-                f"{describe(said)}. Make one of it: .any(), .all() or a mean."
+                f"criterion_fn is expected to return whether to stop, one bool; it returned "
+                f"{describe(said)}. Reduce it to one: .any(), .all() or a mean."
             )
         self._answer = self._pass.seen, bool(said)
         return self._answer[1]

@@ -1,4 +1,4 @@
-"""Environment: notes what a run ran with, so that it can be run again."""
+"""Environment: logs versions and devices, so that a run can be repeated."""
 
 import logging
 import platform
@@ -17,11 +17,11 @@ from solstice.tree.pytree import PyTree
 
 _logger = logging.getLogger("solstice")
 
-# Modules and the distributions that they come from; those that are loaded are noted.
+# Modules and their distributions; the versions of loaded ones are logged.
 _LIBRARIES = {
     "jax": "jax",
     "jaxlib": "jaxlib",
-    "solstice": "solstice",
+    "solstice": "jax-solstice",
     "equinox": "equinox",
     "numpy": "numpy",
     "flax": "flax",
@@ -32,11 +32,11 @@ _LIBRARIES = {
 
 
 class EnvironmentCallback(Callback):
-    """Logs once, when a run starts, what it runs with; a resumed run logs it again.
+    """Logs versions, devices and sizes once, when a run starts or resumes.
 
-    That is: the versions of Python, of jax, and of the network libraries that are loaded; the
-    platform and the devices; how many parameters are trained, how many numbers and bytes the
-    experiment has; the command line (whole, so keep secrets out of it).
+    It logs the versions of Python, jax and the loaded network libraries; the platform and the
+    devices; the number of trained parameters, and the experiment's numbers and bytes; and the whole
+    command line (keep secrets out of it).
 
     Args:
         logging_fn: One of these, or a list of several: a function called as `logging_fn(facts, 0,
@@ -61,7 +61,7 @@ class EnvironmentCallback(Callback):
         self._logged = False
 
     def on_epoch_start(self, exp: PyTree, epoch: int, mode: str) -> None:
-        # Not at the run's start: then a resumed run's sinks are not yet where the checkpoint stood.
+        # Not at the run's start, when a resumed run's sinks are not yet restored.
         if not self._logged:
             self._logged = True
             facts = {**_told(_environment), **_told(lambda: _sizes(exp))}
@@ -86,7 +86,7 @@ def _told(facts: Callable[[], Mapping[str, object]]) -> Mapping[str, object]:
         return facts()
     except Exception as error:  # noqa: BLE001 - what only shows ends no run
         _logger.warning(
-            "EnvironmentCallback leaves out what it cannot tell: %s: %s.",
+            "EnvironmentCallback leaves something out, since it failed: %s: %s.",
             type(error).__name__,
             error,
         )

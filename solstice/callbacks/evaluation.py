@@ -1,6 +1,6 @@
-"""EvaluationCallback: evaluations beside training, on datasets and with a step of their own.
+"""EvaluationCallback: evaluations during training, with other datasets and another step.
 
-It only reads the experiment: training goes on to the same bits as without it.
+It only reads the experiment: training gives the same bits with and without it.
 """
 
 import contextlib
@@ -42,38 +42,38 @@ _EMPTY = "The dataset %r of an EvaluationCallback is empty: it is left out."
 
 
 class EvaluationCallback(TriggeredCallback):
-    """Evaluates the experiment on some datasets whenever a trigger fires in training.
+    """Evaluates the experiment on datasets whenever a trigger fires during training.
 
-    What the batches of a dataset give is merged, computed, kept in `results` and logged under the
+    The metrics of a dataset's batches are merged, computed, kept in `results` and logged under the
     dataset's name. `eval_fn` is compiled once for each shape of a batch.
 
     Args:
         eval_fn: Takes the experiment, a batch and a key; returns `Metrics`, or `(experiment,
-            Metrics)`. That experiment goes to the dataset's next batch and is dropped at its end:
-            an evaluation may adapt, or fill a memory, without a trace in training.
-        datasets: The datasets by name, each as `train`'s; read with the index of the epoch. One of
-            length 0 is left out, with a warning.
+            Metrics)`. The returned experiment is used for the dataset's next batch and dropped
+            after the last: an evaluation may adapt or fill a memory without changing training.
+        datasets: The datasets by name, each as in `train`; read with the index of the epoch. An
+            empty one is left out, with a warning.
         when: The trigger; one that counts epochs fires after the epoch's validation.
         logging_fn: One of these, or a list of several: a function called as `logging_fn(results,
             step, name)` with the index of the training step just completed, or a sink of
             `solstice.loggers`. None sends one line to the logger "solstice".
-        key: A seed or a key. The key of a batch depends on it, the number of the evaluation, the
-            dataset's name and the batch's index, never on training.
-        prepare_batch: Called on the host with each batch; returns the one to evaluate.
-        finalize: Called on the host with the computed metrics; returns the ones to keep and log.
+        key: A seed or a key. The key of a batch depends on it, on the number of the evaluation, the
+            dataset's name and the batch's index, and not on training.
+        prepare_batch: Called on the host with each batch; returns the batch to evaluate.
+        finalize: Called on the host with the computed metrics; returns those to keep and log.
         on_start: Called as `on_start(exp, step, name)` before a dataset.
         on_end: Called as `on_end(results, exp, step, name)` after a dataset, once it is logged. It
-            may raise `EarlyStoppingException`, heeded when all datasets are done.
-        on_host: Whether the batches' metrics are joined in host memory and not on the device. None
-            says so of metrics that grow when merged, such as those that keep each example's.
-        jit: Whether to compile `eval_fn`; without it, it may do anything.
+            may raise `EarlyStoppingException`, which takes effect after all datasets.
+        on_host: Whether the batches' metrics are merged in host memory instead of on the device.
+            None does so for metrics that grow when merged, such as those that keep each example.
+        jit: Whether to compile `eval_fn`; if False, it may run any Python.
 
     Attributes:
-        results: The last results of each dataset, by its name: numbers, arrays of numpy.
+        results: The last results of each dataset, by its name: numbers and numpy arrays.
         evaluations: How many evaluations the run has had.
 
     Raises:
-        TypeError, ValueError: An argument is not what it must be.
+        TypeError, ValueError: An argument is wrong.
         UsageError: `eval_fn` returns no `Metrics`.
 
     >>> import jax.numpy as jnp, optax, solstice
@@ -139,9 +139,9 @@ class EvaluationCallback(TriggeredCallback):
         self._step = Step(self._one)
         self.results: dict[str, dict[str, Any]] = {}
         self.evaluations = 0
-        # Those datasets of which the run was told that they are empty.
+        # The empty datasets that a warning was given for.
         self._empty: set[str] = set()
-        # Of each dataset's metrics, which values are better.
+        # The directions of each dataset's metrics.
         self._directions: dict[str, dict[str, Direction | None]] = {}
 
     @property
@@ -156,7 +156,7 @@ class EvaluationCallback(TriggeredCallback):
         return Evaluation(self.evaluations, self.results.get(dataset), better)
 
     def better(self, dataset: str, name: str) -> Direction | None:
-        """Return which values of a result are better: what the dataset's metrics say of it."""
+        """Return which values of a result are better, by the dataset's metrics."""
         said = self._directions.get(dataset, {})
         return said[name] if name in said else direction(name)
 
@@ -197,9 +197,9 @@ class EvaluationCallback(TriggeredCallback):
             raise stop
 
     def _results(self, flat: Flat, name: str) -> dict[str, Any]:
-        """Return what the metrics of all batches of a dataset say."""
+        """Return the computed metrics of all batches of a dataset."""
         key = jax.random.fold_in(self._key, self.evaluations)
-        # By name, so that one more dataset changes no other's keys.
+        # By name, so that another dataset does not change the keys of the rest.
         key = jax.random.fold_in(key, zlib.crc32(name.encode()))
         seen, left_out = None, LeftOut()
         dataset = self._datasets[name]
@@ -237,7 +237,7 @@ class EvaluationCallback(TriggeredCallback):
         return Flat.of(exp), metrics
 
     def _one(self, exp: PyTree, inputs: tuple[PyTree, Array, ArrayLike]) -> tuple[PyTree, PyTree]:
-        """Evaluate one batch; it is what is compiled."""
+        """Evaluate one batch; this function is compiled."""
         batch, key, i = inputs
         given = self._eval_fn(exp, batch, jax.random.fold_in(key, i))
         pair = type(given) is tuple and len(given) == 2 and isinstance(given[0], Experiment)
@@ -256,13 +256,13 @@ class EvaluationCallback(TriggeredCallback):
         try:
             merged = jax.eval_shape(_merged_twice, flat)
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
-            return False  # it merges on the host anyway
+            return False  # it always merges on the host
         shapes = [array.shape for array in merged.arrays]
         return shapes != [array.shape for array in flat.arrays]
 
 
 class _OnHost:
-    """Joins metrics in host memory, two by two: so that what grows is not copied once a batch."""
+    """Merges metrics in host memory in pairs, so that growing ones are not copied per batch."""
 
     def __init__(self) -> None:
         self._parts: list[PyTree] = []
@@ -270,7 +270,7 @@ class _OnHost:
 
     def add(self, metrics: PyTree) -> None:
         self._fetch()
-        self._last = Flat.of(metrics)  # fetched when the next batch is on its way
+        self._last = Flat.of(metrics)  # fetched while the next batch is computed
 
     def pop(self) -> PyTree:
         self._fetch()
@@ -289,7 +289,7 @@ class _OnHost:
 
 
 def _host() -> contextlib.AbstractContextManager[object]:
-    """Return the context in which jax computes in host memory, where it has a CPU backend."""
+    """Return a context in which jax computes on the CPU, if it has a CPU backend."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:

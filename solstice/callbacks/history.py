@@ -1,7 +1,4 @@
-"""History: what a run logged, as a list of records in memory.
-
-It logs as LoggingCallback does, and writes nothing.
-"""
+"""History: what a run logged, as a list of records in memory."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,17 +13,17 @@ from solstice.triggers import Trigger
 class HistoryCallback(LoggingCallback):
     """Keeps the metrics of every n training steps, or of every epoch, and of each validation.
 
-    Windows and metrics are those of `LoggingCallback`. The records of several runs follow one
-    another; those of an interrupted run come back when it is resumed. A checkpoint costs no more
-    than the records that came since the last one.
+    Windows and metrics are those of `LoggingCallback`. Records of further runs are appended; a
+    resumed run gets its earlier records back. A checkpoint writes only the records since the last
+    one.
 
     Args:
         log_every_n_steps: The length of a window of training steps; None records once an epoch.
-        when: A trigger that ends windows of training steps, instead.
+        when: A trigger that ends windows of training steps instead.
 
     Attributes:
         records: Dicts with `mode`, `epoch`, `step` (training steps completed), `time` (seconds
-            since 1970) and the metrics: numbers, arrays of numpy where a metric is one.
+            since 1970) and the metrics: numbers, or numpy arrays.
 
     Raises:
         ValueError: `log_every_n_steps` is not positive.
@@ -57,7 +54,7 @@ class HistoryCallback(LoggingCallback):
 
 
 class _List:
-    """A sink that keeps what it gets."""
+    """A sink that keeps its records."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []

@@ -1,6 +1,6 @@
-"""InspectionCallback: logs values of the experiment's inside when a trigger fires.
+"""InspectionCallback: logs values inside the experiment when a trigger fires.
 
-What to look at is a function's business; `solstice.compat` has some to start from.
+A function says what to look at; `solstice.compat` has some to start with.
 """
 
 import logging
@@ -24,17 +24,17 @@ _logger = logging.getLogger("solstice")
 
 
 class InspectionCallback(TriggeredCallback):
-    """Logs what `values_fn(exp, batch)` returns whenever a trigger fires in training.
+    """Logs what `values_fn(exp, batch)` returns whenever a trigger fires during training.
 
-    It gets the experiment after a training step and the (last) batch of it, and is compiled; what
-    it computes is paid for when the trigger fires, never by the training step. Numbers are logged
-    as numbers; arrays as they are, which sinks that can show as histograms.
+    It gets the experiment after a training step and the step's (last) batch, and is compiled. It
+    runs only when the trigger fires; training steps cost nothing more. Numbers are logged as
+    numbers; sinks that can show arrays as histograms.
 
     Args:
-        values_fn: Returns a tree of numbers and arrays; their names are their paths in it.
+        values_fn: Returns a pytree of numbers and arrays; their paths are their names.
         when: The trigger.
         logging_fn: As in `EvaluationCallback`.
-        mode: Under what mode the values are logged.
+        mode: The mode under which the values are logged.
         jit: Whether to compile `values_fn`.
 
     Attributes:
@@ -81,7 +81,7 @@ class InspectionCallback(TriggeredCallback):
         self._steps_per_call = 1
         self._batch: PyTree = None
         self._pass = PassCount()
-        # Whether the training pass is over, so that no other batch comes before the epoch's end.
+        # Whether the training pass is over, so no other batch comes before the epoch's end.
         self._trained = False
 
     def attach(self, experiment: Callable[[], PyTree], steps_per_call: int = 1) -> None:
@@ -114,7 +114,7 @@ class InspectionCallback(TriggeredCallback):
         self._batch = None
 
     def get_state(self) -> dict[str, PyTree]:
-        # Large as it may be, it is kept only where none may follow before the epoch's end.
+        # The batch may be large, so it is kept only if none may follow before the epoch's end.
         last = self._trained or self._pass.may_be_over
         kept = last and self._when.counts_epochs and _is_plain(self._batch)
         return {
@@ -144,7 +144,7 @@ class InspectionCallback(TriggeredCallback):
 
 
 def _is_plain(tree: PyTree) -> bool:
-    """Say whether a checkpoint gives a tree back as it is: one of dicts, lists, tuples, arrays."""
+    """Say whether a checkpoint restores a tree exactly: dicts, lists, tuples, arrays."""
     if type(tree) in (tuple, list):
         return all(map(_is_plain, tree))
     if type(tree) is dict:

@@ -1,7 +1,4 @@
-"""Logging: merges the metrics of a window of steps and hands the numbers to functions and sinks.
-
-It decides what is in a window, never where the numbers go.
-"""
+"""Logging: merges the metrics of a window of steps and passes them to functions and sinks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,26 +21,25 @@ from solstice.triggers import Every, Trigger
 class LoggingCallback(TriggeredCallback):
     """Logs the metrics of every n training steps, or of every epoch, and those of each validation.
 
-    The metrics of a window are merged, never averaged, so a log says what the metric says of all
-    its examples. A window of training steps ends after each step whose number (counting from 1,
-    over the whole run) is a multiple of `log_every_n_steps`, or when `when` fires; what is left of
-    it is logged when the epoch ends. A trigger that counts epochs may make it longer:
-    `when=Every(epochs=2)` merges two epochs; what is left of that is logged when the run ends. A
-    pass of validation, or of a test, is always one record.
+    The metrics of a window are merged, not averaged, so a record is the metric over all its
+    examples. A window of training steps ends after each step whose number (counting from 1, over
+    the whole run) is a multiple of `log_every_n_steps`, or when `when` fires; the rest is logged
+    when the epoch ends. A trigger that counts epochs may make it longer: `when=Every(epochs=2)`
+    merges two epochs; the rest is logged when the run ends. A pass of validation or test is always
+    one record.
 
-    Beside the metrics stands `learning_rate`, that of the last training step, where the optimizer
-    tells it (`Experiment.learning_rates`) and no metric has that name.
+    A record also has the `learning_rate` of the last training step, if the optimizer gives it
+    (`Experiment.learning_rates`) and no metric has that name.
 
     Args:
         log_every_n_steps: The length of a window of training steps; None logs once an epoch.
-        logging_fn: One of these, or a list of several. A function is called as
-            `logging_fn(metrics, step, mode)` with a dict of floats (arrays where a metric is
-            one), the index of the training step just completed (of the epoch, where only the ends
-            of epochs end windows; of the last step in a `test`) and the mode. A sink of
-            `solstice.loggers` gets the whole record: mode, epoch, step (training steps completed;
-            in a `test`, those of the last `train` that this callback saw), time and the metrics.
-            None sends one line to the logger "solstice", which Python shows after
-            `logging.basicConfig(level="INFO")`.
+        logging_fn: One of these, or a list of several. A function is called as `logging_fn(metrics,
+            step, mode)` with a dict of floats (or arrays), the index of the training step just
+            completed (of the epoch, if only ends of epochs end windows; of the last step in a
+            `test`) and the mode. A sink of `solstice.loggers` gets the whole record: mode, epoch,
+            step (training steps completed; in a `test`, those of the last `train` that this
+            callback saw), time and the metrics. None sends one line to the logger "solstice", which
+            Python shows after `logging.basicConfig(level="INFO")`.
         when: A trigger that ends windows of training steps, instead of `log_every_n_steps`. One
             that counts epochs fires after the epoch's validation.
 
@@ -78,7 +74,7 @@ class LoggingCallback(TriggeredCallback):
         if log_every_n_steps is not None:
             when = Every(steps=log_every_n_steps)
         super().__init__(Never() if when is None else when, Outlets(logging_fn))
-        # Whether a window goes on over the end of an epoch, and whether only these end windows.
+        # Whether a window may span epochs, and whether only ends of epochs end windows.
         self._goes_on = self._when.counts_epochs
         self._by_epoch = when is None or all(part.counts_epochs for part in when.parts())
         self._trained = 0
@@ -102,7 +98,7 @@ class LoggingCallback(TriggeredCallback):
             raise UsageError(
                 f"{type(self).__name__} logs Metrics (an object with `merge` and `compute`), but "
                 f"the {mode} step returned {describe(outs)} as its outs. "
-                f"Return a Metrics from the step, or log in a Callback of your own.{joining(outs)}"
+                f"Return a Metrics from the step, or log in your own Callback.{joining(outs)}"
             )
         window = self._windows.get(mode)
         if window is None:
@@ -122,7 +118,7 @@ class LoggingCallback(TriggeredCallback):
 
     def on_run_end(self, exp: PyTree, error: BaseException | None) -> None:
         if error is None:
-            # After the run was saved: one that goes on from there goes on with this window.
+            # After the save, so that a run resumed from it goes on with this window.
             self._log("train")
         super().on_run_end(exp, error)
 
@@ -163,5 +159,5 @@ class LoggingCallback(TriggeredCallback):
         )
 
     def _computed(self, metrics: PyTree) -> Mapping[str, Any]:
-        # Functions get what `compute()` itself returns, to the last bit.
+        # Functions get exactly what `compute()` returns.
         return named_values(metrics) if self._outlets.wait else compute(metrics)

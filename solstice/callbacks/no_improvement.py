@@ -1,4 +1,4 @@
-"""NoImprovement: ends a run once a metric has stopped improving, and may give the best back."""
+"""NoImprovement: ends a run once a metric stops improving, and can restore the best experiment."""
 
 import logging
 
@@ -34,14 +34,14 @@ class NoImprovement(Plateau):
 
     def _begin(self) -> None:
         super()._begin()
-        # The experiment of the best pass: its arrays, and what it is besides, which a resumed run
-        # takes from its own.
+        # The experiment of the best pass: its arrays and its structure; a resumed run uses its own
+        # experiment's structure.
         self._arrays: list[PyTree] | None = None
         self._structure: Structure | None = None
 
     def improved(self, exp: PyTree) -> None:
         if self._restores:
-            self._arrays = None  # so that there is never room needed for two
+            self._arrays = None  # so that memory never holds two
             kept = Flat.of(exp).copy()
             self._arrays, self._structure = kept.arrays, kept.structure
 
@@ -49,11 +49,11 @@ class NoImprovement(Plateau):
         raise EarlyStoppingException(why)
 
     def revise(self, exp: PyTree) -> PyTree:
-        """Return the experiment of the best pass at the run's end, if it is to be restored."""
+        """Return the experiment of the best pass at the run's end, if `restore_best`."""
         if not self._run_is_over() or self._arrays is None:
             return exp
-        _logger.info("The experiment is again what it was at the best %s.", self._metric)
-        if self._structure is None:  # they come from a checkpoint
+        _logger.info("The experiment of the best %s is restored.", self._metric)
+        if self._structure is None:  # the arrays come from a checkpoint
             flat = Flat.of(exp)
             pairs = zip(self._arrays, flat.arrays, strict=True)
             self._arrays = [from_host(host_array(a), like, key_impl(like)) for a, like in pairs]

@@ -1,4 +1,4 @@
-"""PassCount: how far a pass over a dataset is, and whether it may be over."""
+"""PassCount: counts the steps of a pass, and says whether it may be over."""
 
 from solstice.tree.pytree import PyTree
 
@@ -6,8 +6,8 @@ from solstice.tree.pytree import PyTree
 class PassCount:
     """Counts the steps of one mode, in the run and in each pass.
 
-    A callback that can do nothing more with a pass in another process asks it, when the run is
-    saved, whether the pass may be over: whether it is as long as the one before, or the first.
+    A callback that cannot continue a pass in another process asks it, when the run is saved,
+    whether the pass may be over: whether it is as long as the one before, or the first.
 
     >>> count = PassCount()
     >>> count.add(0), count.add(1), count.may_be_over
@@ -18,15 +18,15 @@ class PassCount:
     """
 
     def __init__(self) -> None:
-        # Steps of the run, and of the pass; how many the last whole pass had.
+        # Steps of the run, of the pass, and of the last whole pass.
         self._completed = self.seen = 0
         self._length: int | None = None
 
     def add(self, global_step: int) -> int:
-        """Count the steps of a call, one or several; return the first one's index in the pass.
+        """Count the steps of a call; return the index of the first in the pass.
 
         Args:
-            global_step: The index of the last one in the run.
+            global_step: The index of the last step in the run.
         """
         first, self.seen = self.seen, self.seen + global_step + 1 - self._completed
         self._completed = global_step + 1
@@ -38,7 +38,7 @@ class PassCount:
 
     @property
     def may_be_over(self) -> bool:
-        """Whether nothing may be left of the pass that has begun."""
+        """Whether the current pass may be over."""
         return self.seen > 0 and self._length in (None, self.seen)
 
     def get_state(self) -> dict[str, PyTree]:

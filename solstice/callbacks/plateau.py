@@ -1,6 +1,6 @@
 """Plateau: follows a metric from pass to pass, and acts once it has stopped improving.
 
-What is done then is a subclass's business.
+A subclass says what it does then.
 """
 
 import abc
@@ -19,19 +19,19 @@ from solstice.tree.pytree import PyTree
 
 
 class Plateau(Callback, abc.ABC):
-    """Calls `act(why)` after so many passes in a row without an improvement of a metric.
+    """Calls `act(why)` after a number of passes in a row in which a metric did not improve.
 
     A NaN is never an improvement.
 
     Args:
         metric: The name in `compute()`; `loss` finds `average_loss`.
-        mode: Which values are better; None leaves it to the metric.
-        patience: After how many passes in a row to act.
+        mode: Which values are better; None asks the metric.
+        patience: After how many such passes to act.
         min_delta: How much better than the best so far counts as an improvement.
         watch: The mode whose passes are watched.
 
     Attributes:
-        purpose: What it is called in messages.
+        purpose: Its name in messages.
     """
 
     needs_experiment = False
@@ -59,14 +59,14 @@ class Plateau(Callback, abc.ABC):
 
     def _begin(self) -> None:
         self._pass = Accumulator()
-        # The best value, with a sign that makes larger ones better.
+        # The best value, signed so that larger is better.
         self._best, self._waited = -float("inf"), 0
         self._mode = self._given
         self._epoch_over = False
 
     @abc.abstractmethod
     def act(self, why: str) -> None:
-        """Called after the pass that was the last to wait for, and after each that follows."""
+        """Called after the pass that ends the patience, and after each that follows."""
 
     def improved(self, exp: PyTree) -> None:
         """Called after a pass that was the best so far."""
@@ -94,7 +94,7 @@ class Plateau(Callback, abc.ABC):
         if self._mode is None:
             self._mode = known(better(merged, name), name, "mode='min' or mode='max'")
         sign = 1.0 if self._mode == "max" else -1.0
-        if sign * number > self._best + self._min_delta:  # which no NaN is
+        if sign * number > self._best + self._min_delta:  # False for NaN
             self._best, self._waited = sign * number, 0
             self.improved(exp)
             return
@@ -110,7 +110,7 @@ class Plateau(Callback, abc.ABC):
         self._epoch_over = True
 
     def _run_is_over(self) -> bool:
-        """Say whether a `revise` is that of the run's end; to be asked once by each."""
+        """Say whether a `revise` is the one at the run's end; call it once in each."""
         over, self._epoch_over = not self._epoch_over, False
         return over
 
@@ -132,8 +132,8 @@ class Plateau(Callback, abc.ABC):
         name = reported_name(self._metric, names)
         if name is None:
             raise UsageError(
-                f"{self.purpose} watches {self._metric!r}, which is none of the computed metrics: "
-                f"{', '.join(names)}.{meant_name(self._metric, names)}"
+                f"{self.purpose} watches {self._metric!r}, which is not among the computed "
+                f"metrics: {', '.join(names)}.{meant_name(self._metric, names)}"
             )
         return name
 
@@ -148,7 +148,7 @@ class Plateau(Callback, abc.ABC):
         return name, computed[name]
 
     def _computed(self, metrics: PyTree) -> dict[str, object]:
-        """Return what metrics say, for a checkpoint, from which nobody can ask them any more."""
+        """Return the computed metrics as plain values, for a checkpoint."""
         computed = named_values(metrics)
         name = reported_name(self._metric, computed)
         if self._mode is None and name is not None:
@@ -157,5 +157,5 @@ class Plateau(Callback, abc.ABC):
 
 
 def check_watch(watch: object) -> None:
-    """Raise if that is no mode whose passes can be watched."""
+    """Raise unless `watch` is "val" or "train"."""
     arguments.choice(watch, "watch", ("train", "val"))

@@ -1,4 +1,4 @@
-"""Profiling: records what the devices did during some steps, for TensorBoard or xprof."""
+"""Profiling: traces of the devices during some steps, for TensorBoard or xprof."""
 
 import logging
 import os
@@ -18,25 +18,25 @@ _logger = logging.getLogger("solstice")
 
 
 class ProfilingCallback(Callback):
-    """Writes traces of jax's own profiler for some steps, and tells where the time went.
+    """Writes traces of jax's profiler for some steps, and reports where the time went.
 
-    Steps are those of each mode: of training, of validation, and of a `test`. Each run of
-    consecutive steps is one trace, which covers these steps to their last device computation, and
-    is closed however the run ends. The first step of a run compiles: step 10 to 12, say, show
-    training. Where one call takes several steps, calls with any of them are traced.
+    Steps are counted in each mode: training, validation and `test`. Consecutive steps are one
+    trace, which covers all their device computations and is closed however the run ends. The first
+    step of a run compiles, so choose later ones, such as 10 to 12. If one call takes several steps,
+    calls with any of them are traced.
 
     Args:
-        log_dir: Where the traces go; read them with TensorBoard's profile plugin or with xprof.
-            That of steps is in a directory named after the first, such as `log_dir/train_10`.
+        log_dir: Where the traces go; read them with TensorBoard's profile plugin or with xprof. The
+            trace of some steps is in a directory named after the first, such as `log_dir/train_10`.
         steps_to_profile: Indices of steps, counted over the run in each mode; None records the
             whole run.
 
     Attributes:
-        report: A `TimeReport` of the traced steps of the last run: how much of their time the host
-            spent on input, steps and callbacks. The logger "solstice" gets it at the run's end.
+        report: A `TimeReport` of the traced steps of the last run: how much time the host spent on
+            input, steps and callbacks. It is logged to "solstice" at the run's end.
 
     Raises:
-        ValueError: There is no step to profile, or a negative one.
+        ValueError: There is no step to profile, or an index is negative.
         TypeError: `steps_to_profile` is not an iterable of ints.
 
     >>> import solstice
@@ -59,7 +59,7 @@ class ProfilingCallback(Callback):
                     f"steps_to_profile is expected to name at least one step, from 0 on; it is "
                     f"{describe(steps_to_profile)}."
                 )
-        # The mode whose steps are being recorded; of a whole run, None.
+        # The mode whose steps are being recorded; None for a whole run.
         self._recording = False
         self._mode: str | None = None
         self._recorded = False
@@ -86,9 +86,9 @@ class ProfilingCallback(Callback):
             return
         first = self._completed.get(mode, 0)
         if not self._steps.isdisjoint(range(first, global_step + 1)):
-            # What was dispatched before must not fall into the trace.
+            # Steps dispatched before must not be in the trace.
             jax.block_until_ready(jax.tree.leaves(exp))
-            # jax names a trace after the second: two in one would be one.
+            # jax names a trace after the current second, so two in the same second would collide.
             self._start(mode, os.path.join(self._log_dir, f"{mode}_{first}"))
 
     def on_step_end(

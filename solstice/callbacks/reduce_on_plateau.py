@@ -18,25 +18,25 @@ _logger = logging.getLogger("solstice")
 class ReduceOnPlateau(Plateau):
     """Multiplies the learning rate by a factor whenever a metric has stopped improving.
 
-    The rate is set by `solstice.set_learning_rate`, after the epoch in which the patience ends:
-    that of each optimizer, and of each member of an ensemble. The count of passes then begins anew,
-    the best value stays. A resumed run goes on with both.
+    `solstice.set_learning_rate` sets the rate of every optimizer, and of every member of an
+    ensemble, after the epoch in which the patience ends. The count of passes then restarts; the
+    best value stays. A resumed run goes on with both.
 
     Args:
         metric: The name in `compute()`; `loss` finds `average_loss`.
-        mode: Whether a smaller ("min") or a larger ("max") value is better. None leaves it to the
-            metric, which knows it of the standard names (`solstice.metrics.direction`).
-        factor: What the rate is multiplied by, between 0 and 1.
-        patience: After how many passes in a row without improvement.
+        mode: Whether a smaller ("min") or a larger ("max") value is better. None asks the metric,
+            which knows it for the standard names (`solstice.metrics.direction`).
+        factor: The factor, between 0 and 1.
+        patience: The number of passes in a row without improvement before the rate is reduced.
         min_delta: How much better than the best so far counts as an improvement.
-        min_rate: What the rate never falls below; one that is lower already stays.
+        min_rate: The lowest rate to reduce to; a rate that is already lower stays.
         watch: The mode whose passes are watched: "val" or "train".
 
     Raises:
-        ValueError: An argument is not what it must be; or, before the first step, the rate of the
-            experiment's optimizer cannot be set.
-        UsageError: In the run: there is no such metric, it is no number, or nobody knows which
-            of its values are better.
+        ValueError: An argument is wrong; or, before the first step, the rate of the experiment's
+            optimizer cannot be set.
+        UsageError: In the run: there is no such metric, it is not a number, or its direction is not
+            known.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -70,18 +70,18 @@ class ReduceOnPlateau(Plateau):
 
     def _begin(self) -> None:
         super()._begin()
-        # Why the rate is to be smaller after this epoch; None where it is not.
+        # Why the rate is reduced after this epoch; None if it is not.
         self._due: str | None = None
 
     def on_run_start(self, exp: PyTree) -> None:
         super().on_run_start(exp)
-        set_learning_rate(exp, lambda rate: rate)  # an optimizer that has none to set is told now
+        set_learning_rate(exp, lambda rate: rate)  # raises now if the rate cannot be set
 
     def act(self, why: str) -> None:
         self._waited, self._due = 0, why
 
     def revise(self, exp: PyTree) -> PyTree:
-        """Return the experiment with the smaller rate, once it is due and the run goes on."""
+        """Return the experiment with the reduced rate, if it is due and the run goes on."""
         if self._run_is_over() or self._due is None:
             return exp
         message = "The learning rate is multiplied by %g, but not below %g: %s."

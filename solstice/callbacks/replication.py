@@ -1,4 +1,4 @@
-"""A check that the devices, and processes, still agree."""
+"""Check that devices and processes still agree."""
 
 from solstice.callbacks.triggered import TriggeredCallback
 from solstice.sharding.checks import assert_replicated
@@ -6,16 +6,16 @@ from solstice.tree.pytree import PyTree
 
 
 class ReplicationCallback(TriggeredCallback):
-    """Runs `solstice.sharding.assert_replicated` on the experiment when a trigger says.
+    """Runs `solstice.sharding.assert_replicated` on the experiment when a trigger fires.
 
-    It brings every copy of each array to the host, so it is for now and then.
+    It copies every copy of each array to the host, so do not run it often.
 
     Args:
         when: The trigger; one that counts epochs fires after the epoch's validation. With several
-            processes, one that says the same in all: no `Every(seconds=)`.
+            processes it must fire in all at once, so not `Every(seconds=)`.
 
     Raises:
-        AssertionError: In the run: two devices or processes hold unequal copies of an array.
+        AssertionError: Two devices or processes hold unequal copies of an array.
 
     >>> import solstice
     >>> check = solstice.callbacks.ReplicationCallback(solstice.triggers.Every(epochs=1))

@@ -1,7 +1,4 @@
-"""ScheduledCallback: does anything with the experiment when a trigger fires.
-
-It decides neither what is done nor when; it keeps what came of it.
-"""
+"""ScheduledCallback: calls a function of the experiment when a trigger fires."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,21 +10,20 @@ from solstice.triggers import Trigger
 
 
 class ScheduledCallback(TriggeredCallback):
-    """Calls `action(exp, step)` whenever a trigger fires, and keeps its last result.
+    """Calls `action(exp, step)` whenever a trigger fires, and keeps the last result.
 
     Args:
-        action: Takes the experiment and the index of the training step just completed; what it
-            keeps of the experiment must be a `solstice.snapshot`. It may raise
+        action: Takes the experiment and the index of the training step just completed; if it keeps
+            the experiment, it must keep a `solstice.snapshot`. It may raise
             `EarlyStoppingException`.
         when: The trigger; one that counts epochs fires after the epoch's validation.
-        name: What the result is called; by default the action's own name.
+        name: The name of the result; by default the function's name.
 
     Attributes:
-        results: The last result by `name`; empty until the trigger has fired. A resume starts
-            with none.
+        results: The last result by `name`; empty until the trigger has fired. It is not saved.
 
     Raises:
-        TypeError: `action` cannot be called, or `when` is no trigger.
+        TypeError: `action` is not callable, or `when` is not a trigger.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax

@@ -1,6 +1,6 @@
-"""StopOnNaN: ends a run that diverged, and names the step and the leaf.
+"""StopOnNaN: ends a run that diverged, and names the step and the leaves.
 
-It looks at the trained experiment and the outs of training steps, never at validation.
+It looks at the experiment and the outs of training steps, not at validation.
 """
 
 import equinox as eqx
@@ -16,15 +16,15 @@ from solstice.tree.pytree import PyTree
 
 
 class StopOnNaN(Callback):
-    """Raises a FloatingPointError once a number of the experiment or the outs is not finite.
+    """Raises a FloatingPointError once a number in the experiment or the outs is not finite.
 
-    Every n training steps, what they left is looked at on the device; the answer is read when the
-    next one is asked for, so the device is not waited for. Before a checkpoint, the state to be
-    saved is looked at and waited for: the newest checkpoint is always finite.
+    Every n training steps, a check runs on the device; its result is read at the next check, so
+    nothing waits for the device. Before a checkpoint, the state to save is checked and waited for,
+    so the newest checkpoint is always finite.
 
     Args:
-        every_n_steps: How often to look. Each look costs a compiled call; one of 100 steps costs
-            nothing to speak of.
+        every_n_steps: How often to check. Each check is a compiled call; every 100 steps, the cost
+            is negligible.
 
     Raises:
         ValueError: `every_n_steps` is not positive.
@@ -41,7 +41,7 @@ class StopOnNaN(Callback):
 
     def _begin(self) -> None:
         self._completed = 0
-        # The last step: its number, and what it left. Then a look whose answer is not read yet.
+        # The last step: its number and its state. Then a check whose result is not read yet.
         self._latest: tuple[int, PyTree] | None = None
         self._asked: tuple[int, list[str], list[Array]] | None = None
 
@@ -91,7 +91,8 @@ class StopOnNaN(Callback):
         if bad:
             more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
             raise NotFiniteError(
-                f"After training step {step}, not all is finite in {', '.join(bad[:3])}{more}. "
+                f"After training step {step}, not all numbers are finite in "
+                f"{', '.join(bad[:3])}{more}. "
                 f"Lower the learning rate, clip the gradients, or look at the batches before; the "
                 f"last checkpoint is finite.",
                 step=step,

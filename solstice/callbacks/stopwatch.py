@@ -1,6 +1,6 @@
-"""Stopwatch: how much of a run's time goes into its parts, as the host sees it.
+"""Stopwatch: how much of a run's time its parts take, measured on the host.
 
-It waits for no device: that would slow what it measures.
+It does not wait for devices, since that would slow the run down.
 """
 
 import contextlib
@@ -16,14 +16,15 @@ _T = TypeVar("_T")
 
 
 class TimeReport(NamedTuple):
-    """Where the time of some steps went, in seconds of the host.
+    """Where the time of some steps went, in seconds on the host.
 
     Attributes:
-        steps: How many training steps; in a `test`, how many of its steps.
-        total: How long they took, all that lies between them included.
+        steps: The number of training steps; in a `test`, of its steps.
+        total: How long they took, everything between them included.
         input: Waiting for batches.
         step: Taking steps of any mode, and waiting for the device after the last.
-        callbacks: In hooks; one that reads what a device still computes waits for it there.
+        callbacks: In hooks; one that reads a value which a device still computes waits for it
+            there.
         other: The rest: saving, the progress bar, starting a pass.
 
     >>> print(TimeReport(steps=10, total=2.0, input=0.5, step=1.2, callbacks=0.2, other=0.1))
@@ -45,7 +46,7 @@ class TimeReport(NamedTuple):
 
 
 class Stopwatch:
-    """Adds up the time in functions between `start` and `stop`, which may come within one.
+    """Adds up the time in functions between `start` and `stop`.
 
     >>> watch = Stopwatch()
     >>> double = watch.timed("step", lambda x: 2 * x)
@@ -62,7 +63,7 @@ class Stopwatch:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Reset everything."""
         self.steps = 0
         self._seconds: dict[Part, float] = {"input": 0.0, "step": 0.0, "callbacks": 0.0}
         self._total = 0.0
@@ -77,7 +78,7 @@ class Stopwatch:
         self._total += self._last_input
 
     def stop(self, wait: Callable[[], object]) -> None:
-        """Measure no more, after `wait`, which is part of the step."""
+        """Stop measuring after `wait`, which is part of the step."""
         self._until = self._clock()
         try:
             wait()
@@ -87,7 +88,7 @@ class Stopwatch:
             self._total += self._until - self._since + waited
 
     def timed(self, part: Part, function: Callable[_P, _T]) -> Callable[_P, _T]:
-        """Return the function, its time added to a part."""
+        """Wrap the function so that its time is added to a part."""
 
         @functools.wraps(function)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -100,7 +101,7 @@ class Stopwatch:
         return call
 
     def timed_items(self, part: Part, items: Iterable[_T]) -> Iterator[_T]:
-        """Yield the items, the time that each takes to come added to a part."""
+        """Yield the items; the time to get each is added to a part."""
         following = self.timed(part, iter(items).__next__)
         with contextlib.suppress(StopIteration):
             while True:

@@ -1,6 +1,6 @@
-"""TriggeredCallback: what all callbacks have in common that act when a trigger fires.
+"""TriggeredCallback: the base of callbacks that act when a trigger fires.
 
-It decides when, and follows the run for that; what is done is a subclass's business.
+It follows the run and decides when; a subclass says what to do.
 """
 
 import abc
@@ -17,19 +17,19 @@ from solstice.triggers import Moment, Trigger, check_trigger
 class TriggeredCallback(Callback, abc.ABC):
     """Calls `act(exp, step)` whenever a trigger fires.
 
-    A trigger fires after a training step, or once an epoch is over, validation included. The
-    experiment is put together only then. A subclass defines `act`; a hook or a state that it adds
-    calls that of this class too.
+    A trigger fires after a training step, or once an epoch and its validation are over. The
+    experiment is rebuilt only then. A subclass defines `act`; if it defines hooks or a state, they
+    must call those of this class with `super()`.
 
     Args:
         when: The trigger.
-        outlets: Where it logs to; None for nowhere. They are opened, closed and saved here.
+        outlets: Where it logs; None for nowhere. This class opens, closes and saves them.
 
     Attributes:
-        acts_on_experiment: Whether `act` looks at the experiment; otherwise it may get None.
+        acts_on_experiment: Whether `act` reads the experiment; otherwise it may get None.
 
     Raises:
-        TypeError: `when` is no trigger.
+        TypeError: `when` is not a trigger.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -68,14 +68,14 @@ class TriggeredCallback(Callback, abc.ABC):
         """Called when the trigger fires.
 
         Args:
-            exp: The experiment; what is kept of it must be a `solstice.snapshot`.
+            exp: The experiment; to keep it, keep a `solstice.snapshot`.
             step: The index of the training step just completed.
         """
 
     def attach(self, experiment: Callable[[], PyTree], steps_per_call: int = 1) -> None:
-        """Called before `on_run_start` with what returns the experiment as it is.
+        """Called before `on_run_start` with a function that returns the current experiment.
 
-        Where a call takes several steps, hooks get the list of its batches.
+        If a call takes several steps, hooks get the list of its batches.
         """
         self._experiment = experiment
 
@@ -122,7 +122,7 @@ class TriggeredCallback(Callback, abc.ABC):
 
 
 class Never(Trigger):
-    """Does not fire: of a callback that may have a trigger and has none."""
+    """A trigger that never fires, for a callback without one."""
 
     def fires(self, before: Moment, after: Moment) -> bool:
         return False

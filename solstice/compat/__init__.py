@@ -14,6 +14,15 @@ from solstice.compat.metrics import UpdatedMetrics, as_metrics
 from solstice.compat.model import Model, join_params, missing_key, single_key, split_params
 from solstice.compat.optimizer import Optimizer
 from solstice.compat.registry import as_model, as_optimizer, register
+from solstice.compat.surgery.capture import capture, intervene
+from solstice.compat.surgery.lora import lora
+from solstice.compat.surgery.quantize import quantize
+from solstice.compat.surgery.tags import tag
+from solstice.compat.surgery.wrapped import WrappedModel, merge
+from solstice.compat.weights.convert import convert
+from solstice.compat.weights.load import load
+from solstice.compat.weights.report import LoadReport
+from solstice.compat.weights.save import save
 from solstice.static import Static
 from solstice.tree.overwritten import Overwritten, overwrite, trained
 
@@ -38,6 +47,7 @@ __all__ = [
     "JaxOptimizer",
     "KerasModel",
     "KerasOptimizer",
+    "LoadReport",
     "Model",
     "NNXMetrics",
     "NNXModel",
@@ -47,20 +57,30 @@ __all__ = [
     "Static",
     "StaxModel",
     "UpdatedMetrics",
+    "WrappedModel",
     "as_metrics",
     "as_model",
     "as_optimizer",
     "by_path",
+    "capture",
     "check_train",
+    "convert",
     "freeze",
     "gradients",
     "intermediates",
+    "intervene",
     "join_params",
+    "load",
+    "lora",
+    "merge",
     "missing_key",
     "overwrite",
+    "quantize",
     "register",
+    "save",
     "single_key",
     "split_params",
+    "tag",
     "trained",
     "training_norms",
     "unfreeze",

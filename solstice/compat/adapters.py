@@ -51,7 +51,7 @@ class Adapter:
                 raise
             raise MissingPackageError(
                 f"compat.{self.name} needs the package {self.package!r}, which is not installed: "
-                f"pip install 'solstice[{self.package}]'"
+                f"pip install 'jax-solstice[{self.package}]'"
             ) from error
 
     def adapt(self, thing: Any, example: PyTree = None, key: Any = None) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from solstice import arguments
@@ -32,6 +33,7 @@ from solstice.compat.model import (
     single_key,
     split_params,
 )
+from solstice.compat.surgery.tags import tagged_class
 from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree.fields import replace
@@ -136,10 +138,25 @@ class EquinoxModel(Model):
     def __call__(
         self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
     ) -> tuple[PyTree, Self]:
-        train = check_train(train, _NAME)
+        return self._run(self._module(check_train(train, _NAME)), inputs, key, train, kwargs)
+
+    def tagged(
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
+        """Call it with a tag at what each sub-module's `__call__` returns; see `compat.capture`."""
+        module = _with_tags(self._module(check_train(train, _NAME)))
+        return self._run(module, inputs, key, train, kwargs)
+
+    def _run(
+        self,
+        module: Any,
+        inputs: tuple[PyTree, ...],
+        key: Keys,
+        train: bool,
+        kwargs: dict[str, PyTree],
+    ) -> tuple[PyTree, Self]:
         key = single_key(key, _NAME) if train else None
         kwargs = flag_values(self._flags, train) | kwargs
-        module = self._module(train)
 
         def run(key: Array | None) -> tuple[PyTree, PyTree]:
             # A State can be used once only, and this model's must live on.
@@ -156,6 +173,24 @@ class EquinoxModel(Model):
         evaluate = lambda key: run(key)[0]  # noqa: E731
         remedy = "Heed `inference`, or give flags= that say how it evaluates."
         return run_with_key(evaluate, None, train=False, adapter=_NAME, remedy=remedy), self
+
+    def settle_averages(self) -> Self:
+        """Return the model with the steps of each batch norm counted high, and the first one past.
+
+        Moments are divided by `1 - momentum ** counter` in evaluation.
+        """
+        module, state = self._module(train=False), jax.tree.map(lambda leaf: leaf, self.state)
+        for norm in filter(_is_norm, jax.tree.leaves(module, is_leaf=_is_norm)):
+            if norm.batch_counter is not None:
+                count = state.get(norm.batch_counter)
+                state = state.set(norm.batch_counter, jnp.full_like(count, 10**8))
+            if norm.ema_first_time_index is not None:
+                state = state.set(norm.ema_first_time_index, jnp.array(False))
+        return replace(self, state=state)
+
+    def library_name(self, name: str) -> str:
+        """Return an array's path in the module, as in "layers/0/weight"; "state/..." of the state."""
+        return name.removeprefix("params/")
 
     def unwrap(self) -> Any:
         """Return the module, or `(module, state)` of a network with state, in training mode."""
@@ -218,6 +253,29 @@ class EquinoxModel(Model):
         if self._state_by_name:
             return call(*inputs, state=state, **kwargs)
         return call(*inputs, state, **kwargs)
+
+
+def _is_norm(node: object) -> bool:
+    return isinstance(node, eqx.nn.BatchNorm)
+
+
+def _with_tags(node: PyTree, path: tuple[str, ...] = ()) -> PyTree:
+    """Return a module whose sub-modules are of classes that tag what they return.
+
+    It is built anew field by field, and not as a tree: modules in static fields count too.
+    """
+    if isinstance(node, eqx.Module) and not isinstance(node, type):
+        tags = path and callable(node)
+        cls = tagged_class(type(node), "/".join(path)) if tags else type(node)
+        new = object.__new__(cls)
+        for name, value in vars(node).items():
+            object.__setattr__(new, name, _with_tags(value, (*path, name)))
+        return new
+    if type(node) in (list, tuple):
+        return type(node)(_with_tags(one, (*path, str(i))) for i, one in enumerate(node))
+    if type(node) is dict:
+        return {name: _with_tags(one, (*path, str(name))) for name, one in node.items()}
+    return node
 
 
 def _is_index(node: object) -> bool:

@@ -6,7 +6,6 @@ Freezing moves leaves from `params` to `frozen` and back; the network computes t
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import equinox as eqx
 import jax
 from jaxtyping import Array
 
@@ -68,6 +67,8 @@ def freeze(model: _M, predicate: str | Callable[[str, Array], Any]) -> _M:
 def unfreeze(model: _M) -> _M:
     """Return the model with all that can be trained among its parameters again.
 
+    Of a model of `compat.lora` or `compat.quantize`, that is never what its weights are based on.
+
     >>> import equinox as eqx, jax
     >>> from solstice import compat
     >>> model = compat.as_model(eqx.nn.Linear(3, 2, key=jax.random.key(0)))
@@ -76,8 +77,7 @@ def unfreeze(model: _M) -> _M:
     (0, 2)
     """
     _check_model(model)
-    weights = boxed_weights(model)
-    params, frozen = divide(weights, jax.tree.map(eqx.is_inexact_array, weights))
+    params, frozen = divide(boxed_weights(model), model.trainable())
     return replace(model, params=params, frozen=frozen)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Self
 import equinox as eqx
 import haiku as hk
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from solstice.arguments import describe
@@ -24,6 +25,7 @@ from solstice.compat.model import (
     single_key,
     split_params,
 )
+from solstice.compat.surgery.tags import tagged
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree.dependence import depends_on
@@ -174,6 +176,27 @@ class HaikuModel(Model):
             for module, states in state.items()
         }
 
+    def settle_averages(self) -> Self:
+        """Return the model with each moving average's `hidden` at its `average`, and counted high.
+
+        What Haiku keeps in `hidden` is divided by `1 - decay ** counter` in each training step.
+        """
+        settled = {
+            module: one
+            | {"hidden": one["average"], "counter": jnp.full_like(one["counter"], 10**8)}
+            if one.keys() == {"average", "counter", "hidden"}
+            else one
+            for module, one in self.state.items()
+        }
+        return replace(self, state=settled)
+
+    def tagged(
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
+        """Call it with a tag at what each sub-module's `__call__` returns; see `compat.capture`."""
+        with hk.intercept_methods(_tag_outputs):
+            return self(*inputs, key=key, train=train, **kwargs)
+
     @property
     def example(self) -> tuple[PyTree, ...]:
         return self._example.inputs
@@ -191,3 +214,13 @@ class HaikuModel(Model):
         apply = bind_call(*self._functions.value)
         result = apply(join_params(self, self._tree), *state, *rng, *inputs, **kwargs)
         return result if self._has_state else (result, self.state)
+
+
+def _tag_outputs(
+    method: Callable[..., PyTree],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: hk.MethodContext,
+) -> PyTree:
+    outputs, path = method(*args, **kwargs), context.module.module_name
+    return tagged(path, outputs) if context.method_name == "__call__" else outputs

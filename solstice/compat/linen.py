@@ -10,6 +10,7 @@ import flax.core
 import flax.errors
 import flax.linen as nn
 import jax
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from jaxtyping import Array
 
 from solstice import arguments
@@ -34,6 +35,7 @@ from solstice.compat.model import (
     missing_key,
     split_params,
 )
+from solstice.compat.surgery.tags import tagged
 from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree.fields import replace
@@ -150,9 +152,24 @@ class FlaxModel(Model):
         mutable = [name, *self.state] if check_train(train, _NAME) else [name]
         return self._apply(inputs, key, train, kwargs, mutable)[1].get(name, {})
 
+    def tagged(
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
+        """Call it with a tag at what each sub-module's `__call__` returns; see `compat.capture`."""
+        with nn.intercept_methods(_tag_outputs):
+            return self(*inputs, key=key, train=train, **kwargs)
+
     @property
     def example(self) -> tuple[PyTree, ...]:
         return self._example.inputs
+
+    def library_name(self, name: str) -> str:
+        """Return an array's path among the variables, as in "batch_stats/BatchNorm_0/mean"."""
+        name = name.removeprefix("state/")
+        scales = f"params/{OVERWRITE_WITH_GRADIENT}/"
+        return (
+            name.removeprefix("params/").removesuffix("/value") if name.startswith(scales) else name
+        )
 
     def unwrap(self) -> dict[str, PyTree]:
         """Return the variables, as `module.apply` takes them."""
@@ -276,6 +293,17 @@ class FlaxModel(Model):
                 f"Make it with decode=False to train it; to decode, use the module itself, on "
                 f"model.unwrap()."
             ) from error
+
+
+def _tag_outputs(
+    method: Callable[..., PyTree],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: nn.module.InterceptorContext,
+) -> PyTree:
+    outputs, path = method(*args, **kwargs), context.module.path
+    is_call = context.method_name == "__call__"
+    return tagged("/".join(path), outputs) if is_call and path else outputs
 
 
 def _methods(module: nn.Module) -> list[str]:

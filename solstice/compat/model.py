@@ -88,9 +88,46 @@ class Model(Shown, eqx.Module):
             f"pass; it is {describe(self)}. Return the values beside the network's outputs."
         )
 
+    def tagged(
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
+        """Return what the model's call does, with what its sub-modules return in tags.
+
+        `compat.capture` and `compat.intervene` trace it. An adapter puts `compat.tag` around
+        the outputs of each sub-module, but not around the network's; one that cannot leaves this
+        as it is, and the user tags values inside of the network's functions.
+        """
+        return self(*inputs, key=key, train=train, **kwargs)
+
+    def trainable(self) -> PyTree:
+        """Return booleans, in a tree like the weights: what `compat.unfreeze` puts among `params`.
+
+        It is every float and complex leaf, but for what a wrapper keeps as it is.
+        """
+        return jax.tree.map(eqx.is_inexact_array, boxed_weights(self))
+
     @abc.abstractmethod
     def unwrap(self) -> Any:
         """Return what the library itself would use, with the current values."""
+
+    def settle_averages(self) -> Self:
+        """Return the model with its running averages as they stand after long training.
+
+        Where weights of a trained network are put into this one, what corrects averages of few
+        steps (a counter, a flag of the first step) must not correct the new ones: they would be
+        right in evaluation and wrong in the next training step. Networks without such corrections,
+        the default, return themselves.
+        """
+        return self
+
+    def library_name(self, name: str) -> str:
+        """Return the name under which the library's own tools look for an array; `compat.save`.
+
+        Args:
+            name: The array's path, with "params/" or "state/" before it. It is its own name where
+                the library has no other.
+        """
+        return name
 
     @property
     def example(self) -> tuple[PyTree, ...] | None:
@@ -173,7 +210,20 @@ def join_params(model: Model, like: Static[Any] | None = None) -> PyTree:
     arguments.instance(model, "model", Model, "a compat.Model")
     if like is not None:
         arguments.instance(like, "like", Static, "a compat.Static of a tree's structure, or None")
-    weights = boxed_weights(model)
+    return unboxed(checked_weights(model, like))
+
+
+def checked_weights(model: Model, like: Static[Any] | None) -> PyTree:
+    """Return what `join_params` does, boxes and all; it raises the same errors."""
+    try:
+        weights = boxed_weights(model)
+    except ValueError as error:
+        raise InvalidValueError(
+            f"{type(model).__name__}: params and frozen are expected to be trees alike, with None "
+            f"where the other has an array; params are {describe(model.params)}, frozen is "
+            f"{describe(model.frozen)}. Replace values and keep the trees: "
+            f"solstice.replace(model, params=jax.tree.map(..., model.params))."
+        ) from error
     if like is not None and (found := jax.tree.structure(weights)) != like.value:
         raise InvalidValueError(
             f"{type(model).__name__}: params (with frozen) are expected to be a tree like the one "
@@ -181,7 +231,7 @@ def join_params(model: Model, like: Static[Any] | None = None) -> PyTree:
             f"keep the tree: solstice.replace(model, params=jax.tree.map(..., model.params))."
         )
     check_own_leaves(type(model).__name__, params=weights, state=model.state)
-    return unboxed(weights)
+    return weights
 
 
 def boxed_weights(model: Model) -> PyTree:

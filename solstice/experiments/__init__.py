@@ -1,4 +1,4 @@
-"""Ready-made experiments: they consume a Model and an Optimizer, whatever library these are of."""
+"""Ready-made experiments: a Model and an Optimizer of any library, and a task."""
 
 from solstice.experiments.binary import BinaryClassification, BinaryClassificationExperiment
 from solstice.experiments.classification import Classification, ClassificationExperiment

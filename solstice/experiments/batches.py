@@ -1,7 +1,6 @@
-"""What a supervised batch looks like, and what is wrong with one that looks otherwise.
+"""The form of a supervised batch, and the errors for batches of another form.
 
-It is about form alone: which part is what, and whether it is a batch at all. What targets mean is a
-`Task`'s to know.
+It knows inputs, targets, masks and weights, and not what targets mean: that is up to the `Task`.
 """
 
 from collections.abc import Mapping
@@ -45,10 +44,10 @@ class Batch(NamedTuple):
 
 
 def check_keys(batch_keys: Any) -> BatchKeys:
-    """Return the names of a batch's parts; of two, with a mask that is named "mask".
+    """Return the names of a batch's parts; two names are completed by "mask" for the mask.
 
     Raises:
-        ValueError: They are not two to four names, or the mask's name is another's too.
+        ValueError: They are not two to four names, or the mask shares its name with another part.
 
     >>> check_keys([("tokens", "segments"), "label", "mask"])
     (('tokens', 'segments'), 'label', 'mask')
@@ -98,7 +97,7 @@ def unpack(batch: Any, keys: BatchKeys) -> Batch:
 
 
 def ignoring(batch: Batch, ignore_index: int | None) -> Batch:
-    """Return a batch in which targets of one value are masked, besides those that are.
+    """Return the batch with targets of one value masked too.
 
     >>> ignoring(Batch((), np.array([1, 255, 0]), None, None), 255).mask.tolist()
     [True, False, True]
@@ -114,13 +113,13 @@ def ignoring(batch: Batch, ignore_index: int | None) -> Batch:
         mask = batch.mask
         check_mask_shape(mask, targets, "the targets")
         mask = mask.reshape(mask.shape + (1,) * (targets.ndim - mask.ndim))
-        # A product and no `and`: what is neither 0 nor 1 in a mask is to be seen.
+        # A product, not `and`, so that a value in the mask other than 0 and 1 shows.
         counts = mask * counts.astype(mask.dtype)
     return batch._replace(mask=counts)
 
 
 def inputs_by_name(x: Any, keys: BatchKeys) -> Any:
-    """Return inputs that are a mapping in the order of their names, where batches have these.
+    """Return a mapping of inputs as a tuple in the order of their names in `batch_keys`.
 
     >>> inputs_by_name({"age": 1, "text": 2}, (("text", "age"), "label", "mask"))
     (2, 1)
@@ -152,9 +151,9 @@ def batch_inputs(batch: Any, keys: BatchKeys, example: tuple[Any, ...] | None = 
 
 
 def with_mask(batch: Any, real: Any, keys: BatchKeys) -> Any:
-    """Return a batch in which only the `real` examples count, of those that did."""
+    """Return the batch with all but the `real` examples masked."""
     _, targets, mask, _ = unpack(batch, keys)
-    # On the host where it can be, for this is done for each batch.
+    # On the host if possible, since this runs for each batch.
     of = jnp if isinstance(real, jax.Array) else np
     real = of.asarray(real).reshape(-1, *[1] * (targets.ndim - 1))
     if mask is None:
@@ -167,7 +166,7 @@ def with_mask(batch: Any, real: Any, keys: BatchKeys) -> Any:
 
 
 def check_arrays(inputs: tuple[Any, ...], name: str | tuple[str, ...]) -> None:
-    """Raise for inputs that are Python's lists of numbers, whose every number would be an array.
+    """Raise for inputs that are lists of numbers: each number would become an array.
 
     Raises:
         TypeError: They are.
@@ -189,7 +188,7 @@ batches of them by .batch(32); make arrays of other lists with np.asarray.
 
 
 def check_batched(batch: Batch, example: tuple[Any, ...] | None) -> None:
-    """Raise for a single example, for none, and for another rank than the network's example has.
+    """Raise for a single example, no example, or a rank other than the network's example has.
 
     Raises:
         ValueError: It is.
@@ -202,15 +201,16 @@ def check_batched(batch: Batch, example: tuple[Any, ...] | None) -> None:
         )
     if not len(batch.targets):
         raise InvalidValueError(
-            f"A batch is expected to hold an example or more; its inputs are "
+            f"A batch is expected to hold at least one example; its inputs are "
             f"{describe(batch.inputs)} and its targets {describe(batch.targets)}. Leave empty "
             f"batches out of the dataset."
         )
     if example is not None and len(example) != len(batch.inputs):
         raise InvalidValueError(
             f"A batch is expected to have as many inputs as the network's example, "
-            f"{describe(example)}; it has {describe(batch.inputs)}. Several inputs are a tuple, or "
-            f"a tuple of names in batch_keys; one that is a tuple itself goes into another: (x,)."
+            f"{describe(example)}; it has {describe(batch.inputs)}. Give several inputs as a "
+            "tuple, or "
+            f"a tuple of names in batch_keys; wrap an input that is itself a tuple: (x,)."
         )
     check_axes(batch.inputs, example)
 
@@ -222,7 +222,7 @@ def check_axes(inputs: tuple[Any, ...], example: tuple[Any, ...] | None) -> None
         ValueError: They are.
     """
     if example is None or jax.tree.structure(example) != jax.tree.structure(inputs):
-        return  # what is built otherwise, the network tells better
+        return  # the network's own error says more
     for wanted, found in zip(*map(jax.tree.leaves, (example, inputs)), strict=True):
         if is_shaped(wanted) and np.ndim(found) != wanted.ndim:
             single = np.ndim(found) == wanted.ndim - 1
@@ -235,14 +235,14 @@ def check_axes(inputs: tuple[Any, ...], example: tuple[Any, ...] | None) -> None
 
 
 def check_mask_of(batch: Batch, keys: BatchKeys) -> np.ndarray:
-    """Return a first batch's mask as booleans of its targets' shape; all True for none.
+    """Return a first batch's mask as booleans of the targets' shape; all True without a mask.
 
     Raises:
-        ValueError: It is no mask, but weights, perhaps.
+        ValueError: It is not a mask; perhaps it holds weights.
     """
     if batch.mask is None:
         return np.ones(np.shape(batch.targets), bool)
-    # On the host, where all of it is known: there is nothing to compile.
+    # On the host, so nothing is compiled.
     mask = np.asarray(batch.mask)
     check_mask_shape(mask, batch.targets, "the targets")
     try:
@@ -274,7 +274,7 @@ def check_weight_values(batch: Batch, real: np.ndarray) -> None:
     if odd.size:
         raise InvalidValueError(
             f"weights are expected to be finite numbers of at least 0; {odd.size} of {shown.size} "
-            f"are not, such as {odd[0]}. Mask the examples that are not to count."
+            f"are not, such as {odd[0]}. Mask the examples to leave out."
         )
 
 
@@ -292,7 +292,7 @@ def _entry(batch: Mapping[str, Any], name: str | tuple[str, ...]) -> Any:
 
 
 def _as_array(values: Any, name: str, what: str) -> Any:
-    """Return values as an array; numpy's stay where they are until a compiled step takes them."""
+    """Return values as an array; numpy's stay on the host until a compiled step takes them."""
     return values if isinstance(values, np.ndarray) else as_array(values, name, what)
 
 
@@ -301,13 +301,13 @@ def _check_weight(weight: Any, targets: Any) -> None:
     if not real or not weight.ndim or weight.shape != targets.shape[: weight.ndim]:
         raise InvalidValueError(
             f"weights are expected to be real numbers of the shape of the targets, "
-            f"{describe(targets)}, or of its leading axes: one for each example will do; they are "
+            f"{describe(targets)}, or of its leading axes, such as one for each example; they are "
             f"{describe(weight)}."
         )
 
 
 def counted(real: Array | None, valid: Array | None) -> Array | None:
-    """Return where positions count that are real and can be learned from; None for everywhere."""
+    """Return which positions count, that is, are real and have a loss; None if all do."""
     if real is None or valid is None:
         return valid if real is None else real
     return real & valid

@@ -32,7 +32,7 @@ from solstice.signatures import explained
 
 
 class BinaryClassificationExperiment(SupervisedExperiment):
-    """Trains a network with one logit to answer a yes-or-no question, and measures how well.
+    """Trains and measures a network that answers a yes-or-no question with one logit.
 
     Outputs are logits `(...)` or `(..., 1)`, targets are 0 or 1 and `(...)`; a mask is of that
     shape or of its leading axes. Batches are as in `ClassificationExperiment`. Steps return the
@@ -42,7 +42,7 @@ class BinaryClassificationExperiment(SupervisedExperiment):
     Attributes:
         model: The network, adapted.
         optimizer: The optimizer, adapted and initialised.
-        key: What random numbers in training come from; None where the network asks for none.
+        key: The PRNG key of training; None if the network draws no random numbers.
         ema: The moving average of the parameters, which evaluation uses; None without one.
 
     >>> import equinox as eqx, jax, numpy as np, optax, solstice
@@ -84,24 +84,24 @@ class BinaryClassificationExperiment(SupervisedExperiment):
             optimizer: Any optimizer that `compat.as_optimizer` takes, or an `Optimizer`.
             key: A seed or PRNG key; see `SupervisedExperiment`.
             example_input: A batch's inputs, or their `jax.ShapeDtypeStruct`s; a run's first batches
-                are to have as many axes.
-            loss: From logits and targets `(...)` to a loss for each position.
+                must have as many axes.
+            loss: A function of logits and targets `(...)` that returns a loss for each position.
             label_smoothing: Between 0 and 1: this share of each target is spread evenly over 0 and
                 1.
-            positive_weight: What the losses of positives (targets of 1) are multiplied by.
-            metrics: Metrics of your own, as in `SupervisedExperiment`: a function `(outputs,
-                targets, mask) -> Metrics`.
-            ignore_index: A target that is to count nowhere: -1, say.
+            positive_weight: The weight of the losses of positives (targets of 1).
+            metrics: Your own metrics, as in `SupervisedExperiment`: a function `(outputs, targets,
+                mask) -> Metrics`.
+            ignore_index: A target to ignore, such as -1.
             batch_keys: The names of inputs, targets, mask and weights in mappings; several inputs
-                are a tuple of names. Of two names, the mask is "mask".
+                are a tuple of names. If two names are given, the mask's name is "mask".
             ema_decay: As in `SupervisedExperiment`, as are `compute_dtype` and
                 `accumulate_steps`.
             compute_dtype: See `ema_decay`.
             accumulate_steps: See `ema_decay`.
 
         Raises:
-            TypeError: The network or the optimizer is of no known kind.
-            ValueError: Something is missing, or out of its range.
+            TypeError: No adapter knows the network or the optimizer.
+            ValueError: Something is missing or out of range.
         """
         super().__init__(
             BinaryClassification(
@@ -124,12 +124,12 @@ class BinaryClassificationExperiment(SupervisedExperiment):
         return self.decide(self(x))
 
     def decide(self, logits: Array) -> Int[Array, "..."]:
-        """Return 1 where logits are above 0, 0 elsewhere; without the last axis if it is of 1."""
+        """Return 1 where logits are above 0, 0 elsewhere; without a last axis of size 1."""
         column = logits.ndim > 1 and logits.shape[-1] == 1
         return ((logits[..., 0] if column else logits) > 0).astype(jnp.int32)
 
     def average_outputs(self, logits: Array) -> Array:
-        """Return as logits the mean of the probabilities that an ensemble's members give."""
+        """Return the mean of an ensemble's probabilities, as logits."""
         return mean_logits(logits)
 
 
@@ -174,10 +174,10 @@ class BinaryClassification(Task):
         ):
             raise InvalidValueError(
                 f"The network is expected to return one logit for each target, of the targets' "
-                f"shape, {describe(targets)}, perhaps with a last axis of 1 more; it returned "
+                f"shape, {describe(targets)}, or with one more axis of size 1; it returned "
                 f"{describe(outputs)}. Change its last layer to one output, or the targets' shape. "
-                f"A logit for each of several classes is for ClassificationExperiment, for each of "
-                f"several labels for MultiLabelExperiment."
+                f"With a logit for each class, use ClassificationExperiment; with one for each of "
+                f"several labels, MultiLabelExperiment."
             )
 
     def names(self, outputs: Any) -> Names:
@@ -197,7 +197,7 @@ class BinaryClassification(Task):
 
     def metrics(self, outputs: Array, targets: Array, loss: Array, mask: Array | None) -> Metrics:
         logits = widened(outputs.reshape(targets.shape))
-        # Targets that are neither 0 nor 1 are told of once, by the decisions.
+        # The decisions warn of targets that are neither 0 nor 1, once.
         labels, binary = as_binary(targets)
         real = check_mask(mask, targets) & binary
         return MetricsDict(

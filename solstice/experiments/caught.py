@@ -1,7 +1,7 @@
-"""Finds tracers caught where no array belongs: in static fields, and in functions kept there.
+"""Find tracers where no array belongs: in static fields and in functions stored there.
 
-What a static field keeps is the same for all members of an ensemble, so a value of one member
-cannot be there. It looks into containers, objects, partials and closures, never into modules or
+A static field is the same for all members of an ensemble, so it cannot hold the value of one
+member. The search looks into containers, objects, partials and closures, never into modules or
 classes.
 """
 
@@ -17,7 +17,7 @@ from jax.core import Tracer
 
 from solstice.static import Static
 
-# A network's object may lead to much of a library; what is caught is never that far away.
+# A network's object may lead into much of its library; tracers are never that deep.
 _MOST = 20_000
 
 _OPAQUE = (
@@ -27,7 +27,7 @@ _OPAQUE = (
 
 
 def caught_tracer(tree: Any) -> str | None:
-    """Return where in the static part of a pytree a tracer is; None where there is none.
+    """Return where in the static part of a pytree a tracer is; None if there is none.
 
     >>> found = []
     >>> def make(rate):
@@ -75,8 +75,8 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
         return [("", value.value)]
     if isinstance(value, Mapping):
         return [(f"[{key!r}]", part) for key, part in list(value.items())]
-    # A transformation's `init` has been called, and no step calls it again: what
-    # optax.inject_hyperparams keeps there has long been copied into the state.
+    # A transformation's `init` has been called and no step calls it again: optax.inject_hyperparams
+    # has already copied its values into the state.
     if hasattr(value, "init") and hasattr(value, "update") and isinstance(value, tuple):
         return [(".update", value.update)]  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(value, tuple | list | set | frozenset):

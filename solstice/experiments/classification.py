@@ -1,7 +1,6 @@
 """Classification with any network and any optimizer: images, tokens of a sequence, pixels.
 
-It knows what a label and a logit are. It knows no framework: what differs between them is behind
-`compat.Model` and `compat.Optimizer`.
+It knows labels and logits and no framework: `compat.Model` and `compat.Optimizer` hide those.
 """
 
 import dataclasses
@@ -47,7 +46,7 @@ from solstice.signatures import explained
 LossFn = Callable[[Array, Array], Array]
 
 _TRACKS: tuple[Literal["confusion"], Literal["totals"]] = ("confusion", "totals")
-# Of more classes, a matrix a step would cost more than a small network's step.
+# With more classes, a matrix at each step would cost more than a small network's step.
 _MOST_IN_A_MATRIX = 256
 
 
@@ -60,28 +59,28 @@ def softmax_cross_entropy(
     >>> softmax_cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))
     Array([1.3862944, 1.3862944], dtype=float32)
     """
-    # Picked by comparison: a gather's gradient is a scatter, a kernel of its own on every device.
+    # Picked by comparison: a gather's gradient is a scatter, which takes a separate kernel.
     classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     chosen = labels.astype(jnp.int32)[..., None] == classes
     return jax.nn.logsumexp(logits, axis=-1) - jnp.where(chosen, logits, 0).sum(-1)
 
 
 class ClassificationExperiment(SupervisedExperiment):
-    """Trains a network to tell classes apart, and measures how well it does.
+    """Trains and measures a classifier.
 
     The network's outputs are logits `(..., classes)`, labels and mask are `(...)`. Labels are
     integers, or floats with whole values. A batch is `(x, y)`, `(x, y, mask)` or a mapping; an `x`
     that is a tuple is several inputs. Steps return `ClassificationMetrics`; masked positions, and
-    labels that are no class, count neither there nor in the loss. The latter are refused in a first
-    batch, and told of at the end of each pass from then on.
+    labels that are not a class, count neither there nor in the loss. A first batch with such labels
+    raises an error; later ones are reported at the end of each pass.
 
     Attributes:
         model: The network, adapted.
         optimizer: The optimizer, adapted and initialised.
-        key: What random numbers in training come from; None where the network asks for none.
+        key: The PRNG key of training; None if the network draws no random numbers.
         ema: The moving average of the parameters, which evaluation uses; None without one.
-        num_classes: The size of the outputs' last axis; None where neither `num_classes` nor an
-            example told it, and each step reads it from the outputs.
+        num_classes: The size of the outputs' last axis; None if neither `num_classes` nor an
+            example gave it; each step then reads it from the outputs.
 
     >>> import equinox as eqx, jax, numpy as np, optax, solstice
     >>> rng = np.random.default_rng(0)
@@ -128,40 +127,42 @@ class ClassificationExperiment(SupervisedExperiment):
             model: Any network that `compat.as_model` takes, or a `Model`.
             optimizer: Any optimizer that `compat.as_optimizer` takes, or an `Optimizer`; it is
                 initialised with the model's parameters.
-            num_classes: How many classes there are; None reads it from the network's outputs: for
-                `example_input`, for the example that a `Model` was initialised with, or else for
-                the first batch.
+            num_classes: How many classes there are; None reads it from the network's outputs for
+                `example_input`, for the example that a `Model` was initialised with, or for the
+                first batch.
             key: A seed or PRNG key, split into one to initialise the network with and one for
                 training. Not needed when the network is initialised and draws no random numbers.
             example_input: A batch's inputs (of any length), or their `jax.ShapeDtypeStruct`s; a
-                run's first batches are to have as many axes.
-            loss: From logits `(..., classes)` and labels `(...)` to a loss for each position.
+                run's first batches must have as many axes.
+            loss: A function of logits `(..., classes)` and labels `(...)` that returns a loss for
+                each position.
             label_smoothing: Between 0 and 1: this share of each target is spread evenly over all
                 classes (Szegedy et al., 2016).
-            class_weights: `(classes,)`: what the losses of each class are multiplied by.
+            class_weights: `(classes,)`: the weight of each class's losses.
             top_k: As in `ClassificationMetrics`, as are `per_class`, `perplexity` and `overlap`.
-            track: What metrics keep: the "confusion" matrix, or of each class the "totals" alone,
-                from which all that they compute follows. None takes the matrix up to 256 classes;
-                with 1000, it is 4 MB a step, which takes as long as a small network.
+            track: What metrics keep: the "confusion" matrix, or only the "totals" of each class,
+                which are enough for everything else. None keeps the matrix up to 256 classes; with
+                1000 classes it is 4 MB a step, which takes as long as a small network.
             per_class: See `top_k`.
             perplexity: See `top_k`.
             overlap: See `top_k`.
             ranking: Whether metrics include `OneVsRestMetrics`: `auroc`, `average_precision` and
                 `ece`. Steps then return a `MetricsDict`.
-            metrics: Metrics of your own, as in `SupervisedExperiment`: a function `(outputs,
-                targets, mask) -> Metrics`.
-            ignore_index: A label that is to count nowhere: 255 or -100, say.
+            metrics: Your own metrics, as in `SupervisedExperiment`: a function `(outputs, targets,
+                mask) -> Metrics`.
+            ignore_index: A label to ignore, such as 255 or -100.
             batch_keys: The names of inputs, labels, mask and example weights in batches that are
-                mappings; several inputs are a tuple of names. Of two names, the mask is "mask".
+                mappings; several inputs are a tuple of names. If two names are given, the mask's
+                name is "mask".
             ema_decay: As in `SupervisedExperiment`, as are `compute_dtype` and
                 `accumulate_steps`.
             compute_dtype: See `ema_decay`.
             accumulate_steps: See `ema_decay`.
 
         Raises:
-            TypeError: The network or the optimizer is of no known kind.
-            ValueError: Something is missing: the key, the example; or the outputs are no logits,
-                or their last axis is not `num_classes`.
+            TypeError: No adapter knows the network or the optimizer.
+            ValueError: The key or the example is missing, the outputs are not logits, or their last
+                axis is not `num_classes`.
         """
         task = Classification(
             num_classes,
@@ -206,17 +207,17 @@ class ClassificationExperiment(SupervisedExperiment):
     def average_outputs(
         self, logits: Float[Array, "members ... classes"]
     ) -> Float[Array, "... classes"]:
-        """Return as logits the mean of the probabilities that an ensemble's members give."""
+        """Return the mean of an ensemble's probabilities, as logits."""
         logs = jax.nn.log_softmax(logits)
         return jax.nn.logsumexp(logs, axis=0) - jnp.log(logits.shape[0])
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Classification(Task):
-    """The task of telling classes apart, for a `SupervisedExperiment`.
+    """The task of classification, for a `SupervisedExperiment`.
 
-    Its arguments are those of `ClassificationExperiment`. Two are equal if they do the same, so
-    that equal experiments share a compilation.
+    Its arguments are those of `ClassificationExperiment`. Tasks with equal arguments are equal, so
+    equal experiments share a compilation.
 
     >>> import equinox as eqx, jax, jax.numpy as jnp, optax, solstice
     >>> from solstice.experiments import Classification, SupervisedExperiment
@@ -235,7 +236,7 @@ class Classification(Task):
 
     outputs_are: ClassVar[str] = "logits, one for each class along the last axis"
 
-    # None where no outputs were seen; those of each step then tell it.
+    # None if no outputs were seen; each step then reads it from its outputs.
     num_classes: int | None = None
     loss: LossFn = softmax_cross_entropy
     _: dataclasses.KW_ONLY
@@ -278,9 +279,13 @@ class Classification(Task):
             raise InvalidValueError(
                 f"The network is expected to return a logit for each class, of shape (batch, ..., "
                 f"classes) with two classes or more; it returned {describe(outputs)}, one number "
-                f"an example. To tell two classes apart by one, use "
-                f"BinaryClassificationExperiment; or give it two outputs, which learn the same."
-                + ("" if outputs.ndim > 1 else " Or was it called on a single example, no batch?")
+                f"an example. For two classes and one logit, use "
+                f"BinaryClassificationExperiment; or give the network two outputs."
+                + (
+                    ""
+                    if outputs.ndim > 1
+                    else " Or was it called on a single example instead of a batch?"
+                )
             )
         classes = outputs.shape[-1]
         if self.num_classes not in (None, classes):
@@ -313,7 +318,7 @@ class Classification(Task):
         )
 
     def losses(self, outputs: Array, targets: Array) -> tuple[Array, Array]:
-        # Labels that are no class have no loss; the metrics count them as invalid.
+        # Labels that are not a class have no loss; the metrics count them as invalid.
         labels, valid = as_classes(check_labels(targets, "labels"), outputs.shape[-1])
         labels = jnp.where(valid, labels, 0)
         losses = self.loss(outputs, labels)
@@ -342,7 +347,7 @@ class Classification(Task):
         )
         if not self.ranking:
             return decisions
-        # Labels that are no class are told of once, by the decisions.
+        # The decisions warn of labels that are not a class, once.
         real = check_mask(mask, targets) & as_classes(targets, number)[1]
         chances = jax.nn.softmax(widened(outputs))
         ranks = OneVsRestMetrics(chances, targets, mask=real, per_class=self.per_class)
@@ -367,7 +372,7 @@ def _weights(values: ArrayLike) -> tuple[float, ...]:
 
 
 def _what_they_are(targets: Any, outputs: Any) -> str:
-    """Say what labels of another shape than one class a position are, and what to do with them."""
+    """Say what labels of the wrong shape look like, and what to do with them."""
     if targets.shape != outputs.shape:
         return f"The network's outputs are {describe(outputs)}."
     multi_hot = (
@@ -376,10 +381,10 @@ def _what_they_are(targets: Any, outputs: Any) -> str:
     )
     if is_traced(targets):
         return (
-            f"One-hot labels, with exactly one 1 a position, give the class by the place of that "
+            f"One-hot labels, with exactly one 1 a position, become classes by the index of that "
             f"1; {multi_hot}"
         )
     values = np.asarray(targets)
     if ((values == 0) | (values == 1)).all() and (values.sum(-1) == 1).all():
         return "They look one-hot: pass labels.argmax(-1)."
-    return f"With an axis of classes they are no classes; {multi_hot}"
+    return f"With an axis of classes, they are not class numbers; {multi_hot}"

@@ -1,7 +1,7 @@
 """Ensemble: many runs of one experiment as one, in one compiled step.
 
-It is an Experiment as any other, so the trainer and the callbacks do not know. It names no
-library and no metric; the members may be experiments of any kind whose steps can be vmapped.
+An ensemble is an Experiment, so the trainer and the callbacks need no special case. The members may
+be any experiments whose steps can be vmapped.
 """
 
 from collections.abc import Callable
@@ -36,8 +36,8 @@ from solstice.tree.keys import as_key
 class Ensemble(Runnable):
     """N runs that differ in seed, hyperparameters or data, trained by one compiled step.
 
-    Member i goes the way that `make_experiment(keys[i], ...)` would go alone. Steps return
-    `EnsembleMetrics` where the members return metrics, otherwise the members' outs, stacked.
+    Member i trains as `make_experiment(keys[i], ...)` would alone. Steps return `EnsembleMetrics`
+    if the members return metrics, otherwise the members' outs, stacked.
 
     Attributes:
         members: The members' experiment, with the member as the first axis of each array.
@@ -80,19 +80,19 @@ class Ensemble(Runnable):
 
         Args:
             make_experiment: Called once, under `jax.vmap`, as `make_experiment(key, **the member's
-                hyperparameters)`. It gives a hyperparameter of an optimizer to
-                `optax.inject_hyperparams`, which keeps it in the state; there, the optimizer's own
-                closure cannot hold it.
+                hyperparameters)`. Pass an optimizer's hyperparameters to
+                `optax.inject_hyperparams`, which keeps them in the state; an optimizer's closure
+                cannot hold one value for each member.
             keys: PRNG keys, `jax.random.split(key, N)`, or a list of int seeds.
-            own_batches: Whether each member has batches of its own: every array of a batch then has
-                a first axis of members. Otherwise, all take the same.
-            stopping: When a member stops for itself.
+            own_batches: Whether each member gets its own batches: every array of a batch then has a
+                first axis of members. Otherwise, all members get the same batch.
+            stopping: When to stop a single member.
             **stacked_hyperparameters: Arrays or lists with a value for each member, by name.
 
         Raises:
             TypeError: `make_experiment` keeps a member's value in a static field or in a function
-                kept there, or builds the members of it, as of a width; the value is named.
-            ValueError: There is no key, or not a value for each member.
+                stored there, or uses it for shapes, such as a width; the message names the value.
+            ValueError: There is no key, or there are not as many values as members.
         """
         arguments.function(make_experiment, "make_experiment", "key", more=True)
         arguments.flag(own_batches, "own_batches")
@@ -105,8 +105,8 @@ class Ensemble(Runnable):
             if each.shape[:1] != (count,):
                 raise InvalidValueError(
                     f"{name} is expected to have a value for each of the {count} members (there "
-                    f"are {count} keys), on its first axis; it is {describe(each)}. What is the "
-                    f"same for all belongs into make_experiment itself."
+                    f"are {count} keys), on its first axis; it is {describe(each)}. Put what is "
+                    f"the same for all into make_experiment itself."
                 )
 
         def make(key: Any, hyperparameters: dict[str, Any]) -> Flat:
@@ -162,20 +162,20 @@ class Ensemble(Runnable):
     def __call__(self, x: Any) -> Any:
         """Return the average of the members' outputs `exp(x)` for a batch of inputs.
 
-        It is what the members' `average_outputs(outputs)` says: of classifiers, the average of
-        the probabilities, as logits; by default, the mean.
+        The members' `average_outputs(outputs)` computes it: classifiers average the probabilities
+        and return logits; the default is the mean.
         """
         outputs = _outputs(self.members, "__call__", x)
         return self.average_outputs(outputs)
 
     def predict(self, x: Any) -> Any:
-        """Return what the average of the members predicts for a batch of inputs.
+        """Return the ensemble's prediction for a batch of inputs.
 
-        It is what the members' `decide(outputs)` makes of this ensemble's outputs; without such a
-        method, the mean of the members' predictions.
+        The members' `decide(outputs)` makes it from the averaged outputs; without that method, it
+        is the mean of the members' predictions.
 
         Raises:
-            TypeError: Those are no real numbers, so that there is no mean.
+            TypeError: The predictions are not real numbers, so they have no mean.
         """
         if overrides(self.innermost(), Experiment, "decide"):
             return self.decide(self(x))
@@ -183,14 +183,14 @@ class Ensemble(Runnable):
         for leaf in jax.tree.leaves(predictions):
             if not jnp.issubdtype(leaf.dtype, jnp.inexact):
                 raise InvalidTypeError(
-                    f"The members' predictions are expected to be real numbers, of which there is "
+                    f"The members' predictions are expected to be real numbers, which have "
                     f"a mean; they are {describe(leaf)}. Give {type(self.members).__name__} the "
-                    f"methods __call__(x), with outputs to be averaged, and decide(outputs)."
+                    f"methods __call__(x), whose outputs are averaged, and decide(outputs)."
                 )
         return Experiment.average_outputs(self.members, predictions)
 
     def member(self, i: int) -> Any:
-        """Return one member as an experiment of its own.
+        """Return one member as a separate experiment.
 
         Raises:
             IndexError: There is no such member.
@@ -200,20 +200,20 @@ class Ensemble(Runnable):
         return Flat([array[i] for array in flat.arrays], flat.structure).whole()
 
     def best(self, metric: str, ds: Any = None, *, mode: Direction | None = None) -> Any:
-        """Return the member with the best value of a metric, as an experiment of its own.
+        """Return the member with the best value of a metric, as a separate experiment.
 
         A member whose value is NaN is never the best.
 
         Args:
             metric: The name in the members' `compute()`; `loss` finds `average_loss`.
-            ds: The dataset that it is measured on. None takes the best validation pass of each
-                member so far, which is known of the metric that `stopping` watches.
-            mode: "min" or "max". None leaves it to the metric, which knows it of the standard
-                names (`solstice.metrics.direction`).
+            ds: The dataset to measure it on. None uses each member's best validation pass so far,
+                for the metric that `stopping` watches.
+            mode: "min" or "max". None asks the metric, which knows it for the standard names
+                (`solstice.metrics.direction`).
 
         Raises:
             ValueError: There is no such metric, no dataset to measure it on, no member with a
-                value, or nobody knows which values are better.
+                value, or no known direction of the metric.
         """
         arguments.text(metric, "metric")
         check_mode(mode)
@@ -230,8 +230,8 @@ class Ensemble(Runnable):
         ranked = np.where(np.isnan(values), -np.inf, values)
         if np.isnan(values).all() or (ds is None and np.isneginf(ranked).all()):
             raise InvalidValueError(
-                f"No member has a value of {metric!r} yet that is a number. Train them with a "
-                f"val_ds, or look for what makes them diverge."
+                f"No member has a finite value of {metric!r} yet. Train them with a "
+                f"val_ds, or find out why they diverge."
             )
         return self.member(int(ranked.argmax()))
 
@@ -243,7 +243,7 @@ class Ensemble(Runnable):
         name = reported_name(metric, numbers)
         if name is None:
             raise InvalidValueError(
-                f"The metric {metric!r} is none of the members' numbers; those are "
+                f"The metric {metric!r} is not one of the members' numbers, which are "
                 f"{', '.join(numbers) or 'none'}.{meant_name(metric, numbers)}"
             )
         mode = mode or known(better(metrics, name), name, "mode='min' or mode='max'")
@@ -257,7 +257,7 @@ class Ensemble(Runnable):
         return self._standing.judged().active
 
     def with_mask(self, batch: Any, real: Any) -> Any:
-        """Return what the members' method does; None with `own_batches`, which are not padded."""
+        """Call the members' method; None with `own_batches`, which are not padded."""
         return None if self.own_batches else self.members.with_mask(batch, real)
 
     def learns_from_whole_batches(self, batch: Any) -> bool:
@@ -275,11 +275,11 @@ class Ensemble(Runnable):
         return self.members.batch_inputs(batch)
 
     def average_outputs(self, outputs: Any) -> Any:
-        """Return the average of outputs along their first axis as the members do."""
+        """Return the average of outputs along their first axis, by the members' method."""
         return self.members.average_outputs(outputs)
 
     def decide(self, outputs: Any) -> Any:
-        """Return what is predicted for averaged outputs as the members do; None if they do not."""
+        """Return the prediction for averaged outputs, by the members' method; None without one."""
         return self.members.decide(outputs)
 
     def innermost(self) -> Experiment:
@@ -369,10 +369,10 @@ def _numbers(name: str, each: Any) -> Array:
 
 
 def _built_with(make: Callable[..., Any], keys: Array, values: dict[str, Array]) -> list[str]:
-    """Return the hyperparameters that members cannot be made of unless they are Python's numbers.
+    """Return the hyperparameters that make_experiment needs as plain Python numbers.
 
-    Each is traced while the others are the first member's, which takes more calls of
-    `make_experiment`; none is to blame if they fail for the first member's alone.
+    Each is traced while the others have the first member's values, with more calls of
+    `make_experiment`. If the first member's values fail by themselves, none is returned.
     """
     first = {name: np.asarray(each)[0] for name, each in values.items()}
     first = {name: one if one.ndim else one.item() for name, one in first.items()}
@@ -394,7 +394,7 @@ def _differently_built(names: list[str]) -> TypeError:
     return InvalidTypeError(
         f"A hyperparameter of an ensemble is expected to be a number that the members' arrays hold "
         f"(a rate, a scale): all members are one program. make_experiment builds them with "
-        f"{listed}, on which shapes or the program depend. Make an ensemble for each value, and "
+        f"{listed}, on which shapes or the program depend. Make one ensemble for each value, and "
         f"give it to make_experiment as a Python number: "
         f"[Ensemble.init(functools.partial(make_experiment, {names[0]}=value), keys) for value in "
         f"values]."

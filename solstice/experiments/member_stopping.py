@@ -1,6 +1,6 @@
-"""Early stopping of an ensemble's members, each on its own: a rule, and where each stands in it.
+"""Early stopping of single members of an ensemble: the rule, and each member's state.
 
-It is traced with the ensemble's steps. A run ends by callbacks, as any other.
+It is traced with the ensemble's steps. It does not end the run; callbacks do.
 """
 
 from typing import Any, Self
@@ -21,16 +21,16 @@ from solstice.tree.fields import replace
 class MemberStopping(eqx.Module):
     """Stops a member once a metric has not improved in `patience` validation passes in a row.
 
-    A stopped member stays as it is: the other members' steps leave its arrays alone. The value of a
-    pass is the mean over its batches of what the metric says of each; for one batch, or batches of
-    one size and a metric that is a mean, it is the metric over the pass. It is judged when training
-    goes on. A NaN is never an improvement.
+    The arrays of a stopped member no longer change. The value of a pass is the mean of the metric
+    over its batches; for one batch, or for batches of one size and a metric that is a mean, it
+    equals the metric over the pass. It is compared when training goes on. A NaN is never an
+    improvement.
 
     Attributes:
         metric: The name in the members' `compute()`; `loss` finds `average_loss`.
-        mode: Whether a smaller ("min") or a larger ("max") value is better. None leaves it to the
-            metric, which knows it of the standard names (`solstice.metrics.direction`).
-        patience: After how many passes without improvement a member stops.
+        mode: Whether a smaller ("min") or a larger ("max") value is better. None asks the metric,
+            which knows it for the standard names (`solstice.metrics.direction`).
+        patience: The number of passes without improvement after which a member stops.
         min_delta: How much better than the best so far counts as an improvement.
 
     >>> from solstice.experiments import MemberStopping
@@ -51,16 +51,16 @@ class MemberStopping(eqx.Module):
         arguments.number(self.min_delta, "min_delta", least=0)
 
     def is_about(self, metric: str, mode: Direction | None) -> bool:
-        """Say whether the best values by this rule are those of a metric, in a direction."""
+        """Say whether this rule keeps the best values of a metric, in a direction."""
         same = metric == self.metric or reported_name(metric, [self.metric]) is not None
         same = same or reported_name(self.metric, [metric]) is not None
         return same and mode in (None, self.mode)
 
 
 class Standing(eqx.Module):
-    """Where each member stands: its best value, how long it has waited, the pass in hand.
+    """Each member's state: its best value, how long it has waited, the current pass.
 
-    Values have a sign that makes larger ones better: which that is shows in the first validation.
+    Values are signed so that larger is better; the first validation shows which sign that is.
     """
 
     rule: MemberStopping
@@ -80,7 +80,7 @@ class Standing(eqx.Module):
         return self.waited < self.rule.patience
 
     def judged(self) -> Self:
-        """Return it with the pass in hand judged, if there is one."""
+        """Return the state after the current pass, if there is one."""
         value = self.total / jnp.maximum(self.batches, 1).astype(self.total.dtype)
         # The first value improves on an infinite one by an infinity, whatever min_delta is.
         better = value - self.best > self.rule.min_delta
@@ -94,11 +94,11 @@ class Standing(eqx.Module):
         )
 
     def after(self, outs: Any) -> Self:
-        """Return it after one more batch of a validation pass.
+        """Return the state after one more batch of a validation pass.
 
         Raises:
-            UsageError: The members' outs are no metrics, have no number of that name, or nobody
-                knows which of its values are better.
+            UsageError: The members' outs are not metrics, have no number of that name, or its
+                direction is not known.
         """
         computed = outs.per_member() if isinstance(outs, EnsembleMetrics) else {}
         numbers = [name for name, values in computed.items() if values.ndim == 1]

@@ -1,4 +1,4 @@
-"""Classification with labels of which several may hold at once: tags of a text, of an image."""
+"""Classification with several labels for each example, such as the tags of an image."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -33,10 +33,10 @@ from solstice.signatures import explained
 
 
 class MultiLabelExperiment(SupervisedExperiment):
-    """Trains a network to say which labels hold, of which several may, and measures how well.
+    """Trains and measures a network that predicts any number of labels for each example.
 
     Outputs are logits `(..., labels)`, targets are 0 or 1 and of the same shape (multi-hot); a mask
-    is of that shape or of its leading axes, so that single labels can be unknown. Batches are as in
+    is of that shape or of its leading axes, so single labels may be unknown. Batches are as in
     `ClassificationExperiment`. Steps return `MultiLabelMetrics` (`accuracy`, `exact_match`,
     `f1_macro`, ...; a label holds where its logit is above 0) and `OneVsRestMetrics`
     (`auroc_macro`, `average_precision_macro`, ...), as one `MetricsDict`.
@@ -44,7 +44,7 @@ class MultiLabelExperiment(SupervisedExperiment):
     Attributes:
         model: The network, adapted.
         optimizer: The optimizer, adapted and initialised.
-        key: What random numbers in training come from; None where the network asks for none.
+        key: The PRNG key of training; None if the network draws no random numbers.
         ema: The moving average of the parameters, which evaluation uses; None without one.
 
     >>> import equinox as eqx, jax, numpy as np, optax, solstice
@@ -88,27 +88,28 @@ class MultiLabelExperiment(SupervisedExperiment):
             optimizer: Any optimizer that `compat.as_optimizer` takes, or an `Optimizer`.
             key: A seed or PRNG key; see `SupervisedExperiment`.
             example_input: A batch's inputs, or their `jax.ShapeDtypeStruct`s; a run's first batches
-                are to have as many axes.
-            loss: From logits and targets `(..., labels)` to a loss for each label.
+                must have as many axes.
+            loss: A function of logits and targets `(..., labels)` that returns a loss for each
+                label.
             label_smoothing: Between 0 and 1: this share of each target is spread evenly over 0 and
                 1.
-            positive_weight: What the losses of labels that hold (targets of 1) are multiplied by;
-                one number, or one for each label.
-            per_class: Whether metrics list each label; with very many, it is a long list.
+            positive_weight: The weight of the losses of labels that hold (targets of 1): one
+                number, or one for each label.
+            per_class: Whether metrics report each label by itself.
             ranking: Whether metrics include `OneVsRestMetrics`, which take 32 kB a label and step.
-            metrics: Metrics of your own, as in `SupervisedExperiment`: a function `(outputs,
-                targets, mask) -> Metrics`.
-            ignore_index: A target that is to count nowhere: -1, say, where a label is unknown.
+            metrics: Your own metrics, as in `SupervisedExperiment`: a function `(outputs, targets,
+                mask) -> Metrics`.
+            ignore_index: A target to ignore, such as -1 for an unknown label.
             batch_keys: The names of inputs, targets, mask and weights in mappings; several inputs
-                are a tuple of names. Of two names, the mask is "mask".
+                are a tuple of names. If two names are given, the mask's name is "mask".
             ema_decay: As in `SupervisedExperiment`, as are `compute_dtype` and
                 `accumulate_steps`.
             compute_dtype: See `ema_decay`.
             accumulate_steps: See `ema_decay`.
 
         Raises:
-            TypeError: The network or the optimizer is of no known kind.
-            ValueError: Something is missing, or out of its range.
+            TypeError: No adapter knows the network or the optimizer.
+            ValueError: Something is missing or out of range.
         """
         super().__init__(
             MultiLabel(
@@ -131,7 +132,7 @@ class MultiLabelExperiment(SupervisedExperiment):
         )
 
     def predict(self, x: Any) -> Int[Array, "... labels"]:
-        """Return 1 for each label that more probably holds, 0 elsewhere, for a batch of inputs."""
+        """Return 1 for each label that probably holds, 0 for the others, for a batch of inputs."""
         return self.decide(self(x))
 
     def decide(self, logits: Float[Array, "... labels"]) -> Int[Array, "... labels"]:
@@ -139,13 +140,13 @@ class MultiLabelExperiment(SupervisedExperiment):
         return (logits > 0).astype(jnp.int32)
 
     def average_outputs(self, logits: Array) -> Array:
-        """Return as logits the mean of the probabilities that an ensemble's members give."""
+        """Return the mean of an ensemble's probabilities, as logits."""
         return mean_logits(logits)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class MultiLabel(Task):
-    """The task of labels of which several may hold, for a `SupervisedExperiment`.
+    """The task of predicting several labels, for a `SupervisedExperiment`.
 
     Its arguments are those of `MultiLabelExperiment`.
 
@@ -193,8 +194,8 @@ class MultiLabel(Task):
         if targets is not None and targets.shape != outputs.shape:
             raise InvalidValueError(
                 f"Targets are expected to be 0 or 1 for each label, of the shape of the network's "
-                f"outputs, {describe(outputs)}; they are {describe(targets)}. Of lists of label "
-                f"numbers, make rows of 0 and 1; one class an example is for "
+                f"outputs, {describe(outputs)}; they are {describe(targets)}. Turn lists of label "
+                f"numbers into rows of 0 and 1; for one class an example, use "
                 f"ClassificationExperiment."
             )
 
@@ -219,7 +220,7 @@ class MultiLabel(Task):
         )
         if not self.ranking:
             return decisions
-        # Targets that are neither 0 nor 1 are told of once, by the decisions.
+        # The decisions warn of targets that are neither 0 nor 1, once.
         labels, binary = as_binary(targets)
         real = check_mask(mask, targets) & binary
         chances = jax.nn.sigmoid(widened(outputs))

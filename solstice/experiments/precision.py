@@ -1,7 +1,7 @@
-"""Number types: what a network computes in, and what must not be rounded to it.
+"""Number types: what a network computes in, and what stays in float32.
 
-Sums of many small parts (losses, averages of parameters) are kept in float32 or more, whatever the
-parameters are.
+Sums of many small parts (losses, averages of parameters) stay in float32 or wider, whatever the
+type of the parameters.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from solstice.errors import InvalidValueError
 from solstice.tree.fields import replace
 from solstice.tree.pytree import PyTree
 
-# After how many steps without an overflow a loss scale grows.
+# The number of steps without an overflow after which a loss scale grows.
 _PERIOD = 2000
 
 
 def compute_dtype(value: object) -> str:
-    """Return the name of a type of floats that a network can compute in here.
+    """Return the name of a float type that a network can compute in.
 
     >>> compute_dtype(jnp.bfloat16)
     'bfloat16'
@@ -47,7 +47,7 @@ def compute_dtype(value: object) -> str:
 
 
 def widened(tree: PyTree) -> PyTree:
-    """Return floats of less than 32 bits as float32, and all else as it is.
+    """Return floats of less than 32 bits as float32; leave everything else.
 
     >>> widened({"w": jnp.ones(2, jnp.bfloat16)})["w"].dtype
     dtype('float32')
@@ -78,7 +78,7 @@ def moved(average: PyTree, params: PyTree, decay: float) -> PyTree:
 
     def one(old: Array, new: Array) -> Array:
         if new.dtype != old.dtype:
-            # XLA would leave out that parameters were rounded, and average others than they are.
+            # Without this, XLA would drop the rounding of the parameters and average other values.
             info = jnp.finfo(new.dtype)
             new = jax.lax.reduce_precision(new.astype(old.dtype), info.nexp, info.nmant)
         return decay * old + (1 - decay) * new
@@ -98,7 +98,7 @@ def chosen(condition: Array, new: PyTree, old: PyTree) -> PyTree:
 
 
 def stays_finite(new: PyTree, old: PyTree) -> Array:
-    """Return whether no float became infinite or NaN that was finite.
+    """Return whether every float that was finite still is.
 
     >>> bool(stays_finite(jnp.array([1.0, jnp.inf]), jnp.array([0.0, jnp.inf])))
     True
@@ -114,7 +114,7 @@ def stays_finite(new: PyTree, old: PyTree) -> Array:
 
 
 def cast(tree: PyTree, dtype: str) -> PyTree:
-    """Return a tree whose arrays of floats are of a type; all else as it is.
+    """Return the tree with its float arrays in a type; leave everything else.
 
     >>> cast({"x": jnp.ones(2), "label": jnp.ones(2, int)}, "bfloat16")["x"].dtype
     dtype(bfloat16)
@@ -129,7 +129,7 @@ def cast(tree: PyTree, dtype: str) -> PyTree:
 
 
 def all_finite(tree: PyTree) -> Array:
-    """Return whether no number in a tree of arrays is infinite or NaN.
+    """Return whether all numbers in a tree of arrays are finite.
 
     >>> bool(all_finite({"w": jnp.array([1.0, jnp.nan])})), bool(all_finite({}))
     (False, True)
@@ -139,7 +139,7 @@ def all_finite(tree: PyTree) -> Array:
 
 
 class LossScale(eqx.Module):
-    """What a loss is multiplied by, so that its gradients are not rounded to zero in float16.
+    """A factor of the loss that keeps gradients from being rounded to zero in float16.
 
     It is halved, to 1 at least, when a gradient overflows, and doubled after 2,000 steps without
     (https://arxiv.org/abs/1710.03740).
@@ -157,11 +157,11 @@ class LossScale(eqx.Module):
         self.counter = jnp.zeros((), jnp.int32)
 
     def scale(self, loss: Array) -> Array:
-        """Return a loss for the gradients to be taken of."""
+        """Return the scaled loss, to take gradients of."""
         return loss * self.loss_scale
 
     def unscale(self, tree: PyTree) -> PyTree:
-        """Return what was computed from a scaled loss as if from the loss, each in its type.
+        """Divide what was computed from a scaled loss by the scale, each array in its type.
 
         >>> LossScale().unscale(jnp.full(1, 2**14, jnp.float16))
         Array([0.5], dtype=float16)
@@ -170,7 +170,7 @@ class LossScale(eqx.Module):
         return jax.tree.map(lambda array: (array * inverse).astype(array.dtype), tree)
 
     def adjust(self, finite: Array) -> Self:
-        """Return the next step's scale, after one whose numbers were finite or were not."""
+        """Return the next step's scale, after a step that was finite or overflowed."""
         larger = self.loss_scale * 2
         due = (self.counter == _PERIOD - 1) & jnp.isfinite(larger)
         grown = jnp.where(due, larger, self.loss_scale)

@@ -32,16 +32,16 @@ def squared_error(outputs: Array, targets: Array) -> Array:
 
 
 class RegressionExperiment(SupervisedExperiment):
-    """Trains a network to give numbers, and measures how far off they are.
+    """Trains and measures a network that predicts numbers.
 
     Outputs and targets are of one shape `(...)`; a mask is of that shape or of its leading axes.
-    Batches are as in `ClassificationExperiment`, with the keys "x", "y", "mask" and "weight" where
+    Batches are as in `ClassificationExperiment`, with the keys "x", "y", "mask" and "weight" if
     they are mappings. Steps return `RegressionMetrics`.
 
     Attributes:
         model: The network, adapted.
         optimizer: The optimizer, adapted and initialised.
-        key: What random numbers in training come from; None where the network asks for none.
+        key: The PRNG key of training; None if the network draws no random numbers.
         ema: The moving average of the parameters, which evaluation uses; None without one.
 
     >>> import jax.numpy as jnp, optax, solstice
@@ -78,21 +78,21 @@ class RegressionExperiment(SupervisedExperiment):
             optimizer: Any optimizer that `compat.as_optimizer` takes, or an `Optimizer`.
             key: A seed or PRNG key; see `SupervisedExperiment`.
             example_input: A batch's inputs, or their `jax.ShapeDtypeStruct`s; a run's first batches
-                are to have as many axes.
-            loss: From outputs and targets `(...)` to a loss for each position.
-            num_outputs: The size of the last axis, if the metrics are to be told for each of it.
-            metrics: Metrics of your own, as in `SupervisedExperiment`: a function `(outputs,
-                targets, mask) -> Metrics`.
+                must have as many axes.
+            loss: A function of outputs and targets `(...)` that returns a loss for each position.
+            num_outputs: The size of the last axis, to report metrics for each output.
+            metrics: Your own metrics, as in `SupervisedExperiment`: a function `(outputs, targets,
+                mask) -> Metrics`.
             batch_keys: The names of inputs, targets, mask and weights in mappings; several inputs
-                are a tuple of names. Of two names, the mask is "mask".
+                are a tuple of names. If two names are given, the mask's name is "mask".
             ema_decay: As in `SupervisedExperiment`, as are `compute_dtype` and
                 `accumulate_steps`.
             compute_dtype: See `ema_decay`.
             accumulate_steps: See `ema_decay`.
 
         Raises:
-            TypeError: The network or the optimizer is of no known kind.
-            ValueError: Something is missing, or out of its range.
+            TypeError: No adapter knows the network or the optimizer.
+            ValueError: Something is missing or out of range.
         """
         super().__init__(
             Regression(loss, num_outputs),
@@ -114,7 +114,7 @@ class RegressionExperiment(SupervisedExperiment):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Regression(Task):
-    """The task of giving numbers, for a `SupervisedExperiment`.
+    """The task of regression, for a `SupervisedExperiment`.
 
     Its arguments are those of `RegressionExperiment`.
 
@@ -150,22 +150,22 @@ class Regression(Task):
         if targets is not None and targets.shape != outputs.shape:
             raise InvalidValueError(
                 f"Targets are expected to have the shape of the network's outputs, "
-                f"{describe(outputs)}; they are {describe(targets)}. If one has an axis of 1 more, "
-                f"add or drop it: y[..., None], outputs[..., 0]."
+                f"{describe(outputs)}; they are {describe(targets)}. If one has an extra axis of "
+                f"size 1, add or drop it: y[..., None], outputs[..., 0]."
             )
 
     def check_targets(self, targets: Any, real: np.ndarray) -> None:
         if not jnp.isdtype(targets.dtype, ("bool", "integral", "real floating")):
             raise InvalidTypeError(
                 f"Targets are expected to be real numbers; they are {describe(targets)}. Give real "
-                f"and imaginary parts an axis of their own."
+                f"and imaginary parts as a separate axis."
             )
         shown = np.asarray(targets).astype(np.float64)[real]
         check_shown(
             shown,
             np.isfinite(shown),
             "Targets are expected to be finite",
-            "Mask them, or mend the data.",
+            "Mask them, or fix the data.",
         )
 
     def losses(self, outputs: Array, targets: Array) -> tuple[Array, None]:

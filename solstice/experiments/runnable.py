@@ -93,8 +93,8 @@ class Runnable(Experiment):
     ) -> dict[str, Any]:
         """Return the metrics over a whole dataset, by name.
 
-        Numbers are floats, anything else is as it is. What a metric computes without a name is
-        named after its class. The arguments are those of `solstice.test`.
+        Numbers are floats; other values are not converted. A value that a metric computes without a
+        name gets the name of its class. The arguments are those of `solstice.test`.
 
         Raises:
             UsageError: `eval_step` returns no metrics.

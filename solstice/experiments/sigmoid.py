@@ -1,4 +1,4 @@
-"""What tasks of yes-or-no questions share: one logit a question, and targets of 0 and 1."""
+"""What tasks with sigmoid outputs share: one logit a question, and targets of 0 and 1."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,11 +27,11 @@ def sigmoid_cross_entropy(
 
 
 def check_binary(targets: Any, real: np.ndarray) -> None:
-    """Raise for targets of a first batch that are neither 0 nor 1.
+    """Raise if targets of a first batch are neither 0 nor 1.
 
     Raises:
-        TypeError: They are no real numbers.
-        ValueError: They are others.
+        TypeError: They are not real numbers.
+        ValueError: They are other numbers.
     """
     check_label_type(targets, "targets")
     shown = np.asarray(targets)[real]
@@ -39,8 +39,8 @@ def check_binary(targets: Any, real: np.ndarray) -> None:
         shown,
         (shown == 0) | (shown == 1),
         "Targets are expected to be 0 or 1",
-        "Targets of -1 and 1 become (y + 1) // 2. Mask what is not known, or name its value: "
-        "ignore_index=. More classes than two are for ClassificationExperiment, other numbers for "
+        "Targets of -1 and 1 become (y + 1) // 2. Mask unknown targets, or name their value: "
+        "ignore_index=. For more than two classes use ClassificationExperiment, for other numbers "
         "RegressionExperiment.",
     )
 
@@ -48,7 +48,7 @@ def check_binary(targets: Any, real: np.ndarray) -> None:
 def losses_of(
     loss: LossFn, logits: Array, targets: Array, *, smoothing: float, positive_weight: Any
 ) -> tuple[Array, Array]:
-    """Return the loss of each question, and where there is one: where the target is 0 or 1."""
+    """Return the loss of each question, and which have one: those whose target is 0 or 1."""
     yes, valid = as_binary(check_labels(targets, "targets"))
     labels = yes.astype(logits.dtype)
     losses = loss(logits, labels * (1 - smoothing) + smoothing / 2 if smoothing else labels)

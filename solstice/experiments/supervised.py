@@ -1,7 +1,7 @@
-"""The supervised core: training and evaluation on batches with targets, whatever a target is.
+"""Supervised learning: training and evaluation on batches with targets, for any task.
 
-What a target, a loss and a metric are is a `Task`'s; what is the same for all tasks (masks,
-weights, averages of parameters, accumulation, mixed precision) is here, once.
+A `Task` defines target, loss and metrics. What all tasks share is here: masks, weights, averages of
+parameters, gradient accumulation, mixed precision.
 """
 
 from collections.abc import Callable
@@ -38,12 +38,12 @@ from solstice.tree.overwritten import overwrite
 from solstice.tree.ownership import owned
 from solstice.tree.pytree import PyTree
 
-# From outputs, targets and mask (None where all count) to metrics.
+# A function of outputs, targets and mask (None if all count) that returns metrics.
 MetricsFn = Callable[[Array, Array, Array | None], Any]
 
 
 class Seen(NamedTuple):
-    """The shapes of an example's inputs, and of what the network makes of it."""
+    """The shapes of an example's inputs and of the network's outputs for it."""
 
     inputs: tuple[Any, ...]
     outputs: Any
@@ -77,20 +77,20 @@ OTHER_NAMES = {
 
 
 class SupervisedExperiment(Runnable):
-    """Trains a network on targets, as a task says.
+    """Trains a network on a task.
 
     A batch is `(x, y)`, `(x, y, mask)` or a mapping; an `x` that is a tuple is several inputs.
-    Masked positions count nowhere, nor do targets that the task cannot use. Losses, weighted ones
-    too, are summed and divided by the number of positions that count.
+    Masked positions, and targets that the task cannot use, are left out. The loss is the sum of the
+    (weighted) losses divided by the number of positions that count.
 
     Attributes:
         model: The network, adapted.
         optimizer: The optimizer, adapted and initialised.
-        key: What random numbers in training come from; None where the network asks for none.
-        ema: The moving average of the parameters, which evaluation uses; None without one. It is
-            kept in float32 where they are narrower, and evaluated in their type.
-        loss_scale: For float16, what losses are multiplied by; it adapts itself. Otherwise None.
-        task: What is learned; `Task` has an example of your own.
+        key: The PRNG key of training; None if the network draws no random numbers.
+        ema: The moving average of the parameters, which evaluation uses; None without one. It is at
+            least float32, and is cast to the parameters' types for evaluation.
+        loss_scale: With float16, the factor of the losses, which adapts itself. Otherwise None.
+        task: What is learned; see `Task` to write one.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -115,10 +115,10 @@ class SupervisedExperiment(Runnable):
     _ema_decay: float | None = eqx.field(static=True)
     _compute_dtype: str | None = eqx.field(static=True)
     _accumulate_steps: int = eqx.field(static=True)
-    # Whether the network needs a key in training; None when no example can tell.
+    # Whether the network needs a key in training; None if there was no example to find out.
     _draws: bool | None = eqx.field(static=True)
-    # What is known of an example; None where there was none. Only the first batches are compared
-    # with it, so experiments that differ in it alone share their compiled steps.
+    # What is known of an example, or None. Only the first batches are compared with it, so
+    # experiments that differ only in it share their compiled steps.
     _seen: Aside[Seen | None] = eqx.field(static=True)
 
     @explained(**OTHER_NAMES)
@@ -147,29 +147,29 @@ class SupervisedExperiment(Runnable):
             key: A seed or PRNG key, split into one to initialise the network with and one for
                 training. Not needed when the network is initialised and draws no random numbers.
             example_input: A batch's inputs (of any length), or their `jax.ShapeDtypeStruct`s; None
-                takes the one that an adapted model was initialised with. A run's first batches are
-                to have as many axes.
-            metrics: Metrics of your own, reported beside the task's: a function `(outputs, targets,
-                mask) -> Metrics` of each batch, traced in the step. The mask is None where all
-                positions count. Steps then return a `MetricsDict`; of metrics with the same names,
-                put yours into another: `MetricsDict(name=metric)`.
-            ignore_index: A target that is to count nowhere, as a masked one: 255 or -100, say.
+                uses the one that an adapted model was initialised with. A run's first batches must
+                have as many axes.
+            metrics: Your own metrics, reported with the task's: a function `(outputs, targets,
+                mask) -> Metrics` of each batch, traced in the step. The mask is None if all
+                positions count. Steps then return a `MetricsDict`. If a name is taken, wrap your
+                metric in another one: `MetricsDict(name=metric)`.
+            ignore_index: A target to ignore, such as 255 or -100.
             batch_keys: The names of inputs, targets, mask and example weights in batches that are
-                mappings; of two, the mask is "mask". Several inputs are a tuple of names, and a
-                mapping may hold more: the keys
-                `(("input_ids", "attention_mask"), "label", "mask")` take a batch of Hugging Face.
+                mappings; if two names are given, the mask's name is "mask". Several inputs are a
+                tuple of names. A mapping may hold more: the keys `(("input_ids", "attention_mask"),
+                "label", "mask")` fit a batch of Hugging Face.
             ema_decay: Keep a moving average of the parameters, `decay * average + (1 - decay) *
                 parameters` after each step, and evaluate with it.
-            compute_dtype: What the network computes in: "bfloat16", say, or "float16", with a loss
-                scale that adapts itself. Parameters, state, losses and metrics stay as they are. A
-                step of float16 that overflows changes nothing but that scale.
-            accumulate_steps: Compute the gradient of a batch in so many parts, one after the
-                other, which takes less memory and gives the whole batch's (batch norm aside, which
-                sees each part).
+            compute_dtype: The type that the network computes in, such as "bfloat16", or "float16"
+                with a loss scale that adapts itself. Parameters, state, losses and metrics keep
+                their types. A step of float16 that overflows changes only the scale.
+            accumulate_steps: Compute the gradient of a batch in this many parts, one after the
+                other. It takes less memory and gives the gradient of the whole batch (except that
+                batch norm sees each part by itself).
 
         Raises:
-            TypeError: The network or the optimizer is of no known kind.
-            ValueError: Something is missing, or out of its range.
+            TypeError: No adapter knows the network or the optimizer.
+            ValueError: Something is missing or out of range.
         """
         arguments.instance(task, "task", Task, "a solstice.experiments.Task")
         if ema_decay is not None:
@@ -206,9 +206,9 @@ class SupervisedExperiment(Runnable):
         self._task = Static(task)
 
     def _look(self, example: tuple[Any, ...], given: Any) -> Seen:
-        """Return what the network makes of an example, in training mode.
+        """Return the network's outputs for an example, in training mode.
 
-        A missing key is found here and not in a run, if the user gave an example to look at.
+        With an example, a missing key is found here and not during a run.
         """
         key = jax.random.key(0) if self.key is None and given is None else self.key
         whose = "the example that it was made with" if given is None else "example_input"
@@ -226,8 +226,8 @@ class SupervisedExperiment(Runnable):
             )
         except Exception as error:
             error.add_note(
-                f"The network was called on {whose}; it is to be a batch such as x[:1], its first "
-                f"axis the examples."
+                f"The network was called on {whose}; it must be a batch such as x[:1], with "
+                f"examples along its first axis."
             )
             raise
 
@@ -269,7 +269,7 @@ class SupervisedExperiment(Runnable):
         if loss_scale is not None:
             grads = overwrite(loss_scale.unscale(grads), grads)
             loss = loss_scale.unscale(loss)
-            # What the network keeps may overflow alone: a variance does before a gradient.
+            # The network's state may overflow by itself: a variance does so before a gradient.
             finite = precision.all_finite(grads)
             finite &= precision.stays_finite(model.state, self.model.state)
             loss_scale = loss_scale.adjust(finite)
@@ -281,8 +281,8 @@ class SupervisedExperiment(Runnable):
             ema = overwrite(precision.moved(ema, new_params, self._ema_decay), new_params)
         model = replace(model, params=new_params)
         exp = replace(self, model=model, optimizer=optimizer, key=key, ema=ema)
-        if finite is not None:  # a step whose scaled loss overflowed leaves all as it was
-            # An optimizer that keeps what it is given has nothing to go back to the first time.
+        if finite is not None:  # a step whose scaled loss overflowed changes nothing
+            # An optimizer that stores its parameters has no earlier ones at the first step.
             kept = jax.tree.structure(optimizer) != jax.tree.structure(self.optimizer)
             before = replace(self, optimizer=optimizer) if kept else self
             exp = replace(precision.chosen(finite, exp, before), loss_scale=loss_scale)
@@ -290,7 +290,7 @@ class SupervisedExperiment(Runnable):
 
     @jit
     def eval_step(self, batch: Any) -> tuple[Self, Metrics]:
-        """Measure one batch; the experiment comes back as it is."""
+        """Measure one batch; the experiment is returned unchanged."""
         parts = batches.unpack(batch, self._batch_keys)
         inputs, targets, mask, weight = batches.ignoring(parts, self._ignore_index)
         outputs = self._outputs(inputs)
@@ -300,10 +300,10 @@ class SupervisedExperiment(Runnable):
     def __call__(self, x: Any) -> Array:
         """Return the network's outputs for a batch of inputs, in evaluation mode.
 
-        Several inputs are a tuple, or a mapping by the names that `batch_keys` has for them.
+        Several inputs are a tuple, or a mapping with the names in `batch_keys`.
 
         Raises:
-            ValueError: They have more or fewer axes than the network's example.
+            ValueError: They have a different number of axes than the network's example.
         """
         inputs = as_inputs(batches.inputs_by_name(x, self._batch_keys), "x")
         seen = self._seen.value
@@ -311,14 +311,14 @@ class SupervisedExperiment(Runnable):
         return self._outputs(inputs)
 
     def with_model(self, model: Model) -> Self:
-        """Return the experiment with its network frozen or unfrozen in other places.
+        """Return the experiment with other parameters of its network frozen.
 
-        The optimizer keeps the state of each parameter that stays trained, and makes that of new
-        ones anew (`compat.Optimizer.retarget`); so does the moving average, from their values.
+        The optimizer keeps its state for parameters that stay trained, and initialises it for new
+        ones (`compat.Optimizer.retarget`). The moving average of new ones starts at their values.
 
         Args:
-            model: This experiment's, after `compat.freeze` or `compat.unfreeze`; its outputs have
-                the same shapes.
+            model: This experiment's model after `compat.freeze` or `compat.unfreeze`; its outputs
+                have the same shapes.
 
         First train a head alone, then all of it:
 
@@ -342,12 +342,12 @@ class SupervisedExperiment(Runnable):
         return replace(self, model=model, optimizer=self.optimizer.retarget(model.params), ema=ema)
 
     def check_batch(self, batch: Any) -> None:
-        """Raise for a batch whose structure or targets are wrong; the trainer asks once a mode.
+        """Raise if a batch's structure or targets are wrong; the trainer calls it once per mode.
 
         Raises:
-            TypeError: The batch is no pair, triple or mapping, or targets are of a wrong type.
-            ValueError: It is a single example, targets are out of their range, shapes do not fit,
-                a mask is no mask, or weights are negative or not finite.
+            TypeError: The batch is not a pair, triple or mapping, or targets have a wrong type.
+            ValueError: It is a single example, targets are out of range, shapes do not match, the
+                mask is not one of booleans, or weights are negative or not finite.
         """
         parts = batches.ignoring(batches.unpack(batch, self._batch_keys), self._ignore_index)
         batches.check_arrays(parts.inputs, self._batch_keys[0])
@@ -355,7 +355,7 @@ class SupervisedExperiment(Runnable):
         batches.check_batched(parts, None if seen is None else seen.inputs)
         real = batches.check_mask_of(parts, self._batch_keys)
         batches.check_weight_values(parts, real)
-        # The network is traced for the shape of its outputs only where they are not known to fit.
+        # The network is traced for the shape of its outputs only if they are not known to match.
         axes = None if seen is None else task.target_axes(seen.outputs)
         if seen is None or axes not in (None, parts.targets.ndim):
             key = jax.random.key(0) if self.key is None else self.key
@@ -375,10 +375,10 @@ class SupervisedExperiment(Runnable):
         return batches.batch_inputs(batch, self._batch_keys, None if seen is None else seen.inputs)
 
     def with_mask(self, batch: Any, real: Any) -> Any:
-        """Return a batch in which only the `real` examples count, of those that did.
+        """Return the batch with all but the `real` examples masked.
 
         Args:
-            batch: The batch, in any of its forms.
+            batch: The batch, in any form.
             real: True where an example is real, `(batch,)`.
         """
         return batches.with_mask(batch, real, self._batch_keys)
@@ -408,7 +408,7 @@ class SupervisedExperiment(Runnable):
         return precision.cast(outputs, "float32"), replace(self.model, params=params, state=state)
 
     def _scaled(self, loss_fn: Any) -> Any:
-        """Return a function of a loss and others, with the loss as float16 needs it."""
+        """Return the function with its loss scaled for float16."""
 
         def scaled(params: PyTree) -> tuple[Array, Any]:
             loss, others = loss_fn(params)
@@ -426,7 +426,7 @@ class SupervisedExperiment(Runnable):
                 f"A batch is expected to divide into accumulate_steps={parts} parts; it has "
                 f"{len(targets)} examples. Change its size, or drop the remainder."
             )
-        # What of the parts counts is known once all are seen; until then, all that is real does.
+        # Which positions count is known once all parts are seen; until then, all real ones do.
         real = None if mask is None else check_mask(mask, targets)
         most = _number(real, targets)
         keys = None if key is None else jax.random.split(key, parts)
@@ -438,7 +438,7 @@ class SupervisedExperiment(Runnable):
             grads, state = carry
             (inputs, targets, mask, weight), key = part
             exp = replace(self, model=replace(self.model, state=state))
-            # What a gradient overwrites goes from part to part, as state does.
+            # Overwritten leaves are passed from part to part, like state.
             params = overwrite(self.model.params, grads)
 
             def loss_fn(params: PyTree) -> tuple[Array, tuple]:
@@ -500,13 +500,13 @@ class SupervisedExperiment(Runnable):
         return losses.sum(), _number(valid, losses)
 
     def _refuse_padding(self, inputs: tuple, mask: Any) -> None:
-        """Raise where padded examples would change what the network keeps from a batch."""
+        """Raise if padded examples would change the network's state."""
         if mask is not None and jnp.ndim(mask) == 1 and self._keeps_state_of(inputs):
             raise InvalidValueError(
-                "In training, examples that a mask leaves out still pass through this network, "
-                "which updates its state from whole batches (batch norm does): two of them move "
-                "its outputs by a third. Drop the last, shorter batch in training; padding is for "
-                "evaluation."
+                "In training, masked examples still pass through this network, "
+                "which updates its state from whole batches (as batch norm does): two of them "
+                "change its outputs by a third. Drop the last, shorter batch in training; "
+                "padding is only for evaluation."
             )
 
     def _keeps_state_of(self, inputs: tuple) -> bool:
@@ -518,7 +518,7 @@ class SupervisedExperiment(Runnable):
         return bool(jax.tree.leaves(self.model.state)) and depends_on(state, inputs)
 
     def _next_key(self, inputs: tuple) -> tuple[Array | None, Array | None]:
-        # Carrying a key costs a small step dearly, so only a network that asks for one has it.
+        # Carrying a key slows a small step down, so only networks that need one get it.
         if self.key is None:
             return None, None
         key, step_key = jax.random.split(self.key)
@@ -530,13 +530,13 @@ class SupervisedExperiment(Runnable):
 
 @jax.jit
 def _two_keys(key: Array) -> tuple[Array, Array]:
-    """Return `jax.random.split` of a key as two keys, with one program to compile for it."""
+    """Return `jax.random.split` of a key as two keys; compiles only one program."""
     one, two = jax.random.split(key)
     return one, two
 
 
 def _number(where: Array | None, values: Array) -> Array:
-    """Return how many are True, or how many values there are, as a float."""
+    """Return the number of True values, or of all values, as a float."""
     return jnp.float32(values.size) if where is None else where.sum().astype(jnp.float32)
 
 

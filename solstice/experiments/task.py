@@ -1,7 +1,4 @@
-"""Task: what is learned from targets, for `SupervisedExperiment` to learn it.
-
-It knows no network, no optimizer and no batch.
-"""
+"""Task: what a `SupervisedExperiment` learns from targets."""
 
 import abc
 from typing import Any, ClassVar, NamedTuple, Self
@@ -30,11 +27,11 @@ class Names(NamedTuple):
 
 
 class Task(Shown, abc.ABC):
-    """What is learned: what targets and outputs look like, a loss and a metric.
+    """What is learned: the form of targets and outputs, a loss and a metric.
 
     Ready-made ones are `Classification`, `BinaryClassification`, `MultiLabel` and `Regression`. A
-    task is a value: it never changes, and equal ones share a compiled step. This one asks a
-    yes-or-no question a class:
+    task is an immutable value, and equal tasks share a compiled step. This one asks a yes-or-no
+    question for each class:
 
     >>> import jax, jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -69,14 +66,14 @@ class Task(Shown, abc.ABC):
 
     @abc.abstractmethod
     def check_outputs(self, outputs: Any, targets: Any = None) -> None:
-        """Raise unless a network's outputs (arrays or their shapes) are of the task's form."""
+        """Raise unless a network's outputs (arrays or their shapes) fit the task."""
 
     def for_outputs(self, outputs: Any) -> Self:
-        """Return the task for a network with these outputs, or raise unless they are of its form.
+        """Return the task for a network with these outputs; raise if they do not fit it.
 
-        An experiment asks when it is made, if it has an example, and with its first batch. A task
-        that reads something from the outputs returns another one that knows it: a task never
-        changes, since compiled steps are found by it.
+        An experiment calls it when it is made, if it has an example, and with its first batch. A
+        task that reads something from the outputs returns a new task with it, since a task never
+        changes: compiled steps are looked up by it.
 
         Args:
             outputs: Arrays or their shapes.
@@ -85,9 +82,9 @@ class Task(Shown, abc.ABC):
         return self
 
     def target_axes(self, outputs: Any) -> int | None:
-        """Return how many axes targets have that go with such outputs; None if that varies.
+        """Return the number of axes of targets for such outputs; None if that varies.
 
-        A first batch whose targets have others is looked at closely, with `check_outputs`.
+        If a first batch has another number, `check_outputs` is called with its outputs.
         """
         return None
 
@@ -101,11 +98,11 @@ class Task(Shown, abc.ABC):
 
     @abc.abstractmethod
     def check_targets(self, targets: Any, real: np.ndarray) -> None:
-        """Raise for wrong targets of a first batch; on the host, where values can be looked at."""
+        """Raise if a first batch's targets are wrong; runs on the host, so it can read values."""
 
     @abc.abstractmethod
     def losses(self, outputs: Array, targets: Array) -> tuple[Array, Array | None]:
-        """Return a loss for each position, and where there is one; None for everywhere."""
+        """Return a loss for each position, and which have one; None if all do."""
 
     @abc.abstractmethod
     def metrics(self, outputs: Array, targets: Array, loss: Array, mask: Array | None) -> Metrics:
@@ -113,13 +110,13 @@ class Task(Shown, abc.ABC):
 
 
 def keep_checked(task: Task, **values: Any) -> None:
-    """Set the fields of a frozen task, when it is made, to what their checks returned."""
+    """Set the fields of a new frozen task to what their checks returned."""
     for name, value in values.items():
         object.__setattr__(task, name, value)
 
 
 def check_smoothing(label_smoothing: Any) -> float:
-    """Return a share of targets as a float, or raise."""
+    """Return `label_smoothing` as a float, or raise."""
     return arguments.number(label_smoothing, "label_smoothing", least=0, below=1)
 
 
@@ -127,7 +124,7 @@ def check_losses(losses: Any, shape: tuple[int, ...], called: str) -> None:
     """Raise unless a user's loss returned one for each position.
 
     Raises:
-        ValueError: It returned something else: their mean, perhaps.
+        ValueError: It returned something else, such as their mean.
     """
     if getattr(losses, "shape", None) != shape:
         raise InvalidValueError(
@@ -142,8 +139,8 @@ def check_shown(shown: np.ndarray, right: np.ndarray, expected: str, remedy: str
     Args:
         shown: The targets that count.
         right: True where one is right.
-        expected: What is expected of them, the message's beginning.
-        remedy: What to do, its end.
+        expected: What is expected of them: the start of the message.
+        remedy: What to do: the end of the message.
 
     Raises:
         ValueError: Some are wrong.
@@ -165,7 +162,7 @@ def check_array(outputs: Any, what: str) -> None:
     """Raise unless a network's outputs are one array, or the shape of one.
 
     Raises:
-        TypeError: They are something else, also if it has a shape and a type as arrays do.
+        TypeError: They are something else, even if it has a shape and a dtype.
     """
     if not isinstance(outputs, jax.Array | jax.ShapeDtypeStruct | np.ndarray):
         kind, remedy = describe(outputs), ""

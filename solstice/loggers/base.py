@@ -321,5 +321,5 @@ def require(package: str, sink: str, extra: str) -> None:
             raise
         raise MissingPackageError(
             f"loggers.{sink} needs the package {package!r}, which is not installed: "
-            f"pip install 'solstice[{extra}]'"
+            f"pip install 'jax-solstice[{extra}]'"
         ) from error

@@ -54,7 +54,7 @@ class Console(Sink):
 
     def on_write(self, record: dict[str, Any]) -> None:
         if record["mode"] == "environment":
-            tqdm.write(_facts(record))
+            _print(_facts(record))
             return
         numbers = {
             name: value
@@ -75,7 +75,7 @@ class Console(Sink):
         about = (record.get("epoch", ""), record["step"])
         lines.append(_row(str(record["mode"]), about, cells, columns))
         self._rows += 1
-        tqdm.write("\n".join(lines))
+        _print("\n".join(lines))
 
     def on_close(self) -> None:
         self._tell_unseen(())
@@ -96,6 +96,11 @@ class Console(Sink):
                 f" Its numbers are {', '.join(numbers)}." if numbers else "",
             )
         self._unseen = []
+
+
+def _print(text: str) -> None:
+    # At once with its end: this is the sink's thread, and a bar may begin or end at any moment.
+    tqdm.write(f"{text}\n", end="")
 
 
 def _facts(record: dict[str, Any]) -> str:

@@ -65,7 +65,7 @@ def known_rates(exp: Any) -> dict[str, Any]:
 
 def _tells(flat: Flat) -> bool:
     try:
-        return bool(jax.eval_shape(lambda flat: known_rates(flat.whole()), flat))
+        return bool(jax.tree.leaves(_rates.eval_shape(flat)))  # traced once for each structure
     except jax.errors.JAXTypeError:  # an optimizer of the user's own, which reads its rate
         return False
 

@@ -43,7 +43,7 @@ def new_figure(width: float, height: float) -> "Figure":
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             "solstice.plots needs the package 'matplotlib', which is not installed: "
-            "pip install 'solstice[plot]'"
+            "pip install 'jax-solstice[plot]'"
         ) from error
     from solstice.plots.figure import ShownFigure
 

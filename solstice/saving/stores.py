@@ -243,7 +243,7 @@ class Remote(Store):
         except ImportError as error:
             raise MissingPackageError(
                 f"{url} needs a package that is not installed ({error}): "
-                f"pip install 'solstice[remote]'"
+                f"pip install 'jax-solstice[remote]'"
             ) from error
         except ValueError as error:
             raise InvalidValueError(

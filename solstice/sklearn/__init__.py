@@ -13,7 +13,7 @@ except ModuleNotFoundError as error:
         raise
     raise MissingPackageError(
         "solstice.sklearn needs the package 'scikit-learn', which is not installed: "
-        "pip install 'solstice[sklearn]'"
+        "pip install 'jax-solstice[sklearn]'"
     ) from error
 
 __all__ = ["Classifier", "Regressor"]

@@ -80,7 +80,7 @@ class Classifier(ClassifierMixin, Estimator):
         Raises:
             ValueError: Inputs, labels or weights are not what they must be, the network's outputs
                 are not as many as there are classes, or an argument of the estimator is wrong.
-            TypeError: The network or the optimizer is of no known kind.
+            TypeError: No adapter knows the network or the optimizer.
         """
         x, y, weight = self._checked(X, y, sample_weight, reset=True)
         classes = np.unique(y)

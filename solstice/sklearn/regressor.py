@@ -60,7 +60,7 @@ class Regressor(RegressorMixin, Estimator):
         Raises:
             ValueError: Inputs, targets or weights are not what they must be, the network's outputs
                 are not as many as there are targets, or an argument of the estimator is wrong.
-            TypeError: The network or the optimizer is of no known kind.
+            TypeError: No adapter knows the network or the optimizer.
         """
         x, y, weight = self._checked(X, y, sample_weight, reset=True)
         self._fit(_width(y), (x, y, weight))

@@ -275,6 +275,6 @@ def import_hypothesis() -> Any:
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             "solstice.testing needs the package 'hypothesis', which is not installed: "
-            "pip install 'solstice[testing]'"
+            "pip install 'jax-solstice[testing]'"
         ) from error
     return hypothesis

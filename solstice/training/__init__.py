@@ -1,1 +1,1 @@
-"""Running an experiment: train, test, predict, the loop under them, and what shows how it goes."""
+"""Running an experiment: train, test, predict, their loop, and the progress bar."""

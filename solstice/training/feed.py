@@ -1,6 +1,6 @@
-"""Feed: one pass over a dataset, as the batches of one call after the other.
+"""Feed: one pass over a dataset, as groups of batches, one group per call.
 
-It skips what a resumed run had consumed, and keeps what a checkpoint needs to know of the rest.
+It skips the batches that a resumed run had consumed, and keeps what a checkpoint needs.
 """
 
 import collections
@@ -34,43 +34,42 @@ _NO_BATCH = object()
 
 
 class Feed:
-    """The batches of one pass, from where the position stands.
+    """The batches of one pass, from the current position on.
 
     Args:
         dataset: What is read.
         mode: "train", "val" or "test".
         epoch: The epoch's index.
         skipped: How many batches a resumed run had consumed of the pass.
-        step: The index of the next step among those of its mode.
-        known: The digests of the first and the last batch that it had consumed, None where not
+        step: The index of the next step, counted in its mode.
+        known: The digests of the first and the last batch consumed before the resume; None if not
             known.
         steps_per_call: Returns how many batches the next call takes.
-        prefetch: How many are read ahead.
-        sharding: Where they go.
-        with_mask: How a mask gets into a batch; it returns None where the experiment takes none.
+        prefetch: How many batches are read ahead.
+        sharding: Where the batches are placed.
+        with_mask: Adds a mask to a batch; returns None if the experiment takes no mask.
         check: Called with the first batch and the mode.
-        bookmark: What keeps where the dataset's iterator stands.
-        tracked: Whether checkpoints will ask where the pass stands.
-        signals: What processes in step agree on before each batch.
-        experiment: Returns the experiment as it is, for a dataset that makes batches from it; of a
-            live one nothing is read ahead, and a call takes one batch.
-        in_turn: Whether nothing is read ahead of this dataset either, whatever `prefetch` says.
-        one_by_one: Whether a call takes one batch, which goes to the device when it is read ahead;
-            those of a longer call are stacked on the host, and go there together.
-        padding: How the mask of padding gets into a batch of `Arrays`; see there.
+        bookmark: Keeps the state of the dataset's iterator.
+        tracked: Whether checkpoints will ask for the position in the pass.
+        signals: The signals that processes in step agree on before each batch.
+        experiment: Returns the current experiment, for a dataset that makes batches from it. A live
+            dataset is not read ahead, and a call takes one batch of it.
+        in_turn: Whether this dataset is not read ahead either, whatever `prefetch` says.
+        one_by_one: Whether a call takes one batch, which is then placed on the device as it is read
+            ahead. The batches of a longer call are stacked on the host and placed together.
+        padding: Adds the mask of padding to a batch of `Arrays`; see there.
 
     Attributes:
-        last_batch: The batch consumed last, as the dataset gave it, where that is tracked.
-        first_digest: The digest of the pass's first batch, once it is consumed, where that is
-            tracked.
+        last_batch: The batch consumed last, as the dataset gave it, if tracked.
+        first_digest: The digest of the pass's first batch, once it is consumed, if tracked.
         skipped: As above.
-        over: Whether the pass has no batch left, once its groups are read.
-        partial: Whether `last_step` made the group read last smaller than others.
-        gathers: Whether its batches are gathered in the step: hooks get what `opened` returns.
+        over: Whether the pass has no batch left after the groups already read.
+        partial: Whether `last_step` cut the group read last short.
+        gathers: Whether its batches are gathered in the step; hooks then get what `opened` returns.
         in_step: Whether processes wait for each other before each batch.
 
     Raises:
-        ValueError: The dataset does not give again what was consumed before a resume.
+        ValueError: The dataset does not repeat what was consumed before a resume.
 
     >>> feed = Feed([1.0, 2.0, 3.0], "train", 0, steps_per_call=lambda: 2)
     >>> with feed.groups() as groups:
@@ -116,9 +115,9 @@ class Feed:
         self.last_batch: Any = None
         self.first_digest: str | None = None
         alone = jax.process_count() == 1
-        # A checkpoint holds what one process knows, and each has other data.
+        # A checkpoint holds the state of one process, and each process has other data.
         self._tracked = tracked and alone
-        # The batches that are placed and not yet consumed, as the dataset gave them.
+        # The batches that are placed but not yet consumed, as the dataset gave them.
         self._raw: collections.deque[Any] = collections.deque()
         marked = alone and bookmark is not None and bookmark.needed and not live and whole is None
         self._bookmark = bookmark if marked else None
@@ -151,18 +150,18 @@ class Feed:
 
     @contextlib.contextmanager
     def groups(self, last_step: int | None = None) -> Iterator[Iterator[list[Any]]]:
-        """Give an iterator over the batches of one call after the other.
+        """Return an iterator over groups of batches, one group per call.
 
-        Those of a call are of one form, and none goes past `last_step`.
+        The batches of a call have the same form, and none goes past `last_step`.
         """
         place = None if self._place is None else self._placed
         with prefetched(self._source, self._prefetch, place) as ready:
             yield self._grouped(ready, last_step)
 
     def first(self) -> Any:
-        """Return the pass's first batch, checked and placed; the pass still begins with it.
+        """Return the pass's first batch, checked and placed; the pass still starts with it.
 
-        It is None where another process has none.
+        It is None if another process has none.
         """
         first = next(self._source, None)
         if first is None:
@@ -171,22 +170,22 @@ class Feed:
         return self._placed(first)
 
     def opened(self, batch: Any) -> Any:
-        """Return a batch as it is to whoever looks at it, where a step gathers it itself."""
+        """Return the batch that hooks see, if the step gathers it itself."""
         return opened(batch, self._with_mask)
 
     def close(self) -> None:
-        """End a pass that was not begun."""
+        """Close a pass that never started."""
         close(self._source)
 
     def digest(self, batch: Any) -> str | None:
-        """Return what tells a batch from others; it is the same for `Arrays` on the device."""
+        """Return what identifies a batch; it is the same for `Arrays` on the device."""
         if isinstance(self._dataset, Arrays):
             batch = jax.tree.map(_as_jax_has_it, self.opened(batch))
         return batch_digest(batch)
 
     @property
     def keeps_order(self) -> bool:
-        """Whether a resumed run can know the pass's order, by the epoch or an iterator's state."""
+        """Whether a resumed run can restore the pass's order, by epoch or iterator state."""
         keeps_place = self._bookmark is not None and self._bookmark.keeps_place
         return not self._left_alone or keeps_place
 
@@ -195,7 +194,7 @@ class Feed:
         self._consumed += len(group)
         if not self._tracked:
             return
-        # What tells these batches from others, for the next checkpoint.
+        # What identifies these batches, for the next checkpoint.
         if self._raw:
             group = [self._raw.popleft() for _ in group]
         if self._consumed == len(group):
@@ -230,7 +229,7 @@ class Feed:
             yield group
 
     def _ends(self, ready: Iterator[Any]) -> bool:
-        """Say whether a pass has no more batches: one that is read for it is not used."""
+        """Say whether a pass has no more batches; this may read one, which is not used."""
         if isinstance(self._dataset, Live):
             return self._consumed == self._dataset.length
         if isinstance(self._dataset, Iterator):  # which would miss the batch
@@ -241,7 +240,7 @@ class Feed:
             return False
 
     def _placed(self, batch: Any) -> Any:
-        """Check a batch as the dataset gave it, and put it where it goes."""
+        """Check a batch as the dataset gave it, and place it."""
         batch, *sizes = batch if self.in_step else (batch,)
         if self._check is not None:
             self._check(self.opened(batch), self._mode)
@@ -257,9 +256,9 @@ class Feed:
         anew: bool,
         at: Callable[[int], Any] | None,
     ) -> None:
-        """Read what was consumed before a resume, and make sure that it is the same.
+        """Read what was consumed before a resume, and check that it is the same.
 
-        Where `at` finds a batch by its index, only those are read whose digests are known.
+        If `at` finds a batch by its index, only the batches with known digests are read.
         """
         count = self.skipped
         wanted = {0: known[0]} | ({count - 1: known[1]} if known[1] is not None else {})
@@ -278,7 +277,7 @@ class Feed:
                 continue
             digest = wanted.get(i)
             if batch is None or (digest is not None and self.digest(batch) != digest):
-                what = "ends before it" if batch is None else "has another one in its place"
+                what = "ends before it" if batch is None else "has a different one"
                 raise InvalidValueError(
                     f"The run was saved after {count} batches of epoch {self._epoch}; "
                     f"{self._mode}_ds now {what} (batch {i}). A run goes on exactly where the "
@@ -296,7 +295,7 @@ def _on_mesh(
 
 
 def check_on_one_device(data: Arrays, sharding: Sharding | None, name: str) -> None:
-    """Raise where a run is on other devices than its data."""
+    """Raise if a run is on other devices than its data."""
     if sharding is not None and {*sharding.mesh.devices.flat} != data.devices:
         raise InvalidValueError(
             f"{name} is on the device {', '.join(map(str, data.devices))}, and sharding= puts the "
@@ -306,7 +305,7 @@ def check_on_one_device(data: Arrays, sharding: Sharding | None, name: str) -> N
 
 
 def _as_jax_has_it(leaf: Any) -> np.ndarray:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # as a map may add
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # a map may add them
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
@@ -317,6 +316,6 @@ def _again(first: Any, source: Iterator[Any]) -> Iterator[Any]:
 
 
 def _form(batch: Any) -> Any:
-    """Return what a compiled call of several steps needs its batches to share."""
+    """Return what the batches of one compiled call must have in common."""
     leaves, structure = jax.tree.flatten(batch)
     return structure, [(np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in leaves]

@@ -1,7 +1,4 @@
-"""Hooks: a run's callbacks, called in turn, and what they hold for a resume.
-
-It decides which callback is called, never when.
-"""
+"""Hooks: calls a run's callbacks in turn, and keeps their states for a resume."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -28,10 +25,10 @@ class Hooks:
 
     Attributes:
         callbacks: All of them, in order.
-        looks_at_batches: Whether one that has a step's hook looks at its batch.
+        looks_at_batches: Whether a callback with a step hook looks at its batch.
 
     Raises:
-        TypeError: One is no callback.
+        TypeError: One of them is not a callback.
 
     >>> class Greeting(Callback):
     ...     def on_run_start(self, exp):
@@ -52,8 +49,8 @@ class Hooks:
                     f"{describe(callback)}."
                 )
             _tell_unknown_hooks(callback)
-        # A hook that a callback leaves out costs a step nothing, nor does an experiment that no
-        # hook looks at.
+        # Hooks that no callback defines cost a step nothing, nor does an experiment that no hook
+        # reads.
         self._called = {
             name: [c for c in self.callbacks if overrides(c, Callback, name)]
             for name in vars(Callback)
@@ -74,15 +71,16 @@ class Hooks:
         return bool(self._called[hook])
 
     def looks(self, hook: str) -> bool:
-        """Say whether one that has it looks at the experiment."""
+        """Say whether a callback with the hook looks at the experiment."""
         return self._looking[hook]
 
     def fire(self, hook: str, *arguments: Any) -> None:
-        """Call the hook of every callback, also after one has asked to stop.
+        """Call the hook of every callback, even after one has asked to stop.
 
         Raises:
             EarlyStoppingException: One has asked to stop.
-            Exception: What another raised, at once, with a note that names it.
+            Exception: Another error of a callback, raised at once with a note that names the
+                callback.
         """
         stop: EarlyStoppingException | None = None
         for callback in self._called[hook]:
@@ -97,10 +95,10 @@ class Hooks:
             raise stop
 
     def revised(self, exp: Any) -> tuple[Any, EarlyStoppingException | None]:
-        """Return what the callbacks make of the experiment, in turn, and whether one asks to stop.
+        """Return the experiment after each callback's `revise`, and whether one asks to stop.
 
         Raises:
-            TypeError: One returned no experiment.
+            TypeError: One did not return an experiment.
             ValueError: One returned an experiment of another structure, shape or dtype.
         """
         stop: EarlyStoppingException | None = None
@@ -121,8 +119,8 @@ class Hooks:
         """Call `on_run_end` of every callback, whatever the others do.
 
         Returns:
-            What the first that failed raised; None if the run itself had failed, which is then told
-            beside that error.
+            The first error raised; None if the run itself had failed, whose error gets the others
+            as notes.
         """
         failures: list[Exception] = []
         for callback in self._called["on_run_end"]:
@@ -141,15 +139,15 @@ class Hooks:
         return None
 
     def sinks(self) -> list[str]:
-        """Return where all sinks write, to tell whether they are the same."""
+        """Return where all sinks write, to check that they are the same."""
         sinks = [sink for callback in self.callbacks for sink in sinks_of(callback)]
         return [sink.place if isinstance(sink, Sink) else type(sink).__name__ for sink in sinks]
 
     def get_states(self) -> list[list[Any]]:
-        """Return the name and the state of every callback that has one.
+        """Return the name and the state of every callback with a state.
 
         Raises:
-            TypeError: A state has something that no checkpoint holds.
+            TypeError: A state holds something that cannot be saved.
         """
         states = []
         for callback in self.callbacks:
@@ -159,7 +157,7 @@ class Hooks:
         return states
 
     def set_states(self, states: list[list[Any]]) -> None:
-        """Give them back what `get_states` said, each to the next callback of that name."""
+        """Restore what `get_states` returned, each state to the next callback of that name."""
         with untrusted("What the checkpoint says of callbacks", is_file=False):
             waiting = [[str(name), state] for name, state in states]
         for callback in self.callbacks:
@@ -167,12 +165,13 @@ class Hooks:
             saved = next((state for state in waiting if state[0] == name), None)
             if saved is not None:
                 waiting.remove(saved)
-                # A checkpoint may be damaged, or another version's: what it says is not trusted.
+                # A checkpoint may be damaged or of another version, so its contents are not
+                # trusted.
                 with untrusted(f"The state of {name} in the checkpoint", is_file=False):
                     callback.set_state(saved[1])
         if waiting:
             _logger.warning(
-                "The checkpoint has the state of callbacks that this run is without: %s.",
+                "The checkpoint has the state of callbacks that this run does not have: %s.",
                 ", ".join(name for name, _ in waiting),
             )
 
@@ -180,24 +179,24 @@ class Hooks:
 def _check_revised(exp: Any, new: Any) -> None:
     if not isinstance(new, Experiment):
         raise InvalidTypeError(
-            f"revise(exp) is expected to return the experiment to go on with, exp itself where "
+            f"revise(exp) is expected to return the experiment to go on with, exp itself if "
             f"nothing changes; it returned {describe(new)}."
         )
     if change := form_change(Flat.of(exp), Flat.of(new)):
         raise InvalidValueError(
             f"revise(exp) is expected to return an experiment of the same structure, shapes and "
-            f"dtypes, since the compiled steps are for these; {change}. Change only the values of "
+            f"dtypes, which the compiled steps need; {change}. Change only the values of "
             f"arrays; for another structure, end this run and train the new experiment."
         )
 
 
 def _tell_unknown_hooks(callback: Callback) -> None:
-    """Warn of methods that look like hooks and are none, so that nobody calls them."""
+    """Warn of methods that look like misspelt hooks."""
     for name in dir(type(callback)):
         if name.startswith("on_") and not hasattr(Callback, name):
             meant = get_close_matches(name, _HOOKS, 1, cutoff=0.4)
             _logger.warning(
-                "%s.%s is no hook, and is never called.%s The hooks are %s.",
+                "%s.%s is not a hook and is never called.%s The hooks are %s.",
                 type(callback).__name__,
                 name,
                 f" Did you mean {meant[0]}?" if meant else "",
@@ -209,12 +208,12 @@ _HOOKS = [name for name in vars(Callback) if name.startswith("on_")]
 
 
 def listed(callbacks: Any) -> list[Callback]:
-    """Return the callbacks as a list; the run itself looks at each."""
+    """Return the callbacks as a list; the run checks each of them."""
     if callbacks is None:
         return []
     if isinstance(callbacks, list | tuple | set | Iterator):
         return list(callbacks)
     raise InvalidTypeError(
         f"callbacks are expected to be a list of solstice.Callback; they are "
-        f"{describe(callbacks)}. A single one goes into a list too: callbacks=[callback]."
+        f"{describe(callbacks)}. Put a single one into a list too: callbacks=[callback]."
     )

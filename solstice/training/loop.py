@@ -1,12 +1,12 @@
 """The loop: a run's epochs, passes and steps, with hooks, validation and saving, top to bottom.
 
-Who owns what of a run's state:
+Who owns which part of a run's state:
 
-- `position` counts: epochs, steps, what is consumed of a pass. Only this file moves it.
-- The `Stepper` has the experiment, and takes steps.
-- A `Feed` has the batches of one pass, the `Bookmark` where the dataset's iterator stands.
-- The `Hooks` have the callbacks, each of which has its own state.
-- `Signals` hold what signal has come.
+- `position` counts epochs, steps and the batches consumed in a pass. Only this file moves it.
+- The `Stepper` has the experiment and takes steps.
+- A `Feed` has the batches of one pass, the `Bookmark` the state of the dataset's iterator.
+- The `Hooks` have the callbacks, each with its state.
+- `Signals` hold the signal that has come.
 """
 
 import logging
@@ -38,7 +38,7 @@ from solstice.training.hooks import Hooks
 from solstice.training.position import Position
 from solstice.training.progress.bars import Progress, ProgressChoice
 from solstice.training.signals import Interrupted, Signals, noted
-from solstice.training.stepper import Stepper, found_before
+from solstice.training.stepper import Stepper, trials_of
 from solstice.tree.tensors import untrusted
 from solstice.triggers import Trigger, Watch
 
@@ -50,17 +50,17 @@ class Loop:
 
     Args:
         exp: The experiment that it starts with.
-        callbacks: What watches it.
+        callbacks: The callbacks of the run.
         progress: What the bar shows.
         steps_per_call: How many steps a call of a compiled training step takes.
         prefetch: How many batches are read ahead.
-        recompile: What a step that is traced again does.
-        donate: Whether the experiment's own buffers may be taken.
-        saved: Whether `CheckpointingCallback`s save it.
-        sharding: Where the experiment and its batches are.
+        recompile: What to do if a step is traced again.
+        donate: Whether the experiment's own buffers may be donated.
+        saved: Whether `CheckpointingCallback`s save the run.
+        sharding: Where the experiment and its batches are placed.
 
     Attributes:
-        position: Where it stands.
+        position: The position in the run.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Loop:
         sharding: Sharding | None = None,
     ) -> None:
         self.position = Position()
-        self._calls = Calls(steps_per_call, found_before(exp) if steps_per_call == "auto" else None)
+        self._calls = Calls(steps_per_call, trials_of(exp) if steps_per_call == "auto" else None)
         self._prefetch, self._sharding = prefetch, sharding
         self._with_mask = exp.with_mask
-        # Whether padding would change what is learned; None until a batch shows it.
+        # Whether padding would change training; None until a batch shows it.
         self._never_padded: bool | None = None
         self._stepper = Stepper(
             exp,
@@ -106,23 +106,23 @@ class Loop:
         self._bookmark = Bookmark("train_ds", keeps=bool(self._saving))
         # The training pass, which checkpoints ask for its last batch.
         self._training: Feed | None = None
-        # The validation pass that was opened for a look at its first batch, and for which epoch.
+        # The validation pass that was opened to check its first batch, and its epoch.
         self._opened: tuple[int, Feed] | None = None
-        # Whether that was looked at, and whether only the training's batches can show as much.
+        # Whether it was checked, and whether the training's batches have to do instead.
         self._looked = self._same_data = False
-        # The modes of which a step was taken, and those whose first batch is checked.
+        # The modes in which a step was taken, and those whose first batch is checked.
         self._taken: set[str] = set()
         self._checked: set[str] = set()
-        # How many steps the last whole pass had, for the bar of a dataset that does not say.
+        # The number of steps of the last whole pass, for the bar of a dataset without a length.
         self._lengths: dict[str, int] = {}
-        # When to validate; None: at each epoch's end.
+        # When to validate; None means at each epoch's end.
         self._validation_watch: Watch | None = None
-        # What a checkpoint says of the run that goes on, and the checkpoints that are there.
+        # The checkpoint's state of the resumed run, and the checkpoints that exist.
         self._resumed: dict[str, Any] | None = None
         self._resumed_from: Checkpoints | None = None
-        # Whether other processes made passes before, until it was said that this matters.
+        # Whether other processes made passes before; False once the warning about it is given.
         self._passes_missing = False
-        # What a run noted that never saved, and in whose place this one begins anew.
+        # The note of a run that never saved, which this one replaces.
         self._never_saved: dict[str, Any] | None = None
 
     @property
@@ -140,7 +140,7 @@ class Loop:
         num_steps: int | None,
         validate_every: Trigger | None,
     ) -> None:
-        """Train for as many epochs or steps, whichever end first."""
+        """Train for a number of epochs or steps, whichever ends first."""
         where = self.position
         where.ended, where.cut = None, False
         where.num_epochs, where.num_steps = num_epochs, num_steps
@@ -153,16 +153,16 @@ class Loop:
         self._run(self._epochs, self._finish)
 
     def test(self, test_ds: Any, outs: list[Any] | None) -> None:
-        """Make one pass in mode "test"; the outs of its steps are appended to `outs`."""
+        """Make one pass in mode "test"; append its steps' outs to `outs`."""
         self._check_sequence(test_ds, "test")
         self._run(lambda: self._pass("test", 0, test_ds, "test", outs=outs), _nothing)
 
     def _run(self, passes: Callable[[], None], finish: Callable[[str], None]) -> None:
         """Make the passes between the hooks of the run's start and end; an early stop ends them.
 
-        Unless it fails, it finishes as "finished" or "stopped".
+        Unless it fails, the run ends as "finished" or "stopped".
 
-        After a SIGTERM or Ctrl-C, the step that is being taken is finished and the run saved first.
+        After a SIGTERM or Ctrl-C, the current step is finished and the run saved first.
         """
         error: BaseException | None = None
         signalled = False
@@ -185,18 +185,18 @@ class Loop:
                 if signalled and lost is None:
                     self._tell_saved(callback)
             if error is None and self._saving:
-                # Whoever reads the checkpoints next finds them whole.
+                # The next reader finds the checkpoints complete.
                 error = _caught(lambda: check_same("The number of steps", str(self.position.steps)))
             if error is None and self._signals.received is not None:
                 error = Interrupted(self._signals.received).ending
             self._progress.end_epoch()
-            self._training = None  # nothing of the run lives on
+            self._training = None  # keep nothing of the run alive
             self._close_opened()
             failure = self._hooks.end(self.exp, error)
         error = error or failure
-        # Asked once none is noted any more: one that came while the run ended counts too.
+        # Checked after signals are restored: one that came while the run ended counts too.
         if self._signals.received is not None and isinstance(error, Exception | None):
-            if error is not None:  # which an exit would not show
+            if error is not None:  # an exit would not show it
                 _logger.error("The run had failed when a signal came.", exc_info=error)
             raise Interrupted(self._signals.received).ending from error
         if error is not None:
@@ -239,7 +239,7 @@ class Loop:
 
     @property
     def _title(self) -> str:
-        # By its index, and that of the last one, as in every record.
+        # Its index and that of the last epoch, as in every record.
         last = 0 if self.position.num_epochs is None else self.position.num_epochs - 1
         return f"epoch {self.position.epoch}" + (f"/{last}" if last else "")
 
@@ -253,7 +253,7 @@ class Loop:
         where, watch = self.position, self._validation_watch
         epochs = where.epoch + 1
         if watch is None or where.val_done:
-            pass  # validated, if at all
+            pass  # already validated, if at all
         elif where.validated is not None or watch.after_epoch(epochs):
             self._validate()
         self._progress.end_epoch()
@@ -271,14 +271,14 @@ class Loop:
         if stop is not None:
             raise stop
         for callback in self._saving:
-            # The end of the run is saved anyway.
+            # The end of the run is saved in any case.
             if callback.due_after_epoch(epochs) and not last:
                 callback.save(self._stepper.flat, self._state)
 
     def _finish(self, how: str) -> None:
-        """Let callbacks change what the run ends with, and save it.
+        """Let callbacks change the final experiment, and save it.
 
-        A run that is asked for more goes on from what it was before that.
+        A run that is asked for more goes on from the state before that.
         """
         if self._hooks.any("revise"):
             new, _ = self._hooks.revised(self.exp)
@@ -298,8 +298,8 @@ class Loop:
     ) -> None:
         """Make one pass over a dataset.
 
-        An early stop is raised on, once every callback has had its `on_epoch_end`. Of examples that
-        the metrics left out, the log is told at the end.
+        An early stop is raised again after every callback's `on_epoch_end`. At the end, examples
+        that the metrics left out are logged.
         """
         stop: EarlyStoppingException | None = None
         over, left_out = False, LeftOut()
@@ -330,7 +330,7 @@ class Loop:
         outs: list[Any] | None,
         left_out: LeftOut,
     ) -> bool:
-        """Take the steps of a pass, and return whether it has no more."""
+        """Take the steps of a pass; return whether it is over."""
         where, hooks, training = self.position, self._hooks, mode == "train"
         feed = self._feed(mode, epoch, dataset)
         start = where.steps[mode] - feed.skipped
@@ -341,12 +341,12 @@ class Loop:
         between = False
         if training:
             self._training = feed
-            self._calls.begin(total)
+            self._calls.begin(total, gathers=feed.gathers)
             between = bool(self._validation_watch or self._saving)
             if where.validated is not None and self._validation_watch is not None:
                 self._validate()  # it was saved in the middle of one
             if between and feed.skipped:
-                self._between_steps()  # what a stop had left out; nothing is due twice
+                self._between_steps()  # what a stop had skipped; nothing is due twice
         starts, ends = hooks.any("on_step_start"), hooks.any("on_step_end")
         fire, take = self._fire, self._timed("step", self._stepper.take)
         one_by_one = self._calls.asked == 1
@@ -399,14 +399,14 @@ class Loop:
         return self.exp if self._hooks.looks(hook) else None
 
     def _batches_shown(self, feed: Feed, group: list[Any]) -> list[Any]:
-        """Return what hooks get of batches; of those that a step gathers, None where none looks."""
+        """Return what hooks get for batches; None if the step gathers them and no hook looks."""
         if not feed.gathers:
             return group
         looks = self._hooks.looks_at_batches
         return [feed.opened(batch) if looks else None for batch in group]
 
     def _between_steps(self) -> None:
-        """Validate and save where it is time to."""
+        """Validate and save if it is time to."""
         steps = self.position.steps["train"]
         if self._validation_watch is not None and self._validation_watch.after_step(steps):
             self._validate()
@@ -415,9 +415,9 @@ class Loop:
                 callback.save(self._stepper.flat, self._state)
 
     def _note_first(self, feed: Feed) -> None:
-        """Note a training pass's first batch; say once where passes differ that are not known.
+        """Note a training pass's first batch; warn once if the passes' order cannot be restored.
 
-        That is in a run whose first passes were another process's.
+        That matters if another process made the run's first passes.
         """
         where = self.position
         where.first = feed.first_digest
@@ -429,16 +429,16 @@ class Loop:
             self._passes_missing = False
             _logger.warning(
                 "This run was resumed in epoch %d, and train_ds gives other batches in each pass, "
-                "though nobody tells it the epoch and its iterator has no state. So the passes "
+                "though it is not told the epoch and its iterator has no state. So the passes "
                 "are not those of an uninterrupted run. Make its order a function of the epoch, "
                 "with a method set_epoch(epoch) or as a function of the epoch.",
                 self._resumed["epoch"] if self._resumed else 0,
             )
 
-    # The first batches, which are looked at before a step is taken.
+    # The first batches, which are checked before a step is taken.
 
     def _feed(self, mode: str, epoch: int, dataset: Any) -> Feed:
-        """Return a pass's batches, where some were looked at before those."""
+        """Return a pass's batches, with those that were opened for a check."""
         if mode == "val" and self._opened is not None:
             opened_for, feed = self._opened
             if opened_for == epoch or not uses_epoch(dataset):
@@ -469,14 +469,14 @@ class Loop:
         )
 
     def _pad_training(self, batch: Any, real: Any) -> Any:
-        """Return a padded batch with its mask; None where padding would change what is learned."""
+        """Return a padded batch with its mask; None if padding would change training."""
         masked = self._with_mask(batch, real)
         if masked is not None and self._never_padded is None:
             self._never_padded = self.exp.learns_from_whole_batches(masked)
         return None if self._never_padded else masked
 
     def _is_told(self, dataset: Any) -> bool:
-        """Say whether a dataset reads one of the callbacks, which tells it of the steps so far."""
+        """Say whether a dataset reads one of the callbacks, and so needs the steps so far."""
         return type(dataset) not in (list, tuple) and leads_to(dataset, self._hooks.callbacks)
 
     def _close_opened(self) -> None:
@@ -485,7 +485,7 @@ class Loop:
             self._opened = None
 
     def _check_sequence(self, dataset: Any, mode: str) -> None:
-        """Check a list's first batch now; other datasets can only be read when their turn comes."""
+        """Check a list's first batch now; other datasets are read only when their turn comes."""
         if isinstance(dataset, list | tuple):
             self._check_batch(as_arrays(dataset[0]), mode)
 
@@ -503,17 +503,17 @@ class Loop:
             raise
 
     def _look_at_validation(self) -> None:
-        """Look at the first batch of the next validation, once, before a step of training.
+        """Check the first batch of the next validation, once, before a training step.
 
-        The validation then begins with that batch: it is not read again.
+        The validation then starts with that batch; it is not read again.
         """
         dataset = self._val_ds
         if dataset is None or self._looked or self.position.validated is not None:
             return
         if uses_experiment(dataset) or self._is_told(dataset):
-            return  # its batches come of what training makes
+            return  # its batches depend on training
         self._looked = True
-        # One object may have one place to read at; its batches in training show as much.
+        # One object may have only one read position; its batches in training show the same.
         if dataset is self._train_ds and not isinstance(dataset, list | tuple | FunctionType):
             self._same_data = True
             return
@@ -530,14 +530,14 @@ class Loop:
                 self._fire("check_names", names)
         except Exception as error:
             error.add_note(
-                "This came of the first batch of val_ds, before the first step of training."
+                "This is from the first batch of val_ds, before the first training step."
             )
             raise
 
     # Saving and resuming.
 
     def _state(self) -> Callable[[], dict[str, Any]]:
-        """Return what gives the state of now, once there is time: it digests a batch."""
+        """Return a function that gives the current state later, since that digests a batch."""
         position = self.position.to_state()
         position["iterator"], position["read"] = self._bookmark.state(self.position.trained)
         feed = self._training
@@ -563,7 +563,7 @@ class Loop:
             callback.save(self._stepper.flat, self._state)
 
     def _tell_saved(self, callback: CheckpointingCallback) -> None:
-        """Say where a run is saved that a signal has ended, unless that save was lost."""
+        """Say where a run is saved after a signal has ended it, unless that save failed."""
         if not callback.lost:
             self._progress.say(
                 f"Interrupted: the run is saved in {callback.directory} after "
@@ -575,9 +575,9 @@ class Loop:
         self._save()
 
     def _save_before_the_end(self, how: str | None = None) -> None:
-        """Save where a run that is asked for more goes on, as if this one had not ended here.
+        """Save the state from which a longer run goes on, as if this one had not ended here.
 
-        That is before the hooks are told of the end of a pass which is not at its end.
+        It is saved before the hooks of the pass's end, since the pass is cut short.
         """
         if not self.position.cut:
             self.position.ended = how
@@ -585,7 +585,7 @@ class Loop:
             self.position.cut = True
 
     def resume(self, state: dict[str, Any], there: Checkpoints) -> None:
-        """Go on from the state of a checkpoint, one of those that are there."""
+        """Go on from the state of a checkpoint."""
         self.position = Position.from_state(state["position"])
         where, keeps = self.position, bool(self._saving)
         self._calls.go_on(where.steps_per_call)
@@ -594,15 +594,15 @@ class Loop:
         self._passes_missing = where.epoch > 0
 
     def replace_run(self, noted: dict[str, Any] | None) -> None:
-        """Begin anew in the place of a run that never saved, whose log is replaced.
+        """Replace a run that never saved, and its log.
 
         Args:
-            noted: What that run noted when it began; None for none.
+            noted: What that run noted when it began, or None.
         """
         self._never_saved = noted
 
     def end_again(self) -> None:
-        """Return to the end of a run that was over, also of one killed before its last save."""
+        """Return to the end of a finished run, even one killed before its last save."""
         self.give_states()
         assert self._resumed_from is not None
         self._progress.say(
@@ -621,7 +621,7 @@ class Loop:
             with untrusted("What the checkpoint says of the validation", is_file=False):
                 self._validation_watch.set_state(self._resumed["validation"])
 
-    # What a profile times; a run without one pays nothing.
+    # What a profile times; without a profile it costs nothing.
 
     def _timed(self, part: Part, function: Callable[..., Any]) -> Any:
         for watch in self._watches:

@@ -1,7 +1,4 @@
-"""Where a run stands: what must be known to go on with it, besides the experiment.
-
-It is data only; the run keeps it, checkpoints hold it.
-"""
+"""The position of a run: what it needs, besides the experiment, to go on."""
 
 import dataclasses
 from typing import Any, Self
@@ -13,27 +10,28 @@ from solstice.tree.tensors import damaged, untrusted
 
 @dataclasses.dataclass
 class Position:
-    """Where a run stands between two steps.
+    """The position of a run between two steps.
 
     Attributes:
-        epoch: The epoch it is in.
+        epoch: The current epoch.
         trained: How many batches of the epoch's training pass are consumed.
         validated: How many batches of a validation pass are consumed; None outside of one.
         pass_done: Whether the training pass is over, so that the epoch's validation is next.
-        val_done: Whether that is over too.
+        val_done: Whether the validation is over too.
         steps: How many steps each mode has completed in the run.
         first: The digest of the training pass's first batch.
-        opening: That of the first pass's, of a dataset that nobody tells the epoch.
-        reshuffled: Whether such a dataset began a later pass with another batch.
-        last: That of its last consumed batch.
+        opening: The digest of the first pass's first batch, for a dataset that is not told the
+            epoch.
+        reshuffled: Whether such a dataset started a later pass with another batch.
+        last: The digest of its last consumed batch.
         iterator: A state of its iterator, None if it has none; see `Bookmark`.
-        read: After how many batches that is; None after the end of the pass before.
+        read: How many batches were read at that state; None after the end of the pass before.
         ended: How the run ended: "finished" or "stopped"; None while it goes on.
-        cut: Whether that was within a pass. Hooks were then told of the pass's end, so a run that
-            is asked for more goes on from the checkpoint before.
+        cut: Whether it ended within a pass. The hooks of the pass's end were then called, so a
+            longer run goes on from the checkpoint before.
         steps_per_call: What `steps_per_call="auto"` has found; None before, and without it.
-        num_epochs: What the run was asked for, to tell whether more is asked now.
-        num_steps: The same, in training steps.
+        num_epochs: The run's `num_epochs`, to tell whether more is asked for now.
+        num_steps: The same for `num_steps`.
 
     >>> Position.from_state(Position(epoch=3).to_state()).epoch
     3
@@ -85,7 +83,7 @@ class Position:
             return found
 
     def end_pass(self, mode: str) -> None:
-        """Go to what comes after a pass."""
+        """Go to the end of a pass."""
         if mode == "train":
             self.pass_done = True
         elif mode == "val":
@@ -99,7 +97,7 @@ class Position:
         self.first = self.last = None
 
     def is_over(self, num_epochs: int | None, num_steps: int | None) -> bool:
-        """Say whether a run that ended here has nothing more to do when asked for so much.
+        """Say whether a run that ended here has nothing left to do for these numbers.
 
         >>> ended = Position(epoch=2, ended="finished", num_epochs=2)
         >>> ended.is_over(2, None), ended.is_over(3, None)
@@ -111,7 +109,7 @@ class Position:
 
 
 def batch_digest(batch: Any) -> str | None:
-    """Return a digest of a batch, None for one of objects that are no data.
+    """Return a digest of a batch; None if it holds objects that are not data.
 
     >>> batch_digest(["a"]) == batch_digest(["b"])
     False

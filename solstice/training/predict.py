@@ -1,4 +1,4 @@
-"""predict: what an experiment predicts for a whole dataset, on the host."""
+"""predict: an experiment's predictions for a whole dataset, on the host."""
 
 from typing import Any
 
@@ -27,12 +27,12 @@ def predict(
     """Return `exp.predict` of each batch's inputs, joined along the first axis, on the host.
 
     The inputs are what `exp.batch_inputs(batch)` returns: by default the first element of a tuple
-    or list, and any other batch itself, a named tuple too.
+    or list; any other batch, also a named tuple, is itself the inputs.
 
     Args:
         exp: An experiment with a `predict` method.
-        ds: As `train_ds` in `train`; labels are not needed. `data.Arrays` are read in their order,
-            each row once, however they are shuffled.
+        ds: As `train_ds` in `train`; labels are not needed. `data.Arrays` are read in order, each
+            row once, even if they shuffle.
         sharding: As in `train`. Each process gets the predictions of its own batches.
         progress: Whether to show a progress bar.
 

@@ -1,8 +1,7 @@
 """The recompile guard: when a step is compiled again, it says what changed.
 
-jax traces a step for each form of its input, and compiles what it traced for each placement. The
-guard looks only after a call that was new to jax, so that a run whose input keeps its form pays
-nothing for it.
+jax traces a step for each form of its input, and compiles it for each placement. The guard only
+looks after a call that was new to jax, so it costs nothing while the input keeps its form.
 """
 
 import dataclasses
@@ -51,12 +50,12 @@ was float32[3] and is float32[2]. ...
         self._told: set[str] = set()
 
     def first(self, flat: Flat, batches: list[Any]) -> None:
-        """Remember what a run starts with, though an earlier run may have compiled it already."""
+        """Remember the form that a run starts with; an earlier run may have compiled it already."""
         self._seen = _Signature(flat, batches)
         self._compilations = 1
 
     def met(self, flat: Flat, batches: list[Any], *, traced: bool) -> None:
-        """Tell what changed since the last compilation.
+        """Say what changed since the last compilation.
 
         Args:
             flat: The experiment of a call that was new to jax.
@@ -65,7 +64,7 @@ was float32[3] and is float32[2]. ...
                 placement changed.
 
         Raises:
-            RecompileError: It was the second compilation, and this is to be an error.
+            RecompileError: It was the second compilation, and `how` is "error".
         """
         before, now = self._seen, _Signature(flat, batches)
         changes = [] if before is None else now.changes_from(before)
@@ -93,7 +92,7 @@ was float32[3] and is float32[2]. ...
 
 
 def form_change(before: Flat, after: Flat) -> str | None:
-    """Say how an experiment's form differs, wherever its arrays are; None where it does not.
+    """Say how an experiment's form differs, placement aside; None if it does not.
 
     >>> import jax.numpy as jnp
     >>> form_change(Flat.of({"weight": jnp.zeros(2)}), Flat.of({"weight": jnp.zeros(3)}))
@@ -106,7 +105,7 @@ def form_change(before: Flat, after: Flat) -> str | None:
     return None if same else _told(_Signature(after, []).changes_from(_Signature(before, [])))
 
 
-# A leaf's path, what it was and what it is.
+# A leaf's path, and what it was and is.
 _Change = tuple[str, str, str]
 
 
@@ -116,7 +115,7 @@ def _told(changes: list[_Change]) -> str:
 
 
 class _Signature:
-    """What jax compiles for: the form and the place of each array, and all that is static."""
+    """What jax compiles for: form and placement of each array, and all static values."""
 
     def __init__(self, flat: Flat, batches: list[Any]) -> None:
         self._structure = flat.structure
@@ -152,14 +151,14 @@ class _Signature:
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """What jax compiles for in one leaf: its type, and the devices that it is bound to."""
+    """What jax compiles for in one leaf: its type and its devices."""
 
     kind: Any
     place: Any
 
     @property
     def text(self) -> str:
-        """The type in words, which take longer to find than a small step."""
+        """The type in words; finding them takes longer than a small step."""
         if isinstance(self.kind, Static):
             return f"the static {self.kind.value!r}"
         weak = " (weakly typed)" if getattr(self.kind, "weak_type", False) else ""
@@ -212,7 +211,7 @@ def _one_level(node: Any) -> tuple[list[tuple[Any, Any]], Any]:
 
 
 def _node_text(node: Any, other: Any) -> str:
-    """Describe a node by what sets it apart from another one."""
+    """Describe a node by how it differs from another one."""
     if type(node) is type(other) and dataclasses.is_dataclass(node):
         statics = [field.name for field in dataclasses.fields(node) if field.metadata.get("static")]
         changed = [

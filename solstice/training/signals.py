@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C during a run: noted, so that the step in hand is finished first."""
+"""SIGTERM and Ctrl-C during a run: noted, so that the current step is finished first."""
 
 import contextlib
 import signal
@@ -10,7 +10,7 @@ _HANDLED = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """Raised between two steps after a signal; the run ends and turns it into `ending`."""
+    """Raised between two steps after a signal; the run ends and raises `ending` instead."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -20,7 +20,7 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """What signals have come."""
+    """The signals that have come."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -33,9 +33,9 @@ class Signals:
 
 @contextlib.contextmanager
 def noted() -> Iterator[Signals]:
-    """Note the first SIGINT or SIGTERM; a second ends the process at once.
+    """Note the first SIGINT or SIGTERM; a second one ends the process at once.
 
-    Off the main thread, where Python allows no handlers, nothing is noted and nothing changes.
+    Outside the main thread, where Python allows no handlers, it does nothing.
 
     >>> import os
     >>> with noted() as signals:

@@ -1,7 +1,4 @@
-"""Stepper: a run's experiment as it is now, and how it takes steps.
-
-It knows no dataset and no callback.
-"""
+"""Stepper: a run's current experiment, and how it takes steps."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -16,34 +13,35 @@ from solstice.sharding.arrays import local_tree
 from solstice.sharding.placements import Sharding
 from solstice.sharding.processes import check_same
 from solstice.step import Step, join_outs, joined
+from solstice.training.calls import Trials
 from solstice.training.recompile import RecompileGuard
 from solstice.tree.digests import digest
 from solstice.tree.flat import Flat
 
-# On a CPU, jax lets 32 calls wait in line; from then on each new one waits for the oldest, and the
-# thread that makes them wakes up in the middle of every step, to cold caches. In bursts it takes
-# half the time, and the step has the rest: 4 to 6% of one that takes a millisecond.
+# On a CPU, jax queues 32 calls; after that each new call waits for the oldest, and the calling
+# thread wakes up in the middle of every step, with cold caches. Calling in bursts halves that cost,
+# which saves 4 to 6% of a step of a millisecond.
 _BURST = 12
 
-# What jax and Equinox make of a step, other than solstice.jit.
+# The wrappers of jax and Equinox around a step, other than solstice.jit.
 _COMPILED: Any = (type(jax.jit(abs)), type(eqx.filter_jit(abs)))
 
 
-def found_before(exp: Any) -> dict[int | None, int]:
-    """Return what "auto" found for experiments of this form, by the steps of a pass; to add to."""
+def trials_of(exp: Any) -> Trials:
+    """Return the dict of the trials of "auto" for experiments of this form."""
     step = type(exp).train_step
-    return step.found.setdefault(Flat.of(exp).structure, {}) if isinstance(step, Step) else {}
+    return step.trials.setdefault(Flat.of(exp).structure, {}) if isinstance(step, Step) else {}
 
 
 class Stepper:
-    """The experiment of a run, whole or taken apart; both while they are the same.
+    """The experiment of a run: whole, flattened, or both while they agree.
 
     Args:
         exp: The experiment that the run starts with.
-        fuses: Says whether so many steps are taken in one call of a compiled step.
+        fuses: Says whether this many steps are taken in one call of a compiled step.
         recompile: What a step that is traced again does.
         donate: Whether the experiment's own buffers may be taken.
-        sharding: Where it is kept.
+        sharding: Where it is placed.
 
     >>> import jax.numpy as jnp, solstice
     >>> class Count(solstice.Experiment):
@@ -72,7 +70,7 @@ class Stepper:
         self._exp: Any = exp
         self._flat: Flat | None = None
         self._type = type(exp)
-        # Whether nobody else has its buffers.
+        # Whether nothing else holds its buffers.
         self._owned = donate
         self._fuses = fuses
         self._recompile: Literal["warn", "error"] = recompile
@@ -89,7 +87,7 @@ class Stepper:
 
     @property
     def exp(self) -> Any:
-        """The experiment as it is now, put together only when somebody looks."""
+        """The current experiment, rebuilt only when something reads it."""
         if self._exp is None:
             assert self._flat is not None
             self._exp = self._flat.whole()
@@ -97,19 +95,19 @@ class Stepper:
 
     @property
     def flat(self) -> Flat:
-        """The same, taken apart."""
+        """The current experiment, flattened."""
         if self._flat is None:
             self._flat = Flat.of(self._exp)
         return self._flat
 
     def take(self, mode: str, group: list[Any]) -> Any:
-        """Take a step a batch, in one call where that is possible, and return their joined outs."""
+        """Take one step per batch, in one call if possible, and return their joined outs."""
         name = "train_step" if mode == "train" else "eval_step"
         step = getattr(self._type, name)
         if isinstance(step, Step) and self._fuses(len(group)):
             outs = self._fused(step, name, mode, group)
         else:
-            # A call of another number of steps would have to be compiled for this one time.
+            # A call with another number of steps would have to be compiled for this one use.
             every = [self._one(step, name, mode, batch) for batch in group]
             outs = every[0] if len(every) == 1 else joined(join_outs(every))
         self._calls += 1
@@ -118,7 +116,7 @@ class Stepper:
         return outs if self._alone else local_tree(outs)
 
     def revise(self, exp: Any) -> None:
-        """Go on with another experiment of the same form, whose arrays somebody else may have."""
+        """Go on with another experiment of the same form, whose arrays others may hold."""
         like = self.flat.structure
         self._exp, self._flat, self._owned = exp, Flat.of(exp, like=like), False
         if self._sharding is not None:
@@ -126,7 +124,7 @@ class Stepper:
             self._exp = None
 
     def check_columns(self, mode: str, batch: Any) -> None:
-        """Raise for what the mode's step, if it is compiled, cannot take of a batch.
+        """Raise if the mode's step is compiled and cannot take something in a batch.
 
         Raises:
             TypeError: The column is named.
@@ -138,12 +136,12 @@ class Stepper:
             check_columns(batch, f"{mode}_ds", static=True)
 
     def compiles(self, mode: str) -> bool:
-        """Say whether the mode's step is one that jax compiles as a whole."""
+        """Say whether jax compiles the mode's step as a whole."""
         step = getattr(self._type, "train_step" if mode == "train" else "eval_step")
         return isinstance(step, (Step, *_COMPILED))
 
     def trace_evaluation(self, batch: Any) -> Any:
-        """Trace an evaluation step that is compiled, which its first call then need not.
+        """Trace a compiled evaluation step, so that its first call need not.
 
         Return the shapes of its outs; None if it is not compiled.
         """
@@ -157,7 +155,7 @@ class Stepper:
         return None
 
     def _wait(self, outs: Any) -> None:
-        """Wait for the calls before this burst, whose last returned what is awaited."""
+        """Wait for the calls before this burst, that is, for what the last one returned."""
         if self._awaited is not None and not self._awaited.is_deleted():
             self._awaited.block_until_ready()
         arrays = (leaf for leaf in jax.tree.leaves(outs) if isinstance(leaf, jax.Array))
@@ -200,6 +198,6 @@ class Stepper:
         return outs
 
     def _place(self) -> None:
-        """Put an experiment of another form where it belongs."""
+        """Place an experiment of another form."""
         if self._sharding is not None:
             self._flat, self._exp = self._sharding.placed(self.flat, donate=True), None

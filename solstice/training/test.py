@@ -14,7 +14,7 @@ from solstice.training.hooks import listed
 from solstice.training.loop import Loop
 from solstice.training.progress.bars import ProgressChoice, check_progress
 
-# What other libraries call them.
+# Other libraries' names of the arguments.
 OTHER_NAMES = {"dataset": "test_ds", "data": "test_ds", "ds": "test_ds", "verbose": "progress"}
 
 
@@ -81,7 +81,7 @@ def test(
     Args:
         exp: The experiment.
         test_ds: As `train_ds` in `train`.
-        callbacks: What watches the run.
+        callbacks: The callbacks of the run.
         return_outs: Whether to return the list of each step's outs.
         sharding: As in `train`.
         progress: As in `train`.
@@ -90,7 +90,7 @@ def test(
         The list of outs if `return_outs`, otherwise None.
 
     Raises:
-        UsageError: There are neither callbacks nor `return_outs`, so nothing would come of it.
+        UsageError: There are neither callbacks nor `return_outs`, so the results would be lost.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -120,5 +120,5 @@ def test(
     return outs
 
 
-# Otherwise pytest takes it for a test wherever it is imported.
+# Otherwise pytest collects it as a test wherever it is imported.
 test.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]

@@ -1,4 +1,4 @@
-"""train: what a run is asked for, checked before its first step."""
+"""train: checks its arguments before the first step, and runs the loop."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ _E = TypeVar("_E", bound=Experiment)
 _logger = logging.getLogger("solstice")
 
 
-# What Keras, Lightning, Transformers and scikit-learn call them.
+# The arguments' names in Keras, Lightning, Transformers and scikit-learn.
 OTHER_NAMES = {
     "epochs": "num_epochs",
     "max_epochs": "num_epochs",
@@ -79,7 +79,7 @@ def train(
     donate: bool = False,
     progress: ProgressChoice = True,
 ) -> _E:
-    """Return the experiment after training; the one passed in stays as it is.
+    """Return the experiment after training; the one passed in does not change.
 
     Each epoch is a pass of `train_step` over `train_ds` and then, if there is a `val_ds`, a pass
     of `eval_step` over it. Steps and epochs count from 0.
@@ -90,65 +90,64 @@ def train(
         train_ds: `data.Arrays`, or any re-iterable of batches: a list, a tf.data or grain dataset,
             a DataLoader, or a function that returns an iterator (called with the epoch if it takes
             an argument, with the epoch and the experiment if it requires two), or
-            `data.live(make)`. A method `set_epoch(epoch)` is called before each pass. It may fill
-            the same buffers again for each batch: but for a list's, numpy's arrays are copied.
-        val_ds: The same, for validation. Its first batch is read before the first training step,
-            to see that an evaluation works, and the first validation begins with it.
-        callbacks: What watches the run. One that raises `EarlyStoppingException` ends it: the
-            epoch's other hooks are still called, its validation is not run any more.
-        num_steps: Ends the run after so many training steps; the epoch it cuts short is
-            validated as any other. To know whether it cuts one short, one more batch is read of
-            what can be read again. A run that is resumed with more steps goes on as if it had
-            had them from the start.
-        validate_every: The trigger that says when to run a pass over `val_ds`; None says after each
-            epoch. `Every(steps=500)` validates in the middle of an epoch too.
-        steps_per_call: How many steps one compiled call takes. More are quicker where a step is
-            small, and equal up to the compiler's rounding. Hooks are then called once a call, with
-            the index of its last step, the list of its batches, and the steps' outs: merged, or
-            stacked on a new first axis if they do not merge. What is left at the end of a pass,
-            or differs in shape, is taken step by step, in one call of the hooks. Steps that are
-            not compiled by `solstice.jit` are all taken so. "auto" finds how many by timing the
-            first calls: 1, 4, 16 and 64, as long as each is clearly quicker than the one before and
-            compiles soon. The logger tells what it has found; a resumed run goes on with it, and so
-            does the next of its kind in this process. "epoch" takes a whole pass as one call, of
-            data that fit in the memory, such as `data.Arrays(...).on_device()`. With both, hooks
-            always get a list, and evaluation takes one step a call.
-        prefetch: How many batches a thread reads ahead of time, and places on the device where a
-            call takes one; 0 reads each when its turn comes. None means 0 on a CPU and for data in
-            memory (lists, tuples, `Arrays`), whose arrays a compiled call takes as quickly itself,
-            and 2 otherwise. Nothing is read ahead of a dataset that reads one of `callbacks`, such
-            as one that keeps the experiment for it.
-        sharding: Where the experiment and its batches are: `solstice.sharding.DataParallel()`,
-            `FullySharded()` or `Rules(...)`; None is one device. The experiment comes back as it is
-            placed.
-        resume_from: A `CheckpointingCallback` or its directory: go on after its newest complete
-            checkpoint, with the experiment, the callbacks and the data where they were, to the
-            same bits; start anew if it holds none, with the log of a run that was killed before it
-            had saved anything, and with a warning where this run does not save there either. A run
-            that had ended is returned at once, unless it is asked for more epochs or steps than it
-            was. `on_epoch_start` is called again for the pass in which a run goes on, and after
-            `on_run_start` each callback's `set_state`.
-        recompile: When a step compiled by `solstice.jit` is traced again, the log says what
-            changed, as a warning from the third trace on; "error" raises at the second.
-        donate: Whether the run may take the buffers of `exp` itself, which nobody can use any more
-            afterwards. It saves the copy that a run otherwise starts with.
+            `data.live(make)`. A method `set_epoch(epoch)` is called before each pass. The dataset
+            may reuse its buffers from batch to batch: numpy arrays are copied, except those of a
+            list.
+        val_ds: The same, for validation. Its first batch is read and checked before the first
+            training step; the first validation starts with it.
+        callbacks: The callbacks of the run. One that raises `EarlyStoppingException` ends it: the
+            epoch's other hooks are still called, its validation is skipped.
+        num_steps: Ends the run after this many training steps. An epoch that it cuts short is
+            validated like any other; to find out, one more batch is read if the dataset can be read
+            again. A run resumed with more steps goes on as if it had had them from the start.
+        validate_every: The trigger of passes over `val_ds`; None means after each epoch.
+            `Every(steps=500)` validates in the middle of an epoch too.
+        steps_per_call: How many steps one compiled call takes. More are faster if a step is small,
+            and give the same results up to the compiler's rounding. Hooks are then called once per
+            call, with the index of its last step, the list of its batches, and the steps' outs:
+            merged, or stacked on a new first axis if they do not merge. Batches left at the end of
+            a pass, or of another shape, are taken step by step, with one call of the hooks; so are
+            all steps that `solstice.jit` does not compile. "auto" times the first calls, with 1, 4,
+            16 and 64 steps, as long as none is clearly slower than one before and each compiles
+            quickly. The result is logged; a resumed run keeps it, and so does the next run of the
+            same kind in this process. "epoch" takes a whole pass in one call, for data that fit in
+            memory, such as `data.Arrays(...).on_device()`. With both, hooks always get a list, and
+            evaluation takes one step per call.
+        prefetch: How many batches a thread reads ahead, and places on the device if a call takes
+            one batch; 0 reads each batch when it is needed. None means 0 on a CPU and for data in
+            memory (lists, tuples, `Arrays`), where reading ahead is no faster, and 2 otherwise. A
+            dataset that reads one of `callbacks`, such as one that keeps the experiment for it, is
+            never read ahead.
+        sharding: Where the experiment and its batches are placed:
+            `solstice.sharding.DataParallel()`, `FullySharded()` or `Rules(...)`; None is one
+            device. The returned experiment stays placed that way.
+        resume_from: A `CheckpointingCallback` or its directory: go on from its newest complete
+            checkpoint. Experiment, callbacks and data are restored, and the result is the same bit
+            for bit. Without a checkpoint the run starts from the beginning and replaces the log of
+            a run that was killed before its first save; it warns if this run does not save there
+            either. The experiment of a finished run is returned at once, unless more epochs or
+            steps are asked for. After `on_run_start`, each callback's `set_state` is called, then
+            `on_epoch_start` again for the pass in which the run goes on.
+        recompile: If a step compiled by `solstice.jit` is traced again, the log says what changed,
+            as a warning from the third trace on; "error" raises at the second.
+        donate: Whether the run may donate the buffers of `exp`, which cannot be used afterwards. It
+            saves the copy that a run otherwise starts with.
         progress: Whether to show a progress bar with the loss and the accuracy (or the first two
-            numbers that `compute()` gives); names of metrics show those. A bar in a terminal or a
-            notebook; elsewhere, as in a log file, one line an epoch. Epochs count from 0, as in
-            every record. The metrics are those of the pass so far, merged, as far as the device
-            has finished them; at its end, those of the whole pass, as `LoggingCallback` logs them
-            (of a pass that a resumed run goes on with, those of the steps since). What cannot be
-            shown ends no run: standard error may be closed, or a terminal gone.
+            numbers that `compute()` gives), or the names of the metrics to show. It is a bar in a
+            terminal or notebook, and one line per epoch elsewhere, as in a log file. Epochs count
+            from 0, as in every record. The metrics are merged over the steps of the pass that the
+            device has finished; at the end they are those of the whole pass, as `LoggingCallback`
+            logs them (after a resume, of the steps since). A failure to show them, such as a closed
+            terminal, does not end the run.
 
     Raises:
-        TypeError, ValueError: An argument or the first batch is not what it must be; raised
-            before the first step.
+        TypeError, ValueError: An argument or the first batch is wrong; raised before the first
+            step.
         ValueError: A pass over a dataset gave no batch.
         RecompileError: A step was compiled again, and `recompile` is "error".
-        FileNotFoundError: `resume_from` is itself a checkpoint, or a file, and not a directory of
-            checkpoints.
+        FileNotFoundError: `resume_from` is a checkpoint or a file, not a directory of checkpoints.
         DamagedFileError: `resume_from` holds only checkpoints that cannot be read.
-        KeyboardInterrupt, SystemExit: A signal came; the step in hand was finished and saved.
+        KeyboardInterrupt, SystemExit: A signal came; the current step was finished and saved.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -237,10 +236,10 @@ def train(
 
 
 def _start_anew(there: Checkpoints, callbacks: list[Callback]) -> None:
-    """Say so where a run finds nothing to go on from, unless it is the first of its directory.
+    """Warn if a run finds nothing to go on from, unless it is the first of its directory.
 
     Raises:
-        NoCheckpointError: What was given is a checkpoint, or a file.
+        NoCheckpointError: `resume_from` is a checkpoint or a file.
     """
     if hint := there.hint():
         raise NoCheckpointError(
@@ -255,6 +254,6 @@ def _start_anew(there: Checkpoints, callbacks: list[Callback]) -> None:
         )
     _logger.warning(
         "resume_from=%r holds no checkpoint, and no callback of this run saves there: the run "
-        "starts anew. Check the path.",
+        "starts from the beginning. Check the path.",
         there.place,
     )

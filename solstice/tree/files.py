@@ -70,7 +70,7 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
         table[name]["digest"] = array_digest(values)
     text = json.dumps(table)
     about = {"format": _FORMAT, "leaves": text, "digest": text_digest(text)}
-    with _replacing(file_path) as file:
+    with replacing(file_path) as file:
         write_tensors(file, arrays, about)
 
 
@@ -216,7 +216,7 @@ def _refuse_older(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Give the path of a new file that takes the place of `path` once it is whole."""
     path = Path(os.path.realpath(path))  # a link goes on pointing to the file that is replaced
     if os.path.lexists(path):

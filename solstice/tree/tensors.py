@@ -18,7 +18,12 @@ from typing import Any, Self
 import jax.numpy as jnp
 import numpy as np
 
-from solstice.errors import DamagedFileError, MissingPackageError, SolsticeError
+from solstice.errors import (
+    DamagedFileError,
+    InvalidValueError,
+    MissingPackageError,
+    SolsticeError,
+)
 from solstice.tree.kinds import dtype_name
 
 # The dtypes that the format and numpy have in common, and bfloat16.
@@ -42,7 +47,7 @@ def packages() -> tuple[ModuleType, ModuleType]:
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             f"Saving needs the package {error.name!r}, which is not installed: "
-            f"pip install 'solstice[checkpoint]'"
+            f"pip install 'jax-solstice[checkpoint]'"
         ) from error
     return safetensors, xxhash
 
@@ -159,6 +164,21 @@ class Tensors:
             raise damaged(self.place, f"the bytes of {name!r} are not those that were written")
         return values
 
+    def load(self, name: str) -> np.ndarray:
+        """Return an array with the dtype and shape that the file says it has.
+
+        Raises:
+            DamagedFileError: Its bytes are not there.
+            InvalidValueError: It is of a dtype that numpy has no name for, such as some of 8 bits.
+        """
+        code = self._file.get_slice(name).get_dtype()
+        if code not in _READABLE:
+            raise InvalidValueError(
+                f"{self.place}: {name!r} is expected to be of a dtype that numpy and jax share "
+                f"with the format; it is {code}. Save it as float32 or bfloat16."
+            )
+        return self._file.get_tensor(name)
+
 
 def check_regular(path: Path) -> None:
     """Raise unless a path is that of a regular file: to read a pipe or a device may never end.
@@ -238,6 +258,14 @@ def as_dtype(name: str) -> np.dtype:
     if not (dtype == np.bool_ or jnp.issubdtype(dtype, np.number)):
         raise DamagedFileError(f"{name!r} is expected to be a dtype of numbers. Use another copy.")
     return dtype
+
+
+def is_storable(dtype: np.dtype) -> bool:
+    """Say whether the format has a dtype; arrays of another are stored as bytes."""
+    return dtype_name(dtype) in _KNOWN
+
+
+_READABLE = frozenset(_stored_form(as_dtype(name), ())[0] for name in _KNOWN)
 
 
 def sync_directory(path: Path) -> None:

@@ -131,7 +131,7 @@ def test_watching_a_validation_that_is_not_there_is_an_error_before_the_first_st
 )
 def test_an_answer_that_is_no_truth_is_refused(train, answer, told):
     callback = EarlyStoppingCallback(lambda outs: answer)
-    with pytest.raises(ValueError, match=rf"one truth; it returned {told}"):
+    with pytest.raises(ValueError, match=rf"one bool; it returned {told}"):
         train(1, [1], [2], [callback])
 
 
@@ -386,7 +386,7 @@ def test_a_run_stopped_in_a_validation_ends_where_it_would_have(tmp_path, make, 
 
 def test_an_unknown_metric_is_a_usage_error_that_lists_the_known(train):
     with pytest.raises(
-        solstice.UsageError, match=r"watches 'acuracy', which is none of .*: mean, count\."
+        solstice.UsageError, match=r"watches 'acuracy', which is not among .*: mean, count\."
     ):
         train(2, [0], [1.0], [no_improvement("acuracy")])
 

@@ -1,6 +1,6 @@
 """Which laws are checked on what, and the tables that the pages make of it.
 
-    PYTHONPATH=.:tests/loggers python tests/compat/law_table.py    # into README.md, docs/index.md
+    PYTHONPATH=.:tests/loggers python tests/compat/law_table.py    # into docs/what_works.md
 
 A cell says yes where no law of its column is excluded. That the others hold is what `test_laws.py`
 asserts, network by network, and `test_sink_laws.py`, so the tables need nothing to be run.
@@ -17,7 +17,7 @@ from sink_table import SINKS
 from solstice.testing import MODEL_LAWS, OPTIMIZER_LAWS, SINK_LAWS
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "index.md"]
+PAGES = [ROOT / "docs" / "what_works.md"]
 BEGIN, END = (
     "<!-- what works: written by tests/compat/law_table.py -->",
     "<!-- end of what works -->",

@@ -114,7 +114,7 @@ def test_a_missing_library_names_feature_and_command():
     packages = ("flax", "flax", "haiku", "keras", "keras", "optax")
     for line, package in zip(done.stdout.splitlines(), packages, strict=True):
         assert f"needs the package {package!r}" in line
-        assert f"pip install 'solstice[{package}]'" in line
+        assert f"pip install 'jax-solstice[{package}]'" in line
 
 
 def test_an_unknown_name_is_an_attribute_error():
@@ -318,7 +318,7 @@ def test_a_framework_is_a_file_and_a_line(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "toy", None)
     with pytest.raises(
-        ImportError, match=r"compat\.ToyModel needs the package 'toy'.*solstice\[toy"
+        ImportError, match=r"compat\.ToyModel needs the package 'toy'.*jax-solstice\[toy"
     ):
         compat.ToyModel  # noqa: B018 - it is loaded when it is looked up
 

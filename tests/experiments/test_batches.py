@@ -117,7 +117,7 @@ def test_a_network_that_fails_on_a_single_example_says_what_it_was_called_on():
     with pytest.raises(ValueError, match=r"\w") as raised:
         exp.train(1, [(x, x[:3]) for x in X], progress=False)
     notes = "\n".join(raised.value.__notes__)
-    assert "on the inputs of this batch, (float32[4]); it is to be a batch such as x" in notes
+    assert "on the inputs of this batch, (float32[4]); it must be a batch such as x" in notes
 
 
 WEIGHTS = np.array([1, 0.5, 0, 1, 1, 2], "float32")
@@ -290,7 +290,9 @@ class OneLogit(eqx.Module):
 @pytest.mark.parametrize("squeeze", [True, False])
 def test_a_network_with_one_logit_is_told_what_to_do(squeeze, number, example):
     net = OneLogit(eqx.nn.Linear(4, 1, key=KEY), squeeze)
-    with pytest.raises(ValueError, match=r"one number an example\. .* give it two outputs") as told:
+    with pytest.raises(
+        ValueError, match=r"one number an example\. .* give the network two outputs"
+    ) as told:
         solstice.ClassificationExperiment(
             net, TX, number, example_input=example, loss=optax.sigmoid_binary_cross_entropy
         ).train(1, [(X, np.arange(6) % 2)], progress=False)
@@ -396,7 +398,7 @@ def test_what_is_no_array_is_named(part, odd):
 
 def test_an_empty_batch_is_refused():
     for exp, y in ((classify(), np.zeros(0, int)), (adapted(solstice.RegressionExperiment), X[:0])):
-        with pytest.raises(ValueError, match=r"hold an example or more.*Leave empty batches out"):
+        with pytest.raises(ValueError, match=r"hold at least one example.*Leave empty batches out"):
             exp.train(1, [(X[:0], y)], progress=False)
 
 

@@ -308,7 +308,7 @@ def test_an_example_that_is_no_batch_is_named():
     with pytest.raises(ValueError, match=r"matmul|ndim|shape") as raised:
         solstice.ClassificationExperiment(network, optax.sgd(0.1), example_input=np.ones(2))
     notes = "\n".join(raised.value.__notes__)
-    assert "on example_input, float64[2]; it is to be a batch such as x[:1]" in notes
+    assert "on example_input, float64[2]; it must be a batch such as x[:1]" in notes
 
 
 def test_a_loss_that_is_no_array_is_refused():

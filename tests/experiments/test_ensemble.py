@@ -341,7 +341,7 @@ def test_a_direction_that_nobody_knows_is_asked_for():
 def test_there_is_no_best_of_members_without_a_value():
     ensemble = valued([NAN, NAN], ("loss", None), stopping=MemberStopping("loss"))
     for arguments in ([[0.0]], []):  # all diverged; none was validated
-        with pytest.raises(ValueError, match="No member has a value of 'loss'"):
+        with pytest.raises(ValueError, match="No member has a finite value of 'loss'"):
             ensemble.best("loss", *arguments)
 
 

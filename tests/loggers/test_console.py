@@ -1,5 +1,8 @@
 """Console: the table that a human reads."""
 
+import io
+import sys
+
 import numpy as np
 
 from solstice.loggers import Console, Image, Text
@@ -74,3 +77,20 @@ def test_a_chosen_name_that_never_comes_is_told_of(capsys, caplog):
 
 
 F1 = {"train": {}, "val": {"f1": 0.5}}
+
+
+def test_a_row_is_written_at_once_with_its_newline(monkeypatch):
+    """A bar that begins or ends between the two, in another thread, would erase the row."""
+    written = []
+
+    class Stream(io.StringIO):
+        def write(self, text):
+            written.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stdout", Stream())
+    console = Console()
+    console.write({"mode": "train", "epoch": 0, "step": 3, "time": 0.0, "average_loss": 0.5})
+    console.close()
+    (row,) = filter(None, written)
+    assert row.endswith("0.5\n")

@@ -238,7 +238,9 @@ def test_what_was_written_before_a_process_ends_is_there(tmp_path):
 )
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, sink, package, extra):
     monkeypatch.setitem(sys.modules, package, None)
-    message = rf"needs the package '{package}', which is not .*pip install 'solstice\[{extra}\]'"
+    message = (
+        rf"needs the package '{package}', which is not .*pip install 'jax-solstice\[{extra}\]'"
+    )
     with pytest.raises(ImportError, match=message):
         sink()
 

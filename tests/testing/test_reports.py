@@ -162,4 +162,4 @@ def test_without_hypothesis_the_command_is_named():
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
     )
     assert "needs the package 'hypothesis'" in done.stdout
-    assert "pip install 'solstice[testing]'" in done.stdout
+    assert "pip install 'jax-solstice[testing]'" in done.stdout

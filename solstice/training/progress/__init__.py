@@ -1,6 +1,6 @@
-"""Progress: what a run shows of itself while it goes on, in a terminal, a notebook or a log file.
+"""Progress: what a run shows in a terminal, a notebook or a log file.
 
-It shows where a run is and what its metrics say; it decides nothing, and never waits for a step.
+It shows the position and the metrics, and never waits for a step.
 """
 
 from solstice.training.progress.bars import Progress, ProgressChoice, check_progress

@@ -1,8 +1,8 @@
 """The bar of a pass over a dataset, and the line of an epoch where no bar can be drawn.
 
 A bar is drawn in terminals and notebooks at tqdm's pace. Elsewhere, as in a log file, each epoch is
-one line. Neither waits for the device before a pass ends, and neither ends a run: what cannot be
-shown is lost, which is logged once.
+one line. Neither waits for the device before a pass ends. A failure to draw does not end the run;
+it is logged once.
 """
 
 import contextlib
@@ -30,18 +30,18 @@ _logger = logging.getLogger("solstice")
 
 ProgressChoice = bool | str | Sequence[str]
 
-# A notebook says nothing of its width.
+# A notebook does not tell its width.
 _NOTEBOOK_WIDTH = 100
-# tqdm's own width of a bar where a line has no width.
+# tqdm's width of a bar if a line has no width.
 _BAR = 10
 _NEVER = float("inf")
 
 
 class Progress:
-    """What one call of `train`, `test` or `predict` shows of itself.
+    """What one call of `train`, `test` or `predict` shows.
 
     Args:
-        shown: Whether to show anything; names choose the metrics beside the bar.
+        shown: Whether to show anything; names choose the metrics shown next to the bar.
 
     >>> with Progress(False).one_pass("predict", total=3) as bar:
     ...     bar.update(1)
@@ -54,19 +54,19 @@ class Progress:
         self.losing = Losing(
             "The progress cannot be shown: %s: %s. The run goes on; this is said once."
         )
-        # Where epochs are lines: by mode, the line and the metrics of the epoch's last pass.
+        # If epochs are lines: the line and the metrics of the epoch's last pass, by mode.
         self._passes: dict[str, tuple[str, str]] = {}
 
     def one_pass(
         self, title: str, *, mode: str = "test", total: int | None = None, done: int = 0
     ) -> "Pass":
-        """Return what is to be updated during a pass, a context manager.
+        """Return a context manager, to be updated during a pass.
 
         Args:
             title: What the pass is called.
             mode: "train", "val" or "test".
-            total: How many steps there are; None if nobody knows.
-            done: How many of them an earlier run has done.
+            total: How many steps there are; None if not known.
+            done: How many of them a run before the resume has done.
         """
         if self._shown:
             with self.losing:
@@ -80,7 +80,7 @@ class Progress:
             self.end_epoch()
 
     def end_epoch(self) -> None:
-        """Write the line of the epoch, where epochs are lines."""
+        """Write the line of the epoch, if epochs are lines."""
         said = [f"{line} {metrics}".rstrip() for line, metrics in self._passes.values()]
         if "train" in self._passes and "val" in self._passes:
             validation = self._passes["val"][1]
@@ -93,7 +93,7 @@ class Progress:
                 sys.stderr.flush()
 
     def say(self, line: str) -> None:
-        """Write a line above the bar; where nothing is shown, to the logger "solstice"."""
+        """Write a line above the bar; if nothing is shown, to the logger "solstice"."""
         if not self._shown:
             _logger.info("%s", line)
             return
@@ -111,7 +111,7 @@ class Pass:
         return
 
     def compiling(self) -> contextlib.AbstractContextManager[None]:
-        """Say, while the first step is taken, that it is compiled."""
+        """Show that the first step is compiling."""
         return contextlib.nullcontext()
 
     def update(self, steps: int, outs: object = None) -> None:
@@ -135,7 +135,7 @@ class _Shown(Pass):
                     {"dynamic_ncols": True},
                 )
             else:
-                # Its position is no line that tqdm gives to a bar of the user's.
+                # Its position is a line that tqdm gives to no bar of the user's.
                 self._place, total = Place(), None
                 width = {"miniters": _NEVER, "maxinterval": _NEVER, "position": 1000}
                 if mode == "train":
@@ -171,7 +171,7 @@ class _Shown(Pass):
                 self._progress.note(self._mode, str(self._bar), " ".join(metrics))
             elif ended:
                 self._bar.final = metrics
-                # The trace of a validation is its metrics.
+                # A finished validation leaves only its metrics.
                 self._bar.leave = bool(metrics) or self._mode != "val"
             self._place.end_line()
             self._bar.close()
@@ -179,10 +179,10 @@ class _Shown(Pass):
 
 
 class Bar(tqdm):
-    """A bar whose line ends with a state or the rate, and the metrics, as far as there is room.
+    """A bar whose line ends with a state or the rate, and as many metrics as fit.
 
     Attributes:
-        state: What the run does instead of steps, shown in place of the rate; empty for steps.
+        state: What the run does now instead of steps, shown instead of the rate; empty for steps.
         final: The metrics of the whole pass, once it is over.
     """
 
@@ -196,7 +196,7 @@ class Bar(tqdm):
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """What tqdm draws a line from, which it asks for once a line."""
+        """What tqdm draws a line from; it asks once per line."""
         now = dict(super().format_dict)
         average = (now["n"] - now["initial"]) / now["elapsed"] if now["elapsed"] else None
         state = self.state or _rate(now["rate"] or average)
@@ -210,7 +210,7 @@ class Bar(tqdm):
 
 
 def check_progress(progress: object) -> None:
-    """Raise a TypeError if that is no truth and no names of metrics."""
+    """Raise a TypeError unless it is a bool or names of metrics."""
     names = [progress] if isinstance(progress, str) else progress
     several = isinstance(names, Sequence) and all(isinstance(one, str) and one for one in names)
     if not (isinstance(progress, bool) or several):
@@ -221,7 +221,7 @@ def check_progress(progress: object) -> None:
 
 
 def _fitting(state: str, metrics: tuple[str, ...], room: float) -> str:
-    """Return what has room, the metrics before the rate: half a number would be another number.
+    """Return what fits, metrics before the rate; a number cut in half would mislead.
 
     >>> for room in (43, 30, 16, 4):
     ...     print(_fitting("12.3 steps/s", ("loss=0.5000", "accuracy=0.7500"), room))

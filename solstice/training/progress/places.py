@@ -1,7 +1,7 @@
-"""Where a bar is drawn: at the foot of a terminal, or in a notebook's cell.
+"""Where a bar is drawn: at the bottom of a terminal, or in a notebook's cell.
 
-A bar takes one line and writes it again and again. What the user's code prints to a terminal
-meanwhile goes above the bar. A place may be gone before the run ends: then nothing is drawn.
+A bar rewrites one line. What the user's code prints to a terminal appears above it. If the terminal
+goes away before the run ends, nothing is drawn.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _UP, _ERASE = "\x1b[A", "\x1b[K"
 
 
 class Losing:
-    """A context that goes on after an error of what is only shown, and logs the first one.
+    """A context that suppresses errors of display, and logs the first one.
 
     Args:
         message: What to log, with places for the error's type and text.
@@ -44,35 +44,35 @@ class Losing:
 
 
 class Place:
-    """Where no bar can be drawn, such as a log file.
+    """A place where no bar can be drawn, such as a log file.
 
     Attributes:
-        draws: Whether bars are seen there.
+        draws: Whether bars can be drawn there.
     """
 
     draws = False
     encoding = "utf-8"
 
     def __init__(self) -> None:
-        self._losing = Losing("The progress bar is gone, and the run goes on: %s: %s.")
+        self._losing = Losing("The progress bar cannot be drawn any more; the run goes on: %s: %s.")
 
     def write(self, text: str) -> None:
         """Write a bar's text."""
 
     def flush(self) -> None:
-        """Show what was written."""
+        """Flush what was written."""
 
     def end_line(self) -> None:
-        """End a line of the user's in the bar's place, if there is one."""
+        """End the user's line where the bar is to be drawn, if there is one."""
 
 
 class Terminal(Place):
-    """A terminal with bars at its foot; what is written to standard output or error goes above.
+    """A terminal with bars at the bottom; standard output and error appear above them.
 
-    It takes over `write` of the streams themselves, so that it also gets what a logging handler
-    writes that holds one. (`tqdm.contrib.logging` would forget the level of such a handler.) A line
-    without its end is left alone: bars wait until it ends. A line that is drawn again from its
-    start, such as a bar of the user's, is left alone until one of ours is due.
+    It replaces `write` of the streams, so it also gets what a logging handler with such a stream
+    writes. (`tqdm.contrib.logging` would lose the level of such a handler.) Bars wait until an
+    unfinished line ends. A line that is redrawn from its start, such as a bar of the user's, stays
+    until one of ours is due.
     """
 
     draws = True
@@ -82,14 +82,14 @@ class Terminal(Place):
         super().__init__()
         self.encoding, self.fileno = stream.encoding, stream.fileno
         self._stream, self._write = stream, stream.write
-        # Whether the line at the cursor is the user's, whether it is drawn again from its start,
-        # and whether the user's code is writing.
+        # Whether the line at the cursor is the user's, whether it is redrawn from its start, and
+        # whether the user's code is writing.
         self._theirs = self._redrawn = self._writing = False
 
     @classmethod
     @contextlib.contextmanager
     def opened(cls) -> Iterator["Terminal"]:
-        """Give the terminal that all bars share, its streams guarded while there is one."""
+        """Return the terminal that all bars share; its streams are replaced while it is in use."""
         if cls._current is not None:
             yield cls._current
             return
@@ -109,11 +109,11 @@ class Terminal(Place):
             with tqdm.get_lock():
                 self._writing = True
                 try:
-                    # tqdm takes our bars away and draws them again, unless the line is the user's.
+                    # tqdm clears our bars and draws them again, unless the line is the user's.
                     self._theirs |= text.startswith(_UP)
                     with tqdm.external_write_mode(file=self, nolock=True):
                         if not self._theirs:
-                            self._draw("\r" + _ERASE)  # of a bar of the user's
+                            self._draw("\r" + _ERASE)  # erases a bar of the user's
                         self.flush()
                         written = write(text)
                         with self._losing:
@@ -131,7 +131,7 @@ class Terminal(Place):
         finally:
             if before is None:
                 del stream.write
-            else:  # somebody else's
+            else:  # another thread's
                 stream.write = before
 
     def end_line(self) -> None:
@@ -156,7 +156,7 @@ class Terminal(Place):
 
 
 class Cell(Place):
-    """A line of a notebook's output that is written anew in its place; no widgets are needed."""
+    """A line of a notebook's output that is rewritten in place; it needs no widgets."""
 
     draws = True
 
@@ -165,7 +165,7 @@ class Cell(Place):
         self._handle: Any = None
 
     def write(self, text: str) -> None:
-        line = text.replace(_UP, "").strip("\r\n")  # nothing moves a cursor here
+        line = text.replace(_UP, "").strip("\r\n")  # there is no cursor to move here
         if not line or (self._handle is None and not line.strip()):
             return
         shown = {"text/plain": line.rstrip()}
@@ -178,7 +178,7 @@ class Cell(Place):
 
 
 def is_terminal(stream: object) -> TypeGuard[TextIO]:
-    """Say whether a stream is one; it may be None, or closed, or anybody's object."""
+    """Say whether a stream is a terminal; it may be None, closed, or any object."""
     try:
         return stream is not None and bool(stream.isatty())  # pyright: ignore[reportAttributeAccessIssue]
     except (AttributeError, OSError, ValueError):
@@ -186,7 +186,7 @@ def is_terminal(stream: object) -> TypeGuard[TextIO]:
 
 
 def is_notebook() -> bool:
-    """Say whether this runs in a notebook's kernel, without importing what is not there.
+    """Say whether this runs in a notebook's kernel, without importing IPython.
 
     >>> is_notebook()
     False

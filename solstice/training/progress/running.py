@@ -1,8 +1,7 @@
-"""The numbers beside a progress bar: what the metrics of a pass say so far.
+"""The metrics of a pass so far, shown next to a progress bar.
 
-A step pays for keeping its outs and, now and then, for one call that merges many. Computing and
-reading happen when the bar is drawn, ten times a second at most, and only what the device has
-finished is read.
+A step only keeps its outs and sometimes merges many in one call. Numbers are computed and read when
+the bar is drawn, at most ten times a second, and only if the device has finished them.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ from solstice.metrics.named import named_values, reported_name
 
 _logger = logging.getLogger("solstice")
 
-# How many outs wait to be merged: at most, and for a drawing to merge them one by one.
+# How many outs may wait to be merged: at most, and for drawing to merge them one by one.
 _WAITING = 64
 _FEW = 8
 _WAITING_BYTES = 16 * 2**20
@@ -31,14 +30,14 @@ _USUAL = ("loss", "average_loss", "accuracy")
 
 
 class Running:
-    """The merged metrics of a pass so far, a text each.
+    """The merged metrics of a pass so far, as texts.
 
-    At the end of a pass it says what a callback logs of it: both merge the same outs. Metrics that
+    At the end of a pass they equal what a callback logs: both merge the same outs. Metrics that
     cannot be merged or computed are left out.
 
     Args:
-        names: Which values of `compute()`, with or without `average_`; None takes the loss and the
-            accuracy, or the first two numbers where there are neither.
+        names: The names in `compute()` to show, with or without `average_`; None shows the loss and
+            the accuracy, or the first two numbers if there are neither.
 
     >>> from solstice.metrics import ClassificationMetrics
     >>> running = Running(None)
@@ -50,21 +49,21 @@ class Running:
 
     def __init__(self, names: tuple[str, ...] | None) -> None:
         self._names = names
-        # In order, what is merged first. Drawing leaves them as they are, so that they are merged
-        # in the same numbers, which are compiled once, as those that a callback logs.
+        # The outs to merge, in order. Drawing does not change them, so the groups merged are the
+        # ones that a callback merges too, which are compiled once.
         self._outs: list[object] = []
-        # How many of them wait; None before the first, 0 where nothing is shown.
+        # How many of them may wait; None before the first, 0 if nothing is shown.
         self._room: int | None = None
-        # What is looked at, and of how many of the outs that is.
+        # What is being read, and from how many of the outs.
         self._merged: object = None
         self._seen = 0
         self._numbers: Mapping[str, jax.Array] | None = None
         self._said: tuple[str, ...] = ()
 
     def add(self, outs: object) -> None:
-        """Take in what one call of a step returned."""
+        """Add what one call of a step returned."""
         if self._room is None:
-            self._room = 0  # unless that can be told
+            self._room = 0  # unless that is known
             with self._left_out_where_it_fails():
                 self._room = _room(outs)
         if self._room:
@@ -74,7 +73,7 @@ class Running:
                     self._outs, self._seen = [_merged(self._outs)], 0
 
     def look(self) -> tuple[str, ...]:
-        """Return the newest texts whose numbers the device has; nothing is waited for."""
+        """Return the newest texts whose numbers are ready, without waiting."""
         with self._left_out_where_it_fails():
             if self._numbers is not None and all(map(_is_ready, self._numbers.values())):
                 self._said, self._numbers = _texts(self._numbers), None
@@ -88,7 +87,7 @@ class Running:
         return self._said
 
     def end(self) -> tuple[str, ...]:
-        """Return the texts of the whole pass, once the device has its numbers."""
+        """Return the texts of the whole pass; waits for the device."""
         with self._left_out_where_it_fails():
             if self._outs:
                 self._said = _texts(_numbers(_merged(self._outs), self._names))
@@ -96,7 +95,7 @@ class Running:
         return self._said
 
     def drop(self) -> None:
-        """Let go of all outs, and take no more."""
+        """Drop all outs, and take no more."""
         self._outs, self._seen, self._room = [], 0, 0
         self._merged = self._numbers = None
 
@@ -106,7 +105,8 @@ class Running:
             yield
         except Exception as error:  # noqa: BLE001 - a bar stops no run
             _logger.info(
-                "The progress bar is without metrics, which it cannot merge or compute: %s: %s",
+                "The progress bar shows no metrics, since they cannot be merged or computed: %s: "
+                "%s",
                 type(error).__name__,
                 error,
             )
@@ -115,7 +115,7 @@ class Running:
 
 
 def _room(outs: object) -> int:
-    """Return how many of such outs may wait; 0 if they are nothing to show."""
+    """Return how many such outs may wait; 0 if there is nothing to show."""
     leaves = jax.tree.leaves(outs, is_leaf=is_hosted)
     if not (is_metrics(outs) and leaves and all(map(eqx.is_array, leaves))):
         return 0
@@ -154,7 +154,7 @@ def _say_missing(missing: str, given: str) -> None:
     _logger.warning("The progress bar has no %s. compute() gives numbers named %s.", missing, given)
 
 
-def _is_ready(array: Any) -> bool:  # a method that jax does not declare
+def _is_ready(array: Any) -> bool:  # jax does not declare the method
     return array.is_ready()
 
 

@@ -1,0 +1,167 @@
+"""A network whose weights are computed before each call: what adapts it knows no library.
+
+The network's own adapter is kept without its arrays and is called with the weights joined, so no
+operation is intercepted, and what holds for the adapter holds for the wrapper.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self, TypeVar
+
+import equinox as eqx
+import jax
+
+from solstice import arguments
+from solstice.compat.model import Keys, Model, boxed_weights, checked_weights, divide
+from solstice.compat.surgery.composed import is_composed, is_weight, joined, words
+from solstice.static import Static
+from solstice.tree.fields import replace
+from solstice.tree.naming import flatten_with_paths
+from solstice.tree.pytree import PyTree, PyTreeDef
+
+_M = TypeVar("_M", bound=Model)
+
+
+class Weight(NamedTuple):
+    """One weight of a network.
+
+    Attributes:
+        path: Its path in the network's own tree.
+        node: The array, what it is computed from, or a box.
+        trained: Which of the node's arrays are among `params`: booleans in a node like it.
+        trainable: Which `compat.unfreeze` puts there.
+    """
+
+    path: str
+    node: Any
+    trained: Any
+    trainable: Any
+
+
+def weights_of(model: Model) -> tuple[list[Weight], PyTreeDef]:
+    """Return a network's weights, in the tree's order, and the structure around them."""
+    arguments.instance(model, "model", Model, "a compat.Model, such as as_model(network, ...)")
+    tree = boxed_weights(model)
+    named, structure = flatten_with_paths(tree, is_weight)
+    trained, trainable = map(structure.flatten_up_to, (_trained(model, tree), model.trainable()))
+    columns = zip(named, trained, trainable, strict=True)
+    return [Weight(path, node, now, ever) for (path, node), now, ever in columns], structure
+
+
+class WrappedModel(Model):
+    """A network some of whose weights are computed from others before each call.
+
+    `compat.lora` and `compat.quantize` return it. It is called, trained, frozen, saved and resumed
+    as the network's own model; `unwrap()` returns the library's object with the weights joined, and
+    `compat.merge` the network's own model.
+
+    Attributes:
+        inner: The network's own model, without arrays.
+
+    >>> import equinox as eqx, jax
+    >>> from solstice import compat
+    >>> model = compat.as_model(eqx.nn.Linear(8, 4, key=jax.random.key(0)))
+    >>> tuned = compat.lora(compat.quantize(model, bits=4), rank=2, key=1)
+    >>> tuned.made_of
+    {'weight': 'int4 + rank 2', 'bias': 'float32'}
+    >>> tuned.unwrap().weight.shape
+    (4, 8)
+    """
+
+    params: PyTree
+    frozen: PyTree
+    state: PyTree
+    inner: Model
+    _tree: Static[PyTreeDef] = eqx.field(static=True)
+    # In the order of this tree's leaves: what may be trained.
+    _trainable: tuple[bool, ...] = eqx.field(static=True)
+    # In the order of the network's own leaves: what was among its params.
+    _before: tuple[bool, ...] = eqx.field(static=True)
+
+    def __init__(self, model: Model, weights: Sequence[Weight], structure: PyTreeDef) -> None:
+        """Put other weights into a network, which stays as it is; arrays are shared.
+
+        Args:
+            model: The network, wrapped before or not.
+            weights: Its weights, in order, with new nodes.
+            structure: The structure around them.
+        """
+        if isinstance(model, WrappedModel):
+            self.inner, self._before = model.inner, model._before
+        else:
+            before = _trained(model, boxed_weights(model))
+            self.inner = replace(model, params=None, frozen=None, state=None)
+            self._before = tuple(jax.tree.leaves(before))
+        _, nodes, trained, trainable = zip(*weights, strict=True)
+        tree = jax.tree.unflatten(structure, nodes)
+        self._tree = Static(jax.tree.structure(tree))
+        self._trainable = tuple(jax.tree.leaves(list(trainable)))
+        self.params, self.frozen = divide(tree, jax.tree.unflatten(structure, trained))
+        self.state = model.state
+
+    def __call__(
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
+        before = self.merged()
+        outputs, after = before(*inputs, key=key, train=train, **kwargs)
+        return outputs, self if after is before else replace(self, state=after.state)
+
+    def intermediates(
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, name: str, **kwargs: PyTree
+    ) -> PyTree:
+        return self.merged().intermediates(*inputs, key=key, train=train, name=name, **kwargs)
+
+    def trainable(self) -> PyTree:
+        """Return what `unfreeze` gives to the optimizer: never what the weights are based on."""
+        return jax.tree.unflatten(self._tree.value, self._trainable)
+
+    def unwrap(self) -> Any:
+        """Return what the library itself would use, with the weights joined."""
+        return self.merged().unwrap()
+
+    @property
+    def example(self) -> tuple[PyTree, ...] | None:
+        return self.inner.example
+
+    @property
+    def made_of(self) -> dict[str, str]:
+        """What each of the network's weights is made of, by path; a mere dtype is an array."""
+        named, _ = flatten_with_paths(boxed_weights(self), is_weight)
+        return {path: words(node) for path, node in named}
+
+    def merged(self) -> Model:
+        """Return the network's own model with the weights joined: `compat.merge`."""
+        tree = jax.tree.map(joined, checked_weights(self, self._tree), is_leaf=is_composed)
+        before = jax.tree.unflatten(jax.tree.structure(tree), self._before)
+        params, frozen = divide(tree, before)
+        return replace(self.inner, params=params, frozen=frozen, state=self.state)
+
+
+def merge(model: _M) -> Model:
+    """Return the network's own model, its weights computed once and for all.
+
+    Factors of `compat.lora` are added to their weights, what `compat.quantize` rounded is a float
+    again. What was among the `params` of the network before it was wrapped, is so now.
+
+    Args:
+        model: An adapted network; one that nothing was done to is returned as it is.
+
+    Raises:
+        TypeError: It is no `compat.Model`.
+
+    >>> import equinox as eqx, jax, jax.numpy as jnp
+    >>> from solstice import compat
+    >>> x = jnp.ones((1, 8))
+    >>> model = compat.as_model(eqx.nn.Linear(8, 4, key=jax.random.key(0)))
+    >>> small = compat.quantize(model, bits=8)
+    >>> merged = compat.merge(small)
+    >>> type(merged).__name__, bool(jnp.allclose(merged(x)[0], small(x)[0]))
+    ('EquinoxModel', True)
+    """
+    arguments.instance(model, "model", Model, "a compat.Model, such as as_model(network, ...)")
+    return model.merged() if isinstance(model, WrappedModel) else model
+
+
+def _trained(model: Model, weights: PyTree) -> PyTree:
+    """Return booleans like a model's weights: which of them are among its params."""
+    paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(model.params)}
+    return jax.tree_util.tree_map_with_path(lambda path, _: path in paths, weights)

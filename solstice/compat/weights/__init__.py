@@ -1,0 +1,1 @@
+"""Weights that move: from one library's network to another's, from files, and back."""

@@ -1,0 +1,227 @@
+"""Which layer of a source goes to which layer of a model: by name, by order of use, by likeness.
+
+    first    layers of one name, then of one name but for its numbers, in the order of these
+    then     the k-th layer of some roles and shapes goes to the k-th such layer in order of use
+    then     fused and split projections, and layers of which one has a bias more than the other
+    at last  where one side has more alike layers than the other, the likest names
+
+Nothing is guessed silently: where another layer of the same form could have been meant, the pairs
+say which.
+"""
+
+import dataclasses
+import difflib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from solstice.compat.weights.layers import Layer, normal, signature_of, without_numbers
+from solstice.compat.weights.pairs import BY_NAME, BY_USE, Pair
+from solstice.compat.weights.roles import MATRIX, TABLE, Use
+
+LIKENESS, TIED = "likeness of names", "tied"
+_PARTS = (2, 3)  # a gate and a value in one array; query, key and value
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Match:
+    """A layer of the model and the layer of the source that goes there.
+
+    Attributes:
+        target: Of the model.
+        source: Of the source.
+        uses: How the source's layer is read.
+        how: By what it was found.
+        group: Which matches it could be exchanged with; None where a name decided.
+    """
+
+    target: Layer
+    source: Layer
+    uses: tuple[Use, ...]
+    how: str
+    group: Any = None
+
+    def pairs(self, others: tuple[str, ...] = ()) -> list[Pair]:
+        """Return the uses of the model's layer with those of the source's."""
+        left: dict[Any, list[Use]] = defaultdict(list)
+        for use in self.uses:
+            left[use.role, use.shape].append(use)
+        pairs = []
+        for use in self.target.uses:
+            if found := left[use.role, use.shape]:
+                # What a network does with a weight is its own, in both.
+                plain = dataclasses.replace(found.pop(0), factor=use.factor, shift=use.shift)
+                pairs.append(Pair(use, (plain,), self.how, others))
+        return pairs
+
+
+@dataclasses.dataclass
+class Assignment:
+    """The matches, and the layers that are left on either side."""
+
+    matches: list[Match]
+    targets: list[Layer]
+    sources: list[Layer]
+
+    def add(
+        self, target: Layer, source: Layer, uses: tuple[Use, ...], how: str, group: Any
+    ) -> None:
+        self.matches.append(Match(target, source, uses, how, group))
+        self.targets.remove(target)
+        self.sources.remove(source)
+
+
+def assign(targets: Sequence[Layer], sources: Sequence[Layer]) -> Assignment:
+    """Return which layers go together, and which are left over.
+
+    Args:
+        targets: A model's layers, in order of use.
+        sources: A source's layers, in its order.
+    """
+    found = Assignment([], list(targets), list(sources))
+    _by_name(found, normal)
+    _by_name(found, lambda name: without_numbers(normal(name)))
+    _by_order(found)
+    _split(found)
+    _by_order(found)
+    _by_main(found)
+    _by_likeness(found)
+    return found
+
+
+def ambiguous(matches: Iterable[Match]) -> list[list[Match]]:
+    """Return the groups of matches that could be exchanged, of two and more."""
+    groups: dict[Any, list[Match]] = defaultdict(list)
+    for match in matches:
+        if match.group is not None:
+            groups[match.group].append(match)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _grouped(layers: Iterable[Layer], key: Callable[[Layer], Any]) -> dict[Any, list[Layer]]:
+    groups: dict[Any, list[Layer]] = defaultdict(list)
+    for layer in layers:
+        groups[key(layer)].append(layer)
+    return groups
+
+
+def _by_name(found: Assignment, key: Callable[[str], tuple[str, ...]]) -> None:
+    theirs = _grouped(found.sources, lambda layer: key(layer.name))
+    for name, ours in _grouped(found.targets, lambda layer: key(layer.name)).items():
+        its = theirs.get(name, [])
+        if len(ours) != len(its) or not any(name):
+            continue
+        readings = [
+            source.reading(signature_of(target.uses))
+            for target, source in zip(ours, its, strict=True)
+        ]
+        if all(readings):
+            for target, source, uses in zip(ours, its, readings, strict=True):
+                found.add(target, source, uses or (), BY_NAME, None)
+
+
+def _by_order(found: Assignment) -> None:
+    """Match in order of use, first as sources are likeliest meant, then as they can be read."""
+    for depth in range(max((len(layer.readings) for layer in found.sources), default=0)):
+        readings = _grouped(
+            [layer for layer in found.sources if len(layer.readings) > depth],
+            lambda layer: signature_of(layer.readings[depth]),  # noqa: B023
+        )
+        for signature, ours in _grouped(found.targets, _signature).items():
+            its = readings.get(signature, [])
+            if len(its) != len(ours):
+                continue
+            for target, source in zip(ours, its, strict=True):
+                found.add(target, source, source.readings[depth], BY_USE, signature)
+
+
+def _signature(layer: Layer) -> Any:
+    return signature_of(layer.uses)
+
+
+def _split(found: Assignment) -> None:
+    """Cut layers whose matrix holds several side by side, where the other side has them apart."""
+    for ours, theirs in ((found.targets, found.sources), (found.sources, found.targets)):
+        wanted = {key for layer in ours for key in map(signature_of, layer.readings)}
+        for layer in list(theirs):
+            for parts in _PARTS:
+                cut = [_cut(uses, parts) for uses in layer.readings]
+                fits = [some for some in cut if some and signature_of(some[0]) in wanted]
+                if not fits or any(key in wanted for key in map(signature_of, layer.readings)):
+                    continue
+                place = theirs.index(layer)
+                theirs[place : place + 1] = [
+                    Layer(f"{layer.name}/{which}", (uses,)) for which, uses in enumerate(fits[0])
+                ]
+                break
+
+
+def _cut(uses: tuple[Use, ...], parts: int) -> list[tuple[Use, ...]]:
+    if uses[0].role != MATRIX or any(use.shape[-1] % parts for use in uses):
+        return []
+    pieces = [np.split(use.index, parts, axis=-1) for use in uses]
+    return [
+        tuple(
+            dataclasses.replace(use, index=some[i]) for use, some in zip(uses, pieces, strict=True)
+        )
+        for i in range(parts)
+    ]
+
+
+def _by_main(found: Assignment) -> None:
+    """Match layers by what they are named for, where one has a bias more than the other."""
+    for (role, shape), ours in _grouped(found.targets, _main).items():
+        its = [
+            (layer, reading)
+            for layer in found.sources
+            if (reading := layer.main_reading(ours[0].main)) is not None
+        ]
+        if len(its) == len(ours):
+            for target, (source, uses) in zip(ours, its, strict=True):
+                found.add(target, source, uses, BY_USE, ("main", role, shape))
+
+
+def _main(layer: Layer) -> Any:
+    return layer.main.role, layer.main.shape
+
+
+def _by_likeness(found: Assignment) -> None:
+    """Match the likest names first, where one side has more layers of a form than the other."""
+    likenesses = sorted(
+        (
+            (-_likeness(target.name, source.name), i, j)
+            for i, target in enumerate(found.targets)
+            for j, source in enumerate(found.sources)
+            if source.reading(signature_of(target.uses)) is not None
+        ),
+    )
+    ours, theirs = list(found.targets), list(found.sources)
+    for _, i, j in likenesses:
+        target, source = ours[i], theirs[j]
+        if target in found.targets and source in found.sources:
+            uses = source.reading(signature_of(target.uses))
+            found.add(target, source, uses or (), LIKENESS, ("like", signature_of(target.uses)))
+
+
+def _likeness(name: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, "/".join(normal(name)), "/".join(normal(other))).ratio()
+
+
+def tied_pairs(found: Assignment) -> list[Pair]:
+    """Return pairs for matrices that nothing is left for, whose transpose is a table of the source.
+
+    A source of tied weights holds the array once, as the embedding.
+    """
+    pairs = []
+    tables = [use for match in found.matches for use in match.uses if use.role == TABLE]
+    for target in list(found.targets):
+        main = target.main
+        same = [use for use in tables if main.role == MATRIX and use.shape == main.shape[::-1]]
+        if len(target.uses) == 1 and len(same) == 1:
+            (use,) = same
+            turned = Use(use.leaf, MATRIX, use.index.T, factor=main.factor, shift=main.shift)
+            pairs.append(Pair(main, (turned,), TIED))
+            found.targets.remove(target)
+    return pairs

@@ -1,0 +1,179 @@
+"""From a network of one library to a network of another with the same architecture, with proof."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from solstice import arguments
+from solstice.arguments import describe
+from solstice.compat.model import Model, as_inputs
+from solstice.compat.weights.arrays import float_arrays, with_arrays
+from solstice.compat.weights.matching import ClashError, MismatchError, candidates, values
+from solstice.compat.weights.pairs import Pair
+from solstice.compat.weights.proof import (
+    FAR,
+    TOLERANCE,
+    difference,
+    drawn,
+    evaluation,
+    is_finite,
+    unlike,
+)
+from solstice.compat.weights.roles import Trace, trace
+from solstice.compat.weights.whole import whole
+from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.tree.pytree import PyTree
+
+_M = TypeVar("_M", bound=Model)
+_WHAT = "a compat.Model, such as exp.model or compat.as_model(network, example, key=key)"
+
+
+def convert(model: Model, *, like: _M, example: PyTree) -> _M:
+    """Return `like` with what `model` learned: a network of another library that computes the same.
+
+    Leaves are matched by what they are for and in which order they are used, which a trace of each
+    network's call says; names and layouts do not matter. Orders of a recurrent cell's gates are
+    tried out. Then both networks run on the example, once with weights drawn at random and once
+    with `model`'s, and must agree. Neither model is changed.
+
+    The result trains on as `model` would: running averages go over, and what corrects them in the
+    first steps (`Model.settle_averages`) is past.
+
+    Args:
+        model: The network that has the weights.
+        like: A network of the same architecture and of any library. Its structure and dtypes stay;
+            the values of its float leaves are exchanged.
+        example: A batch's inputs; a tuple holds several. Use one in which every weight plays a
+            part: a table of positions, for example, needs sequences of full length.
+
+    Raises:
+        TypeError: An argument is of a wrong type, or this is called under a jax transformation.
+        ValueError: The networks use their weights differently (the message names the first place),
+            their outputs on the example differ by more than 1e-5 of the largest, or part of
+            `like` takes no part in its outputs there.
+
+    >>> import equinox as eqx, flax.linen as nn, jax, jax.numpy as jnp
+    >>> from solstice import compat
+    >>> x = jnp.linspace(-1, 1, 12).reshape(4, 3)
+    >>> flax = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)])
+    >>> model = compat.as_model(flax, x, key=0)
+    >>> like = compat.as_model(eqx.nn.MLP(3, 2, 8, 1, key=jax.random.key(1)))
+    >>> converted = compat.convert(model, like=like, example=x)
+    >>> type(converted).__name__, bool(jnp.allclose(converted(x)[0], model(x)[0], atol=1e-5))
+    ('EquinoxModel', True)
+    """
+    arguments.instance(model, "model", Model, _WHAT)
+    arguments.instance(like, "like", Model, _WHAT)
+    inputs = as_inputs(example)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((model, like, inputs))):
+        raise InvalidTypeError(
+            "convert() compares values, and is expected to be called outside of jax.jit and other "
+            "transformations; an argument is traced."
+        )
+    like = like.settle_averages()
+    run, run_like = evaluation(model, inputs), evaluation(like, inputs)
+    arrays, arrays_like = float_arrays(model), float_arrays(like)
+    reference = run(arrays)
+    if not is_finite(reference):
+        raise InvalidValueError(
+            "convert() proves its result by outputs; those of model on the example are not finite."
+        )
+    _check_outputs(reference, run_like(arrays_like))
+    uses, uses_like = trace(model, example), trace(like, example)
+    _check_used(uses_like)
+    probe = drawn(uses.uses, arrays)
+    if not is_finite(goal := run(probe)):
+        probe, goal = arrays, reference
+
+    def gap(pairs: tuple[Pair, ...]) -> float:
+        try:
+            found, wanted = values(pairs, probe, arrays_like), goal
+        except ClashError:  # a tied leaf, whose values agree in the network if it can be converted
+            found, wanted = values(pairs, arrays, arrays_like), reference
+        return difference(run_like(arrays_like | found), wanted)
+
+    try:
+        pairs = _first_equal(candidates(uses_like.uses, uses.uses), gap, uses, uses_like)
+    except MismatchError as error:
+        raise MismatchError(
+            f"convert() takes two networks of one architecture, model (the source) and like "
+            f"(the target). {error} Give a `like` that uses "
+            f"weights of the same sizes in the same layers.",
+            target=error.target,
+            source=error.source,
+        ) from error
+    pairs = whole(pairs, arrays, arrays_like)
+    result = with_arrays(like, values(pairs, arrays, arrays_like)).settle_averages()
+    left = difference(evaluation(result, inputs)({}), reference)
+    if not left <= TOLERANCE:
+        raise InvalidValueError(_differ(left, uses, uses_like))
+    return result
+
+
+def _first_equal(
+    pairings: Iterable[tuple[Pair, ...]], gap: Any, uses: Trace, uses_like: Trace
+) -> tuple[Pair, ...]:
+    """Return the first pairing with which the outputs are equal."""
+    best = math.inf
+    clash: ClashError | None = None
+    for pairs in pairings:
+        try:
+            found = gap(pairs)
+        except ClashError as error:
+            clash = error
+            continue
+        if found <= TOLERANCE:
+            return pairs
+        best = min(best, found)
+    if clash is not None and best == math.inf:
+        raise clash
+    raise InvalidValueError(_differ(best, uses, uses_like))
+
+
+def _differ(gap: float, uses: Trace, uses_like: Trace) -> str:
+    found = unlike(uses, uses_like)
+    if found:
+        kind = f"the weights fit, and hyper-parameters differ: {'; '.join(found)}"
+        advice = "Give `like` the hyper-parameters of model."
+    elif any(use.loop is not None for use in uses.uses):
+        kind = "the recurrent cells are of two kinds, for no order of gates makes them equal"
+        advice = (
+            "GRUs, for example, reset before the product with the carry or after it, with a bias "
+            "of its own there or without. Give a `like` with the cell of model."
+        )
+    elif gap <= FAR:
+        kind = "the weights fit, and hyper-parameters differ"
+        advice = "Give `like` those of model: strides, paddings, numbers of heads, scales."
+    else:
+        kind = "the weights fit by role and shape, and the networks join them differently"
+        advice = "Give a `like` that applies the same layers in the same order to the same values."
+    return (
+        f"convert() is expected to give outputs that differ by at most {TOLERANCE:g} of the "
+        f"largest; they differ by {gap:.2g}. It seems that {kind}. {advice}"
+    )
+
+
+def _check_outputs(reference: PyTree, outputs: PyTree) -> None:
+    forms = [
+        (jax.tree.structure(one), [np.shape(leaf) for leaf in jax.tree.leaves(one)])
+        for one in (reference, outputs)
+    ]
+    if forms[0] != forms[1]:
+        raise InvalidValueError(
+            f"convert() takes two networks whose outputs have one shape; on the example, those of "
+            f"model are {describe(reference)} and those of like {describe(outputs)}."
+        )
+
+
+def _check_used(uses: Trace) -> None:
+    """Raise where a parameter's value could not be told."""
+    idle = [path for path in uses.unused if path.startswith("params/")]
+    if idle:
+        raise InvalidValueError(
+            f"convert() finds by use what each parameter of like is for; on this example, its "
+            f"outputs do not depend on {', '.join(idle[:3])}. Give an example that needs them, or "
+            f"a `like` without them."
+        )

@@ -1,0 +1,126 @@
+"""Arrays of Keras's files, `.weights.h5` and `.keras`, by the names that Keras has for them.
+
+In the file, layers are numbered by class and variables by position, as in "layers/dense_1/vars/0"; a
+layer's own name is an attribute there, and a variable's follows from the layer's class.
+"""
+
+import contextlib
+import io
+import re
+import zipfile
+import zlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from solstice.errors import MissingPackageError
+from solstice.tree.tensors import damaged
+
+_WEIGHTS = "model.weights.h5"
+
+
+def read_hdf5(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Return the arrays, as "dense_1/kernel"; layers of one class are in the network's order.
+
+    Raises:
+        DamagedFileError: It is no whole file of this format.
+        MissingPackageError: h5py is not installed.
+    """
+    return _datasets(path, path), ()
+
+
+def read_keras_archive(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Return the weights in what Keras's `model.save` wrote; the rest of it is not read.
+
+    Raises:
+        DamagedFileError: It is no whole file of this format.
+        MissingPackageError: h5py is not installed.
+    """
+    _h5py()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            content = archive.read(_WEIGHTS)
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+        raise damaged(path, f"it is no whole archive of Keras ({error})") from error
+    return _datasets(path, io.BytesIO(content)), ()
+
+
+def _datasets(path: Path, file: Path | io.BytesIO) -> dict[str, np.ndarray]:
+    h5py = _h5py()
+    arrays: dict[str, np.ndarray] = {}
+    own: dict[str, str] = {}
+
+    def note(name: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset):
+            arrays[name] = np.asarray(node)
+        elif name.endswith("/vars") and isinstance(node.attrs.get("name"), str):
+            own[name.removesuffix("/vars")] = node.attrs["name"]
+
+    # What HDF5 finds wrong in a file that was cut or changed are these, by where it finds it.
+    try:
+        with contextlib.closing(h5py.File(file, "r")) as opened:
+            opened.visititems(note)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise damaged(path, f"it is no whole file of HDF5 ({error})") from error
+    names = {name: _name(name, arrays, own) for name in sorted(arrays, key=natural)}
+    if len(set(names.values())) < len(names):  # two layers of a name, in parts of the network
+        return {name: arrays[name] for name in names}
+    return {new: arrays[name] for name, new in names.items()}
+
+
+# What a layer's variables are called, by its class and how many it has.
+_VARIABLES = {
+    "batch_normalization": {
+        2: ("moving_mean", "moving_variance"),
+        4: ("gamma", "beta", "moving_mean", "moving_variance"),
+    },
+    "layer_normalization": {2: ("gamma", "beta")},
+    "group_normalization": {2: ("gamma", "beta")},
+    "embedding": {1: ("embeddings",)},
+    "cell": {2: ("kernel", "recurrent_kernel"), 3: ("kernel", "recurrent_kernel", "bias")},
+}
+_KERNELS = {1: ("kernel",), 2: ("kernel", "bias")}
+
+
+def _name(path: str, arrays: dict[str, np.ndarray], own: dict[str, str]) -> str:
+    """Return the name of an array, of its path in the file."""
+    layer, found, place = path.rpartition("/vars/")
+    if not found or not place.isdigit():
+        return path
+    inside = [name for name in arrays if name.rpartition("/vars/")[0] == layer]
+    kind = re.sub(r"_\d+$", "", layer.rpartition("/")[2])
+    by_count = _VARIABLES.get(kind, _KERNELS if arrays[f"{layer}/vars/0"].ndim > 1 else {})
+    variables = by_count.get(len(inside), tuple(map(str, range(len(inside)))))
+    variable = variables[int(place)] if int(place) < len(variables) else place
+    parts, names = layer.split("/"), []
+    for end, part in enumerate(parts, 1):
+        if part == "layers":
+            continue
+        given = own.get("/".join(parts[:end]), part)
+        # A name that Keras numbered itself depends on what was built before.
+        automatic = re.sub(r"_\d+$", "", given) == re.sub(r"_\d+$", "", part)
+        names.append(part if automatic else given)
+    return "/".join([*names, variable])
+
+
+def natural(name: str) -> tuple[object, ...]:
+    """Return a key that sorts names by their numbers: "dense", "dense_2", "dense_10".
+
+    >>> sorted(["dense_10/b", "dense_2/b", "dense/b"], key=natural)
+    ['dense/b', 'dense_2/b', 'dense_10/b']
+    """
+    parts = re.split(r"(\d+)", re.sub(r"(?<=[a-z])(?=/|$)", "_0", name))
+    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts)
+
+
+def _h5py() -> ModuleType:
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            "Reading Keras's files needs the package 'h5py', which is not installed: "
+            "pip install h5py"
+        ) from error
+    return h5py

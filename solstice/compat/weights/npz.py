@@ -1,0 +1,62 @@
+"""Arrays of an `.npz` file, which is read without unpickling."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from solstice.errors import InvalidValueError
+from solstice.tree.tensors import damaged
+
+
+def read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Return the arrays by name, in the file's order, and what a user is to know of them.
+
+    numpy writes bfloat16 without saying so: numbers of 2 bytes and no type are taken for it.
+
+    Raises:
+        DamagedFileError: It is no whole file of this format.
+        InvalidValueError: It holds Python objects, or two arrays of one name.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = [info.filename for info in file.infolist()]
+        names = [member.removesuffix(".npy") for member in members]
+        if len(set(names)) < len(names):
+            double = next(name for name in names if names.count(name) > 1)
+            raise InvalidValueError(f"Two arrays of {path} are named {double!r}; rename one.")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: _array(path, file, name) for name in names}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError) as error:
+        raise damaged(path, f"it is no whole .npz file ({error})") from error
+    halves = [name for name, leaf in arrays.items() if leaf.dtype == np.dtype("V2")]
+    for name in halves:
+        arrays[name] = arrays[name].view(jnp.bfloat16)
+    if not halves:
+        return arrays, ()
+    return arrays, (f"{len(halves)} arrays of 2 bytes and no type were taken for bfloat16.",)
+
+
+def _array(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    try:
+        found = file[name]
+    except ValueError as error:
+        if "pickle" in str(error):
+            raise InvalidValueError(
+                f"{path} is expected to hold arrays of numbers; {name!r} holds Python objects, "
+                f"which are not unpickled: that runs code. Write arrays of numbers."
+            ) from error
+        raise damaged(path, f"{name!r} is no whole array ({error})") from error
+    if not isinstance(found, np.ndarray) or found.dtype.kind in "OSUMm":
+        kind = found.dtype if isinstance(found, np.ndarray) else type(found).__name__
+        raise InvalidValueError(
+            f"{path} is expected to hold arrays of numbers; {name!r} is {kind}."
+        )
+    if found.dtype.kind == "V" and found.dtype != np.dtype("V2"):
+        raise InvalidValueError(
+            f"{path} is expected to hold arrays of numbers; {name!r} is of {found.dtype}, which "
+            f"says no type. Write it as float32, or with safetensors."
+        )
+    return found

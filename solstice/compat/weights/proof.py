@@ -1,0 +1,110 @@
+"""Whether two networks compute the same: on values drawn at random, and on the real ones."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from solstice.compat.model import Model
+from solstice.compat.weights.arrays import with_arrays
+from solstice.compat.weights.roles import BIAS, CONV, MEAN, SCALE, TABLE, VARIANCE, Trace, Use
+from solstice.tree.pytree import PyTree
+
+TOLERANCE = 1e-5
+# A larger difference is not one of hyper-parameters.
+FAR = 1e-1
+# Operations by which activations differ.
+_ACTIVATIONS = "cos", "erf", "erfc", "exp", "log1p", "logistic", "max", "sin", "tanh"
+
+Arrays = Mapping[str, Any]
+
+
+def evaluation(model: Model, inputs: tuple[PyTree, ...]) -> Callable[[Arrays], PyTree]:
+    """Return a compiled function of a model's arrays that gives its outputs in evaluation."""
+
+    def run(arrays: Arrays, inputs: tuple[PyTree, ...]) -> PyTree:
+        with jax.default_matmul_precision("highest"):
+            return with_arrays(model, arrays)(*inputs)[0]
+
+    compiled = jax.jit(run)
+    return lambda arrays: jax.tree.map(np.asarray, compiled(dict(arrays), inputs))
+
+
+def difference(outputs: PyTree, reference: PyTree) -> float:
+    """Return the largest difference, as a part of the largest output (of 1, if that is greater).
+
+    Infinite where the outputs are other trees, shapes or not finite where the reference is.
+
+    >>> difference([np.ones(3)], [np.array([1, 1, 1.5])])
+    0.3333333333333333
+    """
+    if jax.tree.structure(outputs) != jax.tree.structure(reference):
+        return math.inf
+    both = zip(jax.tree.leaves(outputs), jax.tree.leaves(reference), strict=True)
+    return max((_gap(np.asarray(ours), np.asarray(its)) for ours, its in both), default=0.0)
+
+
+def _gap(ours: np.ndarray, its: np.ndarray) -> float:
+    finite = np.isfinite(its)
+    if ours.shape != its.shape or not np.array_equal(np.isfinite(ours), finite):
+        return math.inf
+    if not finite.any():
+        return 0.0
+    exact = np.promote_types(its.dtype, np.float64)
+    its = its[finite].astype(exact)
+    return float(np.abs(ours[finite].astype(exact) - its).max() / max(1.0, np.abs(its).max()))
+
+
+def drawn(uses: Sequence[Use], arrays: Arrays, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return random values of a size that keeps activations near 1, all elements unequal.
+
+    A fresh network's biases are all 0 and its scales all 1, which would hide that two of them are
+    exchanged.
+    """
+    generator = np.random.default_rng(seed)
+    made = {path: np.array(leaf) for path, leaf in arrays.items()}
+    for use in uses:
+        normal = generator.normal(size=use.index.size)
+        if use.role == VARIANCE:
+            normal = 0.5 + np.abs(normal)
+        elif use.role == SCALE:
+            normal = 1 + 0.3 * normal
+        elif use.role in (BIAS, MEAN):
+            normal = 0.3 * normal
+        elif use.role != TABLE:
+            inputs = math.prod(use.shape[:-1]) if len(use.shape) > 1 else 1
+            normal = normal / math.sqrt(inputs)
+        if use.role not in (CONV, VARIANCE):
+            normal = (normal - use.shift) / use.factor
+        flat = made[use.leaf].reshape(-1)
+        flat[use.index.reshape(-1)] = normal.astype(flat.dtype)
+    return made
+
+
+def is_finite(outputs: PyTree) -> bool:
+    """Say whether all outputs are finite."""
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(outputs))
+
+
+def unlike(model: Trace, like: Trace) -> list[str]:
+    """Say in what two networks differ whose weights fit.
+
+    >>> from collections import Counter
+    >>> unlike(Trace((), (), (1e-3,), Counter(erf=1)), Trace((), (), (1e-5,), Counter(tanh=1)))
+    ['epsilon: 0.001 in model, 1e-05 in like', 'activation: erf in model, tanh in like']
+    """
+    found = []
+    if (ours := _numbers(model.epsilons)) != (theirs := _numbers(like.epsilons)):
+        found.append(f"epsilon: {ours or 'none'} in model, {theirs or 'none'} in like")
+    here = [name for name in _ACTIVATIONS if model.operations[name] and not like.operations[name]]
+    there = [name for name in _ACTIVATIONS if like.operations[name] and not model.operations[name]]
+    if here or there:
+        ours, theirs = ", ".join(here) or "none", ", ".join(there) or "none"
+        found.append(f"activation: {ours} in model, {theirs} in like")
+    return found
+
+
+def _numbers(epsilons: Sequence[float]) -> str:
+    return ", ".join(dict.fromkeys(f"{one:.3g}" for one in epsilons))

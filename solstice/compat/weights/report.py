@@ -1,0 +1,179 @@
+"""What `compat.load` did, leaf by leaf, as a table; and the proof by outputs."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from solstice import arguments
+from solstice.compat.model import Model
+from solstice.compat.weights.outputs import as_expected, explained
+from solstice.compat.weights.proof import difference, evaluation
+from solstice.errors import InvalidValueError
+from solstice.tree.names import elided
+from solstice.tree.pytree import PyTree
+
+_WIDTH = 44
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedLeaf:
+    """One leaf of the model, and what it got.
+
+    Attributes:
+        leaf: Its path, from "params/" or "state/" on.
+        sources: The names of the arrays that it got its numbers from.
+        how: "name", "order of use", "likeness of names", "tied" (to an embedding, which holds its
+            numbers), "gates" (of a recurrent cell) or "outputs" (that were given).
+        turned: How the layout changed: "transposed (1, 0)", or "as it is".
+        others: Other arrays that could have been meant, where neither names nor outputs decided.
+    """
+
+    leaf: str
+    sources: tuple[str, ...]
+    how: str
+    turned: str
+    others: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LoadReport:
+    """What `compat.load` did; its text is a table.
+
+    Attributes:
+        source: Where the arrays came from.
+        rows: The leaves that got numbers, in the model's order.
+        missing: Leaves that got none, with their shapes; empty unless `strict=False`.
+        unused: Arrays of the source that went nowhere, with their shapes; likewise.
+        kept: Leaves that are no weights, counters and seeds, and were left as they were.
+        ignored: Arrays of the source that are no weights, such as torch's `num_batches_tracked`.
+        notes: What else is to be known.
+    """
+
+    source: str
+    rows: tuple[LoadedLeaf, ...]
+    missing: dict[str, tuple[int, ...]]
+    unused: dict[str, tuple[int, ...]]
+    kept: tuple[str, ...]
+    ignored: tuple[str, ...]
+    notes: tuple[str, ...]
+    _model: Model
+    _epsilons: tuple[float, ...]
+
+    @property
+    def ambiguous(self) -> tuple[LoadedLeaf, ...]:
+        """The rows where another array of the same form could have been meant."""
+        return tuple(row for row in self.rows if row.others)
+
+    def check(self, inputs: PyTree, outputs: PyTree, *, tolerance: float = 1e-5) -> float:
+        """Run the loaded model, and return how far its outputs are from those expected.
+
+        Args:
+            inputs: A batch's inputs; a tuple holds several.
+            outputs: What the network that the weights come from gives for them, in evaluation.
+            tolerance: How far they may be apart, as a part of the largest output (at least 1).
+
+        Returns:
+            The largest difference, as `tolerance` measures it.
+
+        Raises:
+            UnequalOutputsError: They are further apart. The message says what that points to: a
+                hyper-parameter (an epsilon, the form of GELU) or leaves that got another's numbers.
+            ValueError: The outputs have another structure or shape.
+
+        >>> import equinox as eqx, jax, numpy as np
+        >>> from solstice import compat
+        >>> model = compat.as_model(eqx.nn.Linear(3, 2, key=jax.random.key(0)))
+        >>> weight, bias, x = np.ones((2, 3)), np.zeros(2), np.ones((1, 3))
+        >>> model, report = compat.load(model, {"weight": weight, "bias": bias}, example=x)
+        >>> report.check(x, x @ weight.T + bias)
+        0.0
+        """
+        tolerance = arguments.number(tolerance, "tolerance", above=0)
+        inputs = inputs if type(inputs) is tuple else (inputs,)
+        arguments.check_leaves(inputs, "inputs")
+        computed = evaluation(self._model, inputs)({})
+        found = difference(computed, as_expected(outputs, computed))
+        if found > tolerance or not np.isfinite(found):
+            suspects = [row.leaf for row in self.ambiguous]
+            raise explained(found, tolerance, suspects, self._epsilons)
+        return found
+
+    def __str__(self) -> str:
+        names = elided([row.leaf for row in self.rows], _WIDTH)
+        lines = [
+            [leaf, _few(row.sources, 2), row.how + " *" * bool(row.others), row.turned]
+            for leaf, row in zip(names, self.rows, strict=True)
+        ]
+        table = [["leaf", "from", "how", "turned"], *lines]
+        widths = [max(len(line[i]) for line in table) for i in range(4)]
+        text = [f"LoadReport of {self.source}", ""]
+        text += [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in table
+        ]
+        if self.ambiguous:
+            text += ["", "* another array has this form: check(inputs, outputs) tells"]
+        said = [
+            ("missing", shapes(self.missing)),
+            ("unused", shapes(self.unused)),
+            ("kept", list(self.kept)),
+            ("ignored", list(self.ignored)),
+        ]
+        parts = [f"{name}: {_few(some, 4)}" for name, some in said if some]
+        return "\n".join([*text, *([""] if parts or self.notes else []), *parts, *self.notes])
+
+    def __repr__(self) -> str:
+        counts = [
+            f"{len(self.rows)} leaves from {self.source}",
+            *(f"{len(some)} {name}" for name, some in (
+                ("ambiguous", self.ambiguous), ("missing", self.missing), ("unused", self.unused)
+            ) if some),
+        ]  # fmt: skip
+        return f"LoadReport({', '.join(counts)})"
+
+
+def shapes(leaves: dict[str, tuple[int, ...]]) -> list[str]:
+    """Return leaves with their shapes as texts."""
+    return [f"{name} {shape}" for name, shape in leaves.items()]
+
+
+def _few(names: Sequence[str], most: int) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def check_left(
+    source: str,
+    missing: dict[str, tuple[int, ...]],
+    unused: dict[str, tuple[int, ...]],
+    reasons: Sequence[str],
+) -> None:
+    """Raise for what is left over on either side.
+
+    Raises:
+        ValueError: Both are listed with their shapes, and what rename= would do.
+    """
+    if not missing and not unused:
+        return
+    parts = []
+    if missing:
+        parts.append(f"nothing was found for {_few(shapes(missing), 6)} of the model")
+    if unused:
+        parts.append(f"{_few(shapes(unused), 6)} of {source} went nowhere")
+    fits = [
+        (name, leaf)
+        for leaf, shape in missing.items()
+        for name, other in unused.items()
+        if sorted(shape) == sorted(other)
+    ]
+    advice = "Pass strict=False to load what fits"
+    if fits:
+        name, leaf = fits[0]
+        advice += f", or say what belongs together: rename={{{name!r}: {leaf!r}}}"
+    elif unused:
+        advice += f", or leave arrays out: rename={{{next(iter(unused))!r}: None}}"
+    raise InvalidValueError(
+        f"load() is expected to use each array of the source, for each leaf of the model; "
+        f"{', and '.join(parts)}. {''.join(f'{reason} ' for reason in reasons)}{advice}."
+    )

@@ -1,0 +1,77 @@
+"""A model's arrays in a safetensors file that tools of its own library, or another's, read."""
+
+import json
+import os
+
+import numpy as np
+
+from solstice import arguments
+from solstice.compat.model import Model
+from solstice.compat.weights.leaves import model_leaves
+from solstice.compat.weights.renaming import Renames, renamed
+from solstice.compat.weights.shards import DTYPES
+from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.tree.encoding import check_data, host_array
+from solstice.tree.files import replacing
+from solstice.tree.tensors import is_storable, write_tensors
+
+
+def save(model: Model, path: str | os.PathLike[str], *, names: Renames = None) -> None:
+    """Write a model's arrays into one safetensors file, under the names its library has for them.
+
+    All are written: parameters, frozen ones too, and the state, so that `compat.load` gives back
+    the same bits. Typed PRNG keys (streams of Flax NNX) are written as the numbers behind. The file
+    is written at once or not at all. How each library's own tools read it is on the page
+    [Weights](../weights.md#saving).
+
+    Args:
+        model: An adapted network of any library.
+        path: The file, whose name ends with ".safetensors"; its directory exists.
+        names: Other names: from regular expressions, found anywhere in a name, to what takes the
+            place of the match, or to None to leave an array out; or a function from a name to its
+            new one, or to None. For another library's names and layouts, save what
+            `compat.convert` returns.
+
+    Raises:
+        ValueError: Two arrays get one name, a pattern matches none, or the path ends otherwise.
+        OSError: The file cannot be written; what was there before is still there.
+        ImportError: safetensors is not installed.
+
+    >>> import flax.linen as nn, jax.numpy as jnp, safetensors.numpy, tempfile
+    >>> from solstice import compat
+    >>> network, x = nn.Dense(4), jnp.ones((2, 3))
+    >>> model = compat.as_model(network, x, key=0)
+    >>> path = tempfile.mkdtemp() + "/dense.safetensors"
+    >>> compat.save(model, path)
+    >>> sorted(safetensors.numpy.load_file(path))
+    ['params/bias', 'params/kernel']
+    >>> compat.save(model, path, names={"params/": "head."})
+    >>> sorted(safetensors.numpy.load_file(path))
+    ['head.bias', 'head.kernel']
+    """
+    leaves = model_leaves(model)
+    file_path = arguments.path(path, "path")
+    if file_path.suffix != ".safetensors":
+        raise InvalidValueError(
+            f"path is expected to end with '.safetensors'; it is {os.fspath(path)!r}. For an .npz: "
+            f"numpy.savez(path, **safetensors.numpy.load_file(...)), which loses bfloat16."
+        )
+    if isinstance(names, Model):
+        raise InvalidTypeError(
+            "names is expected to be a mapping of patterns or a function; it is a "
+            f"{type(names).__name__}. For its names and layouts: "
+            "compat.save(compat.convert(model, like=other, example=x), path)."
+        )
+    check_data(leaves)
+    own = {model.library_name(name): leaf for name, leaf in leaves.items()}
+    new = renamed(own, names, "names")
+    arrays = {text: host_array(own[name]) for name, text in new.items()}
+    odd = {name: leaf.dtype.name for name, leaf in arrays.items() if not is_storable(leaf.dtype)}
+    about = {DTYPES: json.dumps(odd)} if odd else {}
+    with replacing(file_path) as file:
+        write_tensors(file, arrays, about)
+
+
+def host_leaves(model: Model) -> dict[str, np.ndarray]:
+    """Return a model's arrays on the host, by name; of typed keys, the numbers behind."""
+    return {name: host_array(leaf) for name, leaf in model_leaves(model).items()}

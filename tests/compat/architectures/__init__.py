@@ -1,0 +1,30 @@
+"""Five architectures, and a GRU, as each library writes them, with equal hyper-parameters.
+
+Names, orders of definition, layouts and fusions are the library's own habits; what they compute is
+the same. `build(library, architecture, seed)` gives a model with weights drawn at random.
+"""
+
+from architectures import equinox, haiku, keras, linen, nnx, stax
+from architectures.common import INPUTS, drawn
+
+LIBRARIES = {
+    "Linen": linen.NETWORKS,
+    "NNX": nnx.NETWORKS,
+    "Haiku": haiku.NETWORKS,
+    "Equinox": equinox.NETWORKS,
+    "Keras": keras.NETWORKS,
+    "Stax": stax.NETWORKS,
+}
+ARCHITECTURES = {
+    "mlp": "MLP",
+    "cnn": "CNN with batch norm",
+    "lstm": "LSTM",
+    "attention": "attention block",
+    "embedding": "embedding",
+    "gru": "GRU",
+}
+
+
+def build(library, architecture, seed):
+    """Return an adapted network with random weights."""
+    return drawn(LIBRARIES[library][architecture](INPUTS[architecture]), seed)

@@ -1,0 +1,330 @@
+"""Files that weights come from: every format read, and everything else refused clearly."""
+
+import builtins
+import json
+import os
+import pickle
+import re
+import sys
+import zipfile
+
+import h5py
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import safetensors.numpy
+
+from solstice.compat.weights.renaming import renamed
+from solstice.compat.weights.sources import read
+from solstice.errors import (
+    DamagedFileError,
+    InvalidTypeError,
+    InvalidValueError,
+    MissingFileError,
+    MissingPackageError,
+)
+
+ARRAYS = {
+    "layer.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "layer.bias": np.ones(2, jnp.bfloat16),
+    "steps": np.array(3),
+}
+
+
+class Evil:
+    """Unpickled, it leaves a mark."""
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return os.mkdir, (self.mark,)
+
+
+def check(source, arrays=ARRAYS):
+    """Say that a source holds arrays, bit for bit."""
+    found = read(source).arrays
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(found[name], array)
+
+
+def shards(folder, index=True):
+    """Write two shards, and the index that names them."""
+    parts = [{"layer.weight"}, {"layer.bias", "steps"}]
+    places = {}
+    for number, names in enumerate(parts):
+        file = f"model-{number}.safetensors"
+        some = {name: ARRAYS[name] for name in names}
+        safetensors.numpy.save_file(some, folder / file)
+        places |= dict.fromkeys(names, file)
+    if index:
+        text = json.dumps({"metadata": {}, "weight_map": places})
+        (folder / "model.safetensors.index.json").write_text(text)
+    return folder
+
+
+def zipped(path, content):
+    """Write a file as torch does: a zip with a pickle in it."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", content)
+        file.writestr("archive/version", "3")
+
+
+def test_a_safetensors_file_is_read_bit_for_bit(tmp_path):
+    safetensors.numpy.save_file(ARRAYS, path := tmp_path / "a.safetensors")
+    check(path)
+    check(str(path))
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_shards_are_read_from_a_folder_or_its_index(tmp_path, index):
+    check(shards(tmp_path, index))
+    if index:
+        check(tmp_path / "model.safetensors.index.json")
+
+
+def test_a_missing_shard_is_damage(tmp_path):
+    (shards(tmp_path) / "model-1.safetensors").unlink()
+    with pytest.raises(DamagedFileError, match=r"shard 'model-1.safetensors' that it names is not"):
+        read(tmp_path)
+
+
+def test_an_index_that_names_files_elsewhere_is_damage(tmp_path):
+    text = json.dumps({"weight_map": {"w": "../secret.safetensors"}})
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(DamagedFileError, match="not in its folder"):
+        read(tmp_path)
+
+
+def test_an_index_that_promises_too_much_is_damage(tmp_path):
+    index = shards(tmp_path) / "model.safetensors.index.json"
+    text = json.loads(index.read_text())
+    text["weight_map"]["more"] = "model-0.safetensors"
+    index.write_text(json.dumps(text))
+    with pytest.raises(DamagedFileError, match="'more' is in none of its shards"):
+        read(tmp_path)
+
+
+def test_shards_with_an_array_of_one_name_are_refused(tmp_path):
+    for number in range(2):
+        safetensors.numpy.save_file(ARRAYS, tmp_path / f"{number}.safetensors")
+    with pytest.raises(InvalidValueError, match="Two shards .* have an array 'layer.bias'"):
+        read(tmp_path)
+
+
+def test_an_npz_is_read_in_order_and_bfloat16_is_told(tmp_path):
+    np.savez(path := tmp_path / "a.npz", **ARRAYS)
+    check(path)
+    found = read(path)
+    assert list(found.arrays) == list(ARRAYS)
+    assert found.in_order
+    assert found.notes == ("1 arrays of 2 bytes and no type were taken for bfloat16.",)
+
+
+def test_an_npz_with_objects_is_not_unpickled(tmp_path):
+    np.savez(path := tmp_path / "a.npz", w=np.array([Evil(tmp_path / "ran")], object))
+    with pytest.raises(InvalidValueError, match="'w' holds Python objects, which are not unpickled"):
+        read(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("array", [np.array(["text"]), np.zeros(2, "V4"), np.zeros(1, "M8[s]")])
+def test_an_npz_of_something_else_than_numbers_is_refused(tmp_path, array):
+    np.savez(path := tmp_path / "a.npz", w=array)
+    with pytest.raises(InvalidValueError, match="expected to hold arrays of numbers; 'w' is"):
+        read(path)
+
+
+def test_an_npz_with_two_arrays_of_a_name_is_refused(tmp_path):
+    np.savez(path := tmp_path / "a.npz", w=np.ones(2))
+    with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate name"):
+        file.writestr("w.npy", b"")
+    with pytest.raises(InvalidValueError, match="Two arrays of .* are named 'w'"):
+        read(path)
+
+
+def keras_file(path):
+    """Write arrays as Keras does: layers by class and number, names as attributes."""
+    layers = {
+        "layers/dense": ("dense_7", [(3, 4), (4,)]),
+        "layers/dense_1": ("head", [(4, 2), (2,)]),
+        "layers/batch_normalization": ("batch_normalization_3", [(4,)] * 4),
+        "layers/lstm/cell": ("lstm_cell", [(4, 8), (2, 8), (8,)]),
+        "layers/embedding": ("embedding", [(5, 4)]),
+    }
+    with h5py.File(path, "w") as file:
+        for layer, (name, shapes) in layers.items():
+            group = file.create_group(f"{layer}/vars")
+            group.attrs["name"] = name
+            for i, shape in enumerate(shapes):
+                group.create_dataset(str(i), data=np.full(shape, i, np.float32))
+
+
+def test_a_keras_file_is_read_by_the_names_that_keras_has(tmp_path):
+    keras_file(path := tmp_path / "model.weights.h5")
+    names = list(read(path).arrays)
+    assert names == [
+        *(f"batch_normalization/{name}" for name in ("gamma", "beta")),
+        *(f"batch_normalization/moving_{name}" for name in ("mean", "variance")),
+        *("dense/kernel", "dense/bias", "head/kernel", "head/bias", "embedding/embeddings"),
+        *(f"lstm/lstm_cell/{name}" for name in ("kernel", "recurrent_kernel", "bias")),
+    ]
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        archive.write(path, "model.weights.h5")
+    assert list(read(tmp_path / "model.keras").arrays) == names
+
+
+@pytest.mark.parametrize("manager", [False, True])
+def test_an_orbax_checkpoint_is_read(tmp_path, manager):
+    tree = {"params": {"dense": {"kernel": jnp.ones((2, 3), jnp.bfloat16)}}, "step": np.array(3)}
+    if manager:
+        with ocp.CheckpointManager(tmp_path / "run") as kept:
+            kept.save(5, args=ocp.args.StandardSave(tree))
+    else:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(tmp_path / "run", tree)
+    found = read(tmp_path / "run").arrays
+    assert found.keys() == {"params/dense/kernel", "step"}
+    assert found["params/dense/kernel"].dtype == jnp.bfloat16
+    if not manager:
+        (tmp_path / "run" / "_METADATA").write_text("{")
+        (tmp_path / "run" / "manifest.ocdbt").unlink()
+        with pytest.raises(DamagedFileError, match="no whole checkpoint of Orbax"):
+            read(tmp_path / "run")
+
+
+def test_a_mapping_keeps_its_order_and_may_be_nested():
+    tree = {"z": {"w": np.ones(2)}, "a": [np.ones(3), (np.ones(4),)], "nothing": None}
+    assert list(read(tree).arrays) == ["z/w", "a/0", "a/1/0"]
+    assert list(read({"k": {"value": np.ones(2)}}).arrays) == ["k"]
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "says"),
+    [
+        ({}, InvalidValueError, "the mapping is expected to hold arrays; it holds none"),
+        ({"w": "text"}, InvalidTypeError, "'w' is the str 'text'"),
+        ({"w": 0.1}, InvalidTypeError, "'w' is the float 0.1"),
+        ({"a/b": np.ones(1), "a": {"b": np.ones(1)}}, InvalidValueError, "are named 'a/b'"),
+        (3, InvalidTypeError, "source is expected to be the path of a file .* it is the int 3"),
+        ("", InvalidValueError, "source is expected to be a path"),
+        ("lost.npz", MissingFileError, "lost.npz is neither"),
+    ],
+)
+def test_what_is_no_source_is_refused(source, error, says):
+    with pytest.raises(error, match=says):
+        read(source)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz", "h5", "keras"])
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.9, 0.99])
+def test_a_file_that_was_cut_is_damage(tmp_path, suffix, part):
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "safetensors":
+        safetensors.numpy.save_file(ARRAYS, path)
+    elif suffix == "npz":
+        np.savez(path, **ARRAYS)
+    else:
+        keras_file(tmp_path / "whole.h5")
+        if suffix == "keras":
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.write(tmp_path / "whole.h5", "model.weights.h5")
+        else:
+            (tmp_path / "whole.h5").rename(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(DamagedFileError, match="is damaged") as told:
+        read(path)
+    assert told.value.path == str(path)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz", "h5", "keras"])
+def test_a_file_of_another_format_is_damage(tmp_path, suffix):
+    (path := tmp_path / f"a.{suffix}").write_bytes(b"Call me Ishmael. " * 40)
+    with pytest.raises(DamagedFileError, match="it is no whole"):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pickle", "joblib", "npy", "txt"])
+def test_a_file_of_an_unknown_format_is_refused_and_not_unpickled(tmp_path, suffix):
+    (path := tmp_path / f"a.{suffix}").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    with pytest.raises(InvalidValueError, match=re.escape(f"a.{suffix} is not read")):
+        read(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(InvalidValueError, match="holds 'notes.txt'. Name the file"):
+        read(tmp_path)
+
+
+def without(monkeypatch, package):
+    """Have a package look as if it were not installed."""
+    real = builtins.__import__
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+
+    def importing(name, *rest, **more):
+        if name.split(".")[0] == package:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth", "ckpt", "bin"])
+@pytest.mark.parametrize("write", [zipped, lambda path, content: path.write_bytes(content)])
+def test_without_torch_its_files_are_not_unpickled(tmp_path, monkeypatch, suffix, write):
+    without(monkeypatch, "torch")
+    write(path := tmp_path / f"a.{suffix}", pickle.dumps({"w": Evil(tmp_path / "ran")}))
+    with pytest.raises(MissingPackageError, match=r"pip install torch .*safetensors.torch.save_file"):
+        read(path)
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(pickle.dumps(Evil(tmp_path / "ran")))  # it would have
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(("package", "install"), [("h5py", "h5py"), ("orbax", "orbax-checkpoint")])
+def test_a_missing_package_is_told_with_its_command(tmp_path, monkeypatch, package, install):
+    if package == "h5py":
+        keras_file(path := tmp_path / "a.h5")
+    else:
+        (path := tmp_path / "run").mkdir()
+        (path / "_METADATA").write_text("{}")
+    without(monkeypatch, package)
+    with pytest.raises(MissingPackageError, match=f"pip install {install}"):
+        read(path)
+
+
+NAMES = ["layer1.w", "layer2.w", "step"]
+
+
+def test_renames_are_applied_one_after_the_other():
+    rules = {r"layer(\d)\.": r"stage\1/", "stage2": "last", "step": None}
+    assert renamed(NAMES, rules) == {"layer1.w": "stage1/w", "layer2.w": "last/w"}
+    assert renamed(NAMES, str.upper)["step"] == "STEP"
+    assert renamed(NAMES, None) == dict(zip(NAMES, NAMES, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rules", "error", "says"),
+    [
+        ({"lyer": "x"}, InvalidValueError, r"'lyer' is expected to match a name; .* 'layer1.w'"),
+        ({r"\d": ""}, InvalidTypeError, "expected to give a new name, or None"),
+        ({r"layer\d": "x"}, InvalidValueError, r"'layer1.w' and 'layer2.w' both become 'x.w'"),
+        ({"(": "x"}, InvalidValueError, "regular expressions"),
+        ({"layer": r"\3"}, InvalidValueError, "invalid group reference"),
+        ({"": None}, InvalidValueError, "leaves out all"),
+        ({"step": 3}, InvalidTypeError, "it gives the int 3"),
+        (lambda name: 3, InvalidTypeError, "it gives the int 3"),
+        (lambda: "x", InvalidTypeError, "a function of"),
+        ("step", InvalidTypeError, "rename is expected to be a mapping"),
+    ],
+)
+def test_a_wrong_rename_is_told(rules, error, says):
+    with pytest.raises(error, match=says):
+        renamed(NAMES, rules)
