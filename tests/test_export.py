@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import NamedTuple
 
 import equinox as eqx
 import flax.linen as nn
@@ -138,6 +139,27 @@ def test_a_network_of_a_mapping(tmp_path):
         found({"numbers": X})
     with pytest.raises(solstice.errors.InvalidTypeError, match=r"have 'tokens' besides"):
         found({"numbers": X, "tokens": x["token"]})
+
+
+class Graph(NamedTuple):
+    """What a user's class may be: a tuple with parts in an order that is not their names'."""
+
+    nodes: jax.Array
+    edges: jax.Array
+
+
+def test_a_named_tuple_comes_back_as_a_dict_and_may_be_given_as_one(tmp_path):
+    graph = Graph(X, X[:, :2] + 1)
+    model = compat.FunctionModel(
+        lambda key, graph: jnp.ones(4),
+        lambda scale, graph: Graph(scale * graph.nodes, 2 * graph.edges),
+        graph._replace(),
+        key=jax.random.key(0),
+    )
+    found = exported(model, tmp_path, example=(graph,))
+    for given in (graph, graph._asdict()):
+        again = found(given)
+        assert_same_bits([graph.nodes, 2 * graph.edges], [again["nodes"], again["edges"]])
 
 
 class TwoInputs(nn.Module):

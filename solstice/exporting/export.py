@@ -114,7 +114,7 @@ def export(
         _check_names(names, rule, programs, why)
     about = {
         "of": type(exp_or_model).__name__,
-        "versions": {"solstice": version("solstice"), "jax": jax.__version__},
+        "versions": {"solstice": version("jax-solstice"), "jax": jax.__version__},
         "platforms": list(platforms),
         "inputs": Form.of(shapes).to_dict(),
         "input_names": None if preprocess is not None else known.input_names,
