@@ -97,9 +97,7 @@ class _PaddedMaker(_PaddedDataset):
     def __init__(self, ds: Dataset, batch_size: int, mask_key: str) -> None:
         super().__init__(ds, batch_size, mask_key)
         with contextlib.suppress(TypeError, ValueError):  # as of a function written in C
-            self.__signature__ = inspect.signature(
-                ds
-            )  # so that it is called with the arguments of `ds`
+            self.__signature__ = inspect.signature(ds)  # so that it is called like `ds`
 
     def __call__(self, *arguments: object) -> Iterator[PyTree]:
         return _padded(iterator_of(self._ds(*arguments), "ds"), *self._arguments)

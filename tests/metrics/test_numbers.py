@@ -133,7 +133,7 @@ def test_a_dict_refuses_what_does_not_fit():
     ):
         MetricsDict(Max(1.0), Max(2.0)).compute()
     assert one["loss"].compute()["mean"] == 1
-    with pytest.raises(KeyError, match="'accuracy' is none of the metrics"):
+    with pytest.raises(KeyError, match="'accuracy' is not one of the metrics"):
         one["accuracy"]
 
 
