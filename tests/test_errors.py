@@ -103,4 +103,4 @@ def test_solstice_raises_no_raw_builtin_error():
 def test_the_message_of_an_unknown_key_is_not_quoted():
     with pytest.raises(KeyError) as caught:
         solstice.metrics.MetricsDict(loss=solstice.metrics.Mean(1.0))["accuracy"]
-    assert str(caught.value).startswith("'accuracy' is none of the metrics")
+    assert str(caught.value).startswith("'accuracy' is not one of the metrics")
