@@ -1,6 +1,6 @@
-"""What becomes of a Flax Linen network's collections: trained, overwritten, kept, dropped, refused.
+"""How a Flax Linen network's collections are treated: trained, overwritten, kept, dropped.
 
-A collection that wants what a Model does not give is told of, and never left to rot.
+A collection that needs what a Model does not support raises or warns.
 """
 
 import warnings
@@ -15,7 +15,7 @@ from solstice.tree.pytree import PyTree
 
 
 def take_weights(collections: dict[str, PyTree]) -> PyTree:
-    """Take the weights out of the collections, with boxes around what a gradient overwrites."""
+    """Take the weights out of the collections, with boxes around overwritten leaves."""
     weights = collections.pop("params", {})
     if OVERWRITE_WITH_GRADIENT not in collections:
         return weights
@@ -24,7 +24,7 @@ def take_weights(collections: dict[str, PyTree]) -> PyTree:
 
 
 def variables_of(weights: PyTree, state: dict[str, PyTree]) -> dict[str, PyTree]:
-    """Return the variables as `module.apply` takes them, of weights without boxes."""
+    """Return the variables for `module.apply`, with weights without boxes."""
     if OVERWRITE_WITH_GRADIENT not in weights:
         return {"params": weights, **state}
     weights = dict(weights)
@@ -33,7 +33,7 @@ def variables_of(weights: PyTree, state: dict[str, PyTree]) -> dict[str, PyTree]
 
 
 def refuse_special(adapter: str, collections: dict[str, PyTree]) -> None:
-    """Raise for a collection whose name says that it is not treated as others are."""
+    """Raise for a collection whose name says that it needs special treatment."""
     special = sorted(name for name in collections if name.startswith("_"))
     if special:
         raise InvalidValueError(
@@ -48,13 +48,13 @@ def refuse_special(adapter: str, collections: dict[str, PyTree]) -> None:
 def persistent(
     adapter: str, collections: dict[str, PyTree], before: Any, after: Any
 ) -> dict[str, PyTree]:
-    """Return the collections whose structure a training step leaves as it is.
+    """Return the collections whose structure a training step does not change.
 
     Args:
         adapter: The adapter's name, for the warning.
         collections: All but the weights.
         before: Their shapes.
-        after: The shapes of those that a training step returns.
+        after: The shapes that a training step returns.
     """
     kept = {
         name: values
