@@ -122,7 +122,7 @@ def as_model(network: Any, example: PyTree = None, *, key: Any = None) -> Model:
     Args:
         network: A Flax Linen or NNX module, a transformed Haiku function, an Equinox module or
             the `(module, state)` of `eqx.nn.make_with_state`, a Keras network, a Stax
-            `(init, apply)` pair, or what was registered.
+            `(init, apply)` pair, or an object of a registered class.
         example: A batch's inputs, or their `jax.ShapeDtypeStruct`s, if the network must be
             initialised; a tuple is several inputs.
         key: A seed or PRNG key for the initialisation.
