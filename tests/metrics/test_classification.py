@@ -503,7 +503,7 @@ BAD_ARGUMENTS = {
         ValueError,
         r"loss is expected to be one real number.*complex64\[\]",
     ),
-    "not class numbers": (
+    "no classes": (
         dict(preds=[0], targets=[0], num_classes=0),
         ValueError,
         r"num_classes is expected to be at least 1; it is 0",
