@@ -1,4 +1,4 @@
-"""Adversarial training by the fast gradient sign method, as an experiment of your own.
+"""Adversarial training by the fast gradient sign method, as your own experiment.
 
     python examples/adversarial.py
     python examples/adversarial.py --dataset mnist     # which tfds downloads
@@ -27,7 +27,7 @@ class Adversarial(solstice.Experiment):
     model: compat.Model
     opt: compat.Optimizer
     key: jax.Array
-    # Arrays, or each of the values would compile the steps anew.
+    # Arrays, since each new value of a Python number would recompile the steps.
     strength: jax.Array
     attack: jax.Array
 
@@ -108,7 +108,7 @@ def main(arguments=None):
 
 
 def draw(trained, x, y, strength, path):
-    """Draw digits, and each network's attacked ones with what it then takes them for."""
+    """Draw digits, and each network's attacked ones with its predictions."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.6), layout="constrained")

@@ -1,4 +1,4 @@
-"""Cross-validation with a loop of your own: steps without the trainer.
+"""Cross-validation with your own loop: steps without the trainer.
 
     python examples/cross_validation.py
     python examples/cross_validation.py --dataset mnist     # which tfds downloads

@@ -3,9 +3,8 @@
     python examples/ensemble.py
     python examples/ensemble.py --dataset mnist        # which tfds downloads
 
-Twelve runs share one compiled step. Afterwards each is an experiment of its own again: the best one
-is picked on data held back for it, and all of them together answer by the average of their
-probabilities.
+Twelve runs share one compiled step. Then each is a separate experiment again: the best one is
+picked on held-back data, and all of them together predict with the average of their probabilities.
 """
 
 import argparse
@@ -36,7 +35,7 @@ def main(arguments=None):
     train_ds = handwriting.batched(x[held:], y[held:])
     val_ds, test_ds = [(x[:held], y[:held])], [test]
 
-    # Called once, under vmap: `key` and `rate` stand for those of each member.
+    # Called once, under vmap: `key` and `rate` are those of each member.
     def make(key, rate):
         # The rate in the optimizer's state, where each member has its own.
         adam = optax.inject_hyperparams(optax.adam)(rate)

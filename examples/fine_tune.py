@@ -4,8 +4,8 @@
     python examples/fine_tune.py --dataset mnist     # which tfds downloads
 
 The backbone learns to tell the ten digits apart; a new head then learns from a few examples which
-of them are even. What is frozen is no parameter any more: it has no gradient and no optimizer
-state, and the 130 numbers of the head do about as well as all 13,000 from scratch.
+of them are even. Frozen weights have no gradient and no optimizer state, and the 130 numbers of the
+head do about as well as all 13,000 from scratch.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Handwritten digits for the other examples: scikit-learn's, or MNIST through tfds.
 
-It knows no network and no experiment; a program of your own loads arrays of its own instead.
+Your own program would load its arrays here instead.
 """
 
 from typing import Any

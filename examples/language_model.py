@@ -1,11 +1,11 @@
-"""A language model of characters, which then writes a text of its own.
+"""A language model of characters, which then writes a text.
 
     python examples/language_model.py                     # learns from Python's standard library
     python examples/language_model.py --text novel.txt
     python examples/language_model.py --dataset tiny_shakespeare     # which tfds downloads
 
 A small causal transformer in Flax. Its outputs are (batch, length, characters) and its labels
-(batch, length), so next-token prediction is `ClassificationExperiment` as it is.
+(batch, length), so next-token prediction needs no more than `ClassificationExperiment`.
 """
 
 import argparse

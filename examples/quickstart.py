@@ -174,7 +174,7 @@ def mnist(seed):
 
 
 class History(solstice.Callback):
-    """When each training epoch ended, beside what a LoggingCallback logs."""
+    """Notes when each training epoch ended, next to the metrics of a LoggingCallback."""
 
     def __init__(self):
         self.logged: dict[str, list[dict[str, float]]] = {"train": [], "val": []}

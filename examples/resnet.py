@@ -4,9 +4,9 @@
     python examples/resnet.py --dataset cifar10        # CIFAR-10, which tfds downloads
     python examples/resnet.py --half                   # bfloat16 in the network, float32 weights
 
-Run it again with the same --output, after a crash or for more epochs, and it goes on where it was;
-`tensorboard --logdir outputs/resnet` shows the curves. Images are augmented by a function of the
-epoch, so a resumed run sees the same ones.
+Run it again with the same --output, after a crash or for more epochs, and it resumes; `tensorboard
+--logdir outputs/resnet` shows the curves. Images are augmented by a function of the epoch, so a
+resumed run sees the same ones.
 """
 
 import argparse

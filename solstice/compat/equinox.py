@@ -96,7 +96,7 @@ class EquinoxModel(Model):
         """
         arguments.instance(module, "module", eqx.Module, "an equinox.Module")
         if state is not None:
-            what = "what eqx.nn.make_with_state returns beside the module, or None"
+            what = "what eqx.nn.make_with_state returns with the module, or None"
             arguments.instance(state, "state", eqx.nn.State, what)
         check_call(call)
         if state is None and _has_initial_state(module):

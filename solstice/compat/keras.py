@@ -162,8 +162,8 @@ class KerasModel(Model):
 
 def _warn_of_losses(network: Any) -> None:
     warnings.warn(
-        f"{_NAME}: the network {network.name!r} adds losses of its own (regularizers, add_loss), "
-        f"which a Model does not report. Use weight decay in the optimizer, or return them beside "
+        f"{_NAME}: the network {network.name!r} adds its own losses (regularizers, add_loss), "
+        f"which a Model does not report. Use weight decay in the optimizer, or return them with "
         f"the outputs.",
         stacklevel=3,
     )

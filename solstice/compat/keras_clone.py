@@ -40,7 +40,7 @@ def clone(adapter: str, network: Any) -> Any:
         f"{adapter}: unwrap() is expected to return a copy of the network {network.name!r} "
         f"with the same layers; {found}. Give {type(network).__name__} a get_config that its "
         f"constructor takes (**kwargs too) and that makes such a network, or assign the model's "
-        f"values to the variables of a network of your own."
+        f"values to the variables of your own network."
     ) from failure
 
 

@@ -21,7 +21,7 @@ def owned_state(state: PyTree) -> PyTree:
 
 
 def check_own_leaves(adapter: str, **trees: PyTree) -> None:
-    """Raise where a leaf of a tree, given by what it is called, is not an array.
+    """Raise if a leaf of a tree is not an array; the trees are given by name.
 
     A compiled step would treat a number as a constant, and return an array.
 

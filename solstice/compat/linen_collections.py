@@ -38,8 +38,8 @@ def refuse_special(adapter: str, collections: dict[str, PyTree]) -> None:
     if special:
         raise InvalidValueError(
             f"{adapter}: the network has the collection {special[0]!r}, whose underscore says that "
-            f"it is treated in a way of its own; of such collections, "
-            f"{OVERWRITE_WITH_GRADIENT!r} alone is known, and this one would stay as it is. Leave "
+            f"it needs special treatment; of such collections, only "
+            f"{OVERWRITE_WITH_GRADIENT!r} is supported, and this one would never be updated. Leave "
             f"out the layer that makes it, or write an adapter that knows it: see "
             f"solstice.compat.register."
         )
@@ -65,7 +65,7 @@ def persistent(
     if losses:
         warnings.warn(
             f"{adapter}: the network sows {losses[0]!r}, which a Model does not report, so that "
-            f"nothing of it is added to the loss. Return it beside the outputs, in a step of your "
+            f"nothing of it is added to the loss. Return it with the outputs, in a step of your "
             f"own.",
             stacklevel=5,
         )
