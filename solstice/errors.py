@@ -4,7 +4,7 @@
      ├─ InvalidValueError (ValueError): an argument, a batch or a file has a wrong value
      │   ├─ UsageError (AssertionError): a misuse of train, test, callbacks or metrics
      │   └─ DamagedFileError: a file is not what was written
-     ├─ InvalidTypeError (TypeError): an argument, a batch or an outs is of a wrong type
+     ├─ InvalidTypeError (TypeError): an argument, a batch or an outs has a wrong type
      ├─ UnknownFieldError (AttributeError): `replace` got a field that does not exist
      ├─ UnknownKeyError (KeyError): a `MetricsDict` has no metric of that name
      ├─ InvalidIndexError (IndexError): an ensemble has no such member

@@ -105,7 +105,7 @@ class Step:
         return self if instance is None else types.MethodType(self, instance)
 
     def __call__(self, exp: Any, batch: Any) -> tuple[Any, Any]:
-        """Take the step; inputs stay alive, and an unchanged experiment is returned as the same object."""
+        """Take the step; inputs stay alive, and an unchanged experiment is returned itself."""
         flat = Flat.of(exp)
         new, outs = self.pure(flat, [batch])
         return exp if new is flat else new.whole(), outs

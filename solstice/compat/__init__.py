@@ -1,6 +1,6 @@
-"""compat: any network library and any optimizer behind two protocols, one adapter a file.
+"""compat: any network library and any optimizer behind two protocols, one adapter per file.
 
-An adapter is loaded when its name is first used, so that `import solstice` loads no framework.
+An adapter is loaded when its name is first used, so `import solstice` loads no framework.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,7 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # a checker of types knows the names above, and no others
+if not TYPE_CHECKING:  # a type checker knows only the names above
 
     def __getattr__(name: str) -> Any:
         found = adapter(name)

@@ -1,7 +1,7 @@
 """The train flag: which keyword of a network's call says whether it is training.
 
-Every library and every user names it differently. A name is taken only from the call's own
-named parameters; where there is none, nothing is guessed.
+Every library and every user names it differently. Only the call's named parameters are considered;
+nothing is guessed.
 """
 
 import inspect
@@ -17,12 +17,12 @@ from solstice.tree.pytree import PyTree
 POSITIVE = ("train", "training", "is_training", "is_train")
 NEGATIVE = ("deterministic", "use_running_average", "inference", "eval", "evaluate", "is_eval")
 
-# The keywords to pass, each with its value in training; in evaluation it is the opposite.
+# The keywords to pass, each with its value in training; evaluation uses the opposite.
 Flags = tuple[tuple[str, bool], ...]
 
 
 def parameters(function: Callable[..., PyTree]) -> dict[str, inspect.Parameter]:
-    """Return a call's named parameters; none for a callable that does not tell.
+    """Return a call's named parameters; none for a callable without a signature.
 
     >>> list(parameters(lambda x, *rest, train: x))
     ['x', 'train']
@@ -36,7 +36,7 @@ def parameters(function: Callable[..., PyTree]) -> dict[str, inspect.Parameter]:
 
 
 def takes_more(function: Callable[..., PyTree]) -> bool:
-    """Say whether a call takes any keyword, which it may pass on.
+    """Say whether a call takes arbitrary keywords, which it may pass on.
 
     >>> takes_more(lambda x, **rest: x), takes_more(lambda x, *rest: x)
     (True, False)
@@ -49,12 +49,12 @@ def takes_more(function: Callable[..., PyTree]) -> bool:
 
 
 def call_of(adapter: str, module: Any, call: Callable[..., PyTree] | None) -> Callable[..., PyTree]:
-    """Return what a module is called by: the user's `call`, or its class's `__call__`.
+    """Return the function that calls a module: the user's `call`, or its class's `__call__`.
 
     Args:
         adapter: The adapter's name, for the error.
         module: The network.
-        call: What the user gave as `call=`.
+        call: The user's `call=`.
 
     Raises:
         TypeError: There is neither.
@@ -73,7 +73,7 @@ def call_of(adapter: str, module: Any, call: Callable[..., PyTree] | None) -> Ca
 
 
 def accepts(function: Callable[..., PyTree], name: str) -> bool:
-    """Say whether a call takes the keyword `name`, by that name or among any others.
+    """Say whether a call takes the keyword `name`, by name or with **kwargs.
 
     >>> accepts(lambda x, **rest: x, "rng"), accepts(lambda x: x, "rng")
     (True, False)
@@ -130,10 +130,10 @@ def has_default(function: Callable[..., PyTree], name: str) -> bool:
 def find_flags(
     function: Callable[..., PyTree], given: Mapping[str, bool] | None, *, skip_none: bool = False
 ) -> Flags:
-    """Return the train flags among a call's parameters, or the given ones as they are.
+    """Return the train flags among a call's parameters, or the given ones.
 
     With `skip_none`, a parameter that is None by default is left out: in libraries that also set
-    the mode in the network itself, None means to go by that.
+    the mode in the network, None means to use that.
 
     >>> find_flags(lambda x, deterministic: x, None)
     (('deterministic', False),)
@@ -173,11 +173,11 @@ def check_train(train: object, adapter: str) -> bool:
     """Return `train`, which must be a Python bool.
 
     Args:
-        train: What the caller of a model passed.
+        train: The value that the caller of a model passed.
         adapter: The adapter's name, for the error.
 
     Raises:
-        TypeError: It is traced, or no bool.
+        TypeError: It is traced, or not a bool.
 
     >>> check_train(True, "PebbleModel")
     True

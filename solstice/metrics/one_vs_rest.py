@@ -1,6 +1,6 @@
 """Several classes by their probabilities: how well they rank examples, each class against the rest.
 
-Every class is a binary question of its own, so that all of it is `BinaryMetrics`, class by class.
+Every class is a separate binary question, measured by `BinaryMetrics`.
 """
 
 from typing import Self

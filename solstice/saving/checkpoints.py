@@ -421,7 +421,7 @@ def newest(
     raise DamagedFileError(
         f"None of the {len(names)} checkpoints in {there.place} can be read, so the run is not "
         f"started over silently. Restore the directory from a copy, or give another one to "
-        f"start anew.",
+        "start from the beginning.",
         path=str(there.place),
     ) from last
 

@@ -61,7 +61,7 @@ def place_batch(
         masked = with_mask(*padded(batch, most))
         if masked is None:
             raise InvalidValueError(
-                f"A batch of {size} examples is to be split over {parts} devices"
+                f"A batch of {size} examples is split over {parts} devices"
                 + f" (the processes have {', '.join(map(str, sizes))})" * (len(sizes) > 1)
                 + f", which does not divide, and the experiment takes no mask for padding. Drop "
                 f"the last batch, choose batches of a multiple of {parts}, or give the experiment "

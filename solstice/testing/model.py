@@ -44,7 +44,7 @@ def leaves_are_arrays(subject: ModelSubject) -> None:
     for name, leaf in leaves_by_path(subject.model).items():
         assert isinstance(leaf, jax.Array), f"{name} is {type(leaf).__name__}, not a jax array"
         assert not getattr(leaf, "weak_type", False), (
-            f"{name} is weakly typed; adapt it with a dtype of its own"
+            f"{name} is weakly typed; adapt it with an explicit dtype"
         )
     for name, leaf in leaves_by_path(subject.model.params).items():
         assert jnp.issubdtype(leaf.dtype, jnp.inexact), (

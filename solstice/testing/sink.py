@@ -80,7 +80,7 @@ def a_closed_sink_goes_on(subject: SinkSubject, records: Records) -> None:
 def a_resumed_run_logs_what_a_whole_one_does(
     subject: SinkSubject, records: Records, cuts: list[int], lost: int, killed: bool
 ) -> None:
-    """A run that crashes and is resumed logs like an uninterrupted one, losing or repeating nothing."""
+    """A run that crashes and is resumed logs like an uninterrupted one: nothing lost or twice."""
     places = [min(cut, len(records)) for cut in cuts]
     state: Any = None
     with subject.store() as store:

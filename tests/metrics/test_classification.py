@@ -582,7 +582,7 @@ def test_unlike_metrics_do_not_merge(other, described):
 
 
 def test_another_kind_with_the_same_fields_does_not_merge(mean):
-    with pytest.raises(solstice.UsageError, match="merges only with .*the same kind; it got"):
+    with pytest.raises(solstice.UsageError, match=r"merges only with .*the same kind; it got"):
         ClassificationMetrics([0], [0], 0.5, 2).merge(mean([1.0]))
 
 
