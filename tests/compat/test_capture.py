@@ -394,13 +394,20 @@ def twins(eps):
         eqx.nn.Linear(32, 3, key=KEY),
     )
     module = eqx.tree_at(
-        lambda one: (one.conv.weight, one.conv.bias, one.norm.weight, one.head.weight),
+        lambda one: (
+            one.conv.weight,
+            one.conv.bias,
+            one.norm.weight,
+            one.head.weight,
+            one.head.bias,
+        ),
         module,
         (
             conv["kernel"].transpose(3, 2, 0, 1),
             conv["bias"].reshape(2, 1, 1),
             norm["scale"],
             head["kernel"].T,
+            head["bias"],
         ),
     )
     return capture(linen, x), capture(compat.EquinoxModel(module), x)
