@@ -18,6 +18,7 @@ from test_laws import marks
 import solstice
 from solstice import compat
 from solstice.compat import capture, intervene
+from solstice.compat.surgery.difference import first_difference
 from solstice.testing.compare import assert_close, assert_same_bits
 
 KEY = jax.random.key(0)
@@ -366,6 +367,62 @@ def test_shapes_and_types_must_stay(edit, message):
     subject = LIBRARIES["nnx"]["mlp"]
     with pytest.raises(ValueError, match=message):
         intervene(subject.make_model(KEY), *subject.inputs, edits={"first": edit})
+
+
+class EquinoxTwin(eqx.Module):
+    """The Linen network of `twins` in Equinox, with channels first and an epsilon of its own."""
+
+    conv: eqx.nn.Conv2d
+    norm: eqx.nn.LayerNorm
+    head: eqx.nn.Linear
+
+    def __call__(self, x):
+        x = self.conv(jnp.moveaxis(x, -1, 0))
+        return self.head(self.norm(jnp.moveaxis(x, 0, -1).ravel()))
+
+
+def twins(eps):
+    x = INPUTS["cnn"][0]
+    network = nn.Sequential(
+        [nn.Conv(2, (3, 3)), lambda x: x.reshape(len(x), -1), nn.LayerNorm(eps), nn.Dense(3)]
+    )
+    linen = compat.FlaxModel(network, x, key=KEY)
+    conv, norm, head = (linen.params[f"layers_{i}"] for i in (0, 2, 3))
+    module = EquinoxTwin(
+        eqx.nn.Conv2d(1, 2, 3, padding=1, key=KEY),
+        eqx.nn.LayerNorm(32, eps=1e-5),
+        eqx.nn.Linear(32, 3, key=KEY),
+    )
+    module = eqx.tree_at(
+        lambda one: (
+            one.conv.weight,
+            one.conv.bias,
+            one.norm.weight,
+            one.head.weight,
+            one.head.bias,
+        ),
+        module,
+        (
+            conv["kernel"].transpose(3, 2, 0, 1),
+            conv["bias"].reshape(2, 1, 1),
+            norm["scale"],
+            head["kernel"].T,
+            head["bias"],
+        ),
+    )
+    return capture(linen, x), capture(compat.EquinoxModel(module), x)
+
+
+@pytest.mark.slow
+def test_the_first_layer_that_differs_between_libraries():
+    assert first_difference(*twins(1e-5)) is None
+    found, others = twins(1e-1)
+    different = first_difference(found, others)
+    assert (different.path, different.nearest) == ("layers_2", "norm")
+    assert different.distance > 1e-3
+    assert first_difference(others, found).path == "norm"
+    spoilt = found | {"layers_0": jnp.full_like(found["layers_0"], jnp.nan)}
+    assert first_difference(spoilt, others).path == "layers_0"
 
 
 def test_a_model_stays_as_it_was():
