@@ -108,7 +108,8 @@ def trace(model: Model, example: PyTree) -> Trace:
     starts = zip(walk.starts, arrays.values(), strict=False)
     leaves = [_Piece(start + np.arange(leaf.size).reshape(leaf.shape)) for start, leaf in starts]
     flows = [_Flow()] * (len(jaxpr.invars) - len(leaves))
-    walk.run(jaxpr, [_Known(lambda c=c: c) for c in consts], [*leaves, *flows])
+    outs = walk.run(jaxpr, [_Known(lambda c=c: c) for c in consts], [*leaves, *flows])
+    walk.finish(outs)
     used = {use.leaf for use in walk.uses}
     unused = tuple(path for path in arrays if path not in used)
     return Trace(tuple(walk.uses), unused, tuple(walk.epsilons), walk.operations)
@@ -240,6 +241,12 @@ class _Walk:
             outs = self._equation(eqn, [read(atom) for atom in eqn.invars])
             env |= dict(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
+
+    def finish(self, outs: Sequence[_Value]) -> None:
+        """Note leaves that are outputs as they are."""
+        for value in outs:
+            if isinstance(value, _Piece):
+                self._note("output", _distinct(value.index), "", value)
 
     def _equation(self, eqn: Any, ins: list[_Value]) -> list[_Value]:
         name, p = eqn.primitive.name, eqn.params
@@ -403,9 +410,8 @@ class _Walk:
                 outs = self.run(jaxpr, closed, [*consts, *carry, *sliced])
                 carry = outs[: len(carry)]
             self._unrolled -= 1
-            return [_Flow() if isinstance(v, _Known) else v for v in carry] + [_Flow()] * (
-                count - len(carry)
-            )
+            last = [_Flow() if isinstance(value, _Known) else value for value in carry]
+            return [*last, *[_Flow()] * (count - len(carry))]
         for value in carry:
             if isinstance(value, _Piece):
                 self._note("initial", _distinct(value.index), "", value)
