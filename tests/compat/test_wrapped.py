@@ -362,6 +362,35 @@ def test_wrapped_networks_are_made_under_vmap_and_eval_shape():
     np.testing.assert_allclose(ensemble.member(1)(X), alone(X), rtol=1e-4, atol=1e-5)
 
 
+class PebbleModel(compat.Model):
+    """An adapter of somebody else, with a field of its own."""
+
+    params: dict
+    frozen: dict | None
+    state: jax.Array
+    pace: jax.Array
+
+    def __call__(self, *inputs, key=None, train=False, **kwargs):
+        train = compat.check_train(train, "PebbleModel")
+        outputs = inputs[0] @ compat.join_params(self)["w"] + self.state
+        return outputs, solstice.replace(self, state=self.state + self.pace) if train else self
+
+    def unwrap(self):
+        return compat.join_params(self), self.state
+
+
+def test_an_adapter_of_somebody_else_is_wrapped_too():
+    weights = {"b": jnp.ones(3), "w": jax.random.normal(KEY, (8, 3))}
+    model = PebbleModel(weights, None, jnp.zeros(()), jnp.ones(()))
+    wrapped = compat.lora(model, rank=2, where=lambda path: path == "w", key=0)
+    assert wrapped.made_of == {"b": "float32", "w": "float32 + rank 2"}
+    outputs, after = stirred(wrapped)(X, train=True)
+    np.testing.assert_allclose(outputs, compat.merge(stirred(wrapped))(X)[0])
+    assert float(after.state) == 1 and type(after) is compat.WrappedModel
+    own, state = compat.quantize(after).unwrap()
+    assert own["w"].shape == (8, 3) and float(state) == 1
+
+
 def test_a_scan_over_stacked_layers_is_adapted():
     def apply(params, x):
         return jax.lax.scan(lambda x, weight: (jnp.tanh(x @ weight), None), x, params)[0]
