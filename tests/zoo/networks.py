@@ -28,7 +28,8 @@ __all__ = ["NETWORKS", "NOT_INSTALLED", "Network", "Row"]
 
 # Network, package, library, and why it is not in this environment.
 NOT_INSTALLED = [
-    ("E(3) networks of segnn", "segnn-jax", "Haiku", "it pins optax==0.1.3"),
+    ("steerable graph network", "segnn-jax", "Haiku", "it pins optax==0.1.3"),
+    ("ResNet, vision transformer", "eqxvision", "Equinox", "it brings torch, of gigabytes"),
 ]
 
 CLASSES = jnp.array([0, 1, 2, 1])
@@ -138,6 +139,14 @@ def linen_vit_flax() -> Network:
     import vit_flax
 
     net = vit_flax.ViT(num_classes=3)
+    return Network(net, (normal(0, 4, 32, 32, 3),), cross_entropy, CLASSES)
+
+
+@row("DeepViT", "Linen", "deepvit-flax")
+def linen_deepvit() -> Network:
+    import deepvit_flax
+
+    net = deepvit_flax.DeepVIT(num_classes=3)
     return Network(net, (normal(0, 4, 32, 32, 3),), cross_entropy, CLASSES)
 
 
