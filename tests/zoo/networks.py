@@ -28,7 +28,8 @@ __all__ = ["NETWORKS", "NOT_INSTALLED", "Network", "Row"]
 
 # Network, package, library, and why it is not in this environment.
 NOT_INSTALLED = [
-    ("E(3) networks of segnn", "segnn-jax", "Haiku", "it pins optax==0.1.3"),
+    ("steerable graph network", "segnn-jax", "Haiku", "it pins optax==0.1.3"),
+    ("ResNet, vision transformer", "eqxvision", "Equinox", "it brings torch, of gigabytes"),
 ]
 
 CLASSES = jnp.array([0, 1, 2, 1])
@@ -141,6 +142,14 @@ def linen_vit_flax() -> Network:
     return Network(net, (normal(0, 4, 32, 32, 3),), cross_entropy, CLASSES)
 
 
+@row("DeepViT", "Linen", "deepvit-flax")
+def linen_deepvit() -> Network:
+    import deepvit_flax
+
+    net = deepvit_flax.DeepVIT(num_classes=3)
+    return Network(net, (normal(0, 4, 32, 32, 3),), cross_entropy, CLASSES)
+
+
 # --- NNX --------------------------------------------------------------------------------------
 
 
@@ -221,7 +230,7 @@ def _density(flow: Any, x: jax.Array) -> jax.Array:
     "normalizing flow (RealNVP)",
     "NNX",
     "bijx",
-    how="`NNXModel(flow, call=lambda flow, x: flow.log_density(x))`",
+    how="`compat.NNXModel(flow, call=lambda flow, x: flow.log_density(x))`",
 )
 def nnx_flow() -> Network:
     import bijx
@@ -255,7 +264,7 @@ def nnx_qwix() -> Network:
     "LoRA with Qwix, the base frozen",
     "NNX",
     "qwix",
-    how='`compat.freeze(as_model(net), lambda path, leaf: "lora" not in path)`',
+    how='`compat.freeze(compat.as_model(net), lambda path, leaf: "lora" not in path)`',
 )
 def nnx_lora() -> Network:
     import qwix
@@ -478,7 +487,7 @@ def _log_prob(distribution: Any, x: jax.Array) -> jax.Array:
     "normalizing flow (masked autoregressive)",
     "Equinox",
     "flowjax",
-    how="`EquinoxModel(flow, call=lambda flow, x: paramax.unwrap(flow).log_prob(x))`",
+    how="`compat.EquinoxModel(flow, call=lambda flow, x: paramax.unwrap(flow).log_prob(x))`",
 )
 def equinox_flow() -> Network:
     from flowjax.distributions import Normal
@@ -504,7 +513,7 @@ def _log_probs(flow: Any, x: jax.Array) -> jax.Array:
     "transformer flow",
     "Equinox",
     "transformer-flows",
-    how="`EquinoxModel(*own, call=lambda flow, x: jax.vmap(flow.log_prob)(x, None))`",
+    how="`compat.EquinoxModel(flow, state, call=lambda flow, x: jax.vmap(lambda x: flow.log_prob(x, None))(x))`",
 )
 def equinox_transformer_flow() -> Network:
     import equinox as eqx
