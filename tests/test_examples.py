@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+import solstice
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -145,6 +147,29 @@ def test_fine_tuning_leaves_the_backbone_as_it_is(main, tmp_path):
     assert_drawn(picture)
 
 
+def weights_of_torch():
+    """Weights as torch has them, which nothing has trained."""
+    shapes = {"0": (16, 1, 3, 3), "3": (32, 16, 3, 3), "6": (64, 32, 2, 2), "9": (10, 64)}
+    generator = np.random.default_rng(0)
+    weights = {f"{i}.weight": generator.normal(0, 0.1, shape) for i, shape in shapes.items()}
+    biases = {f"{i}.bias": np.zeros(shape[0]) for i, shape in shapes.items()}
+    return {name: array.astype("float32") for name, array in (weights | biases).items()}
+
+
+@pytest.mark.slow
+def test_weights_from_torch_are_tuned_and_run_from_an_export(main, tmp_path):
+    """With few steps; and without torch, an earlier run's weights would do."""
+    pytest.importorskip("torch", reason="torch")
+    picture = tmp_path / "picture.png"
+    flags = "--labels", 1, "--draws", 2, "--steps", 50, "--picture", picture
+    before, (lora, last, scratch), printed = main("pretrained", *flags)
+    assert min(lora.mean(), last.mean()) > max(before, scratch.mean()) + 0.05
+    # The export says what the experiment did, and has loaded nothing.
+    assert float(re.search(r"accuracy ([\d.]+)", printed)[1]) == pytest.approx(lora[-1, -1])
+    assert "loaded: []" in printed
+    assert_drawn(picture)
+
+
 EVERYDAY = sorted((ROOT / "examples" / "everyday").glob("*.py"))
 
 
@@ -247,6 +272,7 @@ SMALLEST = {
     "cross_validation": ["--epochs", 1, "--folds", 2],
     "ensemble": ["--epochs", 1, "--seeds", 1],
     "mnist_from_scratch": ["--epochs", 1],
+    "pretrained": ["--weights", "torch.safetensors", "--labels", 1, "--draws", 1, "--steps", 1],
     "quickstart": ["--epochs", 1, "--libraries", "stax", "--quiet"],
     "resnet": ["--epochs", 1, "--widths", 1],
 }
@@ -264,6 +290,8 @@ SMALLEST = {
 def test_the_smallest_settings_run(main, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     picture = tmp_path / "picture.png"
+    if name == "pretrained":
+        solstice.tree.save("torch.safetensors", weights_of_torch())
     takes = name not in ("bring_your_own", "quickstart")
     main(name, *SMALLEST[name], *(["--picture", picture] * takes))
     assert picture.exists() == takes

@@ -349,6 +349,18 @@ def test_several_unknown_sizes(tmp_path):
         assert found(np.ones(shape, int)).shape == (*shape, 2)
 
 
+class Counting(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(x.reshape(len(x), -1))
+
+
+def test_a_network_that_counts_by_len_is_told_what_to_write(tmp_path):
+    model = compat.as_model(Counting(), X, key=0)
+    with pytest.raises(solstice.errors.InvalidValueError, match=r"x.shape\[0\] or -1 for len\(x\)"):
+        exported(model, tmp_path)
+
+
 class Pairs(nn.Module):
     @nn.compact
     def __call__(self, x):

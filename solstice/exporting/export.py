@@ -172,8 +172,9 @@ def _traced(
         raise InvalidValueError(
             f"batch={'any'!r} is expected to suit a network whose program is the same for any "
             f"number of examples; tracing {type(thing).__name__} with {describe(shapes)} failed: "
-            f"{type(error).__name__}: {first} Fix the number, batch=32 say, and pad what has "
-            f"fewer; or let the network ask for no number (reshape with -1, no `if` on x.shape[0])."
+            f"{type(error).__name__}: {first} Let the network ask for no number: x.shape[0] or -1 "
+            f"for len(x) in a reshape, no `if` on it. Or fix it, batch=32 say, and pad what has "
+            f"fewer."
         ) from error
 
 
