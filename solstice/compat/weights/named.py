@@ -88,6 +88,15 @@ def is_ignored(name: str) -> bool:
     return _IGNORED.search(name) is not None
 
 
+def is_out_in(name: str) -> bool:
+    """Say whether a name is one of libraries that keep (out, in), and channels first.
+
+    >>> is_out_in("fc.weight"), is_out_in("fc/kernel")
+    (True, False)
+    """
+    return re.split(r"[./]", name)[-1] in _OUT_IN
+
+
 def says_layout(name: str) -> bool:
     """Say whether the last part of a name tells how an array lies.
 

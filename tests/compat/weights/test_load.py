@@ -547,3 +547,41 @@ def test_what_any_library_saved_is_loaded_by_linen(tmp_path, library, architectu
     compat.save(model, path := tmp_path / "model.safetensors")
     _, report = compat.load(build("Linen", architecture, 2), path, example=x)
     assert report.check(x, model(x)[0]) < 1e-5
+
+
+class Flat(nn.Module):
+    """A convolution whose features are flattened, channels last."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(5, (3, 3))(x))
+        return nn.Dense(2)(x.reshape(len(x), -1))
+
+
+class FlatFirst(eqx.Module):
+    """The same, channels first."""
+
+    conv: eqx.nn.Conv2d
+    fc: eqx.nn.Linear
+
+    def __init__(self):
+        self.conv = eqx.nn.Conv2d(3, 5, 3, padding=1, key=jax.random.key(0))
+        self.fc = eqx.nn.Linear(5 * 4 * 4, 2, key=jax.random.key(0))
+
+    def __call__(self, x):
+        return self.fc(jax.nn.relu(self.conv(x.transpose(2, 0, 1))).reshape(-1))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_flattened_features_are_put_into_the_network_s_order(first):
+    x = normal(2, 4, 4, 3)
+    state = {"conv.weight": normal(5, 3, 3, 3), "conv.bias": normal(5)} | linear("fc", 80, 2)
+    features = relu(conv(x, state["conv.weight"]) + state["conv.bias"])
+    outputs = dense(state, "fc", features.transpose(0, 3, 1, 2).reshape(2, -1))  # as torch does
+    networks = (lambda: compat.as_model(Flat(), x, key=0)), (lambda: compat.as_model(FlatFirst()))
+    model, report = compat.load(networks[first](), state, example=x)
+    assert report.check(x, outputs) < 1e-5
+    weights = {name.removeprefix("params/"): np.asarray(leaf) for name, leaf in
+               model_leaves(model).items()}  # fmt: skip
+    _, back = compat.load(networks[not first](), weights, example=x)
+    assert back.check(x, outputs) < 1e-5
