@@ -271,7 +271,7 @@ def test_alike_layers_are_told_and_settled_by_outputs():
 
 def test_outputs_that_no_order_gives_are_an_error_with_the_number_of_tries():
     x = INPUTS["attention"]
-    with pytest.raises(UnequalOutputsError, match="48 assignments of alike layers were tried") as e:
+    with pytest.raises(UnequalOutputsError, match="2 assignments of alike layers were tried") as e:
         compat.load(
             build("Linen", "attention", 1), ATTENTION, example=x, outputs=np.zeros((2, 5, 8))
         )
@@ -534,7 +534,9 @@ def test_a_model_as_source_is_sent_to_convert():
 @pytest.mark.filterwarnings(ORDER)
 def test_a_file_of_keras_is_loaded(tmp_path, library, architecture):
     model, x = build("Keras", architecture, 1), INPUTS[architecture]
-    model.unwrap().save_weights(path := tmp_path / "model.weights.h5")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`")
+        model.unwrap().save_weights(path := tmp_path / "model.weights.h5")
     _, report = compat.load(build(library, architecture, 2), path, example=x)
     assert report.check(x, model(x)[0]) < 1e-5
 
