@@ -270,25 +270,25 @@ class _Walk:
         return [_Flow(_of(ins), uses=linear)] * outputs
 
     def _flow(self, eqn: Any, ins: list[_Value]) -> _Flow:
-        name, of, first = eqn.primitive.name, _of(ins), ins[0]
-        if name in _SAME and isinstance(first, _Flow):
+        name, of = eqn.primitive.name, _of(ins)
+        flows = [place for place, value in enumerate(ins) if isinstance(value, _Flow)]
+        first = next(value for value in ins if isinstance(value, _Flow))
+        if name in _SAME:
             return first
+        if name in _ROOTS and first.epsilon is not None:
+            self.epsilons.append(first.epsilon)
         if name == "concatenate":
             axis = eqn.params["dimension"]
             sizes = [atom.aval.shape[axis] for atom in eqn.invars]
             parts = zip(sizes, [_of([value]) for value in ins], strict=True)
             return _Flow(of, (axis, tuple(parts)))
-        if name == "add":
-            known = [value for value in ins if isinstance(value, _Known)]
-            return _Flow(of, epsilon=known[0].scalar() if known else None)
+        shapes = eqn.invars[flows[0]].aval.shape, eqn.outvars[0].aval.shape
         if name in _LAYOUTS or name == "split":
-            merged = _merged(eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape)
-            return _Flow(of, uses=_linear_in(ins), merged=merged)
-        if len(ins) == 1 and isinstance(first, _Flow):  # an activation, perhaps
-            return _Flow(of, merged=first.merged)
-        if name in _ROOTS and isinstance(first, _Flow) and first.epsilon is not None:
-            self.epsilons.append(first.epsilon)
-        return _Flow(of)
+            return _Flow(of, uses=first.uses, merged=_merged(*shapes))
+        known = [value for value in ins if isinstance(value, _Known)]
+        epsilon = known[0].scalar() if name == "add" and known else None
+        alone = len(flows) == 1 and shapes[0] == shapes[1]
+        return _Flow(of, epsilon=epsilon, merged=first.merged if alone else ())
 
     def _moved(self, name: str, p: Any, eqn: Any, ins: list[_Value]) -> list[_Value] | None:
         """Return what is no use but a move of elements, or None."""
