@@ -146,11 +146,19 @@ class UnequalOutputsError(SolsticeError, AssertionError):
 
     Attributes:
         difference: The largest difference, as a part of the largest output (at least 1).
+        layer: The path of the first sub-module that differs; None where that is not known.
     """
 
-    def __init__(self, message: str = "", *, difference: float = float("nan")) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        difference: float = float("nan"),
+        layer: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.difference = difference
+        self.layer = layer
 
 
 class LawError(SolsticeError, AssertionError):

@@ -14,6 +14,8 @@ from solstice.compat.metrics import UpdatedMetrics, as_metrics
 from solstice.compat.model import Model, join_params, missing_key, single_key, split_params
 from solstice.compat.optimizer import Optimizer
 from solstice.compat.registry import as_model, as_optimizer, register
+from solstice.compat.surgery.capture import capture, intervene
+from solstice.compat.surgery.tags import tag
 from solstice.compat.weights.convert import convert
 from solstice.compat.weights.load import load
 from solstice.compat.weights.report import LoadedLeaf, LoadReport
@@ -57,11 +59,13 @@ __all__ = [
     "as_model",
     "as_optimizer",
     "by_path",
+    "capture",
     "check_train",
     "convert",
     "freeze",
     "gradients",
     "intermediates",
+    "intervene",
     "join_params",
     "load",
     "missing_key",
@@ -70,6 +74,7 @@ __all__ = [
     "save",
     "single_key",
     "split_params",
+    "tag",
     "trained",
     "training_norms",
     "unfreeze",

@@ -33,6 +33,7 @@ from solstice.compat.model import (
     single_key,
     split_params,
 )
+from solstice.compat.surgery.tags import tagged_class
 from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree.fields import replace
@@ -137,10 +138,25 @@ class EquinoxModel(Model):
     def __call__(
         self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
     ) -> tuple[PyTree, Self]:
-        train = check_train(train, _NAME)
+        return self._run(self._module(check_train(train, _NAME)), inputs, key, train, kwargs)
+
+    def tagged(
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
+        """Call it with a tag at what each sub-module's `__call__` returns; see `compat.capture`."""
+        module = _with_tags(self._module(check_train(train, _NAME)))
+        return self._run(module, inputs, key, train, kwargs)
+
+    def _run(
+        self,
+        module: Any,
+        inputs: tuple[PyTree, ...],
+        key: Keys,
+        train: bool,
+        kwargs: dict[str, PyTree],
+    ) -> tuple[PyTree, Self]:
         key = single_key(key, _NAME) if train else None
         kwargs = flag_values(self._flags, train) | kwargs
-        module = self._module(train)
 
         def run(key: Array | None) -> tuple[PyTree, PyTree]:
             # A State can be used once only, and this model's must live on.
@@ -241,6 +257,27 @@ class EquinoxModel(Model):
 
 def _is_norm(node: object) -> bool:
     return isinstance(node, eqx.nn.BatchNorm)
+
+
+def _with_tags(node: PyTree, path: tuple[str, ...] = ()) -> PyTree:
+    """Return a module whose sub-modules are of classes that tag what they return.
+
+    It is built anew field by field, and not as a tree: modules in static fields count too.
+    """
+    if isinstance(node, eqx.Module) and not isinstance(node, type):
+        tags = path and callable(node)
+        cls = tagged_class(type(node), "/".join(path)) if tags else type(node)
+        new = object.__new__(cls)
+        for name, value in vars(node).items():
+            object.__setattr__(new, name, _with_tags(value, (*path, name)))
+        return new
+    if type(node) is dict:  # whose order jax would not keep
+        return {name: _with_tags(one, (*path, str(name))) for name, one in node.items()}
+    children, structure = jax.tree_util.tree_flatten_with_path(node, lambda one: one is not node)
+    return jax.tree.unflatten(
+        structure,
+        [one if one is node else _with_tags(one, (*path, path_name(at))) for at, one in children],
+    )
 
 
 def _is_index(node: object) -> bool:

@@ -25,6 +25,7 @@ from solstice.compat.model import (
     single_key,
     split_params,
 )
+from solstice.compat.surgery.tags import tag_calls
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree.dependence import depends_on
@@ -188,6 +189,13 @@ class HaikuModel(Model):
             for module, one in self.state.items()
         }
         return replace(self, state=settled)
+
+    def tagged(
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
+        """Call it with a tag at what each sub-module's `__call__` returns; see `compat.capture`."""
+        with hk.intercept_methods(tag_calls(lambda module: module.module_name)):
+            return self(*inputs, key=key, train=train, **kwargs)
 
     @property
     def example(self) -> tuple[PyTree, ...]:

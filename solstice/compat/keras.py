@@ -1,8 +1,11 @@
 """Keras 3 networks on the JAX backend (`keras.Model`, `keras.layers.Layer`)."""
 
+import contextlib
+import functools
 import re
+import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import equinox as eqx
@@ -10,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import keras
 from jaxtyping import Array
+from keras.src.backend import get_keras_mask, set_keras_mask
 
 from solstice import arguments
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values
@@ -23,6 +27,7 @@ from solstice.compat.model import (
     join_params,
     single_key,
 )
+from solstice.compat.surgery.tags import tagged
 from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree.fields import replace
@@ -151,6 +156,13 @@ class KerasModel(Model):
         """Return a variable's position and path; sorted, they are in the network's order."""
         return name.removeprefix("params/").removeprefix("state/")
 
+    def tagged(
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
+        """Call it with a tag at what each layer's `call` returns; see `compat.capture`."""
+        with _tagging(self._network.value):
+            return self(*inputs, key=key, train=train, **kwargs)
+
     def unwrap(self) -> Any:
         """Return a Keras network of its own with the current values.
 
@@ -162,6 +174,65 @@ class KerasModel(Model):
         for name, variable in zip(self._variables.value, copy.variables, strict=True):
             variable.assign(values[name])
         return copy
+
+
+# A network is one object for all threads.
+_lock = threading.RLock()
+
+
+@contextlib.contextmanager
+def _tagging(network: Any) -> Iterator[None]:
+    """Put functions in the way of what the layers call, for as long as the network is called."""
+    with _lock:
+        changed = [
+            (layer, name, path)
+            for path, layer in _inner_layers(network).items()
+            for name in ("call", "quantized_call")
+            if name not in vars(layer)
+        ]
+        for layer, name, path in changed:
+            # Not setattr, with which Keras looks for layers and variables.
+            vars(layer)[name] = _tagged_call(path, getattr(layer, name))
+        try:
+            yield
+        finally:
+            for layer, name, _ in changed:
+                del vars(layer)[name]
+
+
+def _tagged_call(path: str, call: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    @functools.wraps(call)
+    def tagged_call(*args: PyTree, **kwargs: PyTree) -> PyTree:
+        outputs = call(*args, **kwargs)
+        new = tagged(path, outputs)
+        for before, after in zip(jax.tree.leaves(outputs), jax.tree.leaves(new), strict=True):
+            mask = get_keras_mask(before)
+            if mask is not None and after is not before:
+                set_keras_mask(after, mask)
+        return new
+
+    return tagged_call
+
+
+def _inner_layers(layer: Any, path: str = "", seen: set[int] | None = None) -> dict[str, Any]:
+    """Return the layers of a network by their paths, each once.
+
+    Of a name that Keras gave, the number is that in its parent: Keras counts all that it ever made.
+    """
+    found: dict[str, Any] = {}
+    seen = {id(layer)} if seen is None else seen
+    counts: dict[str, int] = {}
+    for inner in layer._layers:
+        name = re.sub(r"_\d+$", "", inner.name)
+        if name.replace("_", "") != type(inner).__name__.lower():
+            name = inner.name
+        count = counts[name] = counts.get(name, -1) + 1
+        if id(inner) in seen:
+            continue
+        seen.add(id(inner))
+        own = f"{path}{name}_{count}" if count else f"{path}{name}"
+        found |= {own: inner} | _inner_layers(inner, f"{own}/", seen)
+    return found
 
 
 def _warn_of_losses(network: Any) -> None:

@@ -35,6 +35,7 @@ from solstice.compat.model import (
     missing_key,
     split_params,
 )
+from solstice.compat.surgery.tags import tag_calls
 from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree.fields import replace
@@ -150,6 +151,13 @@ class FlaxModel(Model):
         """Return what the network sows into a collection; see `compat.intermediates`."""
         mutable = [name, *self.state] if check_train(train, _NAME) else [name]
         return self._apply(inputs, key, train, kwargs, mutable)[1].get(name, {})
+
+    def tagged(
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
+        """Call it with a tag at what each sub-module's `__call__` returns; see `compat.capture`."""
+        with nn.intercept_methods(tag_calls(lambda module: "/".join(module.path))):
+            return self(*inputs, key=key, train=train, **kwargs)
 
     @property
     def example(self) -> tuple[PyTree, ...]:

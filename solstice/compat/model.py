@@ -88,6 +88,17 @@ class Model(Shown, eqx.Module):
             f"pass; it is {describe(self)}. Return the values beside the network's outputs."
         )
 
+    def tagged(
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
+        """Return what the model's call does, with what its sub-modules return in tags.
+
+        `compat.capture` and `compat.intervene` trace it. An adapter puts `compat.tag` around
+        the outputs of each sub-module, but not around the network's; one that cannot leaves this
+        as it is, and the user tags values inside of the network's functions.
+        """
+        return self(*inputs, key=key, train=train, **kwargs)
+
     @abc.abstractmethod
     def unwrap(self) -> Any:
         """Return what the library itself would use, with the current values."""

@@ -1,7 +1,8 @@
 """Flax NNX networks (`flax.nnx.Module`)."""
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import equinox as eqx
@@ -22,6 +23,7 @@ from solstice.compat.model import (
     single_key,
     split_params,
 )
+from solstice.compat.surgery.tags import tagged_class
 from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree.fields import replace
@@ -105,10 +107,28 @@ class NNXModel(Model):
     def __call__(
         self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
     ) -> tuple[PyTree, Self]:
+        return self._run(inputs, key, train, kwargs, lambda module: contextlib.nullcontext())
+
+    def tagged(
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
+        """Call it with a tag at what each sub-module's `__call__` returns; see `compat.capture`."""
+        return self._run(inputs, key, train, kwargs, _tagging)
+
+    def _run(
+        self,
+        inputs: tuple[PyTree, ...],
+        key: Keys,
+        train: bool,
+        kwargs: dict[str, PyTree],
+        around: Callable[[nnx.Module], contextlib.AbstractContextManager[None]],
+    ) -> tuple[PyTree, Self]:
+        """Call the module `around` which something is done meanwhile."""
         train = check_train(train, _NAME)
         module, kwargs, drawn = self._prepared(key, train, kwargs)
         cached = jax.tree.leaves(nnx.state(module, nnx.Cache)) if self._has_cache else []
-        outputs = bind_call(module, self._call.value)(*inputs, **kwargs)
+        with around(module):
+            outputs = bind_call(module, self._call.value)(*inputs, **kwargs)
         if cached:
             _refuse_decoding(cached, jax.tree.leaves(nnx.state(module, nnx.Cache)))
         if not train:
@@ -173,6 +193,26 @@ class NNXModel(Model):
         scales = weights.get(_OVERWRITTEN, {})
         weights = {name: value for name, value in weights.items() if name != _OVERWRITTEN}
         return nnx.merge(graph, weights, rngs, scales, self.state["vars"])
+
+
+@contextlib.contextmanager
+def _tagging(module: nnx.Module) -> Iterator[None]:
+    """Exchange the classes of all sub-modules, for as long as the module is called.
+
+    A class and not a wrapper: Flax's transformations take modules apart and put them together.
+    """
+    parts = [
+        (part, type(part), "/".join(map(str, path)))
+        for path, part in nnx.iter_modules(module)
+        if path and callable(part)
+    ]
+    for part, cls, path in parts:
+        object.__setattr__(part, "__class__", tagged_class(cls, path))
+    try:
+        yield
+    finally:
+        for part, cls, _ in parts:
+            object.__setattr__(part, "__class__", cls)
 
 
 def _refuse_special(variables: PyTree) -> None:

@@ -5,7 +5,8 @@ from solstice.testing import strategies
 from solstice.testing.experiment import EXPERIMENT_LAWS, ExperimentSubject, check_experiment
 from solstice.testing.law import Law, Outcome, Report
 from solstice.testing.metrics import METRICS_LAWS, MetricsSubject, check_metrics
-from solstice.testing.model import MODEL_LAWS, ModelSubject, check_model
+from solstice.testing.model import MODEL_LAWS, check_model
+from solstice.testing.model_subject import ModelSubject
 from solstice.testing.optimizer import OPTIMIZER_LAWS, OptimizerSubject, check_optimizer
 from solstice.testing.sink import SINK_LAWS, check_sink
 from solstice.testing.stores import SinkSubject

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
@@ -71,11 +71,21 @@ def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
     """Yield a program's equations, and those of the programs that it calls."""
     for eqn in jaxpr.eqns:
         yield eqn
-        for value in eqn.params.values():
-            for part in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(part, "jaxpr", part)
-                if hasattr(inner, "eqns"):
-                    yield from _equations(inner)
+        for inner in inner_programs(eqn):
+            yield from _equations(inner)
+
+
+def inner_programs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
+    """Yield the programs that an equation calls.
+
+    >>> [len(one.eqns) for one in inner_programs(jax.make_jaxpr(jax.jit(jax.lax.sin))(1.0).eqns[0])]
+    [1]
+    """
+    for value in eqn.params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            inner = getattr(part, "jaxpr", part)
+            if hasattr(inner, "eqns"):
+                yield inner
 
 
 def bound(eqn: JaxprEqn, given: Iterable[ArrayLike]) -> list[ArrayLike]:
@@ -112,3 +122,16 @@ def _evaluate(
             outs = bound(eqn, given)
         values.update(zip(eqn.outvars, outs, strict=True))
     return list(map(read, jaxpr.outvars))
+
+
+def bind(eqn: JaxprEqn, given: list[Any]) -> list[Any]:
+    """Return what an equation of a program gives for these operands.
+
+    >>> bind(jax.make_jaxpr(jax.lax.add)(1.0, 1.0).eqns[0], [2.0, 3.0])
+    [Array(5., dtype=float32, weak_type=True)]
+    """
+    params = eqn.primitive.get_bind_params(eqn.params)
+    functions, params = params if isinstance(params, tuple) else ((), params)  # before 0.10
+    with eqn.ctx.manager:
+        outs = eqn.primitive.bind(*functions, *given, **params)
+    return outs if eqn.primitive.multiple_results else [outs]

@@ -98,6 +98,7 @@ EXEMPT: dict[str, str] = {
     "compat.*Optimizer.with_learning_rate": "`set_learning_rate` calls it",
     "compat.*Optimizer.eval_params": "an experiment calls it with what `init` took",
     "compat.*Model.intermediates": "`compat.intermediates` calls it",
+    "compat.*Model.tagged": "`compat.capture` calls it",
     "compat.*Metrics.update": "the library's own metric checks what it takes",
     "compat.missing_key": "it returns an error",
     "compat.*Model.library_name": "`compat.save` calls it",

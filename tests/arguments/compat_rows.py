@@ -23,6 +23,7 @@ from kinds import (
     number,
     only,
     optional,
+    text,
     texts,
     traced,
 )
@@ -240,6 +241,7 @@ row(
     on=lambda: compat.load(MODEL, ARRAYS)[1],
     inputs=given(X),
     outputs=only(X),
+    inside=only(None, "None"),
     tolerance=number(0.5),
 )
 row(
@@ -248,3 +250,21 @@ row(
     path=only("model.safetensors"),
     names=only(None, "None", "empty dict"),
 )
+
+TAGGED = compat.FunctionModel(
+    init, lambda params, x: compat.tag("hidden", apply(params, x)), X, key=0
+)
+PASS = {"inputs": given((X,)), "key": given(None), "train": flag(), "kwargs": given({})}
+row(
+    "compat.capture",
+    model=only(TAGGED),
+    where=function(lambda path: True),
+    **PASS,
+)
+row(
+    "compat.intervene",
+    model=only(TAGGED),
+    edits=only({"hidden": jnp.zeros_like}, "empty dict"),
+    **PASS,
+)
+row("compat.tag", name=text("hidden"), value=anything(1.0))

@@ -3,6 +3,8 @@
 `FAULTS` maps each law to a broken way to make a model; a sound network passes them all.
 """
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -55,7 +57,7 @@ class Sound(compat.Model):
         self.check(train)
         h, new = self.normalised(x, train)
         w = self.weights()
-        return self.dropped(h @ w["w"] + w["b"], key, train), new
+        return self.dropped(compat.tag("dense", h @ w["w"] + w["b"]), key, train), new
 
     def unwrap(self):
         return self.weights(), self.state
@@ -401,6 +403,35 @@ class OffByRounding(Sound):
         return super().dropped(y * jnp.float32(1 + 1e-6), key, train)
 
 
+class TagsInEvaluationOnly(Sound):
+    """Takes another way with tags, and forgets the mode on it."""
+
+    def tagged(self, *inputs, key=None, train=False, **kwargs):
+        return self(*inputs, key=key, **kwargs)
+
+
+class NamesAnew(Sound):
+    """Counts its calls over all passes, and not in each."""
+
+    def normalised(self, x, train):
+        h, new = super().normalised(x, train)
+        return compat.tag(f"norm_{next(COUNTER)}", h), new
+
+
+class TagsACopy(Sound):
+    """Goes on with the value that it tags, and not with what the tag returns."""
+
+    def __call__(self, x, *, key=None, train=False):
+        self.check(train)
+        h, new = self.normalised(x, train)
+        w = self.weights()
+        y = h @ w["w"] + w["b"]
+        compat.tag("dense", y)
+        return self.dropped(y, key, train), new
+
+
+COUNTER = itertools.count()
+
 FAULTS = {
     "leaves_are_arrays": [
         (WeakTypes, r"params/scale is weakly typed"),
@@ -453,6 +484,9 @@ FAULTS = {
         (SharesTheUsersArrays, "deleted|donat"),
         (SharesOneBuffer, "two leaves share a buffer"),
     ],
+    "capturing_nothing_is_the_call": [(TagsInEvaluationOnly, "training without and with tags")],
+    "putting_back_changes_nothing": [(NamesAnew, "paths of a pass, .* are not those of")],
+    "changes_reach_the_outputs": [(TagsACopy, r"outputs stay the same .*\['dense'\]")],
     "equals_the_native_call": [(OffByRounding, "through the adapter and by the library")],
 }
 

@@ -42,7 +42,10 @@ def explained(
     tolerance: float,
     suspects: Sequence[str],
     epsilons: Sequence[float],
+    *,
     tries: int = 0,
+    layer: str | None = None,
+    where: str = "",
 ) -> UnequalOutputsError:
     """Return the error for outputs that are too far apart, with what that points to."""
     used = ", ".join(f"{one:g}" for one in dict.fromkeys(epsilons))
@@ -68,6 +71,7 @@ def explained(
         why += f". {tries} assignments of alike layers were tried"
     return UnequalOutputsError(
         f"The loaded model's outputs are expected to be those given, up to {tolerance:g}; they "
-        f"differ by {found:.2g} of the largest. {why}.",
+        f"differ by {found:.2g} of the largest{where}. {why}.",
         difference=found,
+        layer=layer,
     )

@@ -495,6 +495,24 @@ def test_check_says_what_a_difference_points_to():
         report.check(X, np.full_like(expected, np.nan))
 
 
+@pytest.mark.parametrize("library", ["linen", "nnx", "haiku", "equinox", "keras"])
+def test_check_names_the_first_layer_that_differs(library):
+    first = dense(MLP, "0", X)
+    second = dense(MLP, "2", relu(first))
+    inside = {"0": first, "1": relu(first), "2": second, "3": relu(second), "4": mlp(MLP, X)}
+    spoilt = MLP | {"2.bias": MLP["2.bias"] + 1}
+    _, report = compat.load(MLPS[library](), spoilt, example=X)
+    with pytest.raises(UnequalOutputsError, match="they differ from .* on: the nearest") as told:
+        report.check(X, mlp(MLP, X), inside=inside)
+    layers = {row.sources[0]: row.leaf for row in report.rows}
+    assert told.value.layer is not None
+    path = layers["2.weight"].removeprefix("params/").rpartition("/")[0]
+    assert told.value.layer in (path, "dense_1", "dense_4") or library == "keras"
+    with pytest.raises(UnequalOutputsError, match="so they differ after these") as told:
+        compat.load(MLPS[library](), MLP, example=X)[1].check(X, mlp(MLP, X) + 1, inside=inside)
+    assert told.value.layer is None
+
+
 def test_the_report_prints_a_table_and_a_short_repr():
     _, report = compat.load(linen(), MLP)
     lines = str(report).splitlines()

@@ -1,0 +1,284 @@
+"""A traced network, run with the values at its tags collected or exchanged.
+
+The program is evaluated equation by equation. Of those that call another program, only the ones
+that hold a chosen tag are opened: what is in a jit, a remat or a scan is evaluated within another
+jit, remat or scan, which returns what was collected too. What is in a scan is stacked. It refuses
+to open loops of unknown length, branches and kernels.
+"""
+
+import collections
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+from solstice.arguments import check_leaves, describe
+from solstice.compat.surgery.tags import Form, derivative_p, tag_p, tagging
+from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.tree.naming import tree_difference
+from solstice.tree.programs import bind, inner_programs
+from solstice.tree.pytree import PyTree
+
+Arrays = list[Any]
+Change = Callable[[PyTree], PyTree]
+
+_PLAIN = ("closed_call", "core_call")
+_JITS = ("jit", "pjit")
+_REMATS = ("checkpoint", "remat", "remat2")
+_OWN_DERIVATIVES = ("custom_jvp_call", "custom_vjp_call")
+_OPENED = (*_PLAIN, *_JITS, *_REMATS, *_OWN_DERIVATIVES, "scan")
+
+
+class Site(NamedTuple):
+    """A tag in a program: a call of one sub-module.
+
+    Attributes:
+        path: The sub-module's path, with "#" and a number where there are several calls.
+        name: The path alone.
+        form: How its value is put together.
+        shapes: The value's arrays, stacked by the scans around them.
+        within: What cannot be opened around it, such as "while"; None for nothing.
+    """
+
+    path: str
+    name: str
+    form: Form
+    shapes: list[jax.ShapeDtypeStruct]
+    within: str | None
+
+    def arrays(self, value: PyTree, what: str, shapes: Arrays | None = None) -> Arrays:
+        """Return the arrays of a value that goes where this site's is.
+
+        Args:
+            value: The new value.
+            what: What it is, for an error.
+            shapes: What is there; by default, what is there over all steps of a scan.
+
+        Raises:
+            ValueError: It has another structure, shape or dtype.
+        """
+        check_leaves(value, what)
+        shapes = self.shapes if shapes is None else shapes
+        leaves, structure = jax.tree.flatten(value)
+        if structure != self.form.structure:
+            raise InvalidValueError(
+                f"{what} is expected to be a tree like the value at {self.path!r}; "
+                f"{tree_difference(self.form.structure, structure)}."
+            )
+        own = zip(leaves, self.form.parts, strict=True)
+        arrays = [jnp.asarray(leaf) for leaf, part in own if part is None]
+        for array, shape in zip(arrays, shapes, strict=True):
+            if (array.shape, array.dtype) != (shape.shape, shape.dtype):
+                raise InvalidValueError(
+                    f"{what} is expected to be {describe(shape)}, as the value at {self.path!r}; "
+                    f"it is {describe(array)}. Keep the shape and the dtype: jnp.zeros_like(value)."
+                )
+        # The dtype again, for a strong type: a scan does not take another one.
+        return [
+            array if jnp.issubdtype(array.dtype, jax.dtypes.extended) else array.astype(array.dtype)
+            for array in arrays
+        ]
+
+
+class TaggedProgram:
+    """What a function computes, traced with its tags.
+
+    Attributes:
+        sites: Its tags, in order of execution.
+        differentiated: The names of tags that it takes a derivative through.
+    """
+
+    def __init__(self, function: Callable[..., PyTree], *args: PyTree) -> None:
+        arrays, rest = eqx.partition(args, eqx.is_array)
+        self._leaves = jax.tree.leaves(arrays)
+        self._parts: PyTree = None
+
+        def traced(arrays: PyTree) -> PyTree:
+            outputs = function(*eqx.combine(arrays, rest))
+            outputs, self._parts = eqx.partition(outputs, eqx.is_array)
+            return outputs
+
+        with tagging(True):
+            program, shapes = jax.make_jaxpr(traced, return_shape=True)(arrays)
+        self._jaxpr, self._consts = program.jaxpr, program.consts
+        self._structure = jax.tree.structure(shapes)
+        self.sites = _named(_sites(self._jaxpr))
+        self.differentiated = {
+            eqn.params["path"] for eqn in _all(self._jaxpr) if eqn.primitive is derivative_p
+        }
+
+    def run(
+        self, kept: Collection[int], values: Mapping[int, Arrays], changes: Mapping[int, Change]
+    ) -> tuple[PyTree, dict[int, PyTree]]:
+        """Return the outputs, and what was there at tags, known by their number.
+
+        Args:
+            kept: Which values to return.
+            values: The arrays to put there.
+            changes: The functions that change what is there, called in each step of a scan.
+        """
+        run = _Run(self.sites, kept, changes)
+        outs, found = run(self._jaxpr, self._consts, self._leaves, 0, dict(values))
+        outputs = eqx.combine(jax.tree.unflatten(self._structure, outs), self._parts)
+        kept = sorted(kept)
+        return outputs, {number: self.sites[number].form.join(found[number]) for number in kept}
+
+
+class _Run:
+    """One evaluation: tags are counted as they come, so that a program may be called twice."""
+
+    def __init__(
+        self, sites: list[Site], kept: Collection[int], changes: Mapping[int, Change]
+    ) -> None:
+        self._sites, self._kept, self._changes = sites, kept, changes
+
+    def __call__(
+        self, jaxpr: Jaxpr, consts: Any, given: Any, number: int, values: dict[int, Arrays]
+    ) -> tuple[Arrays, dict[int, Arrays]]:
+        """Evaluate a program whose first tag has the `number`."""
+        known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *given], strict=True))
+        found: dict[int, Arrays] = {}
+        for eqn in jaxpr.eqns:
+            operands = [one.val if isinstance(one, Literal) else known[one] for one in eqn.invars]
+            count = _count(eqn)
+            inside = range(number, number + count)
+            if eqn.primitive is tag_p:
+                outs = self._at(number, operands, values)
+                if number in self._kept:
+                    found[number] = outs
+            elif any(i in values or i in self._changes or i in self._kept for i in inside):
+                own = {i: values[i] for i in inside if i in values}
+                outs, more = self._open(eqn, operands, inside, own)
+                found |= more
+            else:
+                outs = bind(eqn, operands)
+            known.update(zip(eqn.outvars, outs, strict=True))
+            number += count
+        outs = [one.val if isinstance(one, Literal) else known[one] for one in jaxpr.outvars]
+        return outs, found
+
+    def _at(self, number: int, operands: Arrays, values: dict[int, Arrays]) -> Arrays:
+        if number in values:
+            return values[number]
+        if number not in self._changes:
+            return operands
+        site = self._sites[number]
+        changed = self._changes[number](site.form.join(operands))
+        return site.arrays(changed, f"What edits[{site.path!r}] returns", operands)
+
+    def _open(
+        self, eqn: JaxprEqn, operands: Arrays, inside: range, values: dict[int, Arrays]
+    ) -> tuple[Arrays, dict[int, Arrays]]:
+        """Evaluate an equation that calls a program with chosen tags."""
+        name, params, first = eqn.primitive.name, eqn.params, inside.start
+        (jaxpr,) = inner_programs(eqn)
+        consts = next(
+            getattr(one, "consts", ())
+            for one in params.values()
+            if getattr(one, "jaxpr", one) is jaxpr
+        )
+
+        def call(operands: Arrays, values: dict[int, Arrays]) -> tuple[Arrays, dict[int, Arrays]]:
+            return self(jaxpr, consts, operands, first, values)
+
+        if name == "scan":
+            return _scan(call, eqn, jaxpr, operands, values)
+        if name in _JITS:
+            call.__name__ = params["name"]
+            return jax.jit(call)(operands, values)
+        if name in _REMATS:
+            kept = {"policy": params["policy"], "prevent_cse": params["prevent_cse"]}
+            return jax.checkpoint(call, **kept)(operands, values)
+        if name in _OWN_DERIVATIVES:
+            outs, found = _without_derivative(call(operands, values))
+            edited = any(i in values or i in self._changes for i in inside)
+            return (outs if edited else bind(eqn, operands)), found
+        return call(operands, values)
+
+
+def _scan(
+    call: Callable[..., tuple[Arrays, dict[int, Arrays]]],
+    eqn: JaxprEqn,
+    jaxpr: Jaxpr,
+    operands: Arrays,
+    values: dict[int, Arrays],
+) -> tuple[Arrays, dict[int, Arrays]]:
+    """Evaluate a scan; what is collected comes out stacked, and what is put there goes in so."""
+    params = eqn.params
+    closed, carried = params["num_consts"], params["num_carry"]
+    consts, xs = operands[:closed], operands[closed + carried :]
+    kinds: list[Any] = [one.aval for one in jaxpr.invars[closed : closed + carried]]
+    carry = [
+        jnp.asarray(one, kind.dtype) if not isinstance(one, jax.Array) else one
+        for one, kind in zip(operands[closed : closed + carried], kinds, strict=True)
+    ]
+
+    def step(carry: Arrays, given: Any) -> Any:
+        xs, values = given
+        outs, found = call([*consts, *carry, *xs], values)
+        return outs[:carried], (outs[carried:], found)
+
+    loop = {name: params[name] for name in ("length", "reverse", "unroll")}
+    carry, (ys, found) = jax.lax.scan(step, carry, (xs, values), **loop)
+    return [*carry, *ys], found
+
+
+def _sites(
+    jaxpr: Jaxpr, lengths: tuple[int, ...] = (), within: str | None = None
+) -> Iterator[Site]:
+    """Yield the tags of a program in the order in which a run meets them."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive is tag_p:
+            avals: list[Any] = [one.aval for one in eqn.outvars]
+            shapes = [jax.ShapeDtypeStruct((*lengths, *aval.shape), aval.dtype) for aval in avals]
+            name = eqn.params["path"]
+            yield Site(name, name, eqn.params["form"].value, shapes, within)
+            continue
+        name = eqn.primitive.name
+        stacked = (*lengths, eqn.params["length"]) if name == "scan" else lengths
+        for inner in inner_programs(eqn):
+            yield from _sites(inner, stacked, within or (None if name in _OPENED else name))
+
+
+def _named(sites: Iterator[Site]) -> list[Site]:
+    """Number the calls of what is called several times."""
+    every = list(sites)
+    total = collections.Counter(site.name for site in every)
+    counts = collections.defaultdict[str, Iterator[int]](itertools.count)
+    return [
+        site._replace(path=f"{site.name}#{next(counts[site.name])}")
+        if total[site.name] > 1
+        else site
+        for site in every
+    ]
+
+
+def _count(eqn: JaxprEqn) -> int:
+    if eqn.primitive is tag_p:
+        return 1
+    return sum(_count(inner) for jaxpr in inner_programs(eqn) for inner in jaxpr.eqns)
+
+
+def _all(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in inner_programs(eqn):
+            yield from _all(inner)
+
+
+@jax.custom_jvp
+def _without_derivative(tree: PyTree) -> PyTree:
+    return tree
+
+
+@_without_derivative.defjvp
+def _refuse(primals: Any, tangents: Any) -> Any:
+    raise InvalidTypeError(
+        "A value is expected to be differentiated by the network's own rule; it is captured or "
+        "changed inside of a function with a derivative of its own (jax.custom_vjp or custom_jvp), "
+        "which says nothing of it. Choose sub-modules outside of it, or take no derivative."
+    )

@@ -1,0 +1,191 @@
+"""Tags: an identity operation that gives a value a name in a traced program.
+
+A tag is there only while `capture` or `intervene` traces a network; in any other call `tag` returns
+what it is given, so that networks with tags compute, compile and train as those without.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from solstice import arguments
+from solstice.errors import InvalidValueError
+from solstice.static import Static
+from solstice.tree.pytree import PyTree, PyTreeDef
+
+_T = TypeVar("_T")
+
+# jax keeps what it traced within this context apart, so that a function which is jitted inside the
+# network is traced anew, with its tags.
+tagging = jax.make_user_context(False)
+
+
+class Form(NamedTuple):
+    """How a tagged value is put together: `parts` has None for each array of it."""
+
+    structure: PyTreeDef
+    parts: tuple[Any, ...]
+
+    def join(self, arrays: list[Any]) -> PyTree:
+        """Return the value with these arrays."""
+        left = iter(arrays)
+        leaves = [next(left) if part is None else part for part in self.parts]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+def tag(name: str, value: _T) -> _T:
+    """Name a value inside of a network, for `compat.capture` and `compat.intervene`.
+
+    The sub-modules of Flax, Haiku, Equinox and Keras need no tag: they have their paths. A plain
+    function names what it computes, and a Stax network the layers that it is joined of.
+
+    Args:
+        name: Its path, such as "block/attention". A name that is used several times in a pass
+            counts its uses: "block/attention#0", "block/attention#1".
+        value: An array or a tree of them, which is returned; or a function, or a Stax
+            (init, apply) pair, which is returned with its outputs tagged.
+
+    Raises:
+        ValueError: The name is empty or has a "#".
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jax.example_libraries import stax
+    >>> from solstice import compat
+    >>> x = jnp.ones((4, 3))
+    >>> network = stax.serial(compat.tag("hidden", stax.Dense(8)), stax.Relu, stax.Dense(2))
+    >>> model = compat.as_model(network, x, key=0)
+    >>> compat.capture(model, x)["hidden"].shape
+    (4, 8)
+
+    >>> def apply(params, x):
+    ...     hidden = compat.tag("hidden", jnp.tanh(x @ params["w"]))
+    ...     return hidden.sum(axis=-1)
+    >>> def init(key, x):
+    ...     return {"w": jax.random.normal(key, (3, 8))}
+    >>> model = compat.FunctionModel(init, apply, x, key=0)
+    >>> compat.capture(model, x)["hidden"].shape
+    (4, 8)
+    """
+    name = arguments.text(name, "name")
+    if "#" in name:
+        raise InvalidValueError(
+            f"name is expected to have no '#', which counts the uses of a name; it is {name!r}."
+        )
+    given: Any = value
+    if type(given) is tuple and len(given) == 2 and all(map(callable, given)):
+        init, apply = given
+        return (init, tagged_call(name, apply))  # pyright: ignore[reportReturnType]
+    new: Any = tagged_call(name, given) if callable(given) else tagged(name, given)
+    return new
+
+
+def tagged(path: str, value: PyTree) -> PyTree:
+    """Return a value with a tag around its arrays; the very same one outside of `tagging`."""
+    if not tagging.value:
+        return value
+    leaves, structure = jax.tree.flatten(value)
+    parts = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
+    form = Form(structure, parts)
+    return form.join(tag_p.bind(*filter(_is_array, leaves), path=path, form=Static(form)))
+
+
+def tagged_call(path: str, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Return a function that tags what it returns."""
+
+    @functools.wraps(function)
+    def call(*args: PyTree, **kwargs: PyTree) -> PyTree:
+        return tagged(path, function(*args, **kwargs))
+
+    return call
+
+
+@functools.cache
+def tagged_class(cls: type[_T], path: str) -> type[_T]:
+    """Return a subclass that tags what its `__call__` returns, always the same for a path.
+
+    jax keeps a compiled program, and Flax and Equinox a registration, for every class there is.
+    """
+
+    def __call__(self: Any, *args: PyTree, **kwargs: PyTree) -> PyTree:  # noqa: N807
+        return tagged(path, cls.__call__(self, *args, **kwargs))
+
+    functools.update_wrapper(__call__, cls.__call__)
+    about = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(cls)(cls.__name__, (cls,), {"__call__": __call__, **about})
+
+
+def tag_calls(path_of: Callable[[Any], str]) -> Callable[..., PyTree]:
+    """Return an interceptor of methods that tags what each `__call__` of a module returns.
+
+    Args:
+        path_of: Returns a module's path; empty for the network itself, which gets no tag.
+    """
+    active: list[Any] = []
+
+    def intercept(
+        method: Callable[..., PyTree], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
+    ) -> PyTree:
+        module = context.module
+        inherited = any(one is module for one in active)  # called by super().__call__
+        if context.method_name != "__call__" or inherited:
+            return method(*args, **kwargs)
+        active.append(module)
+        try:
+            outputs = method(*args, **kwargs)
+        finally:
+            active.pop()
+        path = path_of(module)
+        return tagged(path, outputs) if path else outputs
+
+    return intercept
+
+
+def _is_array(leaf: object) -> bool:
+    return isinstance(leaf, jax.Array)
+
+
+tag_p = Primitive("solstice_tag")
+tag_p.multiple_results = True
+tag_p.def_impl(lambda *arrays, **_: list(arrays))
+tag_p.def_abstract_eval(lambda *avals, **_: list(avals))
+mlir.register_lowering(tag_p, lambda context, *arrays, **_: list(arrays))
+
+# What a tag is in a derivative that the network takes itself: there no value can be exchanged.
+derivative_p = Primitive("solstice_tag_derivative")
+derivative_p.def_impl(lambda array, **_: array)
+derivative_p.def_abstract_eval(lambda aval, **_: aval)
+mlir.register_lowering(derivative_p, lambda context, array, **_: [array])
+ad.deflinear2(derivative_p, lambda tangent, _, **about: [derivative_p.bind(tangent, **about)])
+
+
+def _differentiate(arrays: Any, tangents: Any, *, path: str, form: Static[Form]) -> Any:
+    moved = [
+        one
+        if isinstance(one, ad.Zero) or one.dtype == jax.dtypes.float0
+        else derivative_p.bind(one, path=path)
+        for one in tangents
+    ]
+    return tag_p.bind(*arrays, path=path, form=form), moved
+
+
+def _batch(arrays: Any, axes: Any, **about: Any) -> Any:
+    """What vmap stacks goes along the first axis."""
+    moved = [
+        array if axis is None else jnp.moveaxis(array, axis, 0)
+        for array, axis in zip(arrays, axes, strict=True)
+    ]
+    return tag_p.bind(*moved, **about), [None if axis is None else 0 for axis in axes]
+
+
+def _batch_derivative(arrays: Any, axes: Any, **about: Any) -> Any:
+    return derivative_p.bind(*arrays, **about), axes[0]
+
+
+ad.primitive_jvps[tag_p] = _differentiate
+batching.primitive_batchers[tag_p] = _batch
+batching.primitive_batchers[derivative_p] = _batch_derivative
