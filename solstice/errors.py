@@ -145,7 +145,8 @@ class UnequalOutputsError(SolsticeError, AssertionError):
     """A network with another's weights gives other outputs; the message says what that points to.
 
     Attributes:
-        difference: The largest difference, as a part of the largest output (at least 1).
+        difference: The largest difference, as a part of the largest output (at least 1); None
+            where none was taken.
         layer: The path of the first sub-module that differs; None where that is not known.
     """
 
@@ -153,7 +154,7 @@ class UnequalOutputsError(SolsticeError, AssertionError):
         self,
         message: str = "",
         *,
-        difference: float = float("nan"),
+        difference: float | None = None,
         layer: str | None = None,
     ) -> None:
         super().__init__(message)

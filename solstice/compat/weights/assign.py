@@ -132,7 +132,10 @@ def _by_name(found: Assignment, key: Callable[[str], tuple[str, ...]]) -> None:
         ]
         if all(readings):
             for target, source, uses in zip(ours, its, readings, strict=True):
-                found.add(target, source, uses or (), BY_NAME, None)
+                # Of several with one name but for numbers, their order decides.
+                alone = len(ours) == 1
+                group = None if alone else (name, signature_of(target.uses))
+                found.add(target, source, uses or (), BY_NAME, group)
 
 
 def _by_projection(found: Assignment) -> None:

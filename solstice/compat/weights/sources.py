@@ -114,7 +114,8 @@ def _read_path(path: Path) -> Source:
     content, notes = _READERS[suffix](path)
     if isinstance(content, dict) and _READERS[suffix] is not read_torch:
         return Source(place, content, in_order=suffix == ".npz", notes=notes)
-    return dataclasses.replace(_of_mapping(place, content), notes=notes)
+    found = _of_mapping(place, content)
+    return dataclasses.replace(found, notes=(*found.notes, *notes))
 
 
 def _read_folder(path: Path) -> Source:

@@ -502,7 +502,7 @@ def test_check_names_the_first_layer_that_differs(library):
     inside = {"0": first, "1": relu(first), "2": second, "3": relu(second), "4": mlp(MLP, X)}
     spoilt = MLP | {"2.bias": MLP["2.bias"] + 1}
     _, report = compat.load(MLPS[library](), spoilt, example=X)
-    with pytest.raises(UnequalOutputsError, match="they differ from .* on: the nearest") as told:
+    with pytest.raises(UnequalOutputsError, match=r"they differ from .* on: the nearest") as told:
         report.check(X, mlp(MLP, X), inside=inside)
     layers = {row.sources[0]: row.leaf for row in report.rows}
     assert told.value.layer is not None
