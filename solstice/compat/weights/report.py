@@ -106,19 +106,21 @@ class LoadReport:
         tolerance = arguments.number(tolerance, "tolerance", above=0)
         inputs = inputs if type(inputs) is tuple else (inputs,)
         arguments.check_leaves(inputs, "inputs")
+        others = None
+        if inside is not None:
+            others = read(arguments.mapping(inside, "inside"), "inside").arrays
         computed = evaluation(self._model, inputs)({})
         found = difference(computed, as_expected(outputs, computed))
         if found > tolerance or not np.isfinite(found):
             suspects = [row.leaf for row in self.ambiguous]
-            layer, where = (None, "") if inside is None else self._layer(inputs, inside, tolerance)
+            layer, where = (None, "") if others is None else self._layer(inputs, others, tolerance)
             raise explained(found, tolerance, suspects, self._epsilons, layer=layer, where=where)
         return found
 
     def _layer(
-        self, inputs: tuple[PyTree, ...], inside: Mapping[str, Any], tolerance: float
+        self, inputs: tuple[PyTree, ...], others: Mapping[str, np.ndarray], tolerance: float
     ) -> tuple[str | None, str]:
         """Return the first sub-module that gives what no layer of the other network does."""
-        others = read(inside).arrays
         first = first_difference(capture(self._model, *inputs), others, tolerance=tolerance)
         if first is None:
             return None, "; what its sub-modules give is among inside, so they differ after these"
