@@ -82,7 +82,7 @@ class LoadReport:
         Args:
             inputs: A batch's inputs; a tuple holds several.
             outputs: What the network that the weights come from gives for them, in evaluation.
-            inside: What layers of that network gave on the way, by any names (torch has
+            inside: What all layers of that network gave on the way, by any names (torch has
                 `register_forward_hook`): where the outputs differ, the first sub-module of the
                 model whose value is none of these is named. Axes may be in another order.
             tolerance: How far they may be apart, as a part of the largest output (at least 1).
