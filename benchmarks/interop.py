@@ -532,7 +532,8 @@ def main():
         network, outputs = trained(name)
         state = network.state_dict()
         files = [folder / f"{name}.pt", folder / f"{name}.safetensors"]
-        torch.save(state, files[0])
+        checkpoint = {"epoch": 10, "state_dict": {f"module.{key}": v for key, v in state.items()}}
+        torch.save(checkpoint, files[0])
         safetensors.torch.save_file(state, files[1])
         cells = []
         for library in LIBRARIES:

@@ -143,12 +143,21 @@ class UnequalOutputsError(SolsticeError, AssertionError):
     """A network with another's weights gives other outputs; the message says what that points to.
 
     Attributes:
-        difference: The largest difference, as a part of the largest output (at least 1).
+        difference: The largest difference, as a part of the largest output (at least 1); None
+            where none was taken.
+        layer: The path of the first sub-module that differs; None where that is not known.
     """
 
-    def __init__(self, message: str = "", *, difference: float = float("nan")) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        difference: float | None = None,
+        layer: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.difference = difference
+        self.layer = layer
 
 
 class LawError(SolsticeError, AssertionError):

@@ -59,6 +59,7 @@ def test_a_wrong_drawing_is_seen(line, changed):
 
 FIELDS = [
     (errors.RecompileError, {"leaf": "batch", "before": "float32[3]", "after": "float32[2]"}),
+    (errors.UnequalOutputsError, {"difference": 0.1, "layer": "blocks/0"}),
     (errors.DamagedFileError, {"path": "run/step_4/arrays-0.safetensors"}),
     (errors.DirectoryInUseError, {"pid": 7, "host": "node3", "since": "2026-01-31T12:00:00"}),
     (errors.ProcessError, {"process": 1}),
