@@ -206,6 +206,15 @@ def test_values_noted_in_a_pass_are_those_of_the_wrapped_network():
     assert_same_bits([compat.intermediates(model, X)["hidden"]], [model(X)[0]])
 
 
+def test_sub_modules_are_those_of_the_wrapped_network():
+    model = LIBRARIES["linen"]["mlp"].make_model(KEY)
+    x = LIBRARIES["linen"]["mlp"].inputs
+    before, after = compat.capture(model, *x), compat.capture(lora(model), *x)
+    assert list(after) == list(before) and len(before) > 1
+    silent = compat.intervene(lora(model), *x, edits={"*": jnp.zeros_like})
+    assert not silent.any()
+
+
 def test_what_was_trained_before_is_trained_after_merging():
     model = compat.freeze(LIBRARIES["linen"]["mlp"].make_model(KEY), "Dense_0/*")
     for wrapper in WRAPPERS.values():

@@ -513,7 +513,8 @@ def _log_probs(flow: Any, x: jax.Array) -> jax.Array:
     "transformer flow",
     "Equinox",
     "transformer-flows",
-    how="`compat.EquinoxModel(flow, state, call=lambda flow, x: jax.vmap(lambda x: flow.log_prob(x, None))(x))`",
+    how="`compat.EquinoxModel(flow, state, call=lambda flow, x: "
+    "jax.vmap(lambda x: flow.log_prob(x, None))(x))`",
 )
 def equinox_transformer_flow() -> Network:
     import equinox as eqx

@@ -101,7 +101,21 @@ class WrappedModel(Model):
     ) -> tuple[PyTree, Self]:
         before = self.merged()
         outputs, after = before(*inputs, key=key, train=train, **kwargs)
-        return outputs, self if after is before else replace(self, state=after.state)
+        return outputs, self._after(before, after)
+
+    def tagged(
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
+        """Call it with a tag at what each sub-module returns; see `compat.capture`."""
+        before = self.merged()
+        outputs, after = before.tagged(*inputs, key=key, train=train, **kwargs)
+        return outputs, self._after(before, after)
+
+    def _after(self, before: Model, after: Model) -> Self:
+        return self if after is before else replace(self, state=after.state)
+
+    def settle_averages(self) -> Self:
+        return replace(self, state=self.merged().settle_averages().state)
 
     def intermediates(
         self, *inputs: PyTree, key: Keys = None, train: bool = False, name: str, **kwargs: PyTree
