@@ -118,7 +118,24 @@ def soak(session: nox.Session) -> None:
     )
 
 
+@nox.session
+def convert(session: nox.Session) -> None:
+    """Convert every architecture from every library to every other; writes docs/converting.md."""
+    session.install("-e", ".[flax,haiku,keras]")
+    env = {**QUIET, "PYTHONPATH": "tests/compat"}
+    script = "tests/compat/conversions.py"
+    session.run("python", script, "docs/converting.md", *session.posargs, env=env)
+
+
 # pip, not uv: only pip takes a torch without CUDA, of several gigabytes, from where one is set up.
+@nox.session(venv_backend="venv")
+def interop(session: nox.Session) -> None:
+    """Train networks in torch, and load their weights into twins in every library; 5 minutes."""
+    session.install(*group("interop"))
+    session.install("-e", ".[checkpoint,flax,haiku,keras]")
+    session.run("python", "benchmarks/interop.py", *session.posargs, env=QUIET)
+
+
 @nox.session(venv_backend="venv")
 def bench(session: nox.Session) -> None:
     """Time the trainer beside a hand-written loop and beside other trainers; 15 minutes.
@@ -140,3 +157,16 @@ def bench_bobbin(session: nox.Session) -> None:
     command = ("python", "train.py", "--only", "hand", "bobbin_trainer")
     with session.chdir("benchmarks"):
         session.run(*command, *session.posargs, env=QUIET)
+
+
+# 3.12: some of the packages have no version for others.
+@nox.session(python="3.12")
+def zoo(session: nox.Session) -> None:
+    """Train networks of other packages beside their own loops, into docs/zoo.md; 15 minutes.
+
+    Arguments after -- go to the script: `--only mamba` for some, and then nothing is written.
+    """
+    session.install("-e", ".[flax,haiku,keras,optax]", *group("zoo"))
+    session.install("--no-deps", "egnn-jax>=0.3")  # which pins an Optax of 2022, and needs none
+    arguments = session.posargs or ["--write"]
+    session.run("python", "tests/zoo/run.py", *arguments, env=QUIET)

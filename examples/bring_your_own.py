@@ -1,4 +1,4 @@
-"""Bring your own library: thirty lines of it, adapted, registered, checked and trained.
+"""Bring your own library: thirty lines of code, adapted, registered, checked and trained.
 
     python examples/bring_your_own.py
     python examples/bring_your_own.py --dataset mnist     # which tfds downloads

@@ -1,8 +1,7 @@
-"""The checks that arguments of the public functions and classes go through, each in one place.
+"""Checks of the arguments of public functions and classes.
 
-Each returns the argument as what it is used as (a Python int, a `Path`), or raises an error that
-names the argument, says what it is expected to be, and what came. They are for the moment of the
-call: nothing here looks at what is known only later.
+Each returns the converted argument (a Python int, a `Path`), or raises an error with the argument's
+name, what was expected, and what came.
 """
 
 import inspect
@@ -28,7 +27,7 @@ _T = TypeVar("_T")
 
 
 def describe(value: Any) -> str:
-    """Say in a few words what `value` is, for an error message: type, shape, dtype or value.
+    """Describe `value` briefly for an error message: type, shape, dtype or value.
 
     >>> import numpy as np
     >>> describe(np.zeros((2, 3), np.float32)), describe("adam"), describe(int)
@@ -50,7 +49,7 @@ def describe(value: Any) -> str:
 
 
 def count(value: Any, name: str, *, least: int = 1, most: int | None = None) -> int:
-    """Return a whole number as an int: Python's, numpy's or an array of one; no bool is one.
+    """Return a whole number as an int: Python's, numpy's or an array of one; not a bool.
 
     >>> count(np.int64(3), "keep")
     3
@@ -89,7 +88,7 @@ def index(value: Any, name: str, size: int, of: str) -> int:
 
 
 def counts(values: Any, name: str, *, least: int = 1, most: int | None = None) -> tuple[int, ...]:
-    """Return one whole number, or each of several, as a tuple of ints.
+    """Return one or several whole numbers as a tuple of ints.
 
     >>> counts(5, "top_k"), counts([1, 5], "top_k")
     ((5,), (1, 5))
@@ -111,12 +110,12 @@ def number(
     """Return a real number, finite and within limits, as a float.
 
     Args:
-        value: The argument; no bool, no text, no NaN.
-        name: What it is called.
-        above: What it is greater than.
-        least: What it is not less than.
-        below: What it is less than.
-        most: What it is not greater than.
+        value: The argument; not a bool, text or NaN.
+        name: Its name.
+        above: The exclusive lower limit.
+        least: The inclusive lower limit.
+        below: The exclusive upper limit.
+        most: The inclusive upper limit.
 
     >>> number(1, "min_delta", least=0)
     1.0
@@ -132,7 +131,7 @@ it is nan.
         found = float(value)
     except (TypeError, OverflowError) as error:
         raise _wrong(name, "a number", value) from error
-    if above < found < below and least <= found <= most:  # as no NaN is, nor an infinity
+    if above < found < below and least <= found <= most:  # False for NaN and infinity
         return found
     limits = {"above": above, "of at least": least, "below": below, "of at most": most}
     said = " and ".join(f"{word} {n:g}" for word, n in limits.items() if math.isfinite(n))
@@ -141,7 +140,7 @@ it is nan.
 
 
 def flag(value: Any, name: str) -> bool:
-    """Return a bool; a number or a text is none.
+    """Return a bool; numbers and texts raise.
 
     >>> flag("no", "append")
     Traceback (most recent call last):
@@ -174,7 +173,7 @@ def choice(value: Any, name: str, among: Iterable[_T]) -> _T:
 
 
 def text(value: Any, name: str) -> str:
-    """Return a text that says something.
+    """Return a text that is not empty.
 
     >>> text("", "metric")
     Traceback (most recent call last):
@@ -189,7 +188,7 @@ def text(value: Any, name: str) -> str:
 
 
 def several(values: Any, name: str, what: str) -> list[Any]:
-    """Return what a list, a set, an array or an iterator holds, as a list.
+    """Return the items of a list, a set, an array or an iterator, as a list.
 
     >>> several("cat", "labels", "a list of names")
     Traceback (most recent call last):
@@ -203,7 +202,7 @@ def several(values: Any, name: str, what: str) -> list[Any]:
 
 
 def texts(values: Any, name: str) -> list[str]:
-    """Return several texts as a list; a single one is none.
+    """Return several texts as a list; a single text raises.
 
     >>> texts(("loss", "accuracy"), "metrics")
     ['loss', 'accuracy']
@@ -222,7 +221,7 @@ def texts(values: Any, name: str) -> list[str]:
 
 
 def path(value: Any, name: str) -> Path:
-    """Return the path of a file or a directory, absolute: a later `chdir` changes nothing.
+    """Return the absolute path of a file or a directory, which a later `chdir` does not change.
 
     >>> path("", "directory")
     Traceback (most recent call last):
@@ -238,7 +237,7 @@ def path(value: Any, name: str) -> Path:
 
 
 def existing_file(value: Any, name: str) -> Path:
-    """Return the absolute path of a file that is there.
+    """Return the absolute path of an existing file.
 
     >>> existing_file("lost.jsonl", "path")
     Traceback (most recent call last):
@@ -256,12 +255,12 @@ def existing_file(value: Any, name: str) -> Path:
 def function(
     value: Any, name: str, takes: str | None = None, *, more: bool = False
 ) -> Callable[..., Any]:
-    """Return a function, or anything else that can be called.
+    """Return a function or another callable.
 
     Args:
         value: The argument.
-        name: What it is called.
-        takes: The names of what it is called with, such as "exp, batch, key"; it is refused when
+        name: Its name.
+        takes: The names of the arguments it is called with, such as "exp, batch, key"; raises if
             its signature is known and does not take as many.
         more: Whether it is called with further arguments.
 
@@ -282,7 +281,7 @@ def function(
         return value
     try:
         signature = inspect.signature(value)
-    except (TypeError, ValueError):  # as of some builtins
+    except (TypeError, ValueError):  # as for some builtins
         return value
     try:
         bind = signature.bind_partial if more else signature.bind
@@ -300,7 +299,7 @@ def instance(value: Any, name: str, kind: type[_T], what: str) -> _T:
 
     Args:
         value: The argument.
-        name: What it is called.
+        name: Its name.
         kind: The class.
         what: What is expected, with an example.
 
@@ -329,7 +328,7 @@ def mapping(value: Any, name: str) -> dict[str, Any]:
 
 
 def check_leaves(tree: Any, name: str) -> None:
-    """Raise where a leaf of a tree is nothing that jax computes with, such as a text.
+    """Raise if a leaf of a tree is not something that jax computes with, such as a text.
 
     >>> check_leaves({"w": np.ones(2), "scale": 1.0}, "params")
     >>> check_leaves({"w": np.ones(2), "name": "dense"}, "params")
@@ -348,7 +347,7 @@ str 'dense'.
 
 
 def array(values: Any, name: str) -> np.ndarray:
-    """Return real numbers as an array of numpy.
+    """Return real numbers as a numpy array.
 
     >>> array([[1, 2], [3]], "losses")
     Traceback (most recent call last):
@@ -378,6 +377,6 @@ def _wrong(name: str, what: str, value: Any) -> InvalidTypeError:
 
 
 def _listed(values: Any) -> list[Any] | None:
-    """Return what a list, a set, an array or an iterator holds; None of what is one thing."""
+    """Return the items of a list, a set, an array or an iterator; None for a single thing."""
     one = isinstance(values, str | bytes | Mapping) or getattr(values, "ndim", 1) == 0
     return None if one or not isinstance(values, Iterable) else list(values)

@@ -1,10 +1,10 @@
-"""The exceptions of Solstice: one root, under which each is also the builtin error that it refines.
+"""The exceptions of Solstice: one root; each is also the matching builtin error.
 
     SolsticeError (Exception)
      ├─ InvalidValueError (ValueError): an argument, a batch or a file has a wrong value
      │   ├─ UsageError (AssertionError): a misuse of train, test, callbacks or metrics
      │   └─ DamagedFileError: a file is not what was written
-     ├─ InvalidTypeError (TypeError): an argument, a batch or an outs is of a wrong type
+     ├─ InvalidTypeError (TypeError): an argument, a batch or an outs has a wrong type
      ├─ UnknownFieldError (AttributeError): `replace` got a field that does not exist
      ├─ UnknownKeyError (KeyError): a `MetricsDict` has no metric of that name
      ├─ InvalidIndexError (IndexError): an ensemble has no such member
@@ -22,12 +22,10 @@
      ├─ RecompileError: a step was compiled again where that was forbidden
      └─ EarlyStoppingException: raise it from a callback to end a run cleanly
 
-`except solstice.SolsticeError` catches what Solstice itself raises, and nothing that your own
-functions raise.
+`except solstice.SolsticeError` catches what Solstice raises, and nothing that your functions raise.
 
-What a program may want beside the message is an attribute: see `RecompileError`,
-`DamagedFileError`, `DirectoryInUseError`, `ProcessError`, `NotFiniteError` and
-`UnequalOutputsError`.
+Some errors have attributes for programs: see `RecompileError`, `DamagedFileError`,
+`DirectoryInUseError`, `ProcessError`, `NotFiniteError` and `UnequalOutputsError`.
 """
 
 
@@ -44,11 +42,11 @@ class SolsticeError(Exception):
 
 
 class InvalidValueError(SolsticeError, ValueError):
-    """A value is not among those that are possible: the message says which are."""
+    """A value is not allowed: the message says which are."""
 
 
 class InvalidTypeError(SolsticeError, TypeError):
-    """An object is of another type than what is expected: the message says what is."""
+    """An object has another type than expected: the message says which is expected."""
 
 
 class UnknownFieldError(SolsticeError, AttributeError):
@@ -74,8 +72,8 @@ class NotFiniteError(SolsticeError, FloatingPointError):
     """A run has a NaN or an infinity: the message says where.
 
     Attributes:
-        step: The index of the training step after which it was found; None where that is not known.
-        leaves: The paths of all arrays, of the experiment and the step's outs, that have one.
+        step: The index of the training step after which it was found; None if that is not known.
+        leaves: The paths of all such arrays in the experiment and the step's outs.
     """
 
     def __init__(
@@ -87,24 +85,24 @@ class NotFiniteError(SolsticeError, FloatingPointError):
 
 
 class NoCheckpointError(SolsticeError, FileNotFoundError):
-    """A directory holds no checkpoint, or not the one that was asked for."""
+    """A directory holds no checkpoint, or not the one asked for."""
 
 
 class MissingFileError(SolsticeError, FileNotFoundError):
-    """There is no file of that name to be read."""
+    """There is no file of that name."""
 
 
 class ExistingFileError(SolsticeError, FileExistsError):
-    """A new run would write into files of another: the message says how to allow it."""
+    """A new run would write into the files of another: the message says how to allow it."""
 
 
 class DirectoryInUseError(SolsticeError, RuntimeError):
     """Another run writes checkpoints into the directory: the message says which.
 
     Attributes:
-        pid: The other run's process; None where it does not say, as for the two below.
+        pid: The other run's process; None if not known, like the two below.
         host: The name of its machine.
-        since: When it began, as "2026-01-31T12:00:00+00:00".
+        since: When it started, as "2026-01-31T12:00:00+00:00".
     """
 
     def __init__(
@@ -122,14 +120,14 @@ class DirectoryInUseError(SolsticeError, RuntimeError):
 
 
 class SlowWriteError(SolsticeError, TimeoutError):
-    """A sink has not written what it should within its timeout."""
+    """A sink did not write its records within its timeout."""
 
 
 class ProcessError(SolsticeError, RuntimeError):
-    """Another process of a distributed run failed, left it or says nothing.
+    """Another process of a distributed run failed, left or does not answer.
 
     Attributes:
-        process: The index of that process; None where it is not about one.
+        process: The index of that process; None if it is not about one.
     """
 
     def __init__(self, message: str = "", *, process: int | None = None) -> None:
@@ -145,12 +143,21 @@ class UnequalOutputsError(SolsticeError, AssertionError):
     """A network with another's weights gives other outputs; the message says what that points to.
 
     Attributes:
-        difference: The largest difference, as a part of the largest output (at least 1).
+        difference: The largest difference, as a part of the largest output (at least 1); None
+            where none was taken.
+        layer: The path of the first sub-module that differs; None where that is not known.
     """
 
-    def __init__(self, message: str = "", *, difference: float = float("nan")) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        difference: float | None = None,
+        layer: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.difference = difference
+        self.layer = layer
 
 
 class LawError(SolsticeError, AssertionError):
@@ -164,9 +171,9 @@ class LawError(SolsticeError, AssertionError):
 
 
 class UsageError(InvalidValueError, AssertionError):
-    """A misuse of the training interface: raised where older code asserted.
+    """A misuse of the training interface.
 
-    It is an `AssertionError` too, because users of this interface already catch that.
+    It is an `AssertionError` too, which users of this interface already catch.
 
     >>> import solstice
     >>> try:
@@ -178,11 +185,11 @@ class UsageError(InvalidValueError, AssertionError):
 
 
 class DamagedFileError(InvalidValueError):
-    """A file is not what was written: cut short, changed, or somebody else's.
+    """A file was cut short, changed, or is not one of Solstice's.
 
     Attributes:
-        path: The file, or the directory of a checkpoint or of all of them, or its URL; None where
-            the error is about what a checkpoint says and not about a file.
+        path: The path or URL of the file, of a checkpoint or of the directory of checkpoints; None
+            if the error is not about a file but about a checkpoint's content.
 
     >>> import pathlib, solstice, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "state.solstice"
@@ -211,7 +218,7 @@ class EarlyStoppingException(SolsticeError):
     ...         if mode == "train" and global_step == 99:
     ...             raise solstice.EarlyStoppingException("100 steps are enough")
 
-    The log says why: "The run stopped early: 100 steps are enough." The reason may be left out.
+    The log gives the reason: "The run stopped early: 100 steps are enough." The reason is optional.
 
     >>> print(solstice.EarlyStoppingException())
     a callback asked for it
@@ -222,13 +229,13 @@ class EarlyStoppingException(SolsticeError):
 
 
 class RecompileError(SolsticeError):
-    """A step was compiled again in a run that asked for `recompile="error"`.
+    """A step was compiled again in a run with `recompile="error"`.
 
     The message names what changed: a leaf's shape, dtype, weak type or static value, or the tree.
 
     Attributes:
         leaf: The path of the first leaf, or part of the tree, that changed, such as "batch" or
-            "experiment/model/params/kernel"; None where a setting of jax did.
+            "experiment/model/params/kernel"; None if a setting of jax changed.
         before: What it was, in words such as "float32[3]".
         after: What it is now.
 

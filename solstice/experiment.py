@@ -1,6 +1,6 @@
-"""What an experiment is: an immutable pytree with a training and an evaluation step.
+"""Experiment: an immutable pytree with a training and an evaluation step.
 
-It knows neither the trainer that runs it nor the libraries it is made of.
+It does not depend on the trainer or on any library.
 """
 
 import abc
@@ -19,13 +19,12 @@ from solstice.tree.reprs import Shown
 class Experiment(Shown, eqx.Module):
     """Everything a run needs (model, optimizer, keys, counters) and what one step does with it.
 
-    A subclass declares its fields, as any `equinox.Module` does, and defines its steps as pure
-    functions. `solstice.jit` compiles a step, and the trainer runs it fused; a step may also be
-    undecorated, `jax.jit`ted or `equinox.filter_jit`ted. Change fields with `solstice.replace`.
+    A subclass declares its fields, like any `equinox.Module`, and defines its steps as pure
+    functions. Decorate a step with `solstice.jit`, and the trainer runs it fused; `jax.jit`,
+    `equinox.filter_jit` or no decorator work too. Change fields with `solstice.replace`.
 
-    Only `train_step` must be defined. The other methods have defaults, which say what is missing
-    where something needs them: validation and `test` need `eval_step`, `solstice.predict` needs
-    `predict`.
+    Only `train_step` must be defined. The other methods have defaults. Validation and `test` need
+    `eval_step`, and `solstice.predict` needs `predict`.
 
     >>> import jax, jax.numpy as jnp, solstice
     >>> class Fit(solstice.Experiment):
@@ -51,21 +50,21 @@ class Experiment(Shown, eqx.Module):
 
     def eval_step(self, batch: Any, /) -> tuple[Self, Any]:
         """Evaluate one batch; return the experiment to go on with and the step's outs."""
-        raise _missing(self, "eval_step", "A batch is to be evaluated")
+        raise _missing(self, "eval_step", "A batch is evaluated")
 
     def predict(self, inputs: Any, /) -> Any:
         """Return predictions for a batch of inputs, with examples along their first axes."""
-        raise _missing(self, "predict", "Something is to be predicted")
+        raise _missing(self, "predict", "predict() is called")
 
     def check_batch(self, batch: Any, /) -> None:
-        """Raise for a bad batch; called on the host with the first of each mode of a run."""
+        """Raise if a batch is bad; called on the host with each mode's first batch."""
 
     def batch_inputs(self, batch: Any, /) -> Any:
-        """Return what of a batch `predict` takes: the first element of a tuple or list, or all."""
+        """Return the inputs in a batch for `predict`: a tuple's or list's first element, or all."""
         return batch[0] if type(batch) in (tuple, list) else batch
 
     def with_mask(self, batch: Any, real: Any, /) -> Any:
-        """Return a batch of which only some examples count; None: the experiment takes no masks.
+        """Return a batch with some examples masked; None if the experiment takes no masks.
 
         Args:
             batch: The batch, padded.
@@ -74,9 +73,9 @@ class Experiment(Shown, eqx.Module):
         return None
 
     def learns_from_whole_batches(self, batch: Any, /) -> bool:
-        """Say whether training learns from what a mask leaves out too, as batch norm does.
+        """Say whether masked examples affect training too, as with batch norm.
 
-        Training batches are then not padded, where that can be chosen.
+        Training batches are then not padded, unless asked for.
 
         Args:
             batch: A training batch, with its mask.
@@ -86,35 +85,35 @@ class Experiment(Shown, eqx.Module):
     def average_outputs(self, outputs: Any, /) -> Any:
         """Return the average of the outputs of the members of an ensemble, along their first axis.
 
-        Here it is the mean; for a classifier's logits, say, that of the probabilities is right.
+        The default is the mean; a classifier should average the probabilities of its logits.
         """
         return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), outputs)
 
     def decide(self, outputs: Any, /) -> Any:
-        """Return what is predicted where these are the outputs, which an ensemble has averaged.
+        """Return the prediction for outputs that an ensemble has averaged.
 
-        None: nothing is decided, and an ensemble predicts the mean of its members' predictions.
+        If None, an ensemble predicts the mean of its members' predictions.
         """
         return None
 
     def innermost(self) -> "Experiment":
-        """Return the experiment that an ensemble, also one of ensembles, is made of; or itself.
+        """Return the member experiment of an ensemble, also a nested one, or the experiment itself.
 
-        Its class says what can be done: it is asked whether it defines `eval_step` and `decide`.
+        Its class is checked for `eval_step` and `decide`.
         """
         return self
 
     def learning_rates(self) -> dict[str, Any] | None:
-        """Return its learning rates, numbers or arrays, by the names that a log has for them.
+        """Return the learning rates, numbers or arrays, by their names in a log.
 
-        None: those that its `compat.Optimizer`s tell, `learning_rate` of the only one, with its
-        path before it where there are several.
+        None means those of its `compat.Optimizer`s: `learning_rate`, with the optimizer's path
+        before it if there are several.
         """
         return None
 
 
 def check_defines(exp: Any, method: str, why: str) -> None:
-    """Raise, before a run, where an experiment has only the default of a method that it needs.
+    """Raise, before a run, if an experiment does not define a method that it needs.
 
     Args:
         exp: The experiment.
@@ -124,7 +123,7 @@ def check_defines(exp: Any, method: str, why: str) -> None:
     Raises:
         TypeError: It is not defined.
     """
-    # How an ensemble predicts is its own; how it evaluates, its members'.
+    # An ensemble defines how it predicts; its members define how they evaluate.
     asked = exp if method == "predict" else exp.innermost()
     if not overrides(asked, Experiment, method):
         raise _missing(asked, method, why)
@@ -139,7 +138,7 @@ def _missing(exp: Any, method: str, why: str) -> InvalidTypeError:
 
 
 def check_result(exp: Experiment, step_name: str, result: Any) -> tuple[Any, Any]:
-    """Return what a step returned, which must be a new experiment and the outs.
+    """Check that a step returned a new experiment and the outs; return them.
 
     Raises:
         TypeError: It is something else.
@@ -153,7 +152,7 @@ def check_result(exp: Experiment, step_name: str, result: Any) -> tuple[Any, Any
 
 
 def check_experiment(exp: Any) -> None:
-    """Raise for what is no experiment.
+    """Raise if it is not an experiment.
 
     Raises:
         TypeError: It is something else, or a class.

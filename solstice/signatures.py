@@ -1,4 +1,4 @@
-"""What a user's functions ask to be called with, and what ours answer to a wrong name."""
+"""Signatures: what users' functions require, and hints for wrong argument names of ours."""
 
 import functools
 import inspect
@@ -13,7 +13,7 @@ _R = TypeVar("_R")
 
 
 def overrides(thing: Any, base: type, method: str) -> bool:
-    """Say whether an object has a method of its own, beyond the default of a protocol's class.
+    """Say whether an object overrides the default of a protocol's method.
 
     Args:
         thing: An object of any class.
@@ -27,7 +27,7 @@ def overrides(thing: Any, base: type, method: str) -> bool:
     >>> overrides(Loud(), Greeter, "greet"), overrides(Greeter(), Greeter, "greet")
     (True, False)
     """
-    # Of the type first: an Equinox module makes a new object for each method that is looked up.
+    # On the type first, since an Equinox module makes a new object for each method lookup.
     own = getattr(type(thing), method, None)
     default = getattr(base, method)
     held = getattr(thing, "__dict__", {}).get(method)
@@ -41,9 +41,9 @@ def required(function: Callable[..., Any], name: str, optional: str | None = Non
     """Return how many arguments a function requires by position.
 
     Args:
-        function: The function; one written in C that does not tell requires none.
-        name: What it is called in messages.
-        optional: The name of a first argument that counts though it has a default.
+        function: The function; one written in C without a signature requires none.
+        name: Its name in messages.
+        optional: The name of a first argument that counts even if it has a default.
 
     Raises:
         TypeError: It requires an argument by name.
@@ -61,7 +61,7 @@ def required(function: Callable[..., Any], name: str, optional: str | None = Non
         if one.kind is one.KEYWORD_ONLY and one.default is one.empty:
             raise InvalidTypeError(
                 f"{name} is a function that requires the argument {one.name!r} by name, which "
-                f"nobody gives it. Give it a default, or bind it with functools.partial."
+                f"is not passed. Give it a default, or bind it with functools.partial."
             )
     takes = [one for one in parameters if one.kind in _POSITIONAL]
     needs = sum(one.default is one.empty for one in takes)
@@ -69,10 +69,10 @@ def required(function: Callable[..., Any], name: str, optional: str | None = Non
 
 
 def explained(**others: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Return a decorator under which a wrong name of an argument is answered with the right one.
+    """Return a decorator whose error for an unknown argument suggests the right name.
 
     Args:
-        **others: What other libraries call an argument, and what it is called here.
+        **others: Other libraries' names of arguments, and the names here.
 
     >>> @explained(epochs="num_epochs")
     ... def run(num_epochs, verbose=True): ...

@@ -1,7 +1,7 @@
-"""A box for the user's own objects in a pytree's static part.
+"""A box for users' objects in a pytree's static part.
 
-jax compares static parts to decide whether to compile again. A user's object may be unhashable,
-may raise when compared (an array attribute), and is nearly always the very same object.
+jax compares static parts to decide whether to recompile. A user's object may be unhashable, may
+raise when compared (an array attribute), and is nearly always the same object.
 """
 
 from typing import Generic, TypeVar
@@ -38,11 +38,11 @@ class Static(Generic[_T]):
             return False
         try:
             return bool(self.value == other.value)
-        except (TypeError, ValueError):  # arrays inside do not compare to one truth
+        except (TypeError, ValueError):  # arrays inside do not compare to one bool
             return False
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Static[_T]":
-        # What is static does not change, and a copy of it would compile anew.
+        # A static value does not change, and a copy would recompile.
         return self
 
     def __repr__(self) -> str:
@@ -50,9 +50,9 @@ class Static(Generic[_T]):
 
 
 class Aside(Generic[_T]):
-    """Holds a `value` that no compiled program depends on: all are equal, so it compiles nothing.
+    """Holds a `value` that no compiled program depends on: all boxes are equal, so none recompiles.
 
-    What comes out of a compiled call may hold the value of an equal object's.
+    The result of a compiled call may hold the value of another, equal box.
 
     >>> Aside("x[:1]") == Aside("x[:8]")
     True

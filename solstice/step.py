@@ -1,8 +1,8 @@
 """jit: a compiled step, which the trainer runs fused.
 
-Fused means: between steps the experiment stays flat, a list of arrays that goes into one compiled
-call and comes out of it, its buffers donated; one call may take several steps. Called directly, a
-step is an ordinary pure call.
+Fused means that between steps the experiment stays a flat list of arrays, which goes through one
+compiled call with its buffers donated; one call may take several steps. Called directly, a step is
+an ordinary pure call.
 """
 
 import functools
@@ -25,31 +25,31 @@ from solstice.metrics.accumulator import merge_all
 from solstice.metrics.base import is_metrics
 from solstice.tree.flat import Flat
 
-# So many steps are always a loop of XLA's, for they would be a long program; and their outs are
-# joined within the loop, so many at a time.
+# From this many steps on, a call is always a loop of XLA, since the program would be too long; the
+# outs are joined inside the loop, this many at a time.
 _MANY = 64
 
-# Floating-point operations of a step below which one thread is enough.
+# The number of floating-point operations of a step below which one thread is enough.
 _LIGHT = 2e7
 
 
-# A checker of types sees the step itself: a method, with its own batch and outs.
+# A type checker sees the step itself: a method with its batch and outs.
 _S = TypeVar("_S", bound=Callable[[Any, Any], tuple[Any, Any]])
 
 
 def jit(step: _S) -> _S:
     """Return a compiled `train_step` or `eval_step`; use it as a decorator.
 
-    Called directly, the step is a pure call that leaves its experiment and its batch alive. The
+    Called directly, the step is a pure call that keeps its experiment and its batch alive. The
     trainer recognises it and runs it fused, with the experiment's buffers donated. As under
     `equinox.filter_jit`, an experiment's arrays are traced and everything else is static: a Python
-    number that changes with each step compiles each step anew; make it an array.
+    number that changes with each step triggers recompilation each time; make it an array.
 
     Args:
         step: A function of (self, batch) that returns (new experiment, outs).
 
     Raises:
-        TypeError: It is no such function.
+        TypeError: It is not such a function.
 
     >>> import jax.numpy as jnp, solstice
     >>> class Count(solstice.Experiment):
@@ -76,11 +76,11 @@ def jit(step: _S) -> _S:
 
 
 class Step:
-    """A compiled step: what `solstice.jit` makes of a method.
+    """A compiled step: the result of `solstice.jit` on a method.
 
     Attributes:
-        traces: How many times jax has traced it; a run looks whether its call was one of them.
-            What was traced once is compiled for each placement of its input (`forms`).
+        traces: How many times jax has traced it; a run checks whether its call was traced. Each
+            trace is compiled for each placement of its input (`forms`).
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -90,14 +90,14 @@ class Step:
         self._fused: Any = jax.jit(self._flat_steps, donate_argnums=0)
         self._rolled: Any = jax.jit(self._loop, donate_argnums=0)
         self._is_rolled: dict[Any, bool] = {}
-        # For experiments of one structure, what training has tried of how many steps a call takes.
+        # For experiments of one structure, the trials of `steps_per_call="auto"`.
         self.trials: dict[Any, dict[Any, Any]] = {}
         self.traces = 0
 
     @functools.cached_property
     def _unrolled(self) -> Any:
-        # Left to itself, XLA orders a long program on the CPU for concurrency: ten steps of a small
-        # CNN then take eight times the memory, and 1.4 times as long, as in order.
+        # By default, XLA on the CPU reorders a long program for concurrency: ten steps of a small
+        # CNN then take eight times the memory and 1.4 times as long.
         order = {"xla_cpu_scheduler_type": 1} if jax.default_backend() == "cpu" else None
         return jax.jit(self._flat_steps, donate_argnums=0, compiler_options=order)
 
@@ -105,13 +105,13 @@ class Step:
         return self if instance is None else types.MethodType(self, instance)
 
     def __call__(self, exp: Any, batch: Any) -> tuple[Any, Any]:
-        """Take the step; what it is given stays alive, and comes back itself if nothing changed."""
+        """Take the step; inputs stay alive, and an unchanged experiment is returned itself."""
         flat = Flat.of(exp)
         new, outs = self.pure(flat, [batch])
         return exp if new is flat else new.whole(), outs
 
     def pure(self, flat: Flat, batches: list[Any]) -> tuple[Flat, Any]:
-        """Take a step a batch; that very experiment comes back if nothing changed."""
+        """Take one step per batch; the same experiment is returned if nothing changed."""
         changes, outs = self._pure(flat, batches)
         if isinstance(changes, Flat):
             new = changes
@@ -125,12 +125,12 @@ class Step:
         return new, joined(outs.whole())
 
     def trace(self, flat: Flat, batch: Any) -> Any:
-        """Trace a step without taking it: what is wrong with it shows. Return its outs' shapes."""
+        """Trace a step without taking it, to find errors. Return the shapes of its outs."""
         _, outs = self._pure.eval_shape(flat, [batch])
         return outs.whole()
 
     def fused(self, flat: Flat, batches: list[Any]) -> tuple[Flat, Any]:
-        """Take a step a batch, in one call, on a flat experiment whose buffers it takes."""
+        """Take one step per batch, in one call, on a flat experiment whose buffers are donated."""
         many = len(batches) > _MANY
         if len(batches) == 1:
             new, outs = self._fused(flat, batches)
@@ -148,9 +148,9 @@ class Step:
         return new, joined(outs.whole())
 
     def forms(self, *, fused: bool, steps: int) -> Callable[[], int]:
-        """Return a count of the forms of input that such calls have met, placements told apart.
+        """Return how many forms of input, with placements, such calls have had.
 
-        Each compilation adds one; so does, now and then, an array of numpy's after one of jax's.
+        Each compilation adds one; sometimes a numpy array after a jax array does too.
         """
         if not fused:
             return self._pure._cache_size
@@ -159,7 +159,7 @@ class Step:
         return lambda: self._rolled._cache_size() + self._unrolled._cache_size()
 
     def _rolls(self, flat: Flat, batch: Any, *, many: bool = False) -> bool:
-        """Say whether several steps are quicker as a loop of XLA's than one after the other."""
+        """Say whether several steps are faster as a loop of XLA than unrolled."""
         leaves, structure = jax.tree.flatten(batch)
         key = (flat.structure, structure, tuple(map(np.shape, leaves)), many)
         if key not in self._is_rolled:
@@ -169,18 +169,18 @@ class Step:
                 (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, jax.typeof(b).weak_type)
                 for a, b in zip(new.arrays, flat.arrays, strict=True)
             )
-            # In a loop, XLA runs a convolution or a large product on one thread of the CPU.
+            # In a loop, XLA runs a convolution or a large product on one CPU thread.
             light = many or (
                 jax.default_backend() != "cpu"
                 or (step.lower(flat, batch).cost_analysis() or {}).get("flops", 0) < _LIGHT
             )
-            alone = flat.structure.placement is None  # a stack of batches would be placed anew
+            alone = flat.structure.placement is None  # a stack would be placed again
             self._is_rolled[key] = alone and same and light and all(map(eqx.is_array, leaves))
         return self._is_rolled[key]
 
     def _loop(self, flat: Flat, stack: Any) -> tuple[Flat, Flat]:
         self.traces += 1
-        # Of batches that are gathered, the arrays stay outside of the loop.
+        # The arrays of gathered batches stay outside the loop.
         whole = stack if type(stack) is Gathered else None
         parts = stack if whole is None else (whole.rows, whole.numbers)
 
@@ -235,7 +235,7 @@ class Step:
 
 
 def _stacked(batches: list[Any]) -> Any:
-    """Return batches as one, on a new first axis; numpy's on the host, where it is cheap."""
+    """Return batches stacked on a new first axis; numpy arrays on the host, where it is cheap."""
     if type(batches[0]) is Gathered:
         return Gathered.stacked(batches)
 
@@ -246,7 +246,7 @@ def _stacked(batches: list[Any]) -> Any:
 
 
 def _keep_placed(after: Flat, before: Flat, outs: Flat) -> None:
-    """Keep arrays where they were, so that the next step is the same program; outs go to all."""
+    """Keep arrays where they were, so that the next step is the same program; replicate outs."""
     placement = before.structure.placement
     assert placement is not None
     constrain = jax.lax.with_sharding_constraint
@@ -257,7 +257,7 @@ def _keep_placed(after: Flat, before: Flat, outs: Flat) -> None:
 
 
 def join_outs(outs: list[Any]) -> Any:
-    """Return the outs of several steps as those of one: merged if metrics, otherwise stacked.
+    """Return the joined outs of several steps: merged if metrics, otherwise stacked.
 
     >>> join_outs([jnp.zeros(2), jnp.ones(2)]).shape
     (2, 2)
@@ -268,24 +268,24 @@ def join_outs(outs: list[Any]) -> Any:
         try:
             return merge_all(outs)
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
-            return _Unmerged(outs)  # their merge reads values, which a compiled call has not
+            return _Unmerged(outs)  # their merge reads values, which a compiled call cannot
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
 
 def _each(outs: Flat) -> list[Any]:
-    """Return the outs of each of several steps, which are stacked on a first axis."""
+    """Return the outs of each of several steps that are stacked on a first axis."""
     count = len(outs.arrays[0]) if outs.arrays else 1
     return [Flat([array[i] for array in outs.arrays], outs.structure).whole() for i in range(count)]
 
 
 def _joined_stack(outs: Flat) -> Any:
-    """Return the outs of several steps, stacked on a first axis, merged if they are metrics."""
+    """Return the outs of several steps, stacked on a first axis; merged if they are metrics."""
     every = _each(outs)
     return join_outs(every) if all(map(is_metrics, every)) else outs.whole()
 
 
 def _joined_parts(parts: list[Any]) -> Any:
-    """Return what `_joined_stack` returned of several stacks, as it would be of one."""
+    """Join the results of `_joined_stack` for several stacks."""
     if any(type(part) is _Unmerged for part in parts):
         listed = (part if type(part) is _Unmerged else [part] for part in parts)
         return _Unmerged(one for part in listed for one in part)
@@ -304,6 +304,6 @@ jax.tree_util.register_pytree_node(
 
 
 def joined(outs: Any) -> Any:
-    """Return outs merged that a compiled call could not merge."""
-    # Not isinstance, which asks an equinox.Module for its class in Python.
+    """Merge outs that a compiled call could not merge."""
+    # Not isinstance, which is slow for an equinox.Module.
     return merge_all(list(outs)) if type(outs) is _Unmerged else outs

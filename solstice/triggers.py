@@ -1,8 +1,8 @@
 """Triggers: when something fires, as a function of training steps, epochs and seconds.
 
-A trigger says when, never what, and holds no state: it compares two moments of a run, so it is
-right under several steps a call, over epochs and after a resume. Whoever asks it, a callback or
-the trainer, keeps the moment of the last question in a `Watch`.
+A trigger holds no state: it compares two moments of a run, so it works with several steps per call,
+across epochs and after a resume. A callback or the trainer keeps the moment of the last question in
+a `Watch`.
 """
 
 import abc
@@ -21,14 +21,14 @@ __all__ = ["AnyOf", "At", "Every", "First", "Moment", "Trigger", "Watch", "check
 
 
 class Moment(NamedTuple):
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         steps: Training steps completed since the start of the run.
         epochs: Epochs completed, validation included.
-        seconds: Time the run has taken, what it took before a resume included.
-        own_steps: Those of `steps` that this process has taken: a resume starts at 0.
-        fired: At which of `seconds` each of the trigger's `parts()` last fired; none has if empty.
+        seconds: Time the run has taken, including the time before a resume.
+        own_steps: The `steps` of this process: a resume starts at 0.
+        fired: The `seconds` at which each of the trigger's `parts()` last fired; empty if none has.
     """
 
     steps: int = 0
@@ -50,33 +50,33 @@ class Trigger(Shown, abc.ABC):
 
     @abc.abstractmethod
     def fires(self, before: Moment, after: Moment) -> bool:
-        """Say whether it fires at `after`, having last been asked at `before`.
+        """Say whether it fires at `after`, if it was last asked at `before`.
 
-        It is true at most once, however much lies between the two.
+        It fires at most once, however much is between the two.
         """
 
     def next_step(self, steps: int) -> float:
-        """Return the first step after `steps` at which it may fire, so that it is not asked before.
+        """Return the first step after `steps` at which it may fire; it is not asked before.
 
-        It may be early, never late; inf says that no step makes it fire. One that is left as it is
-        here is asked after each call.
+        It may be too early but not too late; inf means that no step makes it fire. By default it is
+        asked after each call.
         """
         return steps + 1
 
     @property
     def counts_epochs(self) -> bool:
-        """Whether the end of an epoch may make it fire; False where that is left as it is here.
+        """Whether the end of an epoch may make it fire; False by default.
 
-        A window of training steps that such a trigger ends may last for several epochs.
+        A window of training steps that such a trigger ends may span several epochs.
         """
         return False
 
     def parts(self) -> tuple["Trigger", ...]:
-        """Return the triggers that it joins, each of which fires by itself; most often this one."""
+        """Return the triggers that it joins; usually only this one."""
         return (self,)
 
     def start(self, clock: Callable[[], float] = time.monotonic) -> "Watch":
-        """Return what asks this trigger during one run, from the run's start on."""
+        """Return a `Watch` that asks this trigger during one run."""
         return Watch(self, clock)
 
     def __or__(self, other: "Trigger") -> "Trigger":
@@ -85,17 +85,17 @@ class Trigger(Shown, abc.ABC):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Every(Trigger):
-    """Fires after every so many training steps, epochs or seconds: exactly one of them.
+    """Fires after every n training steps, epochs or seconds: give exactly one of them.
 
-    `Every(steps=7)` fires after training steps 7, 14, ... of the run, across epochs, never in
-    validation and never for a remainder; where one call takes several steps, once at the end of
+    `Every(steps=7)` fires after training steps 7, 14, ... of the run, across epochs, not in
+    validation and not for a remainder. If a call takes several steps, it fires once at the end of
     the call that crosses a multiple. `Every(epochs=2)` fires after the validation of the second,
     fourth, ... epoch. `Every(seconds=60)` fires after the first training step (or epoch) that ends
-    60 seconds or more after the run's start, then after it last fired, never sooner; the clock
-    decides, so processes may disagree.
+    at least 60 seconds after the run's start or after it last fired. It depends on the clock, so
+    processes may disagree.
 
     Raises:
-        TypeError: Not exactly one is given, or it is no number of its kind.
+        TypeError: Not exactly one is given, or it is not a number of its kind.
         ValueError: It is not positive.
 
     >>> from solstice.triggers import Every
@@ -147,13 +147,13 @@ class Every(Trigger):
 class At(Trigger):
     """Fires after these training steps, counted from 1: `At(1)` fires after the first.
 
-    Where one call takes several steps, it fires once at the end of a call that takes any of them.
+    If a call takes several steps, it fires once at the end of a call that takes any of them.
 
     Args:
         steps: One number of completed training steps, or several.
 
     Raises:
-        TypeError: `steps` is no int and no iterable of ints.
+        TypeError: `steps` is not an int or an iterable of ints.
         ValueError: There is none, or one is below 1.
 
     >>> from solstice.triggers import At
@@ -183,15 +183,15 @@ class At(Trigger):
 class First(Trigger):
     """Fires after each of the first `n` training steps.
 
-    Where one call takes several steps, it fires once at the end of a call that takes any of them.
+    If a call takes several steps, it fires once at the end of a call that takes any of them.
 
     Args:
         n: How many training steps.
-        of_process: Count from the first step that this process takes, also after a resume, and
-            not from the start of the run: the first steps of a process compile.
+        of_process: Count from the first step of this process, also after a resume, instead of from
+            the start of the run: the first steps of a process compile.
 
     Raises:
-        TypeError: `n` is no int.
+        TypeError: `n` is not an int.
         ValueError: `n` is below 1.
 
     >>> from solstice.triggers import First
@@ -247,10 +247,10 @@ class AnyOf(Trigger):
 
 
 class Watch:
-    """Asks a trigger during one run, and knows the moment of the last question.
+    """Asks a trigger during one run, and keeps the moment of the last question.
 
-    Ask it after each call of the training step, and after each epoch where epochs matter. Its
-    state is what must survive a resume: without it, a run goes on as if nothing had been asked.
+    Ask it after each call of the training step, and after each epoch if epochs matter. Save its
+    state for a resume: without it, the trigger starts from the beginning.
 
     >>> from solstice.triggers import Every
     >>> watch = (Every(steps=4) | Every(epochs=1)).start()
@@ -265,9 +265,9 @@ class Watch:
         self._clock = arguments.function(clock, "clock", takes="")
         self._start = clock()
         self._last = Moment()
-        # When each part last fired: joined by |, each counts its own seconds.
+        # When each part last fired: triggers joined by | each count their seconds.
         self._fired = (0.0,) * len(self._parts)
-        # Steps completed by now, and the first at which there is something to ask.
+        # Steps completed, and the first step at which to ask the trigger.
         self._steps = 0
         self._next = trigger.next_step(0)
 
@@ -281,7 +281,7 @@ class Watch:
         return self._ask(epochs)
 
     def get_state(self) -> dict[str, Any]:
-        """Return how far the run is, its time at the last question, and when the parts fired."""
+        """Return the progress and time of the last question, and when the parts fired."""
         return {
             "steps": self._steps,
             "epochs": self._last.epochs,
@@ -318,7 +318,7 @@ class Watch:
 
 
 def check_trigger(trigger: Any, name: str) -> None:
-    """Raise a TypeError that names the argument when it is no trigger.
+    """Raise a TypeError that names the argument if it is not a trigger.
 
     >>> check_trigger(100, "when")
     Traceback (most recent call last):

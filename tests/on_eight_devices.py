@@ -77,6 +77,15 @@ def test_any_placement_trains_as_one_device_does(name):
     assert (solstice.predict(placed, uneven, **options) == placed.predict(X[:39])).all()
 
 
+def test_a_network_with_factors_beside_small_weights_is_placed():
+    model = solstice.compat.quantize(experiment().model, bits=4)
+    exp = solstice.ClassificationExperiment(solstice.compat.lora(model, rank=2, key=1), TX)
+    alone = exp.train(2, DS, progress=False)
+    for name in ("data parallel", "fully sharded"):
+        placed = exp.train(2, DS, sharding=PLACEMENTS[name], recompile="error", progress=False)
+        assert_close(alone, placed)
+
+
 @pytest.mark.parametrize("name", ["data parallel", "fully sharded"])
 def test_the_experiment_passed_in_stays_alive_as_it_was(name):
     start, options = experiment(), {"sharding": PLACEMENTS[name], "progress": False}

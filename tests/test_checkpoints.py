@@ -93,7 +93,7 @@ def test_only_unreadable_ones_are_an_error(saved, tmp_path):
     one = all_.value.__cause__
     assert isinstance(one, solstice.DamagedFileError)
     assert one.path == str(copy / Checkpoints(copy).names()[0] / "checkpoint.json")
-    with pytest.raises(solstice.DamagedFileError, match="not started over in silence"):
+    with pytest.raises(solstice.DamagedFileError, match="not started over silently"):
         solstice.train(experiment(), 1, shuffled, resume_from=copy, progress=False)
 
 
@@ -610,7 +610,7 @@ def test_pruning_deletes_only_what_was_written_and_goes_on(tmp_path, caplog):
     assert (home / f".{second}.old" / "mine.txt").read_text() == "mine"
     assert not (home / ".checkpoint-000003.tmp").exists()
     assert (home / "checkpoint-000002").is_file() and (home / ".checkpoint-notes.txt").is_file()
-    assert "No best checkpoint is known any more" in caplog.text
+    assert "The best checkpoint is not known any more" in caplog.text
     store.set_best(checkpoint=third)
     store.prune(1)
     assert store.best() == {"checkpoint": third} and store.read(third, tree)

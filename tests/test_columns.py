@@ -41,7 +41,7 @@ COLUMNS = {
     ),
     "dates": (np.zeros(6, "M8[s]"), r"is dates, datetime64\[s\]\[6\]\. .*astype\('int64'\)"),
     "spans": (np.zeros(6, "m8[s]"), "is spans of time"),
-    "records": (np.zeros(6, [("a", "i4")]), "is records, .*Give their fields as arrays"),
+    "records": (np.zeros(6, [("a", "i4")]), "is records, .*Give their fields as separate arrays"),
     "objects": ([datetime.date(2020, 1, 1)], "its column 'id' is no array, the date datetime"),
     "big-endian": (
         X.astype(">f4"),

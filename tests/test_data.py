@@ -116,7 +116,9 @@ def test_a_second_epoch_of_a_one_shot_is_refused_before_training(kind, name, tra
     events = []
     iterator = ONE_SHOT[kind]([1, 2, 3])
     datasets = {"train_ds": [1], "val_ds": [1]} | {name: iterator}
-    message = rf"{name} is a \w+, which can be read only once, but 2 epochs are wanted\. Pass a lis"
+    message = (
+        rf"{name} is a \w+, which can be read only once, but 2 epochs are asked for\. Pass a lis"
+    )
     with pytest.raises(ValueError, match=message):
         train(2, **datasets, callbacks=[recorder(events)])
     assert events == []

@@ -143,3 +143,10 @@ def test_help_says_something_of_every_public_name(name):
     with contextlib.redirect_stdout(help_text):
         help(getattr(solstice, name))
     assert len(help_text.getvalue().splitlines()) > 5
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/why.md"])
+def test_the_pages_give_the_figures_that_were_measured(page):
+    measured = (ROOT / "docs" / "speed.md").read_text()
+    (row,) = re.findall(r"^\| solstice \| (\S+) .*\| (\S+) .*\| (\S+) .*\|$", measured, re.M)[:1]
+    assert "{}, {} and {}".format(*row) in (ROOT / page).read_text()

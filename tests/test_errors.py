@@ -59,6 +59,7 @@ def test_a_wrong_drawing_is_seen(line, changed):
 
 FIELDS = [
     (errors.RecompileError, {"leaf": "batch", "before": "float32[3]", "after": "float32[2]"}),
+    (errors.UnequalOutputsError, {"difference": 0.1, "layer": "blocks/0"}),
     (errors.DamagedFileError, {"path": "run/step_4/arrays-0.safetensors"}),
     (errors.DirectoryInUseError, {"pid": 7, "host": "node3", "since": "2026-01-31T12:00:00"}),
     (errors.ProcessError, {"process": 1}),
@@ -103,4 +104,4 @@ def test_solstice_raises_no_raw_builtin_error():
 def test_the_message_of_an_unknown_key_is_not_quoted():
     with pytest.raises(KeyError) as caught:
         solstice.metrics.MetricsDict(loss=solstice.metrics.Mean(1.0))["accuracy"]
-    assert str(caught.value).startswith("'accuracy' is none of the metrics")
+    assert str(caught.value).startswith("'accuracy' is not one of the metrics")

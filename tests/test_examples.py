@@ -329,6 +329,9 @@ def test_the_notebook_stores_what_its_cells_show():
     page = (ROOT / "docs" / "tutorial.md").read_text()
     programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert ["".join(cell["source"]) for cell in code] == [one.strip() for one in programs]
+    shown = "\n".join(str(cell["outputs"]) for cell in code)
+    for output in re.findall(r"```text\n(.*?)```", page, re.DOTALL):
+        assert repr(output.strip())[1:-1] in shown
 
 
 def test_every_example_is_listed_with_its_picture():

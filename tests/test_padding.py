@@ -170,7 +170,9 @@ def test_length_and_epoch_are_passed_on():
 
 def test_what_can_be_read_once_can_be_padded_once():
     padded = solstice.pad_last(iter(pairs()), 8)
-    with pytest.raises(ValueError, match=r"which can be read only once, but 2 epochs are wanted"):
+    with pytest.raises(
+        ValueError, match=r"which can be read only once, but 2 epochs are asked for"
+    ):
         classifier().train(2, padded, progress=False)
     classifier().train(1, padded, progress=False)
 

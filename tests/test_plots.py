@@ -78,7 +78,7 @@ def test_curves_of_a_json_lines_file_are_those_of_its_records(tmp_path):
     shown = [lines(panel) for panel in plots.learning_curves(str(file)).axes]
     assert str(shown) == str([lines(panel) for panel in plots.learning_curves(RECORDS).axes])
     file.write_text("not json\n" + text)
-    with pytest.raises(ValueError, match=r"Line 1 of .*log.jsonl' is no JSON: 'not json'"):
+    with pytest.raises(ValueError, match=r"Line 1 of .*log.jsonl' is not JSON: 'not json'"):
         plots.learning_curves(file)
 
 

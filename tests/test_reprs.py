@@ -139,6 +139,13 @@ TREES |= {
     for kind in KINDS
 }
 TREES |= {
+    "wrapped": lambda: solstice.compat.lora(
+        solstice.compat.quantize(LIBRARIES["linen"]["cnn"].make_model(jax.random.key(0))),
+        rank=1,
+        key=0,
+    )
+}
+TREES |= {
     f"{library}: {name}": lambda row=TABLES[library][name]: solstice.compat.as_optimizer(
         row.make()
     ).init(row.pair(row.params))
@@ -195,6 +202,7 @@ def test_every_class_that_users_make_is_among_these():
     elsewhere = {type(make()).__name__ for make in EXPERIMENTS.values()}
     # A base class of a user's own, and what an evaluation of TensorBoard's needs.
     elsewhere |= {"Callback", "AnyOf", "TriggeredCallback"}
+    elsewhere |= {"WrappedModel"}  # `compat.lora` makes it
     tried = {row.name for row in CALLS}
     missing = {name for name in shown_classes() if name.split(".")[-1] not in elsewhere} - tried
     assert not missing

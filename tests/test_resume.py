@@ -187,7 +187,8 @@ def test_a_fresh_start_in_place_of_a_resume_is_told(tmp_path, caplog):
         solstice.train(
             experiment(), 1, shuffled, callbacks=callbacks, resume_from=place, progress=False
         )
-        said = [r.getMessage() for r in caplog.records if "starts anew" in r.getMessage()]
+        messages = [record.getMessage() for record in caplog.records]
+        said = [one for one in messages if "starts from the beginning" in one]
         assert len(said) == told
         caplog.clear()
 

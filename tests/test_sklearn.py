@@ -390,7 +390,7 @@ def test_partial_fit_knows_its_classes():
     fitted = classifier().fit(X, NAMES)
     with pytest.raises(solstice.SolsticeError, match=r"classes .*it has \['dog'\]"):
         fitted.partial_fit(X[:2], ["dog", "ant"])
-    with pytest.raises(solstice.SolsticeError, match="those of before"):
+    with pytest.raises(solstice.SolsticeError, match="the same as before"):
         fitted.partial_fit(X, NAMES, classes=["ant", "dog"])
     with pytest.raises(solstice.SolsticeError, match="two labels or more"):
         classifier().partial_fit(X, NAMES, classes=["ant"])

@@ -1,6 +1,6 @@
 """Fine-tuning: a new head on a frozen backbone, and then all of it with a smaller rate.
 
-The backbone has learned the digits 0 to 4; a tenth of the others is there to learn from.
+The backbone has learned the digits 0 to 4; the head learns from a tenth of the others.
 """
 
 import equinox as eqx

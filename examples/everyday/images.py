@@ -1,6 +1,6 @@
 """Images: augmentation is a function of the batch and a key, compiled, new in each epoch.
 
-The network is trained on digits as they are and on shifted ones, and tested on shifted ones.
+The network is trained on digits, shifted or not, and tested on shifted ones.
 """
 
 import flax.linen as nn

@@ -1,4 +1,4 @@
-"""What can be said of an experiment without running it."""
+"""Analysis of an experiment without running it."""
 
 from solstice.analysis.summary import summary
 

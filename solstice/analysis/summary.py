@@ -1,6 +1,6 @@
-"""What an experiment holds, as a table, and what its training step costs.
+"""Summary: an experiment's arrays as a table, and the cost of its training step.
 
-It knows models and optimizers by their protocols, never an adapter, and reads no array's values.
+It does not read the arrays' values.
 """
 
 import dataclasses
@@ -36,18 +36,18 @@ def summary(experiment_or_model: PyTree, batch: PyTree = None) -> "Summary":
     """Return a table of all arrays: path, role, shape, dtype, size (in numbers) and bytes.
 
     Below a `compat.Model`, arrays are `trainable` (its `params`), `overwritten` by their gradient,
-    `frozen` or `state`; those of a `compat.Optimizer` are one row. Others have no role. Where
+    `frozen` or `state`; those of a `compat.Optimizer` are one row. Others have no role. If
     `compat.by_path` made the optimizer, each parameter's group is its rule.
 
     Args:
         experiment_or_model: An experiment, a model, or any pytree; arrays may be
-            `jax.ShapeDtypeStruct`s where no batch is given.
-        batch: What the training step (for a model, a call in evaluation) takes, or its
-            `jax.ShapeDtypeStruct`s. It is compiled for it, not run, and the table ends with what
-            XLA says of it: floating-point operations, bytes read and written, memory.
+            `jax.ShapeDtypeStruct`s if no batch is given.
+        batch: A batch for the training step (for a model, for a call in evaluation), or its
+            `jax.ShapeDtypeStruct`s. The step is compiled for it, not run, and the table ends with
+            XLA's analysis: floating-point operations, bytes read and written, memory.
 
     Raises:
-        TypeError: It is neither an experiment nor a tree with arrays, or takes no batch.
+        TypeError: It is neither an experiment nor a tree with arrays, or it does not take a batch.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -81,17 +81,17 @@ def summary(experiment_or_model: PyTree, batch: PyTree = None) -> "Summary":
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One array, or all those of one optimizer.
+    """One array, or all arrays of one optimizer.
 
     Attributes:
-        path: Its path, whole.
+        path: Its full path.
         role: "trainable", "frozen", "state", "optimizer" or "".
-        shape: As text; how many arrays, where there are several.
+        shape: As text; for several arrays, their number.
         dtype: As text.
         size: How many numbers.
         nbytes: How many bytes.
         arrays: How many arrays.
-        group: The rule of `compat.by_path` that the optimizer updates it by; "" without such rules.
+        group: The rule of `compat.by_path` for it; "" without such rules.
     """
 
     path: str
@@ -106,15 +106,15 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What XLA says of one compiled call; None where it does not tell.
+    """XLA's analysis of one compiled call; None for values that it does not give.
 
     Attributes:
         call: What was compiled, and for which batch.
         flops: Floating-point operations.
         bytes_accessed: Bytes read and written.
-        argument_bytes: Memory of what goes in.
-        output_bytes: Memory of what comes out, but for what takes the place of an argument.
-        temporary_bytes: Memory between.
+        argument_bytes: Memory of the arguments.
+        output_bytes: Memory of the outputs, except those that reuse an argument's.
+        temporary_bytes: Temporary memory.
         looped: Whether it has a loop, whose body XLA counts only once.
     """
 
@@ -151,12 +151,12 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Summary:
-    """What `summary` found; its text is the table, with fewer columns in a narrow terminal.
+    """The result of `summary`; `str()` gives the table, with fewer columns in a narrow terminal.
 
     Attributes:
-        title: The class of what was summarised.
+        title: The class of the summarised object.
         rows: The arrays.
-        cost: What XLA says of the step, if a batch was given.
+        cost: XLA's analysis of the step, if a batch was given.
     """
 
     title: str
@@ -165,7 +165,7 @@ class Summary:
 
     @property
     def parameters(self) -> int:
-        """How many numbers are trained; all numbers, where nothing is known of any role."""
+        """How many numbers are trained; all numbers, if no array has a role."""
         known = [row for row in self.rows if row.role]
         return sum(row.size for row in known or self.rows if row.role in ("", "trainable"))
 
@@ -229,7 +229,7 @@ def _rows(tree: PyTree) -> list[Row]:
                 group = groups.get(path_name(inner[1:]), "") if role == "trainable" else ""
                 rows.append((whole, dataclasses.replace(row, group=group)))
     count = Counter(row.path for _, row in rows)
-    # "a/b" beside {"a": {"b": ...}}: jax's own way to write a path tells them apart.
+    # "a/b" and {"a": {"b": ...}} clash; jax's notation of a path tells them apart.
     return [
         row if count[row.path] == 1 else dataclasses.replace(row, path=jax.tree_util.keystr(path))
         for path, row in rows
@@ -237,7 +237,7 @@ def _rows(tree: PyTree) -> list[Row]:
 
 
 def _groups_of(model: Model, grouped: list[dict[str, str]]) -> dict[str, str]:
-    """Return the groups of the optimizer that updates just the parameters of a model."""
+    """Return the groups of the optimizer that updates exactly the parameters of a model."""
     names = set(leaves_by_path(trained(model.params)))
     return next((groups for groups in grouped if set(groups) == names), {})
 
@@ -264,7 +264,7 @@ def _cost(tree: PyTree, batch: PyTree) -> Cost:
     donated: tuple[int, ...] = ()
     if isinstance(tree, Experiment):
         call: Callable[..., PyTree] = lambda exp, batch: exp.train_step(batch)  # noqa: E731
-        # The trainer gives away the buffers of a step that it runs fused.
+        # The trainer donates the buffers of a step that it runs fused.
         donated = (0,) if isinstance(type(tree).train_step, Step) else ()
         name = "One training step"
     elif isinstance(tree, Model):

@@ -1,6 +1,6 @@
-"""compat: any network library and any optimizer behind two protocols, one adapter a file.
+"""compat: any network library and any optimizer behind two protocols, one adapter per file.
 
-An adapter is loaded when its name is first used, so that `import solstice` loads no framework.
+An adapter is loaded when its name is first used, so `import solstice` loads no framework.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from solstice.compat.surgery.tags import tag
 from solstice.compat.surgery.wrapped import WrappedModel, merge
 from solstice.compat.weights.convert import convert
 from solstice.compat.weights.load import load
-from solstice.compat.weights.report import LoadReport
+from solstice.compat.weights.report import LoadedLeaf, LoadReport
 from solstice.compat.weights.save import save
 from solstice.static import Static
 from solstice.tree.overwritten import Overwritten, overwrite, trained
@@ -48,6 +48,7 @@ __all__ = [
     "KerasModel",
     "KerasOptimizer",
     "LoadReport",
+    "LoadedLeaf",
     "Model",
     "NNXMetrics",
     "NNXModel",
@@ -87,7 +88,7 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # a checker of types knows the names above, and no others
+if not TYPE_CHECKING:  # a type checker knows only the names above
 
     def __getattr__(name: str) -> Any:
         found = adapter(name)

@@ -1,7 +1,7 @@
-"""The adapters that there are, a line each: what each takes, and which package it needs.
+"""The table of adapters: what each takes, and which package it needs.
 
-Adding a framework is a file with its adapter and a line here. The lazy names of `solstice.compat`,
-`as_model` and `as_optimizer` and what they say they know all read these lines.
+To add a framework, write its adapter in a file and add a line here. The lazy names of
+`solstice.compat`, `as_model` and `as_optimizer` read this table.
 """
 
 import dataclasses
@@ -17,17 +17,17 @@ What = Literal["model", "optimizer", "metrics"]
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """One adapter; its file is imported, and with it the framework, when it is first used.
+    """One adapter; its file and the framework are imported when it is first used.
 
     Attributes:
-        name: Its class, as users import it from `solstice.compat`.
-        module: Where that is defined.
-        what: What it makes of the framework's objects.
-        takes: The classes that it adapts, as dotted paths, and what a person calls such an object.
-        package: The framework, which is also the extra that installs it; None for what is
-            installed with Solstice.
+        name: The name of its class in `solstice.compat`.
+        module: The module that defines it.
+        what: What it adapts to: a "model" or an "optimizer".
+        takes: The classes that it adapts, as dotted paths, with their names in plain words.
+        package: The framework, which is also the name of the extra; None if it is installed with
+            Solstice.
         initialises: Whether the network must be initialised, with an example and a key.
-        part: Returns what of the object is adapted.
+        part: Returns the part of the object to adapt.
     """
 
     name: str
@@ -84,7 +84,7 @@ def _optimizer(name: str, file: str, **about: PyTree) -> Adapter:
     return Adapter(name, f"solstice.compat.{file}", "optimizer", **about)
 
 
-# These take pairs too, which have no class of their own: `as_model` looks for them last.
+# These also take pairs, which have no class: `as_model` looks for them last.
 EQUINOX = _model(
     "EquinoxModel",
     "equinox",
@@ -92,7 +92,7 @@ EQUINOX = _model(
 )
 STAX = _model("StaxModel", "stax", initialises=True)
 
-# Where an object is of two classes, the first line that takes it adapts it.
+# If an object has two of these classes, the first line adapts it.
 ADAPTERS = [
     _model("KerasModel", "keras", takes={"keras.Layer": "a Keras network"}, package="keras"),
     _model("NNXModel", "nnx", takes={"flax.nnx.Module": "a Flax NNX module"}, package="flax"),
@@ -152,7 +152,7 @@ ADAPTERS = [
 
 
 def adapter(name: str) -> Adapter | None:
-    """Return the adapter of a name; None for none.
+    """Return the adapter with a name, or None.
 
     >>> adapter("FlaxModel").package
     'flax'

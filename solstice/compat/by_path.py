@@ -1,6 +1,6 @@
-"""Parameter groups: an optimizer of its own for each part of the parameters, chosen by path.
+"""Parameter groups: a separate optimizer for each part of the parameters, chosen by path.
 
-It knows optimizers by their protocol, so that the parts may be of different libraries.
+The parts may use optimizers of different libraries.
 """
 
 import contextlib
@@ -37,19 +37,19 @@ def by_path(rules: Mapping[str, Any]) -> "PathOptimizer":
     """Return an optimizer of groups: each parameter follows the first rule that matches its path.
 
     Paths are those that `tree.paths(model.params)` lists, such as "Dense_0/kernel"; in a glob, `*`
-    stands for any text, slashes included, `?` for one character. Each part is initialised and
-    updated for itself: what looks at all parameters together, such as clipping by the global norm,
-    sees those of its part. `summary` says of each parameter which rule it follows.
+    is any text, slashes included, `?` one character. Each part is initialised and updated by
+    itself: a transformation of all parameters, such as clipping by the global norm, sees only its
+    part. `summary` shows the rule of each parameter.
 
-    A group may be frozen as a whole (`compat.freeze`, None in `params`). Its optimizer takes no
-    steps then: its count, and with it its schedule, begins or goes on when it has parameters.
+    A group may be frozen as a whole (`compat.freeze`, None in `params`). Its optimizer then takes
+    no steps: its count and schedule start or go on when it has parameters.
 
     Args:
-        rules: From a glob to an optimizer: a transformation, an optimizer of any library, or a
-            `compat.Optimizer`. A rule "*" at the end takes what is left, if anything is.
+        rules: A mapping from globs to optimizers: transformations, optimizers of any library, or
+            `compat.Optimizer`s. A rule "*" at the end takes the rest, if there is any.
 
     Raises:
-        TypeError: It is no such mapping.
+        TypeError: It is not such a mapping.
         ValueError: In `init`: a parameter matches no glob; or a glob other than "*" matches no
             parameter, frozen ones included, or only those that earlier ones have taken.
 
@@ -84,7 +84,7 @@ def by_path(rules: Mapping[str, Any]) -> "PathOptimizer":
 
 
 class PathOptimizer(Optimizer):
-    """What `by_path` returns: an optimizer for each group of parameters.
+    """The result of `by_path`: an optimizer for each group of parameters.
 
     Attributes:
         parts: The groups' optimizers, in the order of the rules.
@@ -152,7 +152,7 @@ class PathOptimizer(Optimizer):
             theirs = dict(extras)
             if grad is not None:
                 theirs["grad"] = own_grad
-            if "value_fn" in extras:  # of the part's parameters, the others' as they are
+            if "value_fn" in extras:  # a function of the part's parameters, with the others fixed
                 theirs["value_fn"] = _of_a_part(extras["value_fn"], params)
             new, parts[i] = parts[i](own_grads, own, **theirs)
             news.append(new)
@@ -167,14 +167,14 @@ class PathOptimizer(Optimizer):
         return overwrite(eqx.combine(*each, own), params)
 
     def learning_rate(self) -> Array | None:
-        """Return the rate of a single rule; None where there are several, which may differ."""
+        """Return the rate of a single rule; None if there are several, which may differ."""
         rates = self.learning_rates()
         return next(iter(rates.values())) if len(self.parts) == len(rates) == 1 else None
 
     def learning_rates(self) -> dict[str, Array]:
-        """Return the rates of the groups that tell theirs, as `learning_rate/{glob}`.
+        """Return the known rates of the groups, as `learning_rate/{glob}`.
 
-        Those of groups within a group are `learning_rate/{glob}/{inner glob}`.
+        Rates of nested groups are `learning_rate/{glob}/{inner glob}`.
         """
         return {
             "/".join(filter(None, (kind, glob, inner))): rate
@@ -184,7 +184,7 @@ class PathOptimizer(Optimizer):
         }
 
     def with_learning_rate(self, rate: object) -> Self:
-        """Return it with that rate in every group; a function is called with each group's own."""
+        """Return the optimizer with this rate in every group; a function gets each group's rate."""
         check_trees(_NAME, self._signature)
         parts = []
         for glob, part in zip(self.globs, self.parts, strict=True):
@@ -202,7 +202,7 @@ class PathOptimizer(Optimizer):
 
 @contextlib.contextmanager
 def _naming(glob: str) -> Iterator[None]:
-    """Say of an error which rule's optimizer it is about."""
+    """Add to an error which rule's optimizer it is about."""
     try:
         yield
     except SolsticeError as error:
@@ -219,7 +219,7 @@ def _places(paths: list[str], holes: list[str], globs: tuple[str, ...]) -> tuple
 
     Args:
         paths: The parameters' paths.
-        holes: The paths of what may be a parameter at other times, being frozen now.
+        holes: The paths of frozen leaves, which may become parameters.
         globs: The globs.
     """
     first = {
@@ -231,7 +231,7 @@ def _places(paths: list[str], holes: list[str], globs: tuple[str, ...]) -> tuple
         lost = ", ".join(repr(path) for path in paths if first[path] is None)
         raise InvalidValueError(
             f"Each parameter is expected to match a glob of by_path ({', '.join(globs)}); {lost} "
-            f"match none. Add a rule for them, or one for '*' at the end that takes what is left."
+            f"match none. Add a rule for them, or a rule '*' at the end for the rest."
         )
     for i, glob in enumerate(globs):
         if i in first.values() or glob == "*":
@@ -244,13 +244,13 @@ def _places(paths: list[str], holes: list[str], globs: tuple[str, ...]) -> tuple
             )
         raise InvalidValueError(
             f"The rule {glob!r} of by_path matches none of the parameters, whose paths are "
-            f"{', '.join(map(repr, first))}. Mend it or take it out."
+            f"{', '.join(map(repr, first))}. Correct or remove it."
         )
     return tuple(places)
 
 
 def _divided(tree: PyTree, places: tuple[int, ...], count: int) -> list[PyTree]:
-    """Return a tree for each part, with None in place of the others' leaves."""
+    """Return a tree for each part, with None for the others' leaves."""
     leaves, structure = jax.tree.flatten(tree)
     return [
         jax.tree.unflatten(

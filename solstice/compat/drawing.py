@@ -1,4 +1,4 @@
-"""Networks that ask for a key: whether they need it, and what becomes of those that get none."""
+"""Networks that take a key: whether they need it, and what to do without one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +16,12 @@ from solstice.tree.pytree import PyTree
 
 
 def needs_key(model: Model, inputs: tuple[PyTree, ...], key: Array) -> bool:
-    """Say whether a training call with `key` does something else than one without a key.
+    """Say whether a training call with `key` differs from one without a key.
 
-    It is traced, never run. It does where the network raises without one, where outputs or state
-    are computed from it or are others without it, and where it is used in the backward pass alone,
-    as a gradient's stochastic rounding is. It does not where a layer is given a key that it has no
-    use for, as each one in a `stax.serial` is.
+    It is traced, never run. A call differs if the network raises without a key, if outputs or state
+    depend on the key or are computed differently without it, or if only the backward pass uses it,
+    as for stochastic rounding of gradients. It does not differ if a layer gets a key that it does
+    not use, as in `stax.serial`.
 
     >>> import jax.numpy as jnp
     >>> from jax.example_libraries import stax
@@ -66,14 +66,14 @@ def run_with_key(
     adapter: str,
     remedy: str,
 ) -> Any:
-    """Return `run(key)`; where it fails for want of a key, say so, or evaluate with any key.
+    """Return `run(key)`; if it fails without a key, say so, or evaluate with any key.
 
-    For libraries that raise nothing of their own where a network has no key. Some networks ask for
-    one in evaluation, and then draw nothing.
+    For libraries that do not raise a clear error without a key. Some networks require a key in
+    evaluation and then do not use it.
 
     Args:
         run: Calls the network with a key or without one.
-        key: The key that it is to have, None for none.
+        key: The key, or None.
         train: Whether the network trains.
         adapter: The adapter's name, for the errors.
         remedy: What to do about a network that draws random numbers in evaluation.
@@ -94,10 +94,10 @@ def run_with_key(
 def run_with_any_key(
     run: Callable[[Array], PyTree], error: Exception, adapter: str, remedy: str
 ) -> Any:
-    """Return what a network gives in evaluation that asks for a key, and does not depend on it.
+    """Return the outputs in evaluation of a network that requires a key but does not use it.
 
     Raises:
-        ValueError: It does, that is, it draws random numbers.
+        ValueError: It uses the key: it draws random numbers.
     """
     key = jax.random.key(0)
     if depends_on(run, key):

@@ -15,6 +15,7 @@ from solstice.arguments import describe
 from solstice.compat.drawing import run_with_key, runs
 from solstice.compat.flags import (
     Flags,
+    binds,
     call_of,
     check_train,
     find_flags,
@@ -49,9 +50,9 @@ class EquinoxModel(Model):
     """An Equinox network, applied to each example of a batch.
 
     The call is `jax.vmap`ped over inputs (and array keywords) with the axis name of the network's
-    batch norm; each example gets a key of its own, and a state goes to all examples and comes back
-    as one. `inference` is set in the whole network by the train flag. `params` (with `frozen`)
-    holds the module's arrays by path, which jax takes apart faster than modules.
+    batch norm; each example gets its own key, and a state is shared by all examples. The train flag
+    sets `inference` in the whole network. `params` (with `frozen`) holds the module's arrays by
+    path, which jax flattens faster than modules.
 
     >>> import equinox as eqx, jax, jax.numpy as jnp
     >>> from solstice.compat import EquinoxModel
@@ -64,13 +65,12 @@ class EquinoxModel(Model):
     frozen: OrderedDict[str, Array | None] | None
     state: eqx.nn.State | None
     _tree: Static[PyTreeDef] = eqx.field(static=True)
-    # The structure around the arrays, and all that is no array, in training and in evaluation:
-    # `inference` flags are such leaves.
+    # Everything but the arrays, in training and in evaluation, since `inference` flags differ.
     _rest: Static[tuple[PyTree, PyTree, PyTree]] = eqx.field(static=True)
     _call: Static[Callable[..., PyTree] | None] = eqx.field(static=True)
     _flags: Flags = eqx.field(static=True)
     _takes_key: bool = eqx.field(static=True)
-    # Whether its `key` has a default, which it keeps when it is given none.
+    # Whether its `key` has a default, which is kept if no key is given.
     _has_own_key: bool = eqx.field(static=True)
     # Whether it takes any keyword, and so a key perhaps, for a layer inside.
     _passes_key_on: bool = eqx.field(static=True)
@@ -85,21 +85,21 @@ class EquinoxModel(Model):
         flags: Mapping[str, bool] | None = None,
         call: Callable[..., PyTree] | None = None,
     ) -> None:
-        """Take the values over from an initialised module.
+        """Copy the values of an initialised module.
 
         Args:
             module: The network, with the key (where it takes one) as its argument `key` and the
-                state as its argument `state`, or the first one after the inputs. A default of
-                `key` is kept where no key is given.
-            state: What `eqx.nn.make_with_state` returned beside it.
+                state as its argument `state`, or the first one after the inputs; a call with
+                neither does not change the state. A default of `key` is kept if no key is given.
+            state: The state that `eqx.nn.make_with_state` returned with it.
             flags: Keywords of the call that say whether it trains, with their values in training.
                 None finds them among the call's parameters.
             call: Called as `call(module, *inputs, ...)` instead of the mapped module, with whole
-                batches, a `key` if it has such an argument, and the state.
+                batches, a `key` if it has such an argument, and the state if it has room for it.
         """
         arguments.instance(module, "module", eqx.Module, "an equinox.Module")
         if state is not None:
-            what = "what eqx.nn.make_with_state returns beside the module, or None"
+            what = "what eqx.nn.make_with_state returns with the module, or None"
             arguments.instance(state, "state", eqx.nn.State, what)
         check_call(call)
         if state is None and _has_initial_state(module):
@@ -114,7 +114,7 @@ class EquinoxModel(Model):
         function = call_of(_NAME, module, call)
         names = parameters(function)
         if not jax.tree.leaves(state) and "state" not in names:
-            state = None  # make_with_state around a network that keeps none
+            state = None  # make_with_state of a network without state
         self._call = Static(call)
         self._passes_key_on = "key" not in names and takes_more(function)
         self._takes_key = "key" in names or self._passes_key_on
@@ -159,7 +159,7 @@ class EquinoxModel(Model):
         kwargs = flag_values(self._flags, train) | kwargs
 
         def run(key: Array | None) -> tuple[PyTree, PyTree]:
-            # A State can be used once only, and this model's must live on.
+            # A State can be used only once, and this model's must stay valid.
             state = jax.tree.map(lambda leaf: leaf, self.state)
             if self._call.value is None:
                 return self._mapped(module, inputs, state, key, kwargs)
@@ -171,7 +171,7 @@ class EquinoxModel(Model):
             outputs, state = run_with_key(run, key, train=True, adapter=_NAME, remedy="")
             return outputs, replace(self, state=state)
         evaluate = lambda key: run(key)[0]  # noqa: E731
-        remedy = "Heed `inference`, or give flags= that say how it evaluates."
+        remedy = "Use `inference`, or give flags= that say how it evaluates."
         return run_with_key(evaluate, None, train=False, adapter=_NAME, remedy=remedy), self
 
     def settle_averages(self) -> Self:
@@ -189,7 +189,7 @@ class EquinoxModel(Model):
         return replace(self, state=state)
 
     def library_name(self, name: str) -> str:
-        """Return an array's path in the module, as in "layers/0/weight"; "state/..." of the state."""
+        """Return an array's path in the module, as in "layers/0/weight"; of the state, its own."""
         return name.removeprefix("params/")
 
     def unwrap(self) -> Any:
@@ -210,7 +210,7 @@ class EquinoxModel(Model):
         key: Array | None,
         kwargs: dict[str, PyTree],
     ) -> tuple[PyTree, PyTree]:
-        # Array keywords belong to the examples; a flag or a name is the same for all.
+        # Array keywords are mapped over the examples; flags and names are shared.
         arrays, constants = eqx.partition(kwargs, eqx.is_array)
         keys = key
         if key is not None and self._takes_key:
@@ -233,7 +233,7 @@ class EquinoxModel(Model):
             raise InvalidValueError(
                 f"{_NAME}: the module is expected to take one example, and is mapped over the "
                 f"first axis of its inputs, {given}. That raised {type(error).__name__}: "
-                f"{str(error).partition(chr(10))[0]} It runs on these inputs as they are, though. "
+                f"{str(error).partition(chr(10))[0]} It runs on these inputs unmapped, though. "
                 f"If {name} takes whole batches, say so: {_NAME}(module, call=lambda module, x: "
                 f"module(x)); if they are one example, give them a batch axis: x[None]."
             ) from error
@@ -248,11 +248,17 @@ class EquinoxModel(Model):
     ) -> tuple[PyTree, PyTree]:
         if self._takes_key and not (key is None and self._has_own_key):
             kwargs = {"key": key} | kwargs
-        if state is None:
-            return call(*inputs, **kwargs), None
+        if state is None or not self._has_room_for_state(inputs, kwargs):
+            return call(*inputs, **kwargs), state
         if self._state_by_name:
             return call(*inputs, state=state, **kwargs)
         return call(*inputs, state, **kwargs)
+
+    def _has_room_for_state(self, inputs: tuple[PyTree, ...], kwargs: dict[str, PyTree]) -> bool:
+        """Say whether the call takes the state: a cache may be for another method alone."""
+        module = self._rest.value[1]
+        function = call_of(_NAME, module, self._call.value)
+        return self._state_by_name or binds(function, module, *inputs, self.state, **kwargs)
 
 
 def _is_norm(node: object) -> bool:
@@ -271,11 +277,13 @@ def _with_tags(node: PyTree, path: tuple[str, ...] = ()) -> PyTree:
         for name, value in vars(node).items():
             object.__setattr__(new, name, _with_tags(value, (*path, name)))
         return new
-    if type(node) in (list, tuple):
-        return type(node)(_with_tags(one, (*path, str(i))) for i, one in enumerate(node))
-    if type(node) is dict:
+    if type(node) is dict:  # whose order jax would not keep
         return {name: _with_tags(one, (*path, str(name))) for name, one in node.items()}
-    return node
+    children, structure = jax.tree_util.tree_flatten_with_path(node, lambda one: one is not node)
+    return jax.tree.unflatten(
+        structure,
+        [one if one is node else _with_tags(one, (*path, path_name(at))) for at, one in children],
+    )
 
 
 def _is_index(node: object) -> bool:
@@ -288,7 +296,7 @@ def _has_initial_state(module: Any) -> bool:
 
 
 def _axis_name(module: Any) -> str:
-    """The axis that the network's batch norm averages over; "batch" where there is none."""
+    """The axis that the network's batch norm averages over; "batch" if there is none."""
 
     def is_norm(node: object) -> bool:
         return isinstance(getattr(node, "axis_name", None), str)

@@ -1,7 +1,7 @@
 """The train flag: which keyword of a network's call says whether it is training.
 
-Every library and every user names it differently. A name is taken only from the call's own
-named parameters; where there is none, nothing is guessed.
+Every library and every user names it differently. Only the call's named parameters are considered;
+nothing is guessed.
 """
 
 import inspect
@@ -17,12 +17,12 @@ from solstice.tree.pytree import PyTree
 POSITIVE = ("train", "training", "is_training", "is_train")
 NEGATIVE = ("deterministic", "use_running_average", "inference", "eval", "evaluate", "is_eval")
 
-# The keywords to pass, each with its value in training; in evaluation it is the opposite.
+# The keywords to pass, each with its value in training; evaluation uses the opposite.
 Flags = tuple[tuple[str, bool], ...]
 
 
 def parameters(function: Callable[..., PyTree]) -> dict[str, inspect.Parameter]:
-    """Return a call's named parameters; none for a callable that does not tell.
+    """Return a call's named parameters; none for a callable without a signature.
 
     >>> list(parameters(lambda x, *rest, train: x))
     ['x', 'train']
@@ -36,7 +36,7 @@ def parameters(function: Callable[..., PyTree]) -> dict[str, inspect.Parameter]:
 
 
 def takes_more(function: Callable[..., PyTree]) -> bool:
-    """Say whether a call takes any keyword, which it may pass on.
+    """Say whether a call takes arbitrary keywords, which it may pass on.
 
     >>> takes_more(lambda x, **rest: x), takes_more(lambda x, *rest: x)
     (True, False)
@@ -49,12 +49,12 @@ def takes_more(function: Callable[..., PyTree]) -> bool:
 
 
 def call_of(adapter: str, module: Any, call: Callable[..., PyTree] | None) -> Callable[..., PyTree]:
-    """Return what a module is called by: the user's `call`, or its class's `__call__`.
+    """Return the function that calls a module: the user's `call`, or its class's `__call__`.
 
     Args:
         adapter: The adapter's name, for the error.
         module: The network.
-        call: What the user gave as `call=`.
+        call: The user's `call=`.
 
     Raises:
         TypeError: There is neither.
@@ -63,8 +63,7 @@ def call_of(adapter: str, module: Any, call: Callable[..., PyTree] | None) -> Ca
         return call
     if callable(module):
         return type(module).__call__
-    own = [name for name, part in vars(type(module)).items() if inspect.isfunction(part)]
-    methods = [name for name in own if not name.startswith("_")]
+    methods = _methods(type(module))
     name = methods[0] if methods else "forward"
     raise InvalidTypeError(
         f"{adapter}: a network is expected to have a __call__; {type(module).__name__} has the "
@@ -74,7 +73,7 @@ def call_of(adapter: str, module: Any, call: Callable[..., PyTree] | None) -> Ca
 
 
 def accepts(function: Callable[..., PyTree], name: str) -> bool:
-    """Say whether a call takes the keyword `name`, by that name or among any others.
+    """Say whether a call takes the keyword `name`, by name or with **kwargs.
 
     >>> accepts(lambda x, **rest: x, "rng"), accepts(lambda x: x, "rng")
     (True, False)
@@ -86,6 +85,34 @@ def accepts(function: Callable[..., PyTree], name: str) -> bool:
     except ValueError:
         return False
     return any(p.kind is p.VAR_KEYWORD for p in found)
+
+
+def _methods(cls: type) -> list[str]:
+    """Return the public methods of a class and its bases of the same package, its own first."""
+    package = cls.__module__.partition(".")[0]
+    near = [base for base in cls.__mro__ if base.__module__.partition(".")[0] == package]
+    parts = {name: part for base in reversed(near) for name, part in vars(base).items()}
+    own = [name for base in near for name in vars(base)]
+    return [
+        name for name in dict.fromkeys(own) if name[0] != "_" and inspect.isroutine(parts[name])
+    ]
+
+
+def binds(function: Callable[..., PyTree], *given: PyTree, **keywords: PyTree) -> bool:
+    """Say whether a call takes these arguments; of one that does not tell, that it does.
+
+    >>> binds(lambda x: x, 1), binds(lambda x: x, 1, 2)
+    (True, False)
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # written in C
+        return True
+    try:
+        signature.bind(*given, **keywords)
+    except TypeError:
+        return False
+    return True
 
 
 def has_default(function: Callable[..., PyTree], name: str) -> bool:
@@ -103,10 +130,10 @@ def has_default(function: Callable[..., PyTree], name: str) -> bool:
 def find_flags(
     function: Callable[..., PyTree], given: Mapping[str, bool] | None, *, skip_none: bool = False
 ) -> Flags:
-    """Return the train flags among a call's parameters, or the given ones as they are.
+    """Return the train flags among a call's parameters, or the given ones.
 
     With `skip_none`, a parameter that is None by default is left out: in libraries that also set
-    the mode in the network itself, None means to go by that.
+    the mode in the network, None means to use that.
 
     >>> find_flags(lambda x, deterministic: x, None)
     (('deterministic', False),)
@@ -146,11 +173,11 @@ def check_train(train: object, adapter: str) -> bool:
     """Return `train`, which must be a Python bool.
 
     Args:
-        train: What the caller of a model passed.
+        train: The value that the caller of a model passed.
         adapter: The adapter's name, for the error.
 
     Raises:
-        TypeError: It is traced, or no bool.
+        TypeError: It is traced, or not a bool.
 
     >>> check_train(True, "PebbleModel")
     True

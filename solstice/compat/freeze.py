@@ -1,6 +1,6 @@
 """Freezing: which of a network's parameters the optimizer sees, the same for every library.
 
-Freezing moves leaves from `params` to `frozen` and back; the network computes the same.
+Freezing moves leaves from `params` to `frozen` and back; the outputs do not change.
 """
 
 from collections.abc import Callable
@@ -20,17 +20,18 @@ _M = TypeVar("_M", bound=Model)
 
 
 def freeze(model: _M, predicate: str | Callable[[str, Array], Any]) -> _M:
-    """Return the model with the parameters that `predicate` chooses frozen as well.
+    """Return the model with the parameters that `predicate` chooses frozen too.
 
     Args:
         model: An adapted network of any library.
-        predicate: Takes a parameter's path, such as "Dense_0/kernel", and its value, and says
-            whether to freeze it; or a glob for the paths, such as "Dense_0/*", as in `by_path`.
+        predicate: A function of a parameter's path, such as "Dense_0/kernel", and its value that
+            says whether to freeze it; or a glob for the paths, such as "Dense_0/*", as in
+            `by_path`.
 
     Raises:
         ValueError: It chooses no parameter; the message lists the paths.
 
-    Fine-tune only a head, by its name; an optimizer is initialised after that:
+    Fine-tune only a head, by its name; initialise the optimizer after that:
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> from solstice import compat
@@ -54,9 +55,9 @@ def freeze(model: _M, predicate: str | Callable[[str, Array], Any]) -> _M:
         glob = isinstance(predicate, str)
         why = f"predicate, the glob {predicate!r}, matches" if glob else "the predicate chose"
         raise InvalidValueError(
-            f"freeze() was to freeze some parameters, but {why} none of: {paths}."
+            f"freeze() is expected to freeze some parameters, but {why} none of: {paths}."
         )
-    # Among them are the boxes' paths, which are not asked about.
+    # They include the boxes' paths, which predicate does not get.
     still = {path for path, _ in jax.tree_util.tree_leaves_with_path(model.params)} - chosen
     weights = boxed_weights(model)
     kept = jax.tree_util.tree_map_with_path(lambda path, _: path in still, weights)
@@ -65,7 +66,7 @@ def freeze(model: _M, predicate: str | Callable[[str, Array], Any]) -> _M:
 
 
 def unfreeze(model: _M) -> _M:
-    """Return the model with all that can be trained among its parameters again.
+    """Return the model with all trainable leaves in its parameters again.
 
     Of a model of `compat.lora` or `compat.quantize`, that is never what its weights are based on.
 

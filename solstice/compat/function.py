@@ -1,4 +1,4 @@
-"""A network that is a plain pair of functions, of no library or of your own."""
+"""FunctionModel: a network as a plain pair of functions."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -43,8 +43,8 @@ class FunctionModel(Model):
     """A network given as `init(key, *inputs)` and `apply(params, *inputs)`.
 
     If `apply` has a parameter `state`, `init` returns `(params, state)` and `apply` returns
-    `(outputs, state)`. If it has a parameter `key` or `rng`, it gets the key of a training step
-    there, and None in evaluation (its default, if it has one other than None).
+    `(outputs, state)`. If it has a parameter `key` or `rng`, it gets the key of a training step,
+    and None in evaluation (or its default, if that is not None).
 
     >>> import jax, jax.numpy as jnp
     >>> from solstice.compat import FunctionModel
@@ -68,7 +68,7 @@ class FunctionModel(Model):
     _example: Example = eqx.field(static=True)
     _has_state: bool = eqx.field(static=True)
     _key_name: str | None = eqx.field(static=True)
-    # Whether that parameter has a default, which it keeps when it is given no key.
+    # Whether that parameter has a default, which is kept if no key is given.
     _has_own_key: bool = eqx.field(static=True)
 
     def __init__(
@@ -86,8 +86,8 @@ class FunctionModel(Model):
         Args:
             init: Makes the parameters from a key and a batch's inputs.
             apply: The forward pass over a batch.
-            example: A batch's inputs, or as many `jax.ShapeDtypeStruct`; a tuple is several.
-            key: For the initialisation.
+            example: A batch's inputs, or their `jax.ShapeDtypeStruct`s; a tuple is several inputs.
+            key: The key of the initialisation.
             flags: The keywords that say whether it trains, with their values in training; None
                 finds them among the parameters of `apply`.
             call: Called as `call(apply, params, *inputs, **keywords)` instead of `apply`.
@@ -136,7 +136,7 @@ class FunctionModel(Model):
             outputs, state = run_with_key(run, key, train=True, adapter=_NAME, remedy="")
             return outputs, replace(self, state=state)
         evaluate = lambda key: run(key)[0]  # noqa: E731
-        remedy = "Give apply a flag such as `train`, and heed it."
+        remedy = "Give apply a flag such as `train`, and use it."
         return run_with_key(evaluate, None, train=False, adapter=_NAME, remedy=remedy), self
 
     @property

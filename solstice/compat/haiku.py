@@ -25,7 +25,7 @@ from solstice.compat.model import (
     single_key,
     split_params,
 )
-from solstice.compat.surgery.tags import tagged
+from solstice.compat.surgery.tags import tag_calls
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree.dependence import depends_on
@@ -37,7 +37,7 @@ _NAME = "HaikuModel"
 
 
 class HaikuModel(Model):
-    """A transformed Haiku function, or several of `hk.multi_transform`, with state or without.
+    """A transformed Haiku function, or several of `hk.multi_transform`, with or without state.
 
     >>> import haiku as hk, jax, jax.numpy as jnp
     >>> from solstice.compat import HaikuModel
@@ -46,7 +46,7 @@ class HaikuModel(Model):
     >>> model(x)[0].shape
     (2, 4)
 
-    Of several functions, `call` chooses:
+    With several functions, `call` chooses one:
 
     >>> def autoencoder():
     ...     encode, decode = hk.Linear(2), hk.Linear(3)
@@ -88,17 +88,17 @@ class HaikuModel(Model):
 
         Args:
             transformed: The network.
-            example: A batch's inputs, or as many `jax.ShapeDtypeStruct`; a tuple is several.
-            key: For the initialisation.
+            example: A batch's inputs, or their `jax.ShapeDtypeStruct`s; a tuple is several inputs.
+            key: The key of the initialisation.
             flags: The keywords that say whether it trains, with their values in training; None
                 finds them among the function's parameters.
             call: Called as `call(function, *arguments, **keywords)` instead of
-                `function(*arguments, **keywords)`, for `transformed.init` and `.apply` alike. Of a
-                multi-transformed network, it is called with the tree of its apply functions, to
-                choose one; `transformed.init` is then called plainly, with the example alone.
+                `function(*arguments, **keywords)`, both for `transformed.init` and `.apply`. For a
+                multi-transformed network, it gets the tree of apply functions, to choose one;
+                `transformed.init` is then called with only the example.
 
         Raises:
-            ValueError: A multi-transformed network comes without `call`.
+            ValueError: A multi-transformed network is given without `call`.
         """
         kinds = (
             hk.Transformed,
@@ -128,7 +128,7 @@ class HaikuModel(Model):
         self._functions = Static((transformed.apply, call))
         if several:
             initial = transformed.init(as_key(key), *inputs)
-        else:  # batch norm makes its statistics only when it trains
+        else:  # batch norm creates its statistics only in training
             on = flag_values(self._flags, train=True)
             initial = bind_call(transformed.init, call)(as_key(key), *inputs, **on)
         weights, state = initial if self._has_state else (initial, {})
@@ -151,9 +151,9 @@ class HaikuModel(Model):
         if not train:
             if self._random_evaluation:
                 raise random_evaluation(
-                    _NAME, "Give its function an argument `is_training` and heed it."
+                    _NAME, "Give its function an argument `is_training` and use it."
                 )
-            # Some networks ask for a key and then drop nothing, so any one will do.
+            # Some networks require a key and do not use it, so any key will do.
             return self._forward(jax.random.key(0), inputs, kwargs)[0], self
         key = single_key(key, _NAME)
         try:
@@ -194,7 +194,7 @@ class HaikuModel(Model):
         self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
     ) -> tuple[PyTree, Self]:
         """Call it with a tag at what each sub-module's `__call__` returns; see `compat.capture`."""
-        with hk.intercept_methods(_tag_outputs):
+        with hk.intercept_methods(tag_calls(lambda module: module.module_name)):
             return self(*inputs, key=key, train=train, **kwargs)
 
     @property
@@ -214,13 +214,3 @@ class HaikuModel(Model):
         apply = bind_call(*self._functions.value)
         result = apply(join_params(self, self._tree), *state, *rng, *inputs, **kwargs)
         return result if self._has_state else (result, self.state)
-
-
-def _tag_outputs(
-    method: Callable[..., PyTree],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    context: hk.MethodContext,
-) -> PyTree:
-    outputs, path = method(*args, **kwargs), context.module.module_name
-    return tagged(path, outputs) if context.method_name == "__call__" else outputs

@@ -1,6 +1,6 @@
-"""What goes on inside of a network and of a training step, for a look now and then.
+"""Looking inside a network and a training step.
 
-Everything here takes a pass of its own, so a training step is no dearer for it.
+Everything here runs a separate pass, so training steps do not get slower.
 """
 
 from typing import Any
@@ -28,21 +28,21 @@ def intermediates(
     name: str = "intermediates",
     **kwargs: PyTree,
 ) -> dict[str, PyTree]:
-    """Return the values that a network notes in a forward pass, by their paths.
+    """Return the values that a network sows in a forward pass, by their paths.
 
     Args:
         model: A Flax Linen network that sows into the collection `name`, a Flax NNX network that
             sows `nnx.Intermediate`s, or a Haiku network that sets states whose names begin with
-            `name`. A network of any other library returns them beside its outputs.
-        *inputs: Batched inputs, as the model's call takes them.
-        key: As the model's call takes it.
-        train: Whether the pass is one of training; the model stays as it is anyway.
-        name: Under what they are noted.
-        **kwargs: As the model's call takes them.
+            `name`. A network of another library should return them with its outputs.
+        *inputs: Batched inputs, as in the model's call.
+        key: As in the model's call.
+        train: Whether the pass is in training mode; the model does not change.
+        name: The name under which they are sown.
+        **kwargs: As in the model's call.
 
     Raises:
-        TypeError: The model's library has no such thing.
-        ValueError: The network notes nothing.
+        TypeError: The model's library does not support it.
+        ValueError: The network sows nothing.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> from solstice import compat
@@ -60,7 +60,7 @@ def intermediates(
     what = "a compat.Model, such as as_model(network, example, key=key)"
     arguments.instance(model, "model", Model, what)
     noted: Any = model.intermediates(*inputs, key=key, train=train, name=name, **kwargs)
-    # What is sown once is a tuple of one.
+    # A value sown once is a tuple of one.
     single = jax.tree.map(_single, noted, is_leaf=lambda node: type(node) is tuple)
     found = leaves_by_path(single)
     if not found:
@@ -72,10 +72,10 @@ def intermediates(
 
 
 def gradients(exp: PyTree, batch: PyTree) -> PyTree:
-    """Return what an experiment's training step would hand to its optimizer for a batch.
+    """Return the gradients that an experiment's training step passes to its optimizer for a batch.
 
-    The step is taken with the optimizer exchanged for one that keeps the gradients; it must hold
-    its optimizer as a `compat.Optimizer`. Of several, a list is returned, in the tree's order.
+    The step runs with an optimizer that only keeps the gradients; the experiment must hold its
+    optimizer as a `compat.Optimizer`. For several, a list is returned, in the tree's order.
 
     Raises:
         ValueError: The experiment holds no optimizer, or its step does not call it.
@@ -113,8 +113,8 @@ def gradients(exp: PyTree, batch: PyTree) -> PyTree:
 def training_norms(exp: PyTree, batch: PyTree) -> dict[str, Array]:
     """Return the norms of an experiment's gradients for a batch and of its parameters.
 
-    Parameters are those of its `compat.Model`s. Where one of its optimizers tells its learning
-    rate, that in use is `learning_rate`; of several optimizers, the first one's.
+    Parameters are those of its `compat.Model`s. If an optimizer gives its learning rate,
+    `learning_rate` is the current one; with several optimizers, the first one's.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax

@@ -1,7 +1,7 @@
 """The optimizers of `jax.example_libraries.optimizers`.
 
-They keep the parameters in their own state. Here the model keeps them: the adapter stores the
-rest of that state, and puts the parameters back in their places for each step.
+They keep the parameters in their state. Here the model keeps them: the adapter stores the rest of
+the state, and inserts the parameters for each step.
 """
 
 from typing import NamedTuple, Self
@@ -36,7 +36,7 @@ _NAME = "JaxOptimizer"
 
 
 class _Layout(NamedTuple):
-    """How the optimizer's own state is built: its tree, and which leaf each parameter is."""
+    """The structure of the optimizer's state: its tree, and which leaf each parameter is."""
 
     structure: PyTreeDef
     places: tuple[int, ...]
@@ -49,7 +49,7 @@ class JaxOptimizer(Optimizer):
 
     Attributes:
         step: How many steps it has taken; schedules are functions of it.
-        state: The leaves of the optimizer's own state that are not parameters, in a tuple.
+        state: The leaves of the optimizer's state that are not parameters, in a tuple.
 
     >>> import jax.numpy as jnp
     >>> from jax.example_libraries import optimizers
@@ -69,7 +69,7 @@ class JaxOptimizer(Optimizer):
     _signature: Static[Signature] | None = eqx.field(static=True)
 
     def __init__(self, optimizer: optimizers.Optimizer) -> None:
-        """Take an optimizer; it is initialised by `init`.
+        """Adapt an optimizer; `init` initialises it.
 
         Raises:
             TypeError: It is not an optimizer triple.
@@ -123,7 +123,7 @@ class JaxOptimizer(Optimizer):
         return replace(new, step=self.step, state=tuple(kept[name] for name in anew))
 
     def _by_param(self) -> dict[str, Array]:
-        """Return the leaves of the state by the path of their parameter and their number there."""
+        """Return the leaves of the state by their parameter's path and their number there."""
         assert self._layout is not None and self._signature is not None
         structure, places = self._layout.value
         own = jax.tree.unflatten(structure, range(structure.num_leaves))

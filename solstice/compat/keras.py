@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import keras
 from jaxtyping import Array
+from keras.src.backend import get_keras_mask, set_keras_mask
 
 from solstice import arguments
 from solstice.compat.flags import Flags, check_train, find_flags, flag_values
@@ -40,12 +41,12 @@ _NAME = "KerasModel"
 class KerasModel(Model):
     """A built Keras network on the JAX backend.
 
-    Variables are known by their position and name, as in `"00_dense/kernel"`: Keras numbers its
-    own names anew with each network built. `state` holds the batch statistics, and the
-    seeds of dropout: without a key, a training step draws from these and advances them, as
-    the network itself does; with a key, it draws from seeds made of that key and leaves the
-    stored ones alone. Weights that Keras does not train (`layer.trainable = False`) are `frozen`;
-    those that it overwrites with their gradient (float8) are each in a `compat.Overwritten`.
+    Variables are named by their position and name, such as `"00_dense/kernel"`, since Keras
+    renumbers names with each network built. `state` holds the batch statistics and the seeds of
+    dropout: without a key, a training step uses and advances these seeds, as the network does; with
+    a key, it uses seeds made from the key and does not change the stored ones. Weights that Keras
+    does not train (`layer.trainable = False`) are `frozen`; those that it overwrites with their
+    gradient (float8) are each in a `compat.Overwritten`.
 
     >>> import jax.numpy as jnp, keras
     >>> from solstice.compat import KerasModel
@@ -60,7 +61,7 @@ class KerasModel(Model):
     state: dict[str, Array]
     _tree: Static[PyTreeDef] = eqx.field(static=True)
     _network: Static[Any] = eqx.field(static=True)
-    # The network's variables by name, captured now: the network may be trained on elsewhere.
+    # The network's variables by name, captured now, since the network may be trained elsewhere.
     _variables: Static[dict[str, Any]] = eqx.field(static=True)
     _call: Static[Callable[..., PyTree] | None] = eqx.field(static=True)
     _flags: Flags = eqx.field(static=True)
@@ -72,7 +73,7 @@ class KerasModel(Model):
         flags: Mapping[str, bool] | None = None,
         call: Callable[..., PyTree] | None = None,
     ) -> None:
-        """Take the values over from a built network, which stays as it is.
+        """Copy the values of a built network, which does not change.
 
         Args:
             network: The network; it has been called or built once.
@@ -112,7 +113,7 @@ class KerasModel(Model):
         variables = _named_variables(network)
         self._variables = Static(variables)
         values = {name: variable.value for name, variable in variables.items()}
-        # A weight that Keras was told not to train is still among its layer's trainable ones.
+        # A weight that Keras does not train is still among its layer's trainable ones.
         weights = {id(v) for layer in _layers(network) for v in layer._trainable_variables}
         constants = {name: values.pop(name) for name, v in variables.items() if id(v) in weights}
         trained = {
@@ -163,10 +164,10 @@ class KerasModel(Model):
         return name.removeprefix("params/").removeprefix("state/")
 
     def unwrap(self) -> Any:
-        """Return a Keras network of its own with the current values.
+        """Return a new Keras network with the current values.
 
         Raises:
-            TypeError: Keras cannot clone it, or only with the layers untied that it shares.
+            TypeError: Keras cannot clone it, or not with its shared layers.
         """
         copy = clone(_NAME, self._network.value)
         values = join_params(self, self._tree) | self.state
@@ -205,9 +206,9 @@ def _tagged_call(path: str, call: Callable[..., PyTree]) -> Callable[..., PyTree
         outputs = call(*args, **kwargs)
         new = tagged(path, outputs)
         for before, after in zip(jax.tree.leaves(outputs), jax.tree.leaves(new), strict=True):
-            mask = keras.src.backend.get_keras_mask(before)
+            mask = get_keras_mask(before)
             if mask is not None and after is not before:
-                keras.src.backend.set_keras_mask(after, mask)
+                set_keras_mask(after, mask)
         return new
 
     return tagged_call
@@ -236,8 +237,8 @@ def _inner_layers(layer: Any, path: str = "", seen: set[int] | None = None) -> d
 
 def _warn_of_losses(network: Any) -> None:
     warnings.warn(
-        f"{_NAME}: the network {network.name!r} adds losses of its own (regularizers, add_loss), "
-        f"which a Model does not report. Use weight decay in the optimizer, or return them beside "
+        f"{_NAME}: the network {network.name!r} adds its own losses (regularizers, add_loss), "
+        f"which a Model does not report. Use weight decay in the optimizer, or return them with "
         f"the outputs.",
         stacklevel=3,
     )
@@ -255,7 +256,7 @@ def _named_variables(network: Any) -> dict[str, PyTree]:
     named = {}
     for i, variable in enumerate(variables):
         parts = variable.path.split("/")
-        inner = parts[1:] if len(parts) > 2 else parts  # without the network's own name
+        inner = parts[1:] if len(parts) > 2 else parts  # without the network's name
         named[f"{i:0{width}}_{'/'.join(map(given, inner))}"] = variable
     return named
 
@@ -265,7 +266,8 @@ def _layers(network: Any) -> list[Any]:
 
 
 def _snake_case(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    # As Keras names layers by their classes: Conv2D is "conv2d".
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])", "_", name).lower()
 
 
 def _is_seed(name: str) -> bool:
@@ -273,7 +275,7 @@ def _is_seed(name: str) -> bool:
 
 
 def _seeds_from(key: Array | None, seeds: dict[str, Array]) -> dict[str, Array]:
-    """Return a fresh seed for each generator, made of `key`."""
+    """Return a fresh seed for each generator, made from `key`."""
     if key is None:
         return {}
     return {

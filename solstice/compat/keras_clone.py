@@ -1,7 +1,7 @@
-"""A copy of a Keras network that shares its layers as the network does.
+"""A copy of a Keras network that keeps its shared layers.
 
-Keras's own `clone_model` makes a layer anew for each model that it is nested in, so tied embeddings
-are no longer tied.
+Keras's `clone_model` makes a new layer for each model that it is nested in, so tied embeddings are
+no longer tied.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ from solstice.errors import InvalidTypeError
 
 
 def clone(adapter: str, network: Any) -> Any:
-    """Return a network of the same class and layers, with variables of its own.
+    """Return a network of the same class and layers, with new variables.
 
-    Each variable of the copy is at the place that it has in the network.
+    The copy's variables are in the same order as the network's.
 
     Raises:
         TypeError: Keras cannot make one that shares the same layers.
@@ -40,25 +40,25 @@ def clone(adapter: str, network: Any) -> Any:
         f"{adapter}: unwrap() is expected to return a copy of the network {network.name!r} "
         f"with the same layers; {found}. Give {type(network).__name__} a get_config that its "
         f"constructor takes (**kwargs too) and that makes such a network, or assign the model's "
-        f"values to the variables of a network of your own."
+        f"values to the variables of your own network."
     ) from failure
 
 
 def _ways(network: Any) -> Iterator[Callable[[], Any]]:
-    """Yield what makes a copy, what keeps the network's own class first."""
+    """Yield functions that copy the network, those that keep its class first."""
     of_keras = type(network).__module__.partition(".")[0] == "keras"
     if not (is_functional(network) and of_keras):
         yield lambda: _from_config(network)
     if is_functional(network):
         yield lambda: keras.models.clone_model(network)
-        # One that knows which layers it has made already, in nested models and in wrappers.
+        # This one reuses the layers it has made already, in nested models and in wrappers.
         yield lambda: keras.models.clone_model(
             network, clone_function=_Cloning(network), recursive=True
         )
 
 
 def is_functional(network: object) -> bool:
-    """Whether Keras knows the network's graph; it takes several inputs as a list then."""
+    """Whether Keras knows the network's graph; it then takes several inputs as a list."""
     return getattr(network, "inputs", None) is not None
 
 
@@ -70,7 +70,7 @@ def _from_config(network: Any) -> Any:
 
 
 class _Cloning:
-    """Clones layers by their configuration, each shared one once, wherever it is."""
+    """Clones layers by their configuration, each shared layer only once."""
 
     def __init__(self, network: Any) -> None:
         self._shared = _shared_layers(network)
@@ -88,7 +88,7 @@ class _Cloning:
 
 
 def _shared_layers(network: Any) -> dict[int, Any]:
-    """Return the layers that are in more than one layer or model, by their identity."""
+    """Return the layers that are in more than one layer or model, by `id`."""
     parents: dict[int, int] = {}
     layers = list(network._flatten_layers())
     for parent in layers:

@@ -37,23 +37,23 @@ _NAME = "KerasOptimizer"
 
 
 class _Recipe(NamedTuple):
-    """What another optimizer like the user's is made of."""
+    """What is needed to make another optimizer like the user's."""
 
     cls: type
     config: dict[str, Any]
-    # Names of parameters that weight decay leaves out; Keras has it in no config.
+    # Names of parameters without weight decay; Keras does not keep them in the config.
     no_decay: Any
 
 
 class KerasOptimizer(Optimizer):
-    """A Keras optimizer's rule and configuration, with a state of its own.
+    """A Keras optimizer's rule and configuration, with its own state.
 
-    The user's object is read once and never changed; what it may have learnt already is not
-    taken over. The parameters' paths are what Keras knows the variables by, as in
+    The user's object is read once and never changed; its state is not copied. Keras sees the
+    parameters' paths as the variables' names, as in
     `exclude_from_weight_decay(var_names=["bias"])`.
 
     Attributes:
-        state: The values of Keras's own optimizer variables, a dict by their position and name.
+        state: The values of Keras's optimizer variables, a dict by position and name.
 
     >>> import jax.numpy as jnp, keras
     >>> from solstice.compat import KerasOptimizer
@@ -73,8 +73,7 @@ class KerasOptimizer(Optimizer):
 
         Raises:
             TypeError: It is not an instance of a Keras optimizer, or Keras cannot clone it.
-            ValueError: The backend is not JAX, or the optimizer does what can be done only
-                together with Keras's own training loop.
+            ValueError: The backend is not JAX, or the optimizer needs Keras's training loop.
         """
         if keras.backend.backend() != "jax":
             raise InvalidValueError(
@@ -105,7 +104,7 @@ class KerasOptimizer(Optimizer):
         check_params(params)
         variables = self._build(trained(params)).variables
         width = max(2, len(str(len(variables))))  # so that they sort by position
-        # Keras numbers the variables that have no name; without, equal optimizers are equal.
+        # Keras numbers unnamed variables; without the names, equal optimizers are equal.
         names = (re.sub(r"^variable_\d+$", "variable", v.name) for v in variables)
         pairs = enumerate(zip(names, variables, strict=True))
         state = {f"{i:0{width}}_{name}": v.value for i, (name, v) in pairs}
@@ -139,10 +138,10 @@ class KerasOptimizer(Optimizer):
         if self.state is None:
             return None
         optimizer = _clone(self._recipe.value)
-        # Not built, it has only the first variables: the count, and a rate that is a number.
+        # If not built, it has only the first variables: the count, and a rate that is a number.
         variables = optimizer.variables
         count, *rest = self._values()[: len(variables)]
-        last = jnp.maximum(count - 1, 0)  # Keras has counted the step that is over
+        last = jnp.maximum(count - 1, 0)  # Keras has already counted the last step
         with keras.StatelessScope([*zip(variables, [last, *rest], strict=True)]):
             return jnp.asarray(keras.ops.convert_to_tensor(optimizer.learning_rate))
 
@@ -158,9 +157,9 @@ class KerasOptimizer(Optimizer):
         return [value for _, value in sorted(self.state.items())]
 
     def _build(self, params: PyTree) -> PyTree:
-        """Return a Keras optimizer for these parameters, to be used within one trace.
+        """Return a Keras optimizer for these parameters, for use within one trace.
 
-        One kept for longer would hold tracers, or a second copy of all its variables.
+        Kept longer, it would hold tracers or a second copy of all its variables.
         """
         optimizer = _clone(self._recipe.value)
         leaves = leaves_by_path(params).items()
@@ -169,7 +168,7 @@ class KerasOptimizer(Optimizer):
 
 
 def _by_own_name(state: dict[str, Array]) -> dict[str, Array]:
-    """Return a state by Keras's names and which of that name it is, wherever it stands."""
+    """Return a state by Keras's names and their occurrence, in any order."""
     seen: Counter[str] = Counter()
     named = {}
     for name, value in sorted(state.items()):
@@ -180,7 +179,7 @@ def _by_own_name(state: dict[str, Array]) -> dict[str, Array]:
 
 
 def _check_own_names(paths: set[str]) -> None:
-    """Raise where Keras gives the variables of two parameters one name."""
+    """Raise if Keras gives the variables of two parameters the same name."""
     if len({path.replace("/", "_") for path in paths}) != len(paths):
         raise InvalidValueError(
             f"{_NAME}: parameters are expected to have paths that differ in more than slashes and "
@@ -191,7 +190,7 @@ def _check_own_names(paths: set[str]) -> None:
 
 
 def _refuse(optimizer: Any) -> None:
-    """Raise for what would be silently wrong outside Keras's own training loop."""
+    """Raise for features that would be silently wrong outside Keras's training loop."""
     cannot = None
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         cannot = "LossScaleOptimizer", "scaled losses", "its inner optimizer"
@@ -234,14 +233,14 @@ def _read(optimizer: Any) -> _Recipe:
 
 
 def _clone(recipe: _Recipe) -> Any:
-    optimizer = recipe.cls.from_config(dict(recipe.config))  # it changes the dict it is given
+    optimizer = recipe.cls.from_config(dict(recipe.config))  # it changes the given dict
     if recipe.no_decay is not None:
         optimizer.exclude_from_weight_decay(var_names=[recipe.no_decay.pattern])
     return optimizer
 
 
 def _variable(path: str, leaf: PyTree) -> PyTree:
-    """Return a Keras variable known by a parameter's path, as some optimizers look at it."""
+    """Return a Keras variable named by a parameter's path, which some optimizers read."""
     *scopes, name = path.split("/")
     with contextlib.ExitStack() as stack:
         for scope in scopes:

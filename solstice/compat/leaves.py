@@ -1,4 +1,4 @@
-"""Leaves that are arrays: what a step computes with is traced, and a Python number would not be."""
+"""Leaves that are arrays, since a Python number would not be traced by a step."""
 
 import equinox as eqx
 import jax
@@ -12,7 +12,7 @@ from solstice.tree.pytree import PyTree
 
 
 def owned_state(state: PyTree) -> PyTree:
-    """Return a network's state with fresh arrays; what a user began with a number is one too.
+    """Return a network's state with fresh arrays; numbers become arrays too.
 
     >>> owned_state({"calls": 0, "nothing": None})
     {'calls': Array(0, dtype=int32), 'nothing': None}
@@ -21,12 +21,12 @@ def owned_state(state: PyTree) -> PyTree:
 
 
 def check_own_leaves(adapter: str, **trees: PyTree) -> None:
-    """Raise where a leaf of a tree, given by what it is called, is no array.
+    """Raise if a leaf of a tree is not an array; the trees are given by name.
 
-    A compiled step would take a number for a constant, and return an array in its place.
+    A compiled step would treat a number as a constant, and return an array.
 
     Raises:
-        TypeError: It is named.
+        TypeError: The message names the leaf.
 
     >>> check_own_leaves("PebbleModel", state={"rate": 0.1})
     Traceback (most recent call last):

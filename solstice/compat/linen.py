@@ -35,7 +35,7 @@ from solstice.compat.model import (
     missing_key,
     split_params,
 )
-from solstice.compat.surgery.tags import tagged
+from solstice.compat.surgery.tags import tag_calls
 from solstice.errors import InvalidValueError
 from solstice.static import Static
 from solstice.tree.fields import replace
@@ -49,9 +49,9 @@ class FlaxModel(Model):
     """A Flax Linen network.
 
     `params` (with `frozen`) is the collection "params"; `state` holds the other collections that a
-    training step updates in place. Collections that grow with each call (sown values) are
-    dropped, and so are perturbations. What a gradient overwrites (the scales of Flax's fp8
-    layers) is among `params`, each leaf in a `compat.Overwritten`, under the collection's own name.
+    training step updates in place. Collections that grow with each call (sown values) and
+    perturbations are dropped. Leaves that a gradient overwrites (the scales of Flax's fp8 layers)
+    are in `params`, each in a `compat.Overwritten`, under the collection's name.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> from solstice.compat import FlaxModel
@@ -86,12 +86,12 @@ class FlaxModel(Model):
 
         Args:
             module: The network.
-            example: A batch's inputs, or as many `jax.ShapeDtypeStruct`; a tuple is several.
-            key: For the initialisation, or a mapping of keys by stream; not needed with
+            example: A batch's inputs, or their `jax.ShapeDtypeStruct`s; a tuple is several inputs.
+            key: The key of the initialisation, or a mapping of keys by stream; not needed with
                 `variables`.
-            variables: Values to start from, instead of an initialisation.
-            streams: The random streams the network draws from. One key is split over them: the
-                first gets the key itself, the others keys folded from it.
+            variables: Values to start from instead of an initialisation.
+            streams: The random streams the network draws from. One key serves all: the first stream
+                gets the key itself, the others keys folded from it.
             flags: The keywords that say whether it trains, with their values in training; None
                 finds them among the call's parameters.
             call: A method's name, or a function of (module, *inputs), to call instead of
@@ -156,7 +156,7 @@ class FlaxModel(Model):
         self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
     ) -> tuple[PyTree, Self]:
         """Call it with a tag at what each sub-module's `__call__` returns; see `compat.capture`."""
-        with nn.intercept_methods(_tag_outputs):
+        with nn.intercept_methods(tag_calls(lambda module: "/".join(module.path))):
             return self(*inputs, key=key, train=train, **kwargs)
 
     @property
@@ -183,11 +183,11 @@ class FlaxModel(Model):
         kwargs: dict[str, PyTree],
         mutable: list[str],
     ) -> tuple[PyTree, PyTree]:
-        """Return the outputs, and the collections named in `mutable` as they are after the call."""
+        """Return the outputs, and the collections named in `mutable` after the call."""
         method, flags = kwargs.pop("method", None), self._flags
         if method is None:
             method = self._method.value
-        else:  # which has flags of its own
+        else:  # which has its own flags
             flags = find_flags(self._function(method), None)
         kwargs = flag_values(flags, train) | kwargs
         inputs, kwargs = _by_position(self._function(method), inputs, kwargs)
@@ -226,13 +226,13 @@ class FlaxModel(Model):
             return {name: check_key(one, _NAME) for name, one in key.items()}  # pyright: ignore[reportReturnType]
         if check_key(key, _NAME) is None:
             return {}
-        # Never rngs=key, which gives all streams one key. The network's other streams fall back
-        # to "params", so that one must be given too.
+        # Never rngs=key, which gives all streams the same key. The network's other streams fall
+        # back to "params", so that stream must be given too.
         names = (*self._streams, "params")
         return {name: jax.random.fold_in(key, i) if i else key for i, name in enumerate(names)}  # pyright: ignore[reportReturnType,reportArgumentType]
 
     def _check_variables(self, variables: PyTree, inputs: tuple[PyTree, ...]) -> None:
-        """Raise where given variables are not the network's."""
+        """Raise if the given variables are not the network's."""
         arguments.check_leaves(arguments.mapping(variables, "variables"), "variables")
         function, off = self._function(self._method.value), flag_values(self._flags, train=False)
         given, off = _by_position(function, inputs, off)
@@ -259,8 +259,8 @@ class FlaxModel(Model):
     def _persistent(
         self, collections: dict[str, PyTree], inputs: tuple[PyTree, ...]
     ) -> dict[str, PyTree]:
-        """Keep the collections whose structure a training step leaves as it is."""
-        # Zeros of the shape of the example's activations, which are to be differentiated by.
+        """Keep the collections whose structure a training step does not change."""
+        # Zeros of the shape of the example's activations, for derivatives.
         collections.pop("perturbations", None)
         if not collections:
             return {}
@@ -283,27 +283,16 @@ class FlaxModel(Model):
         return persistent(_NAME, collections, before, after)
 
     def _refuse_decoding(self, inputs: tuple[PyTree, ...]) -> None:
-        """Raise for a cache of decoding, which each call moves on, in evaluation too."""
+        """Raise for a cache of decoding, which each call changes, also in evaluation."""
         try:
             jax.eval_shape(lambda: self(*inputs)[0])
-        except ValueError as error:  # of inputs that are not one position long, Flax's own
+        except ValueError as error:  # Flax's error for inputs that are not one position long
             raise InvalidValueError(
                 f"{_NAME}: the network keeps a cache of what it has decoded (the collection "
                 f"'cache'), which evaluation would have to change, and evaluation changes nothing. "
                 f"Make it with decode=False to train it; to decode, use the module itself, on "
                 f"model.unwrap()."
             ) from error
-
-
-def _tag_outputs(
-    method: Callable[..., PyTree],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    context: nn.module.InterceptorContext,
-) -> PyTree:
-    outputs, path = method(*args, **kwargs), context.module.path
-    is_call = context.method_name == "__call__"
-    return tagged("/".join(path), outputs) if is_call and path else outputs
 
 
 def _methods(module: nn.Module) -> list[str]:
@@ -317,6 +306,6 @@ def _by_position(
     """Return a call's arguments, by position where possible: `nn.remat` traces all keywords."""
     try:
         bound = inspect.signature(function).bind(None, *inputs, **kwargs)
-    except TypeError:  # which the call itself tells better
+    except TypeError:  # the call's own error says more
         return inputs, kwargs
     return bound.args[1:], bound.kwargs

@@ -1,6 +1,6 @@
-"""What becomes of a Flax Linen network's collections: trained, overwritten, kept, dropped, refused.
+"""How a Flax Linen network's collections are treated: trained, overwritten, kept, dropped.
 
-A collection that wants what a Model does not give is told of, and never left to rot.
+A collection that needs what a Model does not support raises or warns.
 """
 
 import warnings
@@ -15,7 +15,7 @@ from solstice.tree.pytree import PyTree
 
 
 def take_weights(collections: dict[str, PyTree]) -> PyTree:
-    """Take the weights out of the collections, with boxes around what a gradient overwrites."""
+    """Take the weights out of the collections, with boxes around overwritten leaves."""
     weights = collections.pop("params", {})
     if OVERWRITE_WITH_GRADIENT not in collections:
         return weights
@@ -24,7 +24,7 @@ def take_weights(collections: dict[str, PyTree]) -> PyTree:
 
 
 def variables_of(weights: PyTree, state: dict[str, PyTree]) -> dict[str, PyTree]:
-    """Return the variables as `module.apply` takes them, of weights without boxes."""
+    """Return the variables for `module.apply`, with weights without boxes."""
     if OVERWRITE_WITH_GRADIENT not in weights:
         return {"params": weights, **state}
     weights = dict(weights)
@@ -33,13 +33,13 @@ def variables_of(weights: PyTree, state: dict[str, PyTree]) -> dict[str, PyTree]
 
 
 def refuse_special(adapter: str, collections: dict[str, PyTree]) -> None:
-    """Raise for a collection whose name says that it is not treated as others are."""
+    """Raise for a collection whose name says that it needs special treatment."""
     special = sorted(name for name in collections if name.startswith("_"))
     if special:
         raise InvalidValueError(
             f"{adapter}: the network has the collection {special[0]!r}, whose underscore says that "
-            f"it is treated in a way of its own; of such collections, "
-            f"{OVERWRITE_WITH_GRADIENT!r} alone is known, and this one would stay as it is. Leave "
+            f"it needs special treatment; of such collections, only "
+            f"{OVERWRITE_WITH_GRADIENT!r} is supported, and this one would never be updated. Leave "
             f"out the layer that makes it, or write an adapter that knows it: see "
             f"solstice.compat.register."
         )
@@ -48,13 +48,13 @@ def refuse_special(adapter: str, collections: dict[str, PyTree]) -> None:
 def persistent(
     adapter: str, collections: dict[str, PyTree], before: Any, after: Any
 ) -> dict[str, PyTree]:
-    """Return the collections whose structure a training step leaves as it is.
+    """Return the collections whose structure a training step does not change.
 
     Args:
         adapter: The adapter's name, for the warning.
         collections: All but the weights.
         before: Their shapes.
-        after: The shapes of those that a training step returns.
+        after: The shapes that a training step returns.
     """
     kept = {
         name: values
@@ -65,7 +65,7 @@ def persistent(
     if losses:
         warnings.warn(
             f"{adapter}: the network sows {losses[0]!r}, which a Model does not report, so that "
-            f"nothing of it is added to the loss. Return it beside the outputs, in a step of your "
+            f"nothing of it is added to the loss. Return it with the outputs, in a step of your "
             f"own.",
             stacklevel=5,
         )

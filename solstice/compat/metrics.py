@@ -1,7 +1,7 @@
-"""From other libraries' metrics to those of Solstice.
+"""Metrics of other libraries, as metrics of Solstice.
 
-What merges and computes (clu's metrics) is taken as it is, and needs nothing from here.
-scikit-learn's functions go into `solstice.metrics.Collect`.
+Objects with `merge` and `compute` (clu's metrics) work unchanged. For scikit-learn's functions, use
+`solstice.metrics.Collect`.
 """
 
 import copy
@@ -26,12 +26,12 @@ from solstice.tree.pytree import PyTree
 def as_metrics(metric: Any) -> Any:
     """Return any supported metric as one with `merge` and `compute`.
 
-    - With `merge` and `compute` (a `Metrics`, clu's): as it is.
-    - A `flax.nnx` metric, `nnx.MultiMetric` included: an `NNXMetrics`, if it is one of its own.
+    - With `merge` and `compute` (a `Metrics`, clu's): unchanged.
+    - A `flax.nnx` metric, `nnx.MultiMetric` included: an `NNXMetrics`, if its merge is known.
     - Any other object with `update` and `compute`: an `UpdatedMetrics`.
 
-    The latter two have an `update` that returns a new metric instead of changing this one: keep a
-    fresh metric in the experiment, and return `self.metrics.update(...)` as the step's outs.
+    The latter two have an `update` that returns a new metric: keep a fresh metric in the
+    experiment, and return `self.metrics.update(...)` as the step's outs.
 
     Args:
         metric: An instance of one of these.
@@ -73,10 +73,10 @@ def _is_updated(metric: object) -> bool:
 
 
 class UpdatedMetrics(Metrics):
-    """A metric that changes itself, given every example's values on the host when it is computed.
+    """A mutable metric, which gets every example's values on the host when it is computed.
 
-    Nothing is known of what such an object holds, so that it cannot merge. Its inputs do: they are
-    collected, and a copy of the object gets them batch by batch, without masked examples.
+    Such an object cannot be merged, so its inputs are collected; `compute` passes them to a copy of
+    the object, batch by batch, without masked examples.
 
     >>> import numpy as np, solstice
     >>> class Median:
@@ -98,7 +98,7 @@ class UpdatedMetrics(Metrics):
     _metric: Static[Any] = eqx.field(static=True)
 
     def __init__(self, metric: Any) -> None:
-        """Take a metric over, as it is now; it is copied, and stays as it is.
+        """Copy a metric, which does not change.
 
         Args:
             metric: An object with `update` and `compute`; its `compute` returns a dict, or a value
@@ -116,7 +116,8 @@ class UpdatedMetrics(Metrics):
         """Return the metric of some more examples.
 
         Args:
-            *args: What the object's own `update` takes: arrays with examples along the first axis.
+            *args: The arguments of the object's `update`: arrays with examples along the first
+                axis.
             mask: True (or 1) where an example is real.
             **kwargs: The same, by name.
         """
@@ -133,15 +134,15 @@ class UpdatedMetrics(Metrics):
             self._metric.value
         ):
             raise UsageError(
-                f"A {self._name()} merges with its own kind; it got {describe(other)}. Give every "
-                f"step the same metric."
+                f"A {self._name()} merges only with metrics of the same kind; it got "
+                f"{describe(other)}. Give every step the same metric."
             )
         if self.inputs is None or other.inputs is None:
             return other if self.inputs is None else self
         return replace(self, inputs=self.inputs.merge(other.inputs))
 
     def compute(self) -> Values:
-        """Return what the object computes of all examples.
+        """Return what the object computes from all examples.
 
         Raises:
             UsageError: Called under jit.
@@ -153,7 +154,7 @@ class UpdatedMetrics(Metrics):
         return dict(computed) if isinstance(computed, Mapping) else {self._name(): computed}
 
     def better(self, name: str) -> Direction | None:
-        """Return what the object says, if it has a method `better`, else what the name says."""
+        """Return the direction from the object's `better`, if it has one, or from the name."""
         return better(self._metric.value, name)
 
     def _name(self) -> str:

@@ -1,6 +1,6 @@
-"""What a network is to Solstice: one immutable pytree, the same for every library.
+"""Model: a network as one immutable pytree, the same for every library.
 
-The helpers below are what the adapters have in common; none of them names a framework.
+The helpers below are shared by the adapters; none of them names a framework.
 """
 
 import abc
@@ -33,12 +33,12 @@ class Model(Shown, eqx.Module):
     """An initialised network: three fields of arrays, and a call over batched inputs.
 
     Attributes:
-        params: Strongly typed float or complex arrays: what the optimizer sees. It may have
-            holes (None) where a leaf is in `frozen`, and boxes (`compat.Overwritten`) around leaves
-            whose gradient is their next value.
+        params: Strongly typed float or complex arrays, which the optimizer sees. A leaf that is in
+            `frozen` is None here; a leaf whose gradient is its next value is in a box
+            (`compat.Overwritten`).
         frozen: The network's other constants, integer buffers and frozen weights, in a tree like
-            `params`; None where there are none.
-        state: What the forward pass updates: batch statistics and other collections.
+            `params`; None if there are none.
+        state: Arrays that the forward pass updates: batch statistics and other collections.
 
     >>> import jax, jax.numpy as jnp, solstice
     >>> from jax.example_libraries import stax
@@ -64,28 +64,28 @@ class Model(Shown, eqx.Module):
         """Return the outputs and the model to go on with.
 
         Args:
-            *inputs: Batched inputs, as the library's own call takes them.
-            key: A raw or typed PRNG key, or a mapping of them by stream; None where the network
-                draws no random numbers. Evaluation ignores it.
-            train: Whether to train. In evaluation the very same model is returned.
-            **kwargs: Go to the library's own call; a train flag among them wins over `train`.
+            *inputs: Batched inputs, as for the library's call.
+            key: A raw or typed PRNG key, or a mapping of them by stream; None if the network draws
+                no random numbers. Evaluation ignores it.
+            train: Whether to train. Evaluation returns the same model.
+            **kwargs: Passed to the library's call; a train flag among them overrides `train`.
 
         Raises:
-            TypeError: `train` is traced, or `key` is no key.
+            TypeError: `train` is traced, or `key` is not a key.
             ValueError: The network draws random numbers and `key` is None.
         """
 
     def intermediates(
         self, *inputs: PyTree, key: Keys = None, train: bool = False, name: str, **kwargs: PyTree
     ) -> PyTree:
-        """Return what the network notes under `name` in a forward pass: `compat.intermediates`.
+        """Return what the network sows under `name` in a forward pass; see `compat.intermediates`.
 
         Raises:
-            TypeError: Networks of this library note nothing.
+            TypeError: This library does not support it.
         """
         raise InvalidTypeError(
-            f"model is expected to be of Flax or Haiku, whose networks note values in a forward "
-            f"pass; it is {describe(self)}. Return the values beside the network's outputs."
+            f"model is expected to be of Flax or Haiku, whose networks can sow values in a forward "
+            f"pass; it is {describe(self)}. Return the values with the network's outputs."
         )
 
     def tagged(
@@ -108,7 +108,7 @@ class Model(Shown, eqx.Module):
 
     @abc.abstractmethod
     def unwrap(self) -> Any:
-        """Return what the library itself would use, with the current values."""
+        """Return the library's own object, with the current values."""
 
     def settle_averages(self) -> Self:
         """Return the model with its running averages as they stand after long training.
@@ -131,10 +131,10 @@ class Model(Shown, eqx.Module):
 
     @property
     def example(self) -> tuple[PyTree, ...] | None:
-        """The inputs' shapes that the network was initialised with; None where it took none.
+        """The inputs' shapes that the network was initialised with; None if there were none.
 
         A tuple with a `jax.ShapeDtypeStruct` for each array, the batch axis included. An experiment
-        reads from it what it is not told: how many classes there are, and what a batch looks like.
+        uses it to find the number of classes and the form of a batch.
         """
         return None
 
@@ -168,7 +168,7 @@ def _form(leaf: PyTree) -> PyTree:
 
 
 def is_shaped(leaf: object) -> bool:
-    """Say whether `leaf` is an array, or a `jax.ShapeDtypeStruct` in its place."""
+    """Say whether `leaf` is an array or a `jax.ShapeDtypeStruct`."""
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
 
@@ -191,7 +191,7 @@ def split_params(weights: PyTree) -> tuple[PyTree, PyTree]:
 def divide(weights: PyTree, trained: PyTree) -> tuple[PyTree, PyTree]:
     """Return the weights as `params` and `frozen`, by a tree of booleans.
 
-    Where nothing is frozen, `frozen` is None: a tree of holes would be walked in every call.
+    If nothing is frozen, `frozen` is None, since a tree of None would be walked in every call.
     """
     params, frozen = eqx.partition(weights, trained)
     return params, frozen if jax.tree.leaves(frozen) else None
@@ -200,11 +200,11 @@ def divide(weights: PyTree, trained: PyTree) -> tuple[PyTree, PyTree]:
 def join_params(model: Model, like: Static[Any] | None = None) -> PyTree:
     """Return the library's tree of weights: `params` with its holes filled from `frozen`.
 
-    What is in a box (`compat.Overwritten`) is taken out of it.
+    Boxes (`compat.Overwritten`) are removed.
 
     Raises:
-        TypeError: A leaf of the weights or the state is no array.
-        ValueError: It has another structure than `like`, that of the weights the model was made
+        TypeError: A leaf of the weights or the state is not an array.
+        ValueError: The structure differs from `like`, that of the weights that the model was made
             with.
     """
     arguments.instance(model, "model", Model, "a compat.Model")
@@ -240,10 +240,10 @@ def boxed_weights(model: Model) -> PyTree:
 
 
 def as_inputs(example: PyTree, name: str = "example") -> tuple[PyTree, ...]:
-    """Return an example as the tuple of a call's inputs; a tuple holds several, all else is one.
+    """Return an example as the tuple of a call's inputs; only a tuple holds several.
 
-    A `jax.ShapeDtypeStruct` stands for zeros. Arrays become jax's, of a type that it has, as they
-    do under jit: float64 from numpy must not make a library ask for float64 parameters.
+    A `jax.ShapeDtypeStruct` becomes zeros. Arrays become jax arrays with jax's dtypes, as under
+    jit: float64 from numpy must not make a library use float64 parameters.
 
     Raises:
         TypeError: A leaf is neither an array nor a number, or none has an axis for examples.
@@ -253,7 +253,7 @@ def as_inputs(example: PyTree, name: str = "example") -> tuple[PyTree, ...]:
 
 
 def check_example(example: PyTree, name: str) -> None:
-    """Raise for what can be no batch's inputs.
+    """Raise if this cannot be a batch's inputs.
 
     Raises:
         TypeError: A leaf is neither an array nor a number, or none has an axis for examples.
@@ -275,7 +275,7 @@ def _as_input(leaf: PyTree) -> PyTree:
 
 
 def check_call(call: object) -> None:
-    """Raise where a user's `call` is no function of what it calls and of inputs."""
+    """Raise if a user's `call` is not a function of the module and of inputs."""
     if call is not None:
         arguments.function(call, "call", "network", more=True)
 
@@ -288,14 +288,14 @@ def bind_call(
 
 
 def single_key(key: Keys, adapter: str) -> Array | None:
-    """Return the one key of a library that has no named streams.
+    """Return the single key for a library without named streams.
 
     Args:
-        key: What the caller of a model passed: None, a raw or typed key, or a mapping of one.
+        key: The caller's key: None, a raw or typed key, or a mapping of one.
         adapter: The adapter's name, for the error.
 
     Raises:
-        TypeError: It is no key, or a mapping of several.
+        TypeError: It is not a key, or a mapping of several.
     """
     if isinstance(key, Mapping):
         if len(key) != 1:
@@ -326,7 +326,7 @@ def missing_key(adapter: str, stream: str = "dropout") -> ValueError:
 
     Args:
         adapter: The adapter's name.
-        stream: What the library calls its random numbers.
+        stream: The library's name for the stream of random numbers.
 
     >>> str(missing_key("PebbleModel")).split(".")[0].endswith("no key was given for it")
     True

@@ -31,7 +31,7 @@ from solstice.tree.overwritten import Overwritten
 from solstice.tree.pytree import PyTree, PyTreeDef
 
 _NAME = "NNXModel"
-# The type of variable that the bridge makes of what Flax's fp8 layers keep their scales in.
+# The type of variable that the bridge makes for the scales of Flax's fp8 layers.
 _OVERWRITTEN = "_overwrite_with_gradient"
 _Scale = nnx.variable_type_from_name(_OVERWRITTEN, allow_register=True)
 
@@ -39,12 +39,12 @@ _Scale = nnx.variable_type_from_name(_OVERWRITTEN, allow_register=True)
 class NNXModel(Model):
     """A Flax NNX network.
 
-    `params` (with `frozen`) holds the `nnx.Param`s, and what a gradient overwrites (the scales of
-    bridged fp8 layers), each in a `compat.Overwritten`. `state` holds all other variables:
-    `"vars"` batch statistics and the like, `"rngs"` the streams of random numbers. Without a key, a
-    training step draws from these streams and advances them, as the network itself does; with a
-    key, it draws from streams made of that key and leaves the stored ones alone; a call with a
-    parameter `rngs` gets `nnx.Rngs(key)` there.
+    `params` (with `frozen`) holds the `nnx.Param`s, and the leaves that a gradient overwrites (the
+    scales of bridged fp8 layers), each in a `compat.Overwritten`. `state` holds all other
+    variables: `"vars"` batch statistics and the like, `"rngs"` the streams of random numbers.
+    Without a key, a training step uses and advances these streams, as the network does; with a key,
+    it uses streams made from the key and does not change the stored ones; a call with a parameter
+    `rngs` gets `nnx.Rngs(key)`.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -58,7 +58,7 @@ class NNXModel(Model):
     frozen: PyTree
     state: dict[str, PyTree]
     _tree: Static[PyTreeDef] = eqx.field(static=True)
-    # The graph in training and in evaluation, as it is before a call.
+    # The graph in training and in evaluation, before a call.
     _graphs: Static[tuple[Any, Any]] = eqx.field(static=True)
     _call: Static[Callable[..., PyTree] | None] = eqx.field(static=True)
     _flags: Flags = eqx.field(static=True)
@@ -72,13 +72,13 @@ class NNXModel(Model):
         flags: Mapping[str, bool] | None = None,
         call: Callable[..., PyTree] | None = None,
     ) -> None:
-        """Take the values over from an initialised module, which stays as it is.
+        """Copy the values of an initialised module, which does not change.
 
         Args:
             module: The network.
             flags: Keywords of the call that say whether it trains, with their values in training.
                 None finds them among the call's parameters. What `module.train()` and
-                `module.eval()` set needs none.
+                `module.eval()` set needs no flag.
             call: Called as `call(module, *inputs, ...)` instead of the module.
         """
         arguments.instance(module, "module", nnx.Module, "a flax.nnx.Module")
@@ -107,7 +107,7 @@ class NNXModel(Model):
     def __call__(
         self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
     ) -> tuple[PyTree, Self]:
-        return self._run(inputs, key, train, kwargs, contextlib.nullcontext)
+        return self._run(inputs, key, train, kwargs, lambda module: contextlib.nullcontext())
 
     def tagged(
         self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
@@ -170,7 +170,7 @@ class NNXModel(Model):
         return name.removeprefix(f"{_OVERWRITTEN}/").removesuffix("/value") if scales else name
 
     def unwrap(self) -> nnx.Module:
-        """Return a module of its own with the current values, in training mode."""
+        """Return a new module with the current values, in training mode."""
         return nnx.clone(self._module(train=True, rngs=self.state["rngs"]))
 
     def _prepared(
@@ -216,7 +216,7 @@ def _tagging(module: nnx.Module) -> Iterator[None]:
 
 
 def _refuse_special(variables: PyTree) -> None:
-    """Raise for a bridged collection whose name says that it is not treated as others are."""
+    """Raise for a bridged collection whose name says that it needs special treatment."""
     kinds = {type(one) for one in jax.tree.leaves(variables, is_leaf=_is_variable)}
     for kind in kinds & set(getattr(nnx.variablelib, "VariableTypeCache", {}).values()):
         refuse_special(_NAME, {nnx.variable_name_from_type(kind): None})
@@ -227,7 +227,7 @@ def _is_variable(node: object) -> bool:
 
 
 def _refuse_decoding(before: list[Any], after: list[Any]) -> None:
-    """Raise for a cache of decoding that a call has moved on: it would be lost."""
+    """Raise if a call changed a cache of decoding, since the change would be lost."""
     if any(new is not old for new, old in zip(after, before, strict=True)):
         raise InvalidValueError(
             f"{_NAME}: the call changed a cache of what was decoded (an nnx.Cache), which a Model "
@@ -242,7 +242,7 @@ def _typed(key: Any) -> Any:
 
 
 def _streams_from(key: Any, rngs: PyTree) -> PyTree:
-    """Return the streams with keys made of the one `key`, and counts of 0."""
+    """Return the streams with keys made from `key`, and counts of 0."""
     leaves, structure = jax.tree.flatten(rngs)
     fresh = []
     for i, leaf in enumerate(leaves):

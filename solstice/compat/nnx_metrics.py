@@ -1,4 +1,4 @@
-"""Flax NNX metrics (`flax.nnx.Metric`): values that merge, instead of objects that change."""
+"""Flax NNX metrics (`flax.nnx.Metric`) as immutable metrics that merge."""
 
 import dataclasses
 from typing import Any, Self
@@ -18,8 +18,8 @@ from solstice.tree.pytree import PyTree
 class NNXMetrics(Metrics):
     """An NNX metric: an `Average`, `Accuracy` or `Welford`, or a `MultiMetric` of them.
 
-    It merges as these are made: sums are added, means and squares of `Welford` pairwise (Chan,
-    Golub and LeVeque, 1979). What holds several values, as `Welford`, names them `name/value`.
+    Sums are added; means and squares of `Welford` merge pairwise (Chan, Golub and LeVeque, 1979). A
+    metric with several values, such as `Welford`, names them `name/value`.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -34,7 +34,7 @@ class NNXMetrics(Metrics):
     _graph: Static[Any] = eqx.field(static=True)
 
     def __init__(self, metric: nnx.Metric) -> None:
-        """Take the values over from a metric, which stays as it is.
+        """Copy the values of a metric, which does not change.
 
         Raises:
             TypeError: It is of a kind whose merge is not known.
@@ -55,7 +55,7 @@ class NNXMetrics(Metrics):
         return isinstance(metric, nnx.metrics.Average | nnx.metrics.Welford)
 
     def update(self, **values: PyTree) -> Self:
-        """Return the metric of some more examples; it takes what the NNX metric's `update` does."""
+        """Return the metric of more examples; takes the arguments of the NNX metric's `update`."""
         metric = self.unwrap()
         metric.update(**values)
         return self._with(metric)
@@ -68,8 +68,8 @@ class NNXMetrics(Metrics):
         """
         if type(other) is not type(self) or other._graph != self._graph:
             raise UsageError(
-                f"NNXMetrics of {type(self.unwrap()).__name__} merges with its own kind; it got "
-                f"{describe(other)}. Give every step the same metric."
+                f"NNXMetrics of {type(self.unwrap()).__name__} merges only with metrics of the "
+                f"same kind; it got {describe(other)}. Give every step the same metric."
             )
         metric = self.unwrap()
         _add(metric, other.unwrap())

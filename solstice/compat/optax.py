@@ -1,7 +1,7 @@
 """Optax's gradient transformations.
 
-Everything that runs natively runs here, with one call for all: what an update takes beside the
-gradients is found once by tracing, and made of what a training step gives.
+Every transformation works with the same call: the extra arguments of an update are found once by
+tracing, and made from what a training step gives.
 """
 
 import contextlib
@@ -46,9 +46,9 @@ from solstice.tree.pytree import PyTree
 
 _NAME = "OptaxOptimizer"
 
-# What an update may take; the first that works is taken. They are offered in this order, but those
-# with what the first failure names go first, since tracing a large model takes a while.
-# Never more than needed: line searches hand what they do not know on to `value_fn`.
+# The extra arguments that an update may take; the first set that works is used. They are tried in
+# this order, but first those with the name in the first failure, since tracing a large model takes
+# a while. Never more than needed, since line searches pass unknown ones on to `value_fn`.
 _OFFERS = (
     (),
     ("value",),
@@ -65,7 +65,7 @@ _OFFERS = (
 
 _NAMES = frozenset(_OFFERS[-1])
 
-# Optax's other names for what a training step gives as `value_fn`, and how they are called.
+# Optax's other names for `value_fn`, and how they are called.
 _FROM_VALUE_FN: dict[str, Callable[..., PyTree]] = {
     "obj_fn": lambda value_fn: value_fn,
     # The second argument numbers the inner steps of optax.contrib.sam.
@@ -76,17 +76,16 @@ _FROM_VALUE_FN: dict[str, Callable[..., PyTree]] = {
 class OptaxOptimizer(Optimizer):
     """An Optax gradient transformation, or `optax.MultiSteps`, with its state.
 
-    Learning rates can be seen where they are in Optax's state: with `optax.inject_hyperparams`
-    (whose rate `solstice.set_learning_rate` can set too) and in line searches. A schedule inside
-    `optax.chain(clip, optax.adamw(schedule))` cannot be seen: give it as `learning_rate=` too, and
-    it is asked at the count that Optax's own state has. `optax.contrib.reduce_on_plateau` scales
-    what is seen. Where several parts have rates of their own, there is no one rate, and
-    `learning_rate()` is None; look in `state`. The factors of optimizers that estimate their own
-    (Prodigy, D-Adaptation, Mechanic) are left out.
+    A learning rate is known if it is in Optax's state: with `optax.inject_hyperparams` (whose rate
+    `solstice.set_learning_rate` can also set) and in line searches. A schedule inside
+    `optax.chain(clip, optax.adamw(schedule))` is not known: give it as `learning_rate=` too, and it
+    is called with the count in Optax's state. `optax.contrib.reduce_on_plateau` scales the known
+    rate. If parts have different rates, `learning_rate()` is None; look in `state`. The factors
+    that some optimizers estimate (Prodigy, D-Adaptation, Mechanic) are not included.
 
     Attributes:
-        state: Optax's own state.
-        slow: The slow parameters of `optax.lookahead`, None elsewhere.
+        state: Optax's state.
+        slow: The slow parameters of `optax.lookahead`; otherwise None.
 
     >>> import jax.numpy as jnp, optax
     >>> from solstice.compat import OptaxOptimizer
@@ -106,10 +105,10 @@ class OptaxOptimizer(Optimizer):
     state: PyTree
     slow: PyTree
     wants: tuple[str, ...] = eqx.field(static=True)
-    # What its update takes, by Optax's names; None until it is found.
+    # The extra arguments of its update, by Optax's names; None until they are found.
     _takes: tuple[str, ...] | None = eqx.field(static=True)
     _transformation: Static[Any] = eqx.field(static=True)
-    # The rate as a number or a schedule, where the user tells it.
+    # The user's rate, as a number or a schedule.
     _rate: Static[Any] = eqx.field(static=True)
     _signature: Static[Signature] | None = eqx.field(static=True)
 
@@ -120,16 +119,16 @@ class OptaxOptimizer(Optimizer):
         wants: tuple[str, ...] | None = None,
         learning_rate: float | optax.Schedule | None = None,
     ) -> None:
-        """Take a transformation; it is initialised by `init`.
+        """Adapt a transformation; `init` initialises it.
 
         Args:
             transformation: The transformation.
-            wants: The keywords to call its `update` with, where tracing does not find them: it
-                stops at the fewest that it runs with. Those that a training step gives are
-                `value`, `grad` and `value_fn`; `grad_fn` and `obj_fn` are made of `value_fn`; any
-                other is passed on from the step.
+            wants: The keywords to call its `update` with, if tracing does not find them: it stops
+                at the fewest that work. A training step gives `value`, `grad` and `value_fn`;
+                `grad_fn` and `obj_fn` are made from `value_fn`; any other is passed on from the
+                step.
             learning_rate: The rate or the schedule that the transformation was made with, for
-                `learning_rate()` and logs where its state has none. It changes no update.
+                `learning_rate()` and logs if its state has none. It does not change updates.
 
         Raises:
             TypeError: It is not a transformation.
@@ -139,7 +138,7 @@ class OptaxOptimizer(Optimizer):
         if isinstance(transformation, type) or not all(map(callable, parts)):
             raise InvalidTypeError(
                 f"{_NAME} is expected to get an Optax transformation such as optax.adam(1e-3); it "
-                f"got {describe(transformation)}. A function of optax is called first."
+                f"got {describe(transformation)}. Call a function of optax first."
             )
         self.state = None
         self.slow = None
@@ -197,11 +196,11 @@ class OptaxOptimizer(Optimizer):
         return finish(after.fast), replace(self, state=state, slow=after.slow)
 
     def retarget(self, params: PyTree) -> Self:
-        """Return it ready for other parameters, as `Optimizer.retarget` says.
+        """Return the optimizer for other parameters; see `Optimizer.retarget`.
 
         Raises:
-            ValueError: The transformation holds the parameters' state in one row, as
-                `optax.flatten` does, where it cannot be told whose each number is.
+            ValueError: The transformation holds the state of all parameters in one array, as
+                `optax.flatten` does, so it cannot be divided.
         """
         new = self.init(params)
         if self.state is not None and new._signature != self._signature:
@@ -222,7 +221,7 @@ class OptaxOptimizer(Optimizer):
         found = _named(self.state, "learning_rate")
         if (rate := self._rate.value) is not None:
             if callable(rate) and (count := _count(self.state)) is not None:
-                rate = rate(jnp.maximum(count - 1, 0))  # it has counted the step that is over
+                rate = rate(jnp.maximum(count - 1, 0))  # it has already counted the last step
             found = [jnp.asarray(rate, jnp.float32)]
         plateaus = _nodes(self.state, optax.contrib.ReduceLROnPlateauState)
         if len(found) != 1 or (plateaus and _nodes(self.state, optax.transforms.PartitionState)):
@@ -258,12 +257,12 @@ class OptaxOptimizer(Optimizer):
         return replace(self, state=state)
 
 
-# What optax.inject_hyperparams keeps its numbers in.
+# The state classes of optax.inject_hyperparams.
 _INJECTED = optax.InjectStatefulHyperparamsState
 
 
 def _check_not_flat(optimizer: OptaxOptimizer) -> None:
-    """Raise where an array of the state has as many numbers as several parameters together."""
+    """Raise if an array of the state has as many numbers as several parameters together."""
     if optimizer._signature is None:
         return
     shapes = [leaf.shape for leaf in optimizer._signature.value.leaves]
@@ -279,7 +278,7 @@ def _check_not_flat(optimizer: OptaxOptimizer) -> None:
 
 
 def _named(state: PyTree, name: str) -> list[PyTree]:
-    """Return the arrays of a name in Optax's state."""
+    """Return the arrays with a name in Optax's state."""
     found = optax.tree_utils.tree_get_all_with_path(
         state,
         name,
@@ -289,14 +288,14 @@ def _named(state: PyTree, name: str) -> list[PyTree]:
 
 
 def _count(state: PyTree) -> Array | None:
-    """Return how many updates a state has counted: its schedule if it has one; None for none."""
+    """Return how many updates a state has counted, by its schedule if it has one, or None."""
     schedules = _nodes(state, optax.ScaleByScheduleState)
     counts = [node.count for node in schedules] or _named(state, "count")
     return counts[0] if counts else None
 
 
 def _nodes(state: PyTree, kind: type) -> list[PyTree]:
-    """Return the parts of a state that are of one kind, wherever they are."""
+    """Return the parts of a state that are of one kind."""
     leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
     return [leaf for leaf in leaves if isinstance(leaf, kind)]
 
@@ -309,7 +308,7 @@ def _with_slow(params: PyTree, slow: PyTree) -> PyTree:
 def _no_lookahead_warning() -> Iterator[None]:
     """Silence what `optax.lookahead` logs when it is initialised with plain parameters.
 
-    The state tells whether there is a lookahead inside; it is then initialised anew with the pair.
+    The state shows whether there is a lookahead inside; it is then initialised again with the pair.
     """
     logger = logging.getLogger("absl")
 
@@ -324,7 +323,7 @@ def _no_lookahead_warning() -> Iterator[None]:
 
 
 def _schedule_free_params(node: PyTree, params: PyTree) -> PyTree:
-    """Return the averaged parameters, and those that this part does not train as they are."""
+    """Return the averaged parameters; those that this part does not train are unchanged."""
 
     def is_masked(leaf: object) -> bool:
         return isinstance(leaf, optax.MaskedNode)
@@ -355,7 +354,7 @@ def _step(
 def _trace_step(
     transformation: Any, grads: PyTree, params: PyTree, state: PyTree
 ) -> tuple[tuple[str, ...], PyTree]:
-    """Find by tracing, never running, what an update takes and the state that it returns."""
+    """Find by tracing, without running, what an update takes and the state that it returns."""
     # Of no array itself: its real part would be a program to compile for each shape.
     kinds = (np.zeros((), leaf.dtype).real.dtype for leaf in jax.tree.leaves(grads))
     dtype = jnp.result_type(jnp.float32, *kinds)
@@ -372,7 +371,7 @@ def _trace_step(
         step = functools.partial(_step, transformation, extras=_optax_extras(takes, extras))
         try:
             new_params, new_state = jax.eval_shape(step, grads, params, state)
-        except (TypeError, ValueError, KeyError) as error:  # how a missing extra shows
+        except (TypeError, ValueError, KeyError) as error:  # raised for a missing extra
             if failure is None:
                 failure, named = error, set(re.findall(r"\w+", str(error)))
                 offers.sort(key=lambda offer: not named & _NAMES <= set(offer))
@@ -388,9 +387,9 @@ def _trace_step(
 
 
 def _settled(state: PyTree, after: PyTree) -> PyTree:
-    """Return a state that is, from the first step on, of the types that updates return.
+    """Return a state that already has the types that updates return.
 
-    Some start in the parameters' low precision and go on in float32; a monitor starts without
+    Some start in the parameters' low precision and continue in float32; a monitor starts without
     measurements.
     """
     monitor = getattr(optax.transforms, "MonitorState", ())  # Optax 0.2.7
@@ -417,5 +416,5 @@ def _check_same(what: str, before: PyTree, after: PyTree) -> None:
         raise InvalidTypeError(
             f"{_NAME}: an update of this transformation is expected to keep the tree and the "
             f"shapes of {what}, or the next step would be another program; it changes them from "
-            f"{found[0]} to {found[1]}. Use one that does, or mend the transformation."
+            f"{found[0]} to {found[1]}. Use one that does, or fix the transformation."
         )

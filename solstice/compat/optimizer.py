@@ -1,6 +1,6 @@
-"""What an optimizer is to Solstice: one immutable pytree, the same for every library.
+"""Optimizer: one immutable pytree, the same for every library.
 
-The helpers below are what the adapters have in common; none of them names a framework.
+The helpers below are shared by the adapters; none of them names a framework.
 """
 
 import abc
@@ -25,7 +25,7 @@ from solstice.tree.reprs import Shown
 
 
 class Optimizer(Shown, eqx.Module):
-    """An optimizer and its state; calling it gives the new parameters and the new optimizer.
+    """An optimizer and its state; calling it returns the new parameters and the new optimizer.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from solstice.compat import OptaxOptimizer
@@ -36,12 +36,12 @@ class Optimizer(Shown, eqx.Module):
     [0.5, 0.5, 0.5]
     """
 
-    # The extras it takes beside gradients and parameters: names such as "value" or "grad".
+    # The extra arguments besides gradients and parameters: names such as "value" or "grad".
     wants: eqx.AbstractVar[tuple[str, ...]]
 
     @abc.abstractmethod
     def init(self, params: PyTree) -> Self:
-        """Return the optimizer ready for these parameters, its state made anew."""
+        """Return the optimizer initialised for these parameters."""
 
     @abc.abstractmethod
     def __call__(self, grads: PyTree, params: PyTree, **extras: PyTree) -> tuple[PyTree, Self]:
@@ -49,13 +49,13 @@ class Optimizer(Shown, eqx.Module):
 
         Args:
             grads: Gradients, a tree like `params`.
-            params: The parameters that the optimizer was initialised with, as they are now.
-            **extras: Those named in `wants`, such as `value` (the loss), `grad` and `value_fn`
-                (the loss as a function of the parameters); others are ignored.
+            params: The current parameters, a tree like those it was initialised with.
+            **extras: The arguments named in `wants`, such as `value` (the loss), `grad` and
+                `value_fn` (the loss as a function of the parameters); others are ignored.
 
         Raises:
-            ValueError: It is not initialised, or the trees, shapes or dtypes are not those it was
-                initialised with, or an extra that it wants is missing.
+            ValueError: It is not initialised, the trees, shapes or dtypes differ from those it was
+                initialised with, or a wanted extra is missing.
         """
 
     @abc.abstractmethod
@@ -64,17 +64,17 @@ class Optimizer(Shown, eqx.Module):
 
     @abc.abstractmethod
     def learning_rate(self) -> Array | None:
-        """Return the rate that the last step took, None where the optimizer does not tell.
+        """Return the rate of the last step; None if it is not known.
 
-        Before the first step, it is the rate that this will take.
+        Before the first step, it is the rate of that step.
         """
 
     def retarget(self, params: PyTree) -> Self:
-        """Return it ready for other parameters, after freezing or unfreezing some in a run.
+        """Return the optimizer for other parameters, after freezing or unfreezing some in a run.
 
-        The state of each parameter that stays, of the same path, shape and dtype, is kept; that of
-        new ones is made anew, as `init` does. Counts of steps are kept, so schedules go on, and so
-        does Adam's bias correction, which is as good as over for the new ones. One that is not
+        Parameters that stay (with the same path, shape and dtype) keep their state; new ones get a
+        new state, as from `init`. Counts of steps are kept, so schedules continue, and so does
+        Adam's bias correction, which then hardly corrects the new ones. An optimizer that is not
         initialised is initialised.
 
         Args:
@@ -92,22 +92,22 @@ class Optimizer(Shown, eqx.Module):
         return carried(self.init(params), self)
 
     def groups(self) -> dict[str, str]:
-        """Return which group each parameter is in, by path; none where there is only one."""
+        """Return each parameter's group, by path; empty if there is only one."""
         return {}
 
     def learning_rates(self) -> dict[str, Array]:
-        """Return the rates that it tells, by the names that a log has for them.
+        """Return the known rates, by their names in a log.
 
-        It is `learning_rate` where that is known; an optimizer of several parts has more.
+        It is `learning_rate` if that is known; an optimizer of several parts has more.
         """
         rate = self.learning_rate()
         return {} if rate is None else {"learning_rate": rate}
 
     def with_learning_rate(self, rate: object) -> Self:
-        """Return the optimizer with another rate for the steps to come: `set_learning_rate`.
+        """Return the optimizer with another rate for the next steps; see `set_learning_rate`.
 
         Args:
-            rate: A number, an array that fits the present rate, or a function of that.
+            rate: A number, an array of the current rate's shape, or a function of the current rate.
 
         Raises:
             ValueError: Its rate cannot be set.
@@ -116,9 +116,9 @@ class Optimizer(Shown, eqx.Module):
 
 
 def carried(new: PyTree, old: PyTree) -> PyTree:
-    """Return a tree with the leaves of another wherever these have the same path, shape and dtype.
+    """Return a tree with the leaves of another that have the same path, shape and dtype.
 
-    Numbers of Python that have the same path and type are taken too; other objects are not.
+    Python numbers with the same path and type are taken too; other objects are not.
 
     >>> new = {"kept": jnp.zeros(1), "wider": jnp.zeros(2)}
     >>> carried(new, {"kept": jnp.ones(1), "wider": jnp.ones(1)})
@@ -143,14 +143,14 @@ def no_rate(adapter: str, why: str) -> InvalidValueError:
 
 
 def new_rate(rate: Any, old: Array) -> Array:
-    """Return a rate as an array like the one whose place it takes.
+    """Return a rate as an array like the one that it replaces.
 
     Args:
         rate: A number, an array or a function of the old one.
-        old: The old one.
+        old: The old rate.
 
     Raises:
-        TypeError: It is no number.
+        TypeError: It is not a number.
         ValueError: It has another shape, is less than 0, or not finite.
 
     >>> new_rate(lambda rate: rate / 2, jnp.ones(()))
@@ -162,7 +162,7 @@ def new_rate(rate: Any, old: Array) -> Array:
         value = arguments.number(value, name, least=0)
     elif not any(jnp.issubdtype(value.dtype, of) for of in (jnp.integer, jnp.floating)):
         raise InvalidTypeError(f"{name} is expected to be a number; it is {describe(value)}.")
-    with np.errstate(over="ignore"):  # what becomes infinite is refused
+    with np.errstate(over="ignore"):  # infinite values raise below
         value = jnp.asarray(value, old.dtype)
     if not is_traced(value) and not ((value >= 0) & jnp.isfinite(value)).all():
         raise InvalidValueError(
@@ -178,28 +178,28 @@ def new_rate(rate: Any, old: Array) -> Array:
 
 
 class Signature(NamedTuple):
-    """What the parameters are that an optimizer was initialised with."""
+    """The structure and shapes of the parameters that an optimizer was initialised with."""
 
     structure: PyTreeDef
     leaves: tuple[jax.ShapeDtypeStruct, ...]
 
 
 def check_params(params: PyTree) -> None:
-    """Raise where a leaf of parameters is no array of floats or complex numbers.
+    """Raise if a leaf of parameters is not an array of floats or complex numbers.
 
     Raises:
-        TypeError: It is a Python number, say, or whole.
+        TypeError: It is not, such as a Python number or integers.
     """
     for leaf in jax.tree.leaves(params):
         if not eqx.is_inexact_array(leaf):
             raise InvalidTypeError(
                 f"params are expected to be a tree of arrays of floats, which have gradients; one "
-                f"is {describe(leaf)}. Hold what is not trained elsewhere, or as None."
+                f"is {describe(leaf)}. Keep other leaves elsewhere, or as None."
             )
 
 
 def signature(params: PyTree) -> Static[Signature]:
-    """Return what `check_trees` compares later trees with.
+    """Return the description that `check_trees` compares later trees with.
 
     >>> signature({"w": jnp.ones(3)}).value.leaves
     (ShapeDtypeStruct(shape=(3,), dtype=float32),)
@@ -213,11 +213,11 @@ def _shape_dtype(leaf: PyTree) -> jax.ShapeDtypeStruct:
 
 
 def check_trees(adapter: str, expected: Static[Signature] | None, **trees: PyTree) -> None:
-    """Raise where a tree is not like the parameters that the optimizer was initialised with.
+    """Raise if a tree is not like the parameters that the optimizer was initialised with.
 
     Raises:
-        TypeError: A leaf is no array.
-        ValueError: The first tree that differs is named, and the leaf where it does.
+        TypeError: A leaf is not an array.
+        ValueError: The message names the first tree and leaf that differ.
     """
     if expected is None:
         raise InvalidValueError(
@@ -240,7 +240,7 @@ def check_trees(adapter: str, expected: Static[Signature] | None, **trees: PyTre
             f"{adapter}: {name} are expected to be like the parameters it was initialised with; "
             f"{difference}. Pass those parameters and their gradients; after changing which "
             f"parameters are trained, exp.with_model(model) of a ready-made experiment, or "
-            f"opt.retarget(params), keeps its state; opt.init(params) makes it anew."
+            f"opt.retarget(params), keeps its state; opt.init(params) starts a new one."
         )
 
 
@@ -264,14 +264,14 @@ def check_extras(
     missing = [name for name in wants if name not in extras]
     if missing:
         raise InvalidValueError(
-            f"{adapter}: this optimizer wants {', '.join(missing)} beside the gradients; pass "
+            f"{adapter}: this optimizer wants {', '.join(missing)} besides the gradients; pass "
             f"opt(grads, params, {', '.join(f'{name}=...' for name in wants)})."
         )
     return {name: extras[name] for name in wants}
 
 
 def keep_types(new: PyTree, old: PyTree) -> PyTree:
-    """Return `new` with the dtypes of `old`, strongly typed, so that no step compiles again.
+    """Return `new` with the dtypes of `old`, strongly typed, so that no step recompiles.
 
     >>> keep_types(jnp.asarray(0.5), jnp.ones((), jnp.bfloat16)).dtype
     dtype(bfloat16)
@@ -280,7 +280,7 @@ def keep_types(new: PyTree, old: PyTree) -> PyTree:
 
 
 def _keep_type(new: Array, old: Array) -> Array:
-    # Asked first because a typed PRNG key cannot be cast.
+    # Checked first because a typed PRNG key cannot be cast.
     if new.dtype == old.dtype and not getattr(new, "weak_type", False):
         return new
     return jnp.asarray(new, old.dtype)

@@ -1,7 +1,4 @@
-"""Learning rates: what the optimizers of an experiment tell of theirs, and how to set them.
-
-It knows optimizers by their protocol.
-"""
+"""Learning rates of an experiment's optimizers: reading and setting them."""
 
 import inspect
 from collections.abc import Callable
@@ -21,26 +18,26 @@ from solstice.tree.names import path_name
 from solstice.tree.pytree import PyTree
 
 _T = TypeVar("_T")
-# What libraries of schedules call the count of steps.
+# Names of the step count in schedules.
 _COUNTS = ("count", "step", "i")
 
 
 def set_learning_rate(exp: _T, rate: float | Array | Callable[[Array], Array]) -> _T:
-    """Return an experiment whose optimizers take their next steps at another learning rate.
+    """Return the experiment with another learning rate in its optimizers.
 
-    Everything else of their state stays, and no step is compiled anew. To set that of one of
-    several optimizers, `solstice.replace(exp, opt=set_learning_rate(exp.opt, rate))`.
+    The rest of their state stays, and no step recompiles. To set the rate of one of several
+    optimizers, use `solstice.replace(exp, opt=set_learning_rate(exp.opt, rate))`.
 
     Args:
-        exp: An experiment, an optimizer that is initialised, or another pytree with optimizers.
+        exp: An experiment, an initialised optimizer, or another pytree with optimizers.
         rate: The rate, finite and at least 0; an array or a list of one for each member of an
-            ensemble; or a function of the present rate, such as `lambda rate: rate / 10`.
+            ensemble; or a function of the current rate, such as `lambda rate: rate / 10`.
 
     Raises:
-        TypeError: There is no optimizer, `rate` is no number, or it is a schedule, which is a
-            function of the count of steps.
-        ValueError: An optimizer's rate cannot be set, and the message says how it can be; or the
-            rate, or what the function returns, is less than 0 or not finite.
+        TypeError: There is no optimizer, `rate` is not a number, or it is a schedule, that is, a
+            function of the step count.
+        ValueError: An optimizer's rate cannot be set (the message says what to do), or the rate is
+            less than 0 or not finite.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -72,9 +69,9 @@ def set_learning_rate(exp: _T, rate: float | Array | Callable[[Array], Array]) -
 
 
 def learning_rates(exp: PyTree) -> dict[str, Array]:
-    """Return the rates that the optimizers in a tree tell, by name.
+    """Return the known rates of the optimizers in a tree, by name.
 
-    The only one is `learning_rate`; of several optimizers, each one's path precedes.
+    A single one is `learning_rate`; with several optimizers, each one's path is before it.
 
     >>> import jax.numpy as jnp, optax
     >>> from solstice.compat import OptaxOptimizer
@@ -91,10 +88,10 @@ def learning_rates(exp: PyTree) -> dict[str, Array]:
 
 
 def _refuse_schedule(rate: Callable[..., Any]) -> None:
-    """Raise for a function of a count of steps, which the name of its argument tells."""
+    """Raise for a function of a step count, by the name of its argument."""
     try:
         takes = next(iter(inspect.signature(rate).parameters))
-    except (TypeError, ValueError):  # as of some builtins
+    except (TypeError, ValueError):  # as for some builtins
         return
     if takes in _COUNTS:
         raise InvalidTypeError(

@@ -1,7 +1,7 @@
-"""From any network or optimizer to its adapter, by its type and without importing anything.
+"""Registry: finds the adapter of a network or optimizer by its type, without importing anything.
 
-An object of a library can only exist once that library is loaded, so it is enough to look among
-the loaded modules. What is not recognised is an error, never passed through.
+An object of a library can only exist if that library is loaded, so it is enough to look at the
+loaded modules. Unknown objects raise an error.
 """
 
 import functools
@@ -20,9 +20,9 @@ from solstice.tree.pytree import PyTree
 
 
 class Kind(NamedTuple):
-    """The objects of one class, and what adapts them."""
+    """A class of objects and the function that adapts them."""
 
-    # The class, or its dotted path where it may not be loaded.
+    # The class, or its dotted path if it may not be loaded.
     cls: type | str
     adapt: Callable[..., PyTree]
     title: str
@@ -37,13 +37,13 @@ class Kind(NamedTuple):
 
 
 def _known(what: str) -> Iterator[Kind]:
-    """Yield what this library adapts itself."""
+    """Yield the adapters of this library."""
     for one in ADAPTERS:
         if one.what == what:
             yield from (Kind(path, one.adapt, title) for path, title in one.takes.items())
 
 
-# A third party's, newest first.
+# Registered by others, newest first.
 _REGISTERED: dict[str, list[Kind]] = {"model": [], "optimizer": []}
 
 
@@ -53,9 +53,9 @@ def register(
     *,
     what: Literal["model", "optimizer"] = "model",
 ) -> None:
-    """Teach `as_model` or `as_optimizer` the objects of another class.
+    """Register an adapter for the objects of another class.
 
-    It goes before what is known already; registering a class again replaces its adapter.
+    It comes before the existing ones; registering a class again replaces its adapter.
 
     An installed package can do the same without being imported, by an entry point in the group
     `solstice.models` or `solstice.optimizers`: its name is the dotted path of the class, its
@@ -64,11 +64,12 @@ def register(
     Args:
         cls: The class, or its dotted path such as "mylib.Network".
         adapt: For a model, called as `adapt(network, example, key)`, with None for what the user
-            did not give; for an optimizer, as `adapt(optimizer)`. Returns the adapted object.
+            did not give; for an optimizer, called as `adapt(optimizer)`. Returns the adapted
+            object.
         what: Whether it adapts a "model" or an "optimizer".
 
     Raises:
-        TypeError: `cls` is no class or path, or `adapt` cannot be called.
+        TypeError: `cls` is not a class or path, or `adapt` is not callable.
 
     >>> import jax, jax.numpy as jnp
     >>> from solstice import compat
@@ -98,7 +99,7 @@ def register(
 
 @functools.cache
 def _installed(what: str) -> tuple[Kind, ...]:
-    """Return what installed packages add; an entry point is loaded when it is first used."""
+    """Return the adapters of installed packages; an entry point is loaded when it is first used."""
     return tuple(
         Kind(point.name, functools.partial(_load_and_adapt, point), f"{point.name} (installed)")
         for point in entry_points(group=f"solstice.{what}s")
@@ -116,18 +117,18 @@ def _kinds(what: str) -> Iterator[Kind]:
 
 
 def as_model(network: Any, example: PyTree = None, *, key: Any = None) -> Model:
-    """Return any supported network as a `Model`; a `Model` as it is.
+    """Return any supported network as a `Model`; a `Model` is returned unchanged.
 
     Args:
         network: A Flax Linen or NNX module, a transformed Haiku function, an Equinox module or
             the `(module, state)` of `eqx.nn.make_with_state`, a Keras network, a Stax
-            `(init, apply)` pair, or what was registered.
-        example: A batch's inputs, or as many `jax.ShapeDtypeStruct`, where the network must be
+            `(init, apply)` pair, or an object of a registered class.
+        example: A batch's inputs, or their `jax.ShapeDtypeStruct`s, if the network must be
             initialised; a tuple is several inputs.
         key: A seed or PRNG key for the initialisation.
 
     Raises:
-        TypeError: The network is of no known kind, or a class instead of an instance.
+        TypeError: No adapter knows the network, or it is a class instead of an instance.
         ValueError: The example or the key is missing.
 
     >>> import jax, jax.numpy as jnp, solstice
@@ -151,15 +152,16 @@ def as_model(network: Any, example: PyTree = None, *, key: Any = None) -> Model:
 
 
 def as_optimizer(optimizer: Any) -> Optimizer:
-    """Return any supported optimizer as an `Optimizer`; an `Optimizer` as it is.
+    """Return any supported optimizer as an `Optimizer`; an `Optimizer` is returned unchanged.
 
     Args:
         optimizer: An Optax transformation, an optimizer of Keras or `jax.example_libraries`, an
-            `nnx.Optimizer` (for its transformation; its state is left behind), or what was
-            registered.
+            `nnx.Optimizer` (only its transformation; its state is dropped), or an object of a
+            registered class.
 
     Raises:
-        TypeError: The optimizer is of no known kind, or a class or function instead of its result.
+        TypeError: No adapter knows the optimizer, or it is a class or function instead of its
+            result.
 
     >>> import optax, solstice
     >>> type(solstice.compat.as_optimizer(optax.adam(1e-3))).__name__
@@ -197,11 +199,12 @@ def _refuse_class(thing: object, what: str) -> None:
         )
 
 
-# What a function was probably meant to be.
+# Hints for a function.
 _HINTS = {
     "optimizer": " Call it first: optax.adam is a function, optax.adam(1e-3) an optimizer.",
-    "network": " Of jax.vmap(module), pass the module, which is mapped over the batch; of a "
-    "function of parameters and inputs, compat.FunctionModel(init, apply, example, key=key).",
+    "network": " Instead of jax.vmap(module), pass the module, which is mapped over the batch; "
+    "for a "
+    "function of parameters and inputs, use compat.FunctionModel(init, apply, example, key=key).",
 }
 
 

@@ -35,7 +35,7 @@ _NAME = "StaxModel"
 class StaxModel(Model):
     """A Stax network.
 
-    A Stax layer has its mode fixed when it is built, so a network with dropout is two pairs of
+    A Stax layer's mode is fixed when it is built, so a network with dropout is two pairs of
     functions over the same parameters: give the second one's apply function as `eval_apply`.
 
     >>> import jax, jax.numpy as jnp
@@ -75,8 +75,8 @@ class StaxModel(Model):
             network: The pair of functions.
             example: A batch's input, or a `jax.ShapeDtypeStruct`; a tuple is several. The init
                 function gets the shape of each array in it.
-            key: For the initialisation.
-            eval_apply: The apply function of evaluation; None evaluates with the pair's own.
+            key: The key of the initialisation.
+            eval_apply: The apply function of evaluation; None uses the pair's apply function.
             flags: The keywords that say whether it trains, with their values in training; None
                 finds them among the apply function's parameters.
             call: Called as `call(apply, params, inputs, rng=..., **keywords)` instead of `apply`.
@@ -110,7 +110,7 @@ class StaxModel(Model):
                     _NAME,
                     "Pass the apply function of the same network in mode 'test': eval_apply=.",
                 )
-            # Dropout demands a key in evaluation too, and then drops nothing.
+            # Dropout requires a key in evaluation too, and then does not use it.
             return self._evaluate(jax.random.key(0), inputs, kwargs), self
         key = single_key(key, _NAME)
 
@@ -124,7 +124,7 @@ class StaxModel(Model):
         return self._example.inputs
 
     def unwrap(self) -> PyTree:
-        """Return the parameters, as the apply function takes them."""
+        """Return the parameters for the apply function."""
         return join_params(self, self._tree)
 
     def _evaluate(

@@ -1,4 +1,4 @@
-"""Datasets: whole arrays, what else counts as one, padding, and where a run stands in one."""
+"""Datasets: whole arrays, other kinds of datasets, padding, and the position of a run in one."""
 
 from solstice.data.arrays import Arrays
 from solstice.data.live import live

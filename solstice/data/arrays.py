@@ -1,7 +1,7 @@
 """Arrays: whole arrays as a dataset, shuffled and cut into batches, each epoch in its own order.
 
-A batch is a function of the epoch and its index, so a resumed run begins where it stood without
-reading what came before. Which rows a batch has, `rows.py` says.
+A batch is a function of the epoch and its index, so a resumed run goes on without reading earlier
+batches. `rows.py` chooses the rows of a batch.
 """
 
 import copy
@@ -32,7 +32,7 @@ Last = Literal["pad", "drop", "short"]
 
 _SEEDS = 2**32 - 1
 
-# What scikit-learn and Keras call them.
+# The arguments' names in scikit-learn and Keras.
 _OTHER_NAMES = {
     "test_size": "fraction, of the first part: 1 - test_size",
     "validation_split": "fraction, of the first part: 1 - validation_split",
@@ -43,24 +43,24 @@ _OTHER_NAMES = {
 
 
 class Arrays(Shown):
-    """A dataset of whole arrays: cut into batches, and shuffled anew in each epoch.
+    """A dataset of whole arrays, cut into batches and reshuffled in each epoch.
 
-    Each epoch reads every row once, in an order that depends on the seed and the epoch alone. So a
-    resumed run has the same batches, and goes on within an epoch without reading what it had.
+    Each epoch reads every row once, in an order that depends only on the seed and the epoch. So a
+    resumed run gets the same batches, and goes on within an epoch without reading earlier ones.
 
     The methods return a new dataset over the same memory: nothing is copied, and memory-mapped
     files stay on the disk.
 
     Args:
-        *data: Arrays with examples along their first axis, or pytrees of these: numpy's, jax's,
-            memory-mapped, any that numpy takes. Several give batches that are tuples, such as
-            `(x, y)`; a mapping gives mappings.
+        *data: Arrays with examples along their first axis, or pytrees of these: of numpy or jax,
+            memory-mapped, or anything that numpy can convert. Several give batches that are tuples,
+            such as `(x, y)`; a mapping gives mappings.
         batch_size: How many examples a batch has.
         shuffle: A seed, from 0; None leaves the rows in their order.
-        last: What becomes of a last batch with fewer examples. "pad" fills it up with other rows
-            and adds a mask to every batch, as `pad_last` does; "drop" leaves it out; "short" gives
-            it as it is. None pads where the experiment takes masks, learns nothing from whole
-            batches as batch norm does, and nothing is mapped; otherwise the batch is short.
+        last: What to do with a last batch that has fewer examples. "pad" fills it up with other
+            rows and adds a mask to every batch, as `pad_last` does; "drop" leaves it out; "short"
+            keeps it short. None pads if the experiment takes masks, has no state from whole batches
+            (as batch norm has), and nothing is mapped; otherwise the batch stays short.
 
     Attributes:
         rows: How many examples there are.
@@ -69,7 +69,7 @@ class Arrays(Shown):
         last: As above.
 
     Raises:
-        TypeError: Data are no arrays of numbers, or an argument is of a wrong type.
+        TypeError: Data are not arrays of numbers, or an argument has a wrong type.
         ValueError: The arrays differ in their first axis or are empty, or no batch is left.
 
     >>> import numpy as np, solstice
@@ -99,18 +99,18 @@ class Arrays(Shown):
         tree = as_arrays(_as_dict(data[0]) if len(data) == 1 else data)
         leaves, self._structure = jax.tree.flatten(tree)
         self._count = _check_data(tree)
-        # Slices of a memory map would each be a file's object; those of its memory are not.
+        # Slices of a memory map are memory maps too; slices of its memory are plain arrays.
         self._leaves: list[np.ndarray] = [np.asarray(leaf) for leaf in leaves]
         self.batch_size: int = arguments.count(batch_size, "batch_size", most=2**31 - 1)
         self.shuffle: int | None = _seed(shuffle, "shuffle")
         self.last: Last | None = (
             None if last is None else arguments.choice(last, "last", ("pad", "drop", "short"))
         )
-        # Of the data's rows, those that this is of; None for all.
+        # The rows of the data in this dataset; None for all.
         self._of: np.ndarray | None = None
         self._weights: np.ndarray | None = None
         self._maps: tuple[_Map, ...] = ()
-        # Whole arrays on the device, where they are there.
+        # Whole arrays on the device, after `on_device`.
         self._placed: list[jax.Array] | None = None
         self._check_batches()
 
@@ -125,29 +125,29 @@ class Arrays(Shown):
     def __call__(self, epoch: int) -> Iterator[PyTree]:
         """Return an iterator over an epoch's batches.
 
-        With `last=None`, the last one is short: which experiment takes them is not known here.
+        With `last=None`, the last one is short, since the experiment is not known here.
         """
         return self.batches(arguments.count(epoch, "epoch", least=0, most=2**31 - 1))
 
-    # Iterating asks for this too; an `__iter__` would make it a dataset without epochs.
+    # Iterating calls this too; with an `__iter__` it would be a dataset without epochs.
     def __getitem__(self, index: object) -> NoReturn:
         raise InvalidTypeError(
             "Arrays has an order for each epoch; read its batches as in "
             "`for batch in data(epoch=0)`, the first one with next(data(epoch=0))."
         )
 
-    # What a run reads.
+    # What a run reads from.
 
     def batches(
         self, epoch: int, start: int = 0, with_mask: Mask | None = None
     ) -> Iterator[PyTree]:
-        """Yield an epoch's batches, from one of them on.
+        """Yield an epoch's batches, starting at an index.
 
         Args:
             epoch: The epoch's index.
             start: The index of the first batch.
-            with_mask: How a mask gets into a batch, with `last=None`; None leaves the last short.
-                It returns None where batches are not to be padded.
+            with_mask: With `last=None`, adds a mask to a batch; None leaves the last batch short.
+                It returns None if batches must not be padded.
         """
         pads, add_mask = self._padding(with_mask)
         for rows, real, i in self._cuts(epoch, start, pads=pads):
@@ -171,16 +171,16 @@ class Arrays(Shown):
 
     @property
     def is_on_device(self) -> bool:
-        """Whether `on_device` has put the arrays there."""
+        """Whether `on_device` has copied the arrays to the device."""
         return self._placed is not None
 
     @property
     def devices(self) -> set[Any]:
-        """The device that the arrays are on; none for those in the host's memory."""
+        """The device of the arrays; empty if they are in host memory."""
         return set() if self._placed is None else self._placed[0].devices()
 
     def in_order(self) -> Self:
-        """Return it with every row once, in the data's order, as predictions are wanted.
+        """Return a dataset of every row once, in the order of the data, as for predictions.
 
         >>> data = Arrays(np.arange(3), batch_size=2, shuffle=0).in_order()
         >>> [batch.tolist() for batch in data(0)]
@@ -189,14 +189,14 @@ class Arrays(Shown):
         return self._changed(shuffle=None, last="short", _weights=None)
 
     def _padding(self, with_mask: Mask | None) -> tuple[bool, Mask]:
-        """Return whether batches are padded, and how a mask gets into one."""
+        """Return whether batches are padded, and the function that adds a mask."""
         if self.rows % self.batch_size == 0 or self.last in ("drop", "short"):
             return False, masked
         if self.last == "pad":
             return True, masked
-        if with_mask is None or self._maps:  # a map may put the rows in another order
+        if with_mask is None or self._maps:  # a map may reorder the rows
             return False, masked
-        # Any batch shows it.
+        # Any batch shows that.
         rows = np.arange(self.batch_size) % self.rows
         batch = self._batch(rows if self._of is None else self._of[rows], 0, 0)
         return with_mask(batch, np.arange(len(rows)) < 1) is not None, with_mask
@@ -207,7 +207,7 @@ class Arrays(Shown):
         for i in range(start, len(self)):
             rows = order[i * size : (i + 1) * size]
             real = len(rows)
-            if pads and real < size:  # with other rows that are real, as the mask says
+            if pads and real < size:  # with other rows, which the mask excludes
                 rows = np.concatenate([rows, np.resize(order, size - real)])
             yield rows, real, i
 
@@ -222,7 +222,7 @@ class Arrays(Shown):
             return _read(Gathered(self._placed, rows.astype(np.int32), numbers, recipe, False))
         if self.shuffle is None and self._of is None and rows[-1] - rows[0] == len(rows) - 1:
             taken = [leaf[rows[0] : rows[-1] + 1] for leaf in self._leaves]
-        else:  # which checks no index, at half the time of leaf[rows]
+        else:  # checks no index, in half the time of leaf[rows]
             taken = [leaf.take(rows, 0, mode="clip") for leaf in self._leaves]
         batch = jax.tree.unflatten(self._structure, taken)
         for mapping in self._maps:
@@ -230,21 +230,21 @@ class Arrays(Shown):
         return batch
 
     def on_device(self) -> Self:
-        """Return it with its arrays on the default device, where they are copied now, once.
+        """Return a dataset whose arrays are on the default device; copies them now, once.
 
-        A compiled step then gets the indices of a batch's rows, and gathers them itself: nothing
-        else goes to the device. With `steps_per_call`, the indices of all steps go at once. A part
-        takes the room of its own rows. It is for one device: a run with `sharding=` over several
-        refuses it.
+        A compiled step then gets the indices of a batch's rows and gathers them: nothing else goes
+        to the device. With `steps_per_call`, the indices of all steps go together. A part copies
+        only its own rows. It is for one device: a run with `sharding=` over several raises an
+        error.
 
         Raises:
-            ValueError: The device says that it has not as much memory free.
+            ValueError: The device reports too little free memory.
 
         >>> data = Arrays(np.arange(4), batch_size=2, shuffle=0)
         >>> [a.tolist() == b.tolist() for a, b in zip(data(3), data.on_device()(3))]
         [True, True]
         """
-        # The rows of a part alone: where both parts are put there, the whole is there once.
+        # Only the rows of a part, so that both parts together take the memory of the whole.
         of = self._of
         leaves = self._leaves if of is None else [leaf.take(of, 0) for leaf in self._leaves]
         device = _default_device()
@@ -253,11 +253,11 @@ class Arrays(Shown):
         free = stats.get("bytes_limit", needed) - stats.get("bytes_in_use", 0)
         if "bytes_limit" in stats and needed > free:
             raise InvalidValueError(
-                f"on_device is expected to find room for the arrays; they have "
+                f"on_device is expected to have enough free memory for the arrays; they have "
                 f"{needed / 2**20:,.0f} MiB, and {device} has {free / 2**20:,.0f} MiB free. Leave "
-                f"on_device() out: batches are then put there one by one, read ahead."
+                f"on_device() out: batches are then read ahead and copied one by one."
             )
-        # Not bound to it, or the experiment would be from the first step on, and compiled anew.
+        # Not committed to it, or the first step would commit the experiment too and recompile.
         placed = [_placed(leaf, device) for leaf in leaves]
         return self._changed(_placed=placed, _leaves=leaves, _of=None, _count=self.rows)
 
@@ -267,17 +267,17 @@ class Arrays(Shown):
     def split(
         self, fraction: float, *, seed: int | None = 0, stratify: object = None
     ) -> tuple[Self, Self]:
-        """Return two datasets: this fraction of the rows, and the others.
+        """Return two datasets: this fraction of the rows, and the rest.
 
         Args:
-            fraction: Of the rows, which the first one gets, between 0 and 1.
-            seed: Says which rows; None takes them from the start, as for a series in time.
-            stratify: The class of each row, an array or the name of one in a mapping: both then
-                have the classes in the same proportion. True takes the targets, the second array.
-                Classes are whole numbers, of any dtype, or texts.
+            fraction: The first dataset's share of the rows, between 0 and 1.
+            seed: The seed for choosing rows; None takes the first rows, as for a time series.
+            stratify: The class of each row, an array, or the name of one in a mapping: both
+                datasets then have the classes in the same proportion. True uses the targets, the
+                second array. Classes are whole numbers, of any dtype, or texts.
 
         Raises:
-            TypeError, ValueError: An argument is not what it must be, or one would be empty.
+            TypeError, ValueError: An argument is wrong, or a dataset would be empty.
 
         >>> train, val = Arrays(np.arange(10), batch_size=2).split(0.8, seed=None)
         >>> train.rows, [batch.tolist() for batch in val(0)]
@@ -287,7 +287,7 @@ class Arrays(Shown):
         first = round(fraction * self.rows)
         if not 0 < first < self.rows:
             raise InvalidValueError(
-                f"split is expected to leave a row or more on each side; fraction={fraction} of "
+                f"split is expected to leave at least one row on each side; fraction={fraction} of "
                 f"{self.rows} rows is {first}."
             )
         labels = None if stratify is None else self._labels(stratify, "stratify")
@@ -297,15 +297,15 @@ class Arrays(Shown):
     def folds(
         self, k: int, *, seed: int | None = 0, stratify: object = None
     ) -> list[tuple[Self, Self]]:
-        """Return k pairs of datasets for cross-validation: the rest of the rows, and the fold.
+        """Return k pairs of datasets for cross-validation: all other rows, and the fold.
 
         Args:
-            k: How many folds there are, from 2; each row is in one of them.
+            k: How many folds, at least 2; each row is in one of them.
             seed: As in `split`.
             stratify: As in `split`.
 
         Raises:
-            TypeError, ValueError: An argument is not what it must be.
+            TypeError, ValueError: An argument is wrong.
 
         >>> [(train.rows, val.rows) for train, val in Arrays(np.arange(7), batch_size=2).folds(3)]
         [(4, 3), (5, 2), (5, 2)]
@@ -316,19 +316,20 @@ class Arrays(Shown):
         return [(self._chosen(rest), self._chosen(own)) for rest, own in pairs]
 
     def map(self, function: Callable[..., PyTree], *, seed: int | None = None) -> Self:
-        """Return it with a function of each batch, compiled by `jax.jit`; for augmentation.
+        """Return a dataset with a function applied to each batch, compiled by `jax.jit`.
 
-        Split first, and map what is trained on. With `last="pad"` the mask is added after it, so it
-        has to keep the rows and their order; a last batch is short otherwise.
+        Use it for augmentation: split first, and map only the training part. With `last="pad"` the
+        mask is added after the map, which must keep the rows and their order; otherwise the last
+        batch is short.
 
         Args:
             function: Called as `function(batch)`, or as `function(batch, key)` if it requires two
                 arguments, with a key that depends on the seed, the epoch and the batch's index.
-                What it draws without that key, it draws once, when it is compiled.
-            seed: Of the keys; None takes that of the shuffling, or 0.
+                Random numbers drawn without that key are drawn once, at compilation.
+            seed: The seed of the keys; None uses the seed of the shuffling, or 0.
 
         Raises:
-            TypeError, ValueError: An argument is not what it must be.
+            TypeError, ValueError: An argument is wrong.
 
         >>> data = Arrays(np.arange(4.0), batch_size=2).map(lambda batch: 2 * batch)
         >>> [batch.tolist() for batch in data(0)]
@@ -346,15 +347,15 @@ class Arrays(Shown):
         return self._changed(_maps=(*self._maps, one))
 
     def weighted(self, weights: Any) -> Self:
-        """Return it with rows drawn in proportion to weights, in each epoch as many as there are.
+        """Return a dataset whose rows are drawn in proportion to weights, as many per epoch as now.
 
-        A row that is expected 2.3 times in an epoch comes twice or three times.
+        A row with an expected count of 2.3 per epoch comes two or three times.
 
         Args:
             weights: One number of at least 0 for each row.
 
         Raises:
-            TypeError, ValueError: They are no such numbers, or nothing is shuffled.
+            TypeError, ValueError: They are not such numbers, or `shuffle` is None.
 
         >>> data = Arrays(np.arange(4), batch_size=4, shuffle=0).weighted([0, 0, 1, 1])
         >>> sorted(next(data(0)).tolist())
@@ -369,22 +370,22 @@ class Arrays(Shown):
             )
         if self.shuffle is None:
             raise InvalidValueError(
-                "Rows are drawn by chance, which needs a seed; shuffle is None. Pass one to "
+                "Drawing rows at random needs a seed, and shuffle is None. Pass one to "
                 "Arrays, such as shuffle=0."
             )
         return self._changed(_weights=found)
 
     def balanced(self, labels: object = True) -> Self:
-        """Return it with each class drawn as often as the others: `weighted` by 1 / its number.
+        """Return a dataset that draws each class equally often: `weighted` by 1 / class size.
 
-        In each epoch, rows of rare classes come several times, and some of frequent ones not at
-        all, others each time. Balance what is trained on: measured is what is there.
+        In each epoch, rows of rare classes come several times, and some rows of frequent classes do
+        not come. Balance only the training data, not what you measure on.
 
         Args:
             labels: As `stratify` in `split`.
 
         Raises:
-            TypeError, ValueError: They are no labels, or nothing is shuffled.
+            TypeError, ValueError: They are not labels, or `shuffle` is None.
 
         >>> data = Arrays(np.arange(8), np.array([0] * 6 + [1] * 2), batch_size=8, shuffle=0)
         >>> sorted(next(data.balanced()(0))[1].tolist())
@@ -396,7 +397,7 @@ class Arrays(Shown):
         return self.weighted(1 / counts[classes])
 
     def _labels(self, labels: Any, name: str) -> np.ndarray:
-        """Return the class of each row, from what says where they are."""
+        """Return the class of each row; `labels` gives them or says where they are."""
         tree = jax.tree.unflatten(self._structure, self._leaves)
         found: Any = labels
         if labels is True and isinstance(tree, tuple) and len(tree) > 1:
@@ -423,8 +424,8 @@ class Arrays(Shown):
         weights = None if self._weights is None else self._weights[places]
         if weights is not None and not weights.any():
             raise InvalidValueError(
-                f"Each part is expected to have a row that can be drawn; the weights of these "
-                f"{len(rows)} rows are all 0. Split first, and weight what is trained on."
+                f"Each part is expected to have a row of positive weight; the weights of these "
+                f"{len(rows)} rows are all 0. Split first, and weight only the training part."
             )
         return self._changed(_of=rows, _weights=weights)
 
@@ -437,12 +438,12 @@ class Arrays(Shown):
     def _check_batches(self) -> None:
         if not len(self):
             raise InvalidValueError(
-                f"last='drop' is expected to leave a batch or more; there are {self.rows} rows, "
+                f"last='drop' is expected to leave at least one batch; there are {self.rows} rows, "
                 f"fewer than batch_size={self.batch_size}. Make it smaller, or pass last='short'."
             )
 
     def _shown(self) -> list[tuple[str, object]]:
-        if "_placed" not in vars(self):  # half made
+        if "_placed" not in vars(self):  # not initialised yet
             return []
         tree = jax.tree.unflatten(self._structure, self._leaves)
         parts = tree if type(tree) is tuple else (tree,)
@@ -460,12 +461,12 @@ class Arrays(Shown):
 
 
 class _Map(Shown):
-    """A function of each batch, compiled once; the same function of another dataset is another."""
+    """A function of each batch, compiled once per dataset."""
 
     def __init__(self, function: Callable[..., PyTree], keyed: bool, seed: tuple[int, int]) -> None:
         self.function = function
         self._keyed, self._seed = keyed, seed
-        # The same program also of a batch gathered outside of a step, or its digest would differ.
+        # The same program for a batch gathered outside a step, or its digest would differ.
         self.apply = jax.jit(self._traced)
 
     def _traced(self, batch: PyTree, epoch: ArrayLike, i: ArrayLike) -> PyTree:
@@ -489,7 +490,7 @@ class _Map(Shown):
 
 @dataclasses.dataclass(frozen=True)
 class _Recipe:
-    """What a step makes of the rows that it has gathered."""
+    """How a step makes a batch from the gathered rows."""
 
     structure: PyTreeDef
     maps: tuple[_Map, ...]
@@ -507,7 +508,7 @@ class _Recipe:
 
 
 def _check_kept(batch: PyTree, count: int, maps: tuple[_Map, ...]) -> None:
-    """Raise where maps changed how many rows a batch has that is to get a mask."""
+    """Raise if maps changed the number of rows of a batch that gets a mask."""
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
     if maps and sizes != {(count,)}:
         raise InvalidValueError(
@@ -527,31 +528,31 @@ def _default_device() -> Any:
 
 
 def _placed(leaf: np.ndarray, device: Any) -> jax.Array:
-    """Return an array on the default device, of which nothing is in the user's memory."""
-    if device.platform == "cpu":  # where jax would take the memory itself
+    """Return an array on the default device that shares no memory with the user's."""
+    if device.platform == "cpu":  # where jax would share the memory
         return jax.device_put(own_arrays(leaf))
-    return jax.device_put(leaf).block_until_ready()  # or it might still be read
+    return jax.device_put(leaf).block_until_ready()  # or it might still be read later
 
 
 def _are_classes(labels: np.ndarray) -> bool:
-    """Say whether each label can be a class: no fractions, nothing missing, and of one kind."""
+    """Say whether each label can be a class: no fractions, nothing missing, one type."""
     if jnp.issubdtype(labels.dtype, jnp.floating):
         return bool((np.isfinite(labels) & (labels == np.round(labels))).all())
     if labels.dtype.kind == "O":
-        # numpy sorts NaN and fractions among objects without a word.
+        # numpy sorts NaN and fractions among objects without an error.
         if any(
             isinstance(one, float | np.floating) and not one.is_integer() for one in labels.flat
         ):
             return False
         try:
             np.unique(labels)
-        except TypeError:  # which come in no order
+        except TypeError:  # which have no order
             return False
     return labels.dtype.kind in "iubSUO"
 
 
 def _hint(labels: object, tree: PyTree, found: np.ndarray) -> str:
-    """Say what to pass instead of labels that are no classes."""
+    """Say what to pass instead of labels that are not classes."""
     if labels is True and isinstance(tree, Mapping):
         return f"Name the entry that holds them, one of {', '.join(map(repr, tree))}."
     if found.ndim == 2 and found.shape[1] == 1:
@@ -562,19 +563,19 @@ def _hint(labels: object, tree: PyTree, found: np.ndarray) -> str:
             "class: pass one for each, an array of as many."
         )
     if found.dtype.kind == "O" and found.ndim:
-        return "Labels of several types, or missing ones (None), are no classes: name them all."
+        return "Labels of several types, or missing ones (None), are not classes: name them all."
     if found.dtype.kind == "f":
-        return "Fractions and NaN are no classes: pass bins, as np.digitize gives them."
+        return "Fractions and NaN are not classes: pass bins, as from np.digitize."
     return "Pass an array with one for each row."
 
 
 def _seed(value: object, name: str) -> int | None:
-    """Return a seed; None for none."""
+    """Return a seed, or None."""
     if value is None or value is False:
         return None
     if isinstance(value, bool | np.bool_):
         raise InvalidTypeError(
-            f"{name} is expected to be a seed, so that the order can be had again; it is True. "
+            f"{name} is expected to be a seed, so that the order can be repeated; it is True. "
             f"Pass an int, such as {name}=0, or None for no shuffling."
         )
     return arguments.count(value, name, least=0, most=_SEEDS)
@@ -594,8 +595,8 @@ def _check_data(tree: PyTree) -> int:
         if not np.ndim(leaf):
             raise InvalidTypeError(
                 f"Arrays is expected to be given arrays with examples along their first axis; "
-                f"{name or 'the data'!r} is {describe(leaf)}. Make an array of a list of numbers "
-                f"with np.asarray; its options are given by name."
+                f"{name or 'the data'!r} is {describe(leaf)}. Turn a list of numbers into an array "
+                f"with np.asarray; pass options by name."
             )
         sizes[name] = leaf.shape[0]
     if len(set(sizes.values())) != 1:
@@ -606,11 +607,11 @@ def _check_data(tree: PyTree) -> int:
     count = operator.index(next(iter(sizes.values())))
     if not count:
         raise InvalidValueError(
-            f"Arrays is expected to be given an example or more; it was given {describe(tree)}."
+            f"Arrays is expected to be given at least one example; it was given {describe(tree)}."
         )
     return count
 
 
 def _as_dict(tree: PyTree) -> PyTree:
-    """Return a mapping of any kind as a dict, which jax looks into."""
+    """Return a mapping of any kind as a dict, which jax treats as a pytree."""
     return dict(tree) if isinstance(tree, Mapping) else tree

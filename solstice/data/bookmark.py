@@ -1,9 +1,9 @@
-"""Where a run stands in its dataset's iterator, in a form that a checkpoint holds.
+"""The position of a run in its dataset's iterator, in a form that a checkpoint holds.
 
-grain's iterators tell after each batch (`get_state`, `set_state`), as anybody's may. tf.data's are
-asked when a checkpoint is written, for that takes milliseconds, and after a pass's first batch: a
-dataset that reshuffles draws from a generator of seeds, which is in its iterator's state only until
-the shuffled data was read to its end. Of other iterators it knows nothing.
+grain's iterators, and any others with `get_state` and `set_state`, give their state after each
+batch. tf.data's are saved when a checkpoint is written, since that takes milliseconds, and after a
+pass's first batch: a dataset that reshuffles draws from a generator of seeds, which is in its
+iterator's state only until the shuffled data was read to the end. Other iterators have no state.
 """
 
 import collections
@@ -33,17 +33,17 @@ _LARGE = 2**26
 
 
 class Bookmark:
-    """Keeps where a run stands in the passes over one dataset.
+    """Keeps the position of a run in the passes over one dataset.
 
     Args:
         name: The dataset's argument, for messages.
-        state: Of a checkpoint: what `state` returned first.
-        read: The same, second.
-        keeps: Whether anybody will ask for states.
+        state: The first value of `state` in a checkpoint.
+        read: The second value of `state` in a checkpoint.
+        keeps: Whether states will be needed.
         resumed: Whether other processes made the run's passes before.
 
     Attributes:
-        count: How many batches of the pass were read, before a resume too.
+        count: How many batches of the pass were read, also before a resume.
 
     >>> bookmark = Bookmark("train_ds")
     >>> list(bookmark.reading(lambda: iter([1, 2]))), bookmark.state(2)
@@ -63,31 +63,31 @@ class Bookmark:
         self._resumed, self._read = state, read
         self._keeps = keeps
         self._lock = threading.Lock()
-        self._iterator: Any = None  # grain's and tf.data's have methods of their own
+        self._iterator: Any = None  # grain's and tf.data's have different methods
         self._goes_on = self._remade = self._wanted = False
-        # Whether no pass was begun yet, in a run that is resumed.
+        # Whether a resumed run has not started a pass yet.
         self._anew = resumed
         self.count = self._seeds = 0
-        # States after so many batches, those after the fewest first.
+        # States and the number of batches before them, in ascending order.
         self._states: collections.deque[tuple[int, PyTree]] = collections.deque()
         self._told = False
 
     @property
     def needed(self) -> bool:
-        """Whether there is something to go on from, or to keep."""
+        """Whether there is a state to restore or to keep."""
         return self._keeps or self._anew
 
     @property
     def keeps_place(self) -> bool:
-        """Whether the iterator of the pass can tell where it stands."""
+        """Whether the iterator of the pass can save its state."""
         tells = callable(getattr(self._iterator, "get_state", None))
         return tells or is_tf(self._iterator)
 
     def begin(self, consumed: int) -> int:
-        """Return after how many batches `reading` will begin: not 0 only after a resume.
+        """Return how many batches `reading` will skip: more than 0 only after a resume.
 
         Args:
-            consumed: How many batches of the pass a resumed run has had.
+            consumed: How many batches of the pass a resumed run has consumed.
         """
         self._goes_on = bool(consumed) and self._resumed is not None and self._read is not None
         return (self._read or 0) if self._goes_on else 0
@@ -95,13 +95,12 @@ class Bookmark:
     def reading(
         self, make: Callable[[], Iterator[PyTree]], epoch: int = 0, *, remade: bool = False
     ) -> Iterator[PyTree]:
-        """Yield a pass's batches, from where a resumed one stood on.
+        """Yield a pass's batches, from the position of a resumed one on.
 
         Args:
             make: Returns an iterator over a whole pass.
             epoch: The epoch's index.
-            remade: Whether each pass has a dataset of its own, so that what one pass leaves behind
-                does not matter to the next.
+            remade: Whether each pass has a new dataset, so that one pass does not affect the next.
 
         Raises:
             ValueError: The iterator does not take the state of the checkpoint.
@@ -137,27 +136,27 @@ class Bookmark:
             yield batch
 
     def _draw_on(self, state: PyTree, make: Callable[[], Iterator[PyTree]], epoch: int) -> None:
-        """Begin a pass whose order depends on the passes before, in a process that had none."""
+        """Start a pass whose order depends on earlier passes, which this process did not make."""
         if state is None:
             for _ in range(epoch):
                 next(self._iterator, None)
                 self._iterator = make()
             return
         self._restore(state)
-        if repeats(state):  # it draws within a pass too
+        if repeats(state):  # it also draws within a pass
             collections.deque(self._iterator, maxlen=0)
         self._iterator = make()
 
     def consumed(self, count: int) -> None:
-        """Forget what came before the pass's first so many batches."""
+        """Drop the states before this many batches."""
         while len(self._states) > 1 and self._states[1][0] <= count:
             self._states.popleft()
 
     def state(self, consumed: int) -> tuple[PyTree, int | None]:
-        """Return a state to go on from, and after how many of the pass's batches it is.
+        """Return a state to go on from, and how many of the pass's batches come before it.
 
-        They are at most `consumed`; those between are to be read again. For none consumed, it is
-        of the pass before, and then after None. Where there is no state, it is None.
+        They are at most `consumed`; the batches between must be read again. If none is consumed,
+        the state is that of the pass before, with the number None. Without a state, it is None.
         """
         if self._iterator is None:
             return self._resumed, self._read
@@ -168,7 +167,7 @@ class Bookmark:
             with self._lock:
                 if self.count == consumed:
                     self._note()
-                else:  # batches were read ahead: the reader notes one for the next checkpoint
+                else:  # batches were read ahead: the reader saves a state for the next checkpoint
                     self._wanted = True
         self.consumed(consumed)
         if self._states and self._states[0][0] <= consumed:
@@ -182,7 +181,7 @@ class Bookmark:
         if state is None:
             return
         if not self._remade and seeds(state) < self._seeds:
-            return  # it lacks a generator of seeds: from the one before, some is read again
+            return  # it lacks a generator of seeds: use the one before, and read some batches again
         self._seeds = max(self._seeds, seeds(state))
         self._states.append((self.count, state))
 
@@ -192,8 +191,9 @@ class Bookmark:
                 set_tf_state(self._iterator, state)
             except Exception as error:
                 raise InvalidValueError(
-                    f"The run was saved with the state of {self._name}'s iterator, and that of "
-                    f"the dataset now does not take it. Resume with the dataset that the run had."
+                    f"The run was saved with the state of {self._name}'s iterator, and the "
+                    "iterator of "
+                    f"the dataset now does not accept it. Resume with the dataset that the run had."
                 ) from error
             return
         set_state = getattr(self._iterator, "set_state", None)
@@ -212,8 +212,8 @@ class Bookmark:
             if not self._told:
                 self._told = True
                 _logger.warning(
-                    "The iterator of %s cannot save itself (%s), so a resumed run reads again what "
-                    "it had read in the epoch, and checks that it is the same.",
+                    "The iterator of %s cannot save itself (%s), so a resumed run reads the "
+                    "epoch's batches again and checks that they are the same.",
                     self._name,
                     error,
                 )
@@ -222,7 +222,7 @@ class Bookmark:
             self._told = True
             _logger.warning(
                 "The iterator of %s takes %d MiB in a checkpoint, most of it what it has read "
-                "ahead and shuffles. A smaller buffer makes saves quicker.",
+                "ahead and shuffles. A smaller buffer makes saves faster.",
                 self._name,
                 size(state) // 2**20,
             )

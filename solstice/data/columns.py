@@ -1,6 +1,6 @@
-"""Columns: what of a batch no compiled step can take, named with what to do about it.
+"""Columns: errors for values in a batch that no compiled step can take.
 
-jax's own errors say neither which part of a batch it is nor how to get rid of it.
+jax's errors do not say which part of a batch it is, nor what to do about it.
 """
 
 import numbers
@@ -21,7 +21,7 @@ _REMEDIES = {
     "table.to_numpy('float32') of a table with columns of several types",
     "dates": "Make it numbers, column.astype('int64')",
     "spans of time": "Make it numbers, column.astype('int64')",
-    "records": "Give their fields as arrays of their own",
+    "records": "Give their fields as separate arrays",
 }
 
 
@@ -30,8 +30,8 @@ def check_columns(batch: PyTree, name: str, *, static: bool = False) -> None:
 
     Args:
         batch: A batch.
-        name: The dataset's, for the message.
-        static: Whether objects that are no arrays are right, as under `equinox.filter_jit`.
+        name: The dataset's name, for the message.
+        static: Whether objects that are not arrays are allowed, as under `equinox.filter_jit`.
 
     Raises:
         TypeError: The column is named.
@@ -46,14 +46,15 @@ def check_columns(batch: PyTree, name: str, *, static: bool = False) -> None:
         is_numpys = isinstance(leaf, np.ndarray | np.generic)
         if isinstance(leaf, np.ma.MaskedArray):
             raise InvalidTypeError(
-                f"{name} is expected to give arrays without gaps; its {_column(path)} is a masked "
+                f"{name} is expected to give arrays without a mask; its {_column(path)} is a "
+                "masked "
                 f"array of numpy, {describe(leaf)}, whose mask no step would see. Fill it, "
-                f"x.filled(0), and pass ~np.ma.getmaskarray(x) too where it matters what is there."
+                f"x.filled(0), and pass ~np.ma.getmaskarray(x) too if the step needs the mask."
             )
         if is_numpys and not leaf.dtype.isnative:
             raise InvalidTypeError(
                 f"{name} is expected to give arrays in this machine's byte order; "
-                f"{_column(path)} is {describe(leaf)}. Convert it once, where it was read: "
+                f"{_column(path)} is {describe(leaf)}. Convert it once, after reading it: "
                 f"x.astype(x.dtype.newbyteorder('='))."
             )
         what = _what(leaf) if is_numpys or not static else None
@@ -66,7 +67,7 @@ def check_columns(batch: PyTree, name: str, *, static: bool = False) -> None:
 
 
 def _what(leaf: object) -> str | None:
-    """Say what a leaf is that is no number, key or array of these."""
+    """Say what a leaf is if it is not a number, key or array of these."""
     if isinstance(leaf, np.ndarray | np.generic):
         if leaf.dtype.kind == "O" and leaf.size and isinstance(leaf.flat[0], str | bytes):
             return "text"
@@ -77,7 +78,7 @@ def _what(leaf: object) -> str | None:
 
 
 def _column(path: tuple[object, ...]) -> str:
-    # An element of a list is not a column, the list is.
+    # The list is the column, not its elements.
     while len(path) > 1 and isinstance(path[-1], jax.tree_util.SequenceKey):
         path = path[:-1]
     return f"column {path_name(path)!r}" if path else "batch itself"

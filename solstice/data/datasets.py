@@ -1,6 +1,6 @@
-"""What counts as a dataset, and one pass over it: any re-iterable of batches, from any library.
+"""Datasets: any re-iterable of batches, from any library, and one pass over it.
 
-A dataset is recognised by what it can do, never by the library that it comes from.
+A dataset is recognised by its methods, not by its library.
 """
 
 import itertools
@@ -20,27 +20,27 @@ from solstice.signatures import required
 from solstice.tree.flat import snapshot
 from solstice.tree.pytree import PyTree
 
-# Anything from which batches can be read: what it can do says so, never its class.
+# Anything from which batches can be read, by its methods and not by its class.
 Dataset: TypeAlias = Any
 
-# list_iterator, zip, map, enumerate, islice, ...: once through, they stay empty.
+# list_iterator, zip, map, enumerate, islice, ...: they can be read once.
 _ONE_SHOT_HOMES = ("builtins", "itertools")
 
 
 def check_dataset(
     dataset: Dataset, name: str, passes: int | None = 1, *, endless: bool = False
 ) -> None:
-    """Raise for what can be seen to be no dataset, or one that will run dry, without reading it.
+    """Raise if this is visibly not a dataset, or cannot be read often enough; reads nothing.
 
     Args:
         dataset: What the user passed.
         name: The argument's name, for the message.
         passes: How many times it will be read; None when that is not known.
-        endless: Whether a pass without an end is right, since something else ends it.
+        endless: Whether an endless pass is allowed, since something else ends it.
 
     Raises:
         TypeError: It is not an iterable of batches (or a callable that makes one).
-        ValueError: It is empty, or can be read once only and more passes are wanted, or has no end.
+        ValueError: It is empty, or endless, or can be read only once and more passes are needed.
 
     >>> check_dataset([], "train_ds")
     Traceback (most recent call last):
@@ -87,7 +87,7 @@ def check_dataset(
     if not endless and _is_endless(dataset):
         raise InvalidValueError(
             f"{name} is expected to end; a pass over this {type(dataset).__name__} never does. "
-            f"Leave out its repeat(): each epoch reads it anew. Or end it, as by take(100); "
+            f"Leave out its repeat(), since each epoch reads it again. Or end it, as by take(100); "
             f"num_steps= can end training too."
         )
     if hasattr(dataset, "_fields"):
@@ -105,19 +105,20 @@ def check_dataset(
     if is_one_shot(dataset) and passes is not None and passes > 1:
         raise InvalidValueError(
             f"{name} is a {type(dataset).__name__}, which can be read only once, but {passes} "
-            f"epochs are wanted. Pass a list, or a function that returns a new iterator each epoch."
+            "epochs are asked for. Pass a list, or a function that returns a new iterator each "
+            "epoch."
         )
 
 
 def is_one_shot(dataset: Dataset) -> bool:
-    """Say whether a dataset is known to be one that can be read only once."""
+    """Say whether a dataset is known to be readable only once."""
     return isinstance(dataset, GeneratorType) or (
         isinstance(dataset, Iterator) and type(dataset).__module__ in _ONE_SHOT_HOMES
     )
 
 
 def _holds_columns(mapping: Mapping[object, object]) -> bool:
-    """Say whether a mapping holds the parts of a batch, and not datasets, as of a DatasetDict."""
+    """Say whether a mapping holds the parts of a batch, not datasets like a DatasetDict."""
     for one in mapping.values():
         if hasattr(one, "dtype") or not isinstance(one, Iterable):
             return True
@@ -127,20 +128,20 @@ def _holds_columns(mapping: Mapping[object, object]) -> bool:
 
 
 def _is_endless(dataset: Dataset) -> bool:
-    """Say whether a dataset tells that a pass over it has no end, as after `repeat()`."""
+    """Say whether a dataset reports that it is endless, as after `repeat()`."""
     if isinstance(dataset, itertools.repeat):
         return operator.length_hint(dataset, -1) == -1
     if isinstance(dataset, itertools.cycle | itertools.count):
         return True
-    if hasattr(dataset, "cardinality"):  # as of tf.data, where -1 says so
+    if hasattr(dataset, "cardinality"):  # as in tf.data, where -1 means endless
         return int(dataset.cardinality()) == -1
-    return _length(dataset) == sys.maxsize  # as of grain
+    return _length(dataset) == sys.maxsize  # as in grain
 
 
 def _is_whole(dataset: Dataset) -> bool:
-    """Say whether it is (x, y) or (x, y, mask) of all examples, and not a list of batches."""
+    """Say whether it is (x, y) or (x, y, mask) of all examples, not a list of batches."""
     shapes: list[tuple[int, ...]] = [getattr(part, "shape", ()) for part in dataset[:4]]
-    # As many examples in each; a list of arrays of one form may be of batches.
+    # Each has as many examples; a list of arrays of one form may be a list of batches.
     return (
         len(shapes) in (2, 3)
         and all(shapes)
@@ -160,23 +161,24 @@ def batches(
     made: int = 0,
     with_mask: Mask | None = None,
 ) -> Iterator[PyTree]:
-    """Yield one pass over the dataset, each array-like leaf as something jax takes.
+    """Yield one pass over the dataset, with each array-like leaf as an array that jax takes.
 
-    The arrays of a batch are its own: the dataset may fill those that it gave once more, as soon as
-    it is asked for the next batch. Those of a list are passed on as they are.
+    Batches do not share memory with the dataset, which may reuse its buffers for the next batch.
+    The arrays of a list are not copied.
 
-    `dataset.set_epoch(epoch)` is called first where there is one. A function is called with the
-    epoch and the experiment if it requires two arguments; with the epoch if it requires one or
-    takes one of that name.
+    `dataset.set_epoch(epoch)` is called first, if there is one. A function is called with the epoch
+    and the experiment if it requires two arguments; with the epoch if it requires one or takes one
+    of that name.
 
     Args:
         dataset: What `check_dataset` accepts.
         epoch: The epoch's index.
         name: The argument's name, for messages.
-        bookmark: Where the pass begins, if not with the first batch, and what keeps where it is.
-        experiment: Returns the experiment as it is, for a dataset that makes batches from it.
-        step: For a live one: the index of the next step.
-        made: For a live one and `Arrays`: how many of the pass's batches a resumed run has had.
+        bookmark: Where the pass begins, if not with the first batch, and what keeps its position.
+        experiment: Returns the current experiment, for a dataset that makes batches from it.
+        step: For a live dataset: the index of the next step.
+        made: For a live dataset and `Arrays`: how many batches of the pass a resumed run has
+            consumed.
         with_mask: For `Arrays`: see there.
 
     Raises:
@@ -197,7 +199,7 @@ def batches(
     made_anew = makes_iterators(dataset)
     given: tuple[PyTree, ...] = ()
     if made_anew and (number := _takes(dataset, name)):
-        # The next steps take the buffers of the experiment itself.
+        # The next steps donate the experiment's buffers.
         given = (epoch,) if number == 1 else (epoch, snapshot(experiment()))
 
     def make() -> Iterator[PyTree]:
@@ -238,7 +240,7 @@ def iterator_of(made: Dataset, name: str) -> Iterator[PyTree]:
 
 
 def length(dataset: Dataset) -> int | None:
-    """Return how many batches a pass has, None when the dataset does not say.
+    """Return how many batches a pass has; None if the dataset does not tell.
 
     >>> length([1, 2]), length(iter([1, 2]))
     (2, None)
@@ -255,7 +257,7 @@ def _length(dataset: Dataset) -> int | None:
         return None
     try:
         return len(dataset)
-    except TypeError:  # how tf.data and DataLoader say that they do not know
+    except TypeError:  # tf.data and DataLoader raise it if they do not know
         return None
 
 
@@ -274,7 +276,7 @@ def uses_experiment(dataset: Dataset) -> bool:
 
 
 def uses_epoch(dataset: Dataset) -> bool:
-    """Say whether the epoch is told to a dataset, which may so have an order of its own in each.
+    """Say whether a dataset is told the epoch, so that its order can depend on it.
 
     >>> uses_epoch([1, 2]), uses_epoch(lambda epoch: iter([]))
     (False, True)
@@ -285,8 +287,8 @@ def uses_epoch(dataset: Dataset) -> bool:
 
 
 def _takes(function: Dataset, name: str) -> int:
-    """Return how many arguments a function that makes iterators is called with.
+    """Return how many arguments to call a function that makes iterators with.
 
-    An argument with a default is the function's own (`lambda ds=ds: iter(ds)`), but for `epoch`.
+    An argument with a default is not passed (`lambda ds=ds: iter(ds)`), except `epoch`.
     """
     return required(function, name, optional="epoch")

@@ -1,7 +1,6 @@
-"""Gathered: a batch whose arrays are on the device, as the indices of its rows.
+"""Gathered: a batch as indices into arrays on the device.
 
-It goes into a compiled step as it is, which gathers the rows: only indices go to the device. To
-everybody else it is opened first.
+A compiled step gathers the rows, so only indices go to the device. Everything else opens it first.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,23 +13,23 @@ from jaxtyping import Array
 
 from solstice.tree.pytree import AnyArray, PyTree
 
-# What makes a batch of gathered leaves and its numbers; equal ones share a compiled program.
+# Makes a batch of gathered leaves and its numbers; equal ones share a compiled program.
 Recipe = Callable[[list[Array], AnyArray], PyTree]
 
-# (batch, which of its examples are real) -> the batch with them as its mask, None for no masks
+# (batch, which examples are real) -> the batch with that mask; None without masks
 Mask = Callable[[PyTree, AnyArray], PyTree]
 
 
 @jax.tree_util.register_pytree_node_class
 class Gathered:
-    """The rows of a batch, or those of several, stacked.
+    """The rows of one batch, or of several, stacked.
 
     Args:
         arrays: Whole arrays on the device.
-        rows: Indices along their first axes, `(batch,)`; of several batches `(batches, batch)`.
-        numbers: The epoch, the batch's index and how many of the rows are real, `(3,)` of uint32.
-        recipe: What is made of the rows.
-        masked: Whether the experiment's mask says which rows are real.
+        rows: Indices along their first axes, `(batch,)`; for several batches `(batches, batch)`.
+        numbers: The epoch, the batch's index and the number of real rows, `(3,)` of uint32.
+        recipe: How to make a batch of the rows.
+        masked: Whether the experiment's mask marks which rows are real.
     """
 
     __slots__ = ("arrays", "masked", "numbers", "recipe", "rows")
@@ -50,14 +49,14 @@ class Gathered:
         return cls(first.arrays, rows, numbers, first.recipe, first.masked)
 
     def at(self, indices: tuple[PyTree, PyTree]) -> "Gathered":
-        """Return a batch of the same arrays, of other rows and numbers."""
+        """Return a batch of the same arrays with other rows and numbers."""
         return Gathered(self.arrays, *indices, self.recipe, self.masked)
 
     def open(self, with_mask: Mask) -> PyTree:
-        """Return the batch itself, within a compiled step or outside.
+        """Return the batch itself, inside or outside a compiled step.
 
         Args:
-            with_mask: How the experiment's mask gets into a batch.
+            with_mask: Adds the experiment's mask to a batch.
         """
         taken = [jnp.take(array, self.rows, 0, mode="clip") for array in self.arrays]
         batch = self.recipe(taken, self.numbers)
@@ -75,7 +74,7 @@ class Gathered:
 
 
 def opened(batch: PyTree, with_mask: Mask) -> PyTree:
-    """Return a batch as it is to whoever looks at it; what is gathered in the step, gathered now.
+    """Return the batch itself; one to be gathered in the step is gathered now.
 
     >>> data = Gathered([jnp.arange(4) * 10], np.array([3, 1]), np.zeros(3, np.uint32),
     ...                 lambda leaves, numbers: tuple(leaves), masked=False)

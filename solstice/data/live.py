@@ -1,7 +1,7 @@
-"""live: batches that are each made from the experiment as it is at that step.
+"""live: batches that are each made from the current experiment.
 
-For data that the experiment itself makes, such as the episodes of a policy: reading ahead would
-train on those of an older one.
+For data that depends on the experiment, such as the episodes of a policy: reading ahead would use
+an older one.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,24 +16,25 @@ from solstice.tree.pytree import PyTree
 
 
 def live(make: Callable[..., PyTree], length: int | None = None) -> "Live":
-    """Return a dataset whose batches `make` makes, each right before its step.
+    """Return a dataset that calls `make` for each batch right before its step.
 
-    No batch is ever made from an older experiment: whatever `prefetch` and `steps_per_call` a run
-    has, it reads nothing of this dataset ahead and takes one step a call. A resumed run goes on to
-    the same bits if `make` is a function of what it is given: draw random numbers from a key of
-    the experiment, or from one folded with the step.
+    No batch is made from an older experiment: a run does not read this dataset ahead and takes one
+    step per call, whatever `prefetch` and `steps_per_call` say. A resumed run is the same bit for
+    bit if `make` depends only on its arguments: draw random numbers from a key of the experiment,
+    or from one folded with the step.
 
-    For batches that only have to be fresh once a pass, a function of two arguments is a dataset
-    too: it is called with the epoch and the experiment at the start of each pass.
+    If it is enough to make batches once per pass, use a function of two arguments as the dataset:
+    it is called with the epoch and the experiment at the start of each pass.
 
     Args:
-        make: Called as `make(exp)`, or as `make(exp, step)` if it requires two arguments; returns
-            a batch. The experiment is a `solstice.snapshot`, so it may be kept. The step is the
-            index among the steps of its mode since the start of the run.
-        length: How many batches a pass has; None for no end, in training that `num_steps` ends.
+        make: Called as `make(exp)`, or as `make(exp, step)` if it requires two arguments; returns a
+            batch. The experiment is a `solstice.snapshot`, so it may be kept. The step is its
+            index, counted in its mode since the start of the run.
+        length: How many batches a pass has; None for an endless pass, in training that `num_steps`
+            ends.
 
     Raises:
-        TypeError, ValueError: An argument is not what it must be.
+        TypeError, ValueError: An argument is wrong.
 
     >>> import jax, jax.numpy as jnp, solstice
     >>> class Walk(solstice.Experiment):
@@ -65,8 +66,8 @@ class Live:
     """What `live` returns.
 
     Attributes:
-        make: Makes a batch of an experiment and the index of a step.
-        length: How many batches a pass has; None for no end.
+        make: Makes a batch from an experiment and the index of a step.
+        length: How many batches a pass has; None for an endless pass.
     """
 
     def __init__(self, make: Callable[[PyTree, int], PyTree], length: int | None) -> None:
@@ -76,12 +77,12 @@ class Live:
     def batches(
         self, experiment: Callable[[], PyTree], step: int, made: int = 0
     ) -> Iterator[PyTree]:
-        """Yield a pass's batches, those already `made` left out.
+        """Yield a pass's batches, without those already `made`.
 
         Args:
-            experiment: Returns the experiment as it is.
+            experiment: Returns the current experiment.
             step: The index of the next step.
-            made: How many batches a resumed run has had of the pass.
+            made: How many batches of the pass a resumed run has consumed.
         """
         while self.length is None or made < self.length:
             yield own_arrays(self.make(snapshot(experiment()), step))

@@ -1,9 +1,9 @@
-"""A batch's memory: arrays of any library as numpy's, in memory that nobody else writes to.
+"""A batch's memory: arrays of any library as numpy arrays that nothing else writes to.
 
-jax gives a step numpy's own memory where it can (on a CPU, where an array begins at a multiple of
-64 bytes) and reads larger arrays while the step is on its way, so a dataset that fills the same
-buffers again would write into batches that are still to be read. `device_put(may_alias=False)` does
-not help: it aliases numpy's memory all the same (jax 0.10).
+On a CPU, jax shares numpy's memory if an array starts at a multiple of 64 bytes, and reads larger
+arrays while the step runs. So a dataset that reuses its buffers would write into batches that are
+still to be read. `device_put(may_alias=False)` does not help: it aliases numpy's memory too (jax
+0.10).
 """
 
 import jax
@@ -13,27 +13,27 @@ from solstice.tree.pytree import PyTree
 
 _TAKEN = (np.ndarray, np.generic, jax.Array)
 
-# From so many bytes on, a copy begins where jax need not copy it once more.
+# From this many bytes on, a copy is aligned so that jax need not copy it again.
 _LARGE = 2**16
 _ALIGNMENT = 64
 
 
 def as_arrays(batch: PyTree) -> PyTree:
-    """Return the batch with foreign arrays (TensorFlow's, torch's) as numpy ones, uncopied.
+    """Return the batch with arrays of TensorFlow or torch as numpy arrays, uncopied.
 
-    numpy and jax arrays, numbers and anything that is no array stay as they are.
+    numpy and jax arrays, numbers and anything that is not an array do not change.
 
     >>> as_arrays((np.zeros(2), "a"))
     (array([0., 0.]), 'a')
     """
-    # Usually nothing is to do, and a map is slow beside a small step.
+    # Usually there is nothing to do, and a map is slow compared with a small step.
     if all(map(_is_taken, jax.tree.leaves(batch))):
         return batch
     return jax.tree.map(_as_array, batch)
 
 
 def own_arrays(batch: PyTree) -> PyTree:
-    """Return the batch as `as_arrays` does, with copies of what is not jax's own.
+    """Return the batch as `as_arrays` does, with copies of all but jax arrays.
 
     >>> buffer = np.zeros(2)
     >>> (mine,) = own_arrays((buffer,))

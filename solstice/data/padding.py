@@ -1,6 +1,6 @@
-"""Padding: short batches are filled up to one shape, and say with a mask what is real.
+"""Padding: fills short batches up to one shape, with a mask of the real examples.
 
-It fills up, with the last example again; it cuts nothing, and joins no batches.
+It repeats the last example; it does not cut or join batches.
 """
 
 import contextlib
@@ -22,25 +22,25 @@ from solstice.tree.pytree import AnyArray, PyTree
 
 
 def pad_last(ds: Dataset, batch_size: int, *, mask_key: str = "mask") -> Dataset:
-    """Return the dataset with every batch of one size, and a mask of what is real.
+    """Return the dataset with all batches of one size, and a mask of the real examples.
 
-    A batch with fewer examples, usually the last, is filled up with its last example again, never
-    with zeros, which can make a gradient NaN. `(x, y)` becomes `(x, y, mask)`, and a mapping gets
-    the entry `mask_key`; a mask that is there already is extended. The mask is True where an
-    example is real. So an evaluation compiles once, and its metrics are those without padding.
+    A batch with fewer examples, usually the last, repeats its last example; zeros could make a
+    gradient NaN. `(x, y)` becomes `(x, y, mask)`, and a mapping gets the entry `mask_key`; a mask
+    that is already there is extended. The mask is True where an example is real. So an evaluation
+    compiles once, and padding does not change its metrics.
 
-    For training, drop the remainder instead where a network learns from the whole batch (batch
-    norm): padded examples would count there.
+    For training a network with batch norm, drop the remainder instead: padded examples would count
+    in its statistics.
 
     Args:
-        ds: Any dataset that `solstice.train` takes; `len` and `set_epoch` stay, and a function is
-            called with what it takes. What can be read only once, can be so afterwards.
-        batch_size: How many examples each batch is to have.
+        ds: Any dataset that `solstice.train` takes; `len`, `set_epoch` and the arguments of a
+            function stay. A dataset that can be read only once stays so.
+        batch_size: How many examples each batch gets.
         mask_key: The mask's name in batches that are mappings.
 
     Raises:
-        TypeError: `ds` is no dataset; or, when it is read, a batch is of none of these forms or
-            holds something that is no array.
+        TypeError: `ds` is not a dataset; or, when it is read, a batch has another form or holds
+            something that is not an array.
         ValueError: `batch_size` is not positive; or, when it is read, a batch is larger, is empty,
             or its arrays differ in their first axis.
 
@@ -66,7 +66,7 @@ def pad_last(ds: Dataset, batch_size: int, *, mask_key: str = "mask") -> Dataset
 
 
 class _PaddedDataset:
-    """What all re-iterable datasets have, padded or not."""
+    """A padded re-iterable dataset."""
 
     def __init__(self, ds: Dataset, batch_size: int, mask_key: str) -> None:
         self._ds = ds
@@ -79,7 +79,7 @@ class _PaddedDataset:
             )
         return len(self._ds)
 
-    # Otherwise Python asks for the length, which there may not be.
+    # Otherwise Python asks for the length, which may not exist.
     def __bool__(self) -> bool:
         return True
 
@@ -97,7 +97,7 @@ class _PaddedMaker(_PaddedDataset):
     def __init__(self, ds: Dataset, batch_size: int, mask_key: str) -> None:
         super().__init__(ds, batch_size, mask_key)
         with contextlib.suppress(TypeError, ValueError):  # as of a function written in C
-            self.__signature__ = inspect.signature(ds)  # so that it is called with what `ds` takes
+            self.__signature__ = inspect.signature(ds)  # so that it is called like `ds`
 
     def __call__(self, *arguments: object) -> Iterator[PyTree]:
         return _padded(iterator_of(self._ds(*arguments), "ds"), *self._arguments)
@@ -119,7 +119,7 @@ def _pad(batch: PyTree, batch_size: int, mask_key: str) -> PyTree:
         return x, y, _extended(batch[2] if len(batch) == 3 else None, size, batch_size)
     raise InvalidTypeError(
         f"A batch of ds is expected to be (x, y), (x, y, mask) or a mapping; it is "
-        f"{describe(batch)}. pad_last adds a mask, which needs a place to be."
+        f"{describe(batch)}. pad_last adds a mask, which needs a place in the batch."
     )
 
 

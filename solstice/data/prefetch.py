@@ -1,4 +1,4 @@
-"""Batches read ahead by a thread, and put on the device."""
+"""Prefetch: a thread reads batches ahead and puts them on the device."""
 
 import contextlib
 import logging
@@ -23,11 +23,11 @@ _PATIENCE = 5
 def prefetched(
     ready: Iterator[PyTree], size: int | None, place: Callable[[PyTree], PyTree] | None = None
 ) -> Iterator[Iterator[PyTree]]:
-    """Give an iterator over the batches of `ready`, read ahead and placed.
+    """Return an iterator over the batches of `ready`, read ahead and placed.
 
-    `place` puts each where it belongs; None leaves it as it is. A thread reads up to `size`
-    batches ahead and ends with the context. What it raises is raised here in the batch's turn, with
-    its own traceback. 0 reads nothing ahead; None means what `ahead` says.
+    `place` puts each batch on its devices; None does nothing. A thread reads up to `size` batches
+    ahead and ends with the context. An error of the thread is raised here at its batch, with its
+    traceback. 0 reads nothing ahead; None uses `ahead`.
 
     >>> import numpy as np
     >>> with prefetched(iter([np.ones(2), np.zeros(2)]), size=2) as ready:
@@ -74,17 +74,17 @@ def prefetched(
         thread.join(_PATIENCE)
         if thread.is_alive():
             _logger.warning(
-                "The thread that reads batches ahead is still waiting for one after %d s; it goes "
-                "on in the background. Give datasets that may block a timeout of their own.",
+                "The thread that reads batches ahead is still waiting for one after %d s; it stays "
+                "in the background. Give datasets that may block a timeout.",
                 _PATIENCE,
             )
 
 
 def ahead(prefetch: int | None, dataset: object = None) -> int:
-    """Return how many batches are read ahead of a dataset where `prefetch` is asked for.
+    """Return how many batches to read ahead of a dataset for a `prefetch`.
 
-    By default none of what lies in memory: on an H200 a thread and its transfers made the steps of
-    small networks 8 to 30% longer, since a compiled call takes numpy's arrays by itself.
+    By default none of a dataset in memory: on an H200 a thread and its transfers made the steps of
+    small networks 8 to 30% longer, since a compiled call takes numpy arrays directly.
     """
     if prefetch is not None:
         return prefetch
@@ -93,7 +93,7 @@ def ahead(prefetch: int | None, dataset: object = None) -> int:
 
 
 def close(iterator: Iterator[PyTree]) -> None:
-    """End a generator where it stands; it runs what it has to do then."""
+    """Close a generator, which runs its cleanup."""
     if isinstance(iterator, GeneratorType):
         iterator.close()
 
@@ -103,5 +103,5 @@ def _as_it_is(batch: PyTree) -> PyTree:
 
 
 def on_device(batch: PyTree) -> PyTree:
-    """Return a batch whose arrays are on the default device."""
+    """Return the batch with its arrays on the default device."""
     return jax.tree.map(lambda leaf: jax.device_put(leaf) if eqx.is_array(leaf) else leaf, batch)

@@ -1,6 +1,6 @@
-"""What a function or an object leads to: what it closes over, holds, or takes from its module.
+"""What a function or an object can reach: closures, attributes, globals of its module.
 
-For data that depends on the run without saying so; nothing is called to find it.
+It finds data that secretly depends on the run, without calling anything.
 """
 
 import collections
@@ -8,7 +8,7 @@ import functools
 import types
 from collections.abc import Iterable, Mapping
 
-# What a dataset reads of a run is never far away; what is behind a library's objects may be.
+# What a dataset reads of a run is never deep; a library's objects may be.
 _MOST = 1000
 _OPAQUE = (types.ModuleType, types.BuiltinFunctionType, str, bytes, int, float, complex, type(None))
 _CONTAINERS = (dict, list, tuple, set)
@@ -16,7 +16,7 @@ _READING = ("__iter__", "__next__", "__getitem__", "__call__")
 
 
 def leads_to(start: object, targets: Iterable[object]) -> bool:
-    """Say whether a function or an object leads to one of the targets.
+    """Say whether a function or an object can reach one of the targets.
 
     >>> seen = {"policy": None}
     >>> leads_to(lambda epoch: iter([seen["policy"]]), [seen])
@@ -55,7 +55,7 @@ def _held(value: object) -> list[object]:
         return [value.__func__, value.__self__]
     if isinstance(value, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
-    # Exactly these: a mapping of another kind may read a file for each of its values.
+    # Exactly these types: another mapping may read a file for each value.
     if isinstance(value, dict | list | tuple | set) and type(value) in _CONTAINERS:
         parts = value.values() if isinstance(value, dict) else value
         return list(parts) if len(value) <= _MOST else []
@@ -78,7 +78,7 @@ def _is_set(slot: types.MemberDescriptorType, value: object) -> bool:
 
 
 def _named(code: types.CodeType, known: Mapping[str, object]) -> list[object]:
-    """Return what the code, and functions inside it, take from the module by name."""
+    """Return the globals that the code, and functions inside it, use."""
     inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
     found = [known[name] for name in code.co_names if name in known]
     return [*found, *(one for part in inner for one in _named(part, known))]

@@ -1,6 +1,6 @@
-"""Rows: which rows of whole arrays an epoch reads, and how they are parted into several sets.
+"""Rows: which rows of whole arrays an epoch reads, and how to split them.
 
-Indices alone, in numpy: it reads no data. Chance comes from seeds, so all can be had again.
+It computes indices in numpy and reads no data. Randomness comes from seeds, so it is repeatable.
 """
 
 import numpy as np
@@ -14,8 +14,8 @@ def epoch_order(
     Args:
         rows: Indices of rows.
         epoch: The epoch's index.
-        seed: The seed of the shuffling; None leaves them in their order.
-        weights: How often each is read, in proportion; None for once each.
+        seed: The seed of the shuffling; None keeps their order.
+        weights: How often each is read, in proportion; None reads each once.
 
     >>> epoch_order(np.arange(4), 0, None).tolist()
     [0, 1, 2, 3]
@@ -34,10 +34,10 @@ def epoch_order(
 def _drawn(rows: np.ndarray, weights: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Draw as many rows as there are, by systematic sampling.
 
-    A row that is expected e times comes floor(e) or ceil(e) times: with the same expectations as
-    independent draws, but less chance in what an epoch holds.
+    A row with the expected count e comes floor(e) or ceil(e) times: the same expectation as
+    independent draws, with less variance.
     """
-    weights = weights / weights.max()  # so that no sum overflows
+    weights = weights / weights.max()  # avoids overflow of the sum
     expected = np.cumsum(weights / weights.sum()) * len(rows)
     expected[-1] = len(rows)
     until = np.floor(expected + generator.random()).astype(np.int64)
@@ -47,14 +47,14 @@ def _drawn(rows: np.ndarray, weights: np.ndarray, generator: np.random.Generator
 def parted(
     count: int, first: int, seed: int | None, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places of the first so many rows, and of the others, each in ascending order.
+    """Return the indices of the first part and of the other, each in ascending order.
 
     Args:
         count: How many rows there are.
-        first: How many the first part gets.
-        seed: The seed that says which; None takes them from the start.
-        labels: The class of each row: each part then has each class in proportion. The rows that
-            do not divide go to the classes with the largest remainders, as in scikit-learn's
+        first: How many rows the first part gets.
+        seed: The seed for choosing them; None takes the first rows.
+        labels: The class of each row: each part then has the classes in proportion. Rows left over
+            by rounding go to the classes with the largest remainders, as in scikit-learn's
             `StratifiedShuffleSplit`.
 
     >>> one, other = parted(6, 3, 0, np.array([0, 0, 0, 0, 1, 1]))
@@ -81,9 +81,9 @@ def parted(
 def folded(
     count: int, folds: int, seed: int | None, labels: np.ndarray | None = None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return, for each fold, the places of the other folds' rows and of its own, ascending.
+    """Return, for each fold, the indices of the other folds' rows and of its own, ascending.
 
-    With labels, the folds differ by one row at most in how many they have of each class.
+    With labels, the folds' counts of each class differ by at most one row.
 
     >>> [own.tolist() for _, own in folded(5, 2, None)]
     [[0, 1, 2], [3, 4]]

@@ -1,6 +1,6 @@
-"""The state of a tf.data iterator: told, written as files' contents, and given back.
+"""The state of a tf.data iterator: saved as the contents of files, and restored.
 
-TensorFlow is never imported: who has an iterator of it has loaded it.
+TensorFlow is never imported: it is loaded if there is an iterator of it.
 """
 
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 from solstice.errors import DamagedFileError
 from solstice.tree.pytree import PyTree
 
-# The one entry of a state, so that another library's is none.
+# The only entry of a state, which tells it from other libraries' states.
 _KEY = "tf.data"
 _FILE = re.compile(r"iterator\.(index|data-\d+-of-\d+)|checkpoint")
 
@@ -37,14 +37,14 @@ def is_tf_state(state: PyTree) -> bool:
 
 
 class CannotSaveError(Exception):
-    """An iterator that cannot save itself; the message says why."""
+    """An iterator cannot save its state; the message says why."""
 
 
 def tf_state(iterator: Iterator[PyTree]) -> dict[str, PyTree]:
     """Return an iterator's state.
 
     Raises:
-        CannotSaveError: A part of its dataset cannot.
+        CannotSaveError: A part of its dataset cannot be saved.
     """
     tf = sys.modules["tensorflow"]
     with tempfile.TemporaryDirectory(prefix="solstice-") as directory:
@@ -56,16 +56,16 @@ def tf_state(iterator: Iterator[PyTree]) -> dict[str, PyTree]:
 
 
 def set_tf_state(iterator: Iterator[PyTree], state: dict[str, PyTree]) -> None:
-    """Have an iterator go on where a state was taken.
+    """Restore an iterator's state.
 
     Raises:
-        DamagedFileError: The state names a file that no iterator has.
-        Exception: TensorFlow's own, where the dataset is another one.
+        DamagedFileError: The state names an unexpected file.
+        Exception: An error of TensorFlow, if the dataset is another one.
     """
     tf = sys.modules["tensorflow"]
     with tempfile.TemporaryDirectory(prefix="solstice-") as directory:
         for name, content in state[_KEY].items():
-            if not _FILE.fullmatch(name):  # what a checkpoint says is no path to write to
+            if not _FILE.fullmatch(name):  # never write to a path from a checkpoint
                 raise DamagedFileError(f"The state of a tf.data iterator has no file {name!r}.")
             Path(directory, name).write_bytes(content)
         status = tf.train.Checkpoint(iterator=iterator).read(str(Path(directory, "iterator")))
@@ -82,9 +82,9 @@ def size(state: dict[str, PyTree]) -> int:
 
 
 def seeds(state: PyTree) -> int:
-    """Return how many generators of seeds have their state in an iterator's; 0 of another's.
+    """Return how many generators of seeds an iterator's state holds; 0 for other iterators.
 
-    No interface of TensorFlow tells: the names of their fields in its files do.
+    TensorFlow has no API for this; the names in its files show it.
 
     >>> seeds({"tf.data": {"iterator.data-00000-of-00001": b"num_random_samples"}}), seeds(None)
     (1, 0)
@@ -93,7 +93,7 @@ def seeds(state: PyTree) -> int:
 
 
 def repeats(state: PyTree) -> bool:
-    """Say whether the dataset repeats itself, so that it draws seeds within a pass too.
+    """Say whether the dataset repeats, and so draws seeds within a pass too.
 
     >>> repeats({"tf.data": {"iterator.data-00000-of-00001": b"Repeat"}}), repeats(None)
     (True, False)

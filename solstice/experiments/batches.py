@@ -71,7 +71,7 @@ def unpack(batch: Any, keys: BatchKeys) -> Batch:
     """Take a batch apart: `(x, y)`, `(x, y, mask)` or a mapping.
 
     Raises:
-        TypeError: It is none of these, or one of its parts is no array.
+        TypeError: It is none of these, or one of its parts is not an array.
         ValueError: It is a mapping without inputs or targets, or has weights of another shape.
     """
     mask = weight = None

@@ -51,7 +51,7 @@ def caught_tracer(tree: Any) -> str | None:
 
 
 def _static_parts(node: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield what is static in a pytree: fields, aux data, and leaves that are no arrays."""
+    """Yield what is static in a pytree: fields, aux data, and leaves that are not arrays."""
     if isinstance(node, jax.Array | np.ndarray):
         return
     children, structure = jax.tree_util.tree_flatten_with_path(

@@ -286,7 +286,7 @@ class Ensemble(Runnable):
         return self.members.innermost()
 
     def learning_rates(self) -> dict[str, Any]:
-        """Return the members' mean learning rate, and each one's, where these are known."""
+        """Return the members' mean learning rate, and each member's, if known."""
         every = jax.vmap(lambda flat: known_rates(flat.whole()))(Flat.of(self.members))
         rates = {name: each.mean(0) for name, each in every.items() if not is_of_member(name)}
         for name, each in every.items():
@@ -363,8 +363,8 @@ def _numbers(name: str, each: Any) -> Array:
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidTypeError(
             f"{name} is expected to be an array or a list of numbers, one for each member; it is "
-            f"{describe(each)}. What is no number (a name, a function) is the same for all: make "
-            f"an ensemble for each, and give it to make_experiment with functools.partial."
+            f"{describe(each)}. Anything but a number (a name, a function) is the same for all: "
+            f"make an ensemble for each, and give it to make_experiment with functools.partial."
         ) from error
 
 

@@ -1,6 +1,6 @@
-"""Loggers: where logs go, one sink a file, each written off the training thread.
+"""Loggers: where logs go; one sink per file, each writing outside the training thread.
 
-A sink imports its third party when it is made, so that `import solstice` loads none.
+A sink imports its library when it is made, so `import solstice` loads none.
 """
 
 from solstice.loggers.base import Sink

@@ -1,7 +1,7 @@
-"""What a sink is: a place where logs go, written off the training thread.
+"""Sink: a place where logs go, written outside the training thread.
 
-A sink never stops a run and never makes it wait: what it cannot write is lost, and it says so once.
-It decides nothing about what is logged, or when.
+A sink never stops a run and never makes it wait: a record that it cannot write is lost, with one
+warning.
 """
 
 import abc
@@ -26,30 +26,30 @@ from solstice.tree.reprs import ShownAsMade
 
 _logger = logging.getLogger("solstice")
 
-# The sinks that have files, by where these are: of two, one at a time writes.
+# The sinks with files, by their place: only one at a time writes to a place.
 _holders: "weakref.WeakValueDictionary[str, Sink]" = weakref.WeakValueDictionary()
-# How long a write may take before it is worth a warning.
+# How long a write may take before a warning.
 _LONG = 1.0
-# How long a sink that begins waits for an earlier one that still writes to its files.
+# How long a new sink waits for an earlier one that still writes to its files.
 _PATIENCE = 10.0
-# How long to wait for a thread that was waited for in vain and has done nothing since.
+# How long to wait for a thread that was late before and has done nothing since.
 _AGAIN = 0.1
 
 
 class Sink(ShownAsMade, abc.ABC):
     """A place where logs go: a file, a dashboard, the screen.
 
-    Give it to a callback as its `logging_fn`, alone or in a list with others. Records are written
-    in order by a thread of the sink's own, which also brings their arrays to the host; with
-    several processes, only process 0 writes. A write that fails or takes long, and a record that
-    finds the queue full (65536 records, or 256 MiB of arrays), stop nothing: a warning on the
-    logger "solstice" names the sink, once a run. What a sink cannot show it leaves out: see there.
+    Give it to a callback as its `logging_fn`, alone or in a list. A thread of the sink writes the
+    records in order and brings their arrays to the host; with several processes, only process 0
+    writes. If a write fails or takes long, or the queue is full (65536 records, or 256 MiB of
+    arrays), the run goes on, and the logger "solstice" warns of it once per run. Each sink's
+    documentation says which values it leaves out.
 
-    A sink of your own defines the hooks below. They all run on the writing thread, in order.
+    To write your own sink, define the hooks below. They all run on the writing thread, in order.
 
     Args:
-        name: What the sink is called in warnings.
-        timeout: How many seconds `flush`, `get_state` and `close` wait at most, each.
+        name: The sink's name in warnings.
+        timeout: How many seconds `flush`, `get_state` and `close` each wait at most.
 
     >>> import solstice
     >>> class Lines(solstice.loggers.Sink):
@@ -67,7 +67,7 @@ class Sink(ShownAsMade, abc.ABC):
     >>> sink.close()
     """
 
-    # Where the files are that no other sink may write to meanwhile.
+    # The place of the files, which no other sink may write to at the same time.
     _held: Path | None = None
 
     def __init__(self, name: str, *, timeout: float = 10.0) -> None:
@@ -77,46 +77,46 @@ class Sink(ShownAsMade, abc.ABC):
         self._open = self._begun = False
         self._warned = False
         self._writing_since: float | None = None
-        # How many jobs were done when waiting for the thread was last in vain.
+        # How many jobs were done when the thread was last late.
         self._gave_up_at: int | None = None
         self._state: Any = None
 
     def on_open(self) -> None:
-        """Hook: called before the first record of a run, again after each `on_close`."""
+        """Hook: called before the first record of a run, and again after each `on_close`."""
         return
 
     @abc.abstractmethod
     def on_write(self, record: dict[str, Any]) -> None:
-        """Hook: write a record, with numbers as Python's and arrays as numpy's."""
+        """Hook: write a record of Python numbers and numpy arrays."""
 
     def on_flush(self) -> None:
-        """Hook: make what was written durable."""
+        """Hook: make the written records durable."""
         return
 
     def on_close(self) -> None:
-        """Hook: let go of what `on_open` took; `on_flush` was called before."""
+        """Hook: release what `on_open` took; `on_flush` was called before."""
         return
 
     def on_get_state(self) -> Any:
-        """Hook: return what `on_set_state` needs to go on after the last record written."""
+        """Hook: return the state that `on_set_state` needs to go on after the last record."""
         return None
 
     def on_set_state(self, state: Any) -> None:
-        """Hook: drop what was written after `state` was taken; called while it is closed."""
+        """Hook: drop what was written after `state` was taken; called while the sink is closed."""
         return
 
     def __call__(self, metrics: Mapping[str, Any], step: int, mode: str) -> None:
-        """Write a record as a plain `logging_fn` does: `step` is what it is given.
+        """Write a record as a plain `logging_fn` would, with this `step`.
 
         Raises:
-            TypeError, ValueError: An argument is not what it must be.
+            TypeError, ValueError: An argument is wrong.
         """
         arguments.number(step, "step")
         mode = arguments.text(mode, "mode")
         self.write(make_record(arguments.mapping(metrics, "metrics"), mode=mode, step=step))
 
     def open(self) -> None:
-        """Get ready to write, and wait for it; nothing happens when it is open.
+        """Open the sink and wait for it; nothing happens if it is open.
 
         Raises:
             Exception: It cannot write there; the message says why.
@@ -129,11 +129,11 @@ class Sink(ShownAsMade, abc.ABC):
             atexit.register(self.close)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Hand over a record, and open the sink if it is not; nobody waits for the writing.
+        """Queue a record; opens the sink if it is closed. It does not wait for the writing.
 
         Args:
-            record: `mode`, `epoch`, `step` (training steps completed), `time` (seconds since
-                1970) and the metrics: numbers, arrays (jax's too), `Image`, `Text`. Buffers must
+            record: `mode`, `epoch`, `step` (training steps completed), `time` (seconds since 1970)
+                and the metrics: numbers, arrays (also jax's), `Image`, `Text`. Their buffers must
                 not be donated or changed later.
         """
         if not isinstance(record, Record):
@@ -151,12 +151,12 @@ class Sink(ShownAsMade, abc.ABC):
             self._warn(f"has been writing one record for over {_LONG:g} s")
 
     def flush(self) -> None:
-        """Wait, not for ever, until what was handed over is written and durable."""
+        """Wait, up to the timeout, until all queued records are written and durable."""
         if self._open:
             self._ask(self.on_flush)
 
     def close(self) -> None:
-        """Flush, let go of files and the thread; a later `write` opens it again and appends."""
+        """Flush, close files and end the thread; a later `write` opens it again and appends."""
         if self._open:
             self._open = False
             atexit.unregister(self.close)
@@ -165,25 +165,25 @@ class Sink(ShownAsMade, abc.ABC):
             self._worker.stop()
 
     def get_state(self) -> Any:
-        """Return what a resume needs, once all that was handed over is durable.
+        """Return the state for a resume, once all queued records are durable.
 
-        It is a pytree of numbers and strings, or None. A sink that was never open is opened, to
-        know where it begins.
+        It is a pytree of numbers and strings, or None. A sink that was never open is opened to find
+        where it starts.
 
         Raises:
-            SlowWriteError: It is not within the sink's timeout; a checkpoint is then left out.
+            SlowWriteError: It took longer than the sink's timeout; the checkpoint is then skipped.
         """
         if not self._begun:
             self.open()
         if self._open and not self._ask(self._flush_and_get_state):
             raise SlowWriteError(
-                f"{self._name} has not written its records within {self._timeout:g} s, so where "
-                f"its log stands is not known"
+                f"{self._name} has not written its records within {self._timeout:g} s, so the "
+                f"position of its log is not known"
             )
         return self._state
 
     def set_state(self, state: Any) -> None:
-        """Go on where `get_state` returned `state`; what was written after that is dropped."""
+        """Go on where `get_state` returned `state`; drop what was written after that."""
         self.close()
         if state is not None and jax.process_index() == 0:
             self._hold()
@@ -193,7 +193,7 @@ class Sink(ShownAsMade, abc.ABC):
 
     @property
     def place(self) -> str:
-        """Where it writes, whatever the working directory is."""
+        """Where it writes, as an absolute place."""
         return self._name
 
     def _write(self, record: Record) -> None:
@@ -213,18 +213,18 @@ class Sink(ShownAsMade, abc.ABC):
         self._state = self.on_get_state()
 
     def _hold(self) -> None:
-        """Have another sink of the same files close, and wait until it has written its records."""
+        """Close another sink with the same files, and wait until it has written its records."""
         if self._held is None:
             return
         place = os.path.realpath(self._held)
         other = _holders.get(place)
         if other is not None and other is not self:
             other.close()
-            other._worker.stop()  # also one that failed to begin
+            other._worker.stop()  # also if it failed to start
             if not other._worker.ended(_PATIENCE):
                 raise SlowWriteError(
                     f"The sink {other._name} of an earlier run is still writing its records to "
-                    f"{place!r}, after {_PATIENCE:g} s: both would mix theirs. Wait for it, or "
+                    f"{place!r}, after {_PATIENCE:g} s; their records would mix. Wait for it, or "
                     f"log to another place."
                 )
         _holders[place] = self
@@ -233,7 +233,7 @@ class Sink(ShownAsMade, abc.ABC):
         return self._gave_up_at == self._worker.done
 
     def _do(self, job: Callable[[], object]) -> None:
-        """Have the thread do what a run cannot start without."""
+        """Run a job on the thread that the run cannot start without."""
         if self._stuck():
             raise SlowWriteError(
                 f"The sink {self._name} is still writing a record of an earlier run. Wait for it, "
@@ -242,7 +242,7 @@ class Sink(ShownAsMade, abc.ABC):
         self._worker.call(job)
 
     def _ask(self, job: Callable[[], object]) -> bool:
-        """Have the thread do a job and wait for it, but hardly for one that is stuck.
+        """Run a job on the thread and wait for it; wait only briefly if the thread is stuck.
 
         Returns:
             Whether it was done in time.
@@ -277,10 +277,10 @@ def _check_record(record: object) -> None:
 
 
 def local_path(path: str | os.PathLike[str], name: str = "path") -> Path:
-    """Return a path on this machine's file systems, absolute: no later `chdir` changes it.
+    """Return a local path as an absolute one, which a later `chdir` does not change.
 
     Raises:
-        TypeError: It is no path.
+        TypeError: It is not a path.
         ValueError: It is empty, or a URL.
 
     >>> local_path("gs://bucket/run")
@@ -298,7 +298,7 @@ Copy the files later.
 
 
 def name_below(name: str) -> str:
-    """Return a name, with a directory before each slash, as a path that leads nowhere else.
+    """Return a name as a relative path, with a directory before each slash, that cannot escape.
 
     >>> [name_below(name) for name in ("val", "val/hard", "../val", "/val", "a//b", "")]
     ['val', 'val/hard', '_/val', '_/val', 'a/_/b', '_']

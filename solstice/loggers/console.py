@@ -1,7 +1,4 @@
-"""Console: the log as a table that a human reads while the run goes on.
-
-It shows numbers; arrays, images and texts are left out.
-"""
+"""Console: the log as a table on the screen."""
 
 import logging
 import shutil
@@ -23,15 +20,14 @@ _HEADER_EVERY = 25
 
 
 class Console(Sink):
-    """Prints one record a row, under a header that comes again when the columns change.
+    """Prints one record per row, under a header that is repeated when the columns change.
 
-    Rows go to standard output, above a progress bar where there is one. Epochs and steps are
-    right; metrics have four digits. Arrays, images and texts are left out. What
-    `EnvironmentCallback` tells is a list.
+    Rows go to standard output, above the progress bar if there is one. Metrics are rounded to four
+    digits. Arrays, images and texts are left out. The facts of `EnvironmentCallback` are a list.
 
     Args:
-        metrics: The names of the metrics to show, in this order, `loss` for `average_loss` too;
-            None shows as many of those that come as fit into the terminal's width.
+        metrics: The names of the metrics to show, in this order, where `loss` also means
+            `average_loss`; None shows as many as fit into the terminal's width.
 
     >>> import solstice
     >>> sink = solstice.loggers.Console()
@@ -48,7 +44,7 @@ class Console(Sink):
         self._chosen = None if metrics is None else arguments.texts(metrics, "metrics")
         self._columns: list[str] = []
         self._rows = 0
-        # What was chosen and has not come yet, and which modes have.
+        # The chosen names not seen yet, and the modes seen.
         self._unseen = list(self._chosen or ())
         self._modes: set[str] = set()
 
@@ -81,7 +77,7 @@ class Console(Sink):
         self._tell_unseen(())
 
     def _look_for(self, found: list[str | None], numbers: dict[str, float], mode: str) -> None:
-        """Tell of chosen names that none of the modes has, once the modes come again."""
+        """Warn of chosen names that no mode has, once the modes repeat."""
         there = {name for name, one in zip(self._columns, found, strict=True) if one in numbers}
         self._unseen = [name for name in self._unseen if name not in there]
         if mode in self._modes:

@@ -1,6 +1,6 @@
-"""CSV: one record a row, in one file for a spreadsheet or pandas.
+"""CSV: one record per row, in one file for a spreadsheet or pandas.
 
-Images are left out. It knows nothing of what is in a record.
+Images are left out.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ from solstice.loggers.files import EntryFile, FileSink, cut_torn, say_lost
 from solstice.loggers.json_text import as_json
 from solstice.loggers.values import Image, whole
 
-# What a cell has quotes for. The return alone is one: readers take it for the end of a row.
+# The characters that need quotes. A lone carriage return does, since readers take it for the end of
+# a row.
 _SPECIAL = re.compile('[,"\r\n\0]')
 
 
 class CSV(FileSink):
-    """Writes one record a row into a file, each at once.
+    """Writes one record per row into a file, at once.
 
-    A metric that was not there before becomes a new last column, empty in earlier rows: the file
-    is then written anew, and put in the old one's place in one go. Arrays are JSON in their cell,
-    written as `JSONLines` does, and an `Image` is left out; numbers `nan` and `inf` are Python's.
-    Texts are whole, with their commas, quotes and lines (for the latter, read with `newline=""`).
-    A resumed run goes on where its checkpoint stood: nothing is lost, nothing there twice.
+    A new metric becomes a new last column, empty in earlier rows: the file is then rewritten and
+    replaced atomically. Arrays are JSON in their cell, as in `JSONLines`, and an `Image` is left
+    out; `nan` and `inf` are written as Python does. Texts keep their commas, quotes and line breaks
+    (read with `newline=""`). A resumed run goes on at its checkpoint: no row is lost or repeated.
 
     Args:
         path: The file.
-        append: Go on behind what the file holds, where a new run would refuse.
+        append: Append to a file that already has records, which is otherwise an error.
 
     Raises:
         FileExistsError: At the run's start: the file holds something, `append` is false, and the
@@ -71,7 +71,7 @@ class CSV(FileSink):
         self._rows += 1
 
     def on_get_state(self) -> dict[str, int]:
-        # Not in bytes: a later column moves every row.
+        # Not in bytes, since a later column moves every row.
         return {"rows": self._rows, "columns": len(self._columns)}
 
     def on_set_state(self, state: dict[str, Any]) -> None:
@@ -112,12 +112,12 @@ def _large_cells() -> Iterator[None]:
 
 
 def _cut_torn_row(path: Path) -> int:
-    """Cut off a last row without its end, say so, and return the size of the rest."""
+    """Cut off an incomplete last row, with a warning, and return the size of the rest."""
     return cut_torn(path, _end_of_rows(path.read_bytes())) if path.exists() else 0
 
 
 def _end_of_rows(content: bytes) -> int:
-    """Return where the last whole row ends; a line's end within quotes is no row's."""
+    """Return where the last complete row ends; a line break within quotes does not end a row."""
     read = end = 0
 
     def lines() -> Iterator[str]:
@@ -137,21 +137,21 @@ def _end_of_rows(content: bytes) -> int:
 
 
 def _lines(rows: list[list[str]]) -> bytes:
-    # What UTF-8 lacks, half a character, is written as its escape: the file stays readable.
-    # A line without anything is no row to readers.
+    # Lone surrogates, which UTF-8 lacks, are written as escapes, so the file stays readable.
+    # Readers do not take an empty line for a row.
     lines = (",".join(map(_quoted, row)) or '""' for row in rows)
     text = "".join(f"{line}\n" for line in lines)
     return text.encode(errors="backslashreplace")
 
 
 def _quoted(cell: str) -> str:
-    # Not csv.writer, which leaves a lone return without quotes, for readers to end a row at.
+    # Not csv.writer, which writes a lone carriage return without quotes.
     escaped = cell.replace('"', '""')
     return f'"{escaped}"' if _SPECIAL.search(cell) else cell
 
 
 def _replace(path: Path, rows: list[list[str]]) -> None:
-    """Put a file of these rows in the place of `path`: a reader sees the old one or the new."""
+    """Replace `path` by a file of these rows: a reader sees the old file or the new one."""
     beside = path.with_name(f"{path.name}.new")
     file = EntryFile(beside, 0)
     file.append(_lines(rows))

@@ -1,7 +1,4 @@
-"""Sinks into one file of whole entries: what is appended is there entirely or not at all.
-
-It knows nothing of what an entry is.
-"""
+"""Sinks that append entries to one file, each completely or not at all."""
 
 import errno
 import io
@@ -18,11 +15,11 @@ _logger = logging.getLogger("solstice")
 
 
 class EntryFile:
-    """A file open for appending entries, from its first `size` bytes on.
+    """A file open for appending entries after its first `size` bytes.
 
     Args:
-        path: The file; it and its directories are made where they are missing.
-        size: Where to go on; what is behind it is cut off.
+        path: The file; it and its directories are created if they are missing.
+        size: Where to go on; the file is cut off there.
 
     >>> import tempfile
     >>> file = EntryFile(Path(tempfile.mkdtemp()) / "new" / "log", 0)
@@ -37,7 +34,7 @@ class EntryFile:
         path.touch()
         self.path = path
         self.size = size
-        # Unbuffered: what is written can be read, and outlives this process, at once.
+        # Unbuffered: a written entry can be read, and survives this process, at once.
         self._raw = io.FileIO(path, "r+")
         self._raw.truncate(size)
         self._raw.seek(size)
@@ -46,7 +43,7 @@ class EntryFile:
         """Write an entry.
 
         Raises:
-            OSError: It could not be written; the file is as before.
+            OSError: It could not be written; the file has not changed.
         """
         try:
             written = self._raw.write(entry)
@@ -59,7 +56,7 @@ class EntryFile:
         self.size += len(entry)
 
     def sync(self) -> None:
-        """Make all entries durable, against a loss of power too."""
+        """Make all entries durable, also in a power cut."""
         os.fsync(self._raw.fileno())
 
     def close(self) -> None:
@@ -67,12 +64,12 @@ class EntryFile:
 
 
 class FileSink(Sink):
-    """A sink into one file; what its entries are is a subclass's.
+    """A sink into one file; a subclass defines its entries.
 
     Args:
         path: The file.
-        append: Go on behind what the file holds, where a new run would refuse.
-        cut: Cuts off what is no whole entry, and returns the size of the rest; None is
+        append: Append to a file that already has records, which is otherwise an error.
+        cut: Cuts off an incomplete entry, and returns the size of the rest; None is
             `cut_torn_line`.
     """
 
@@ -101,10 +98,10 @@ class FileSink(Sink):
         if size and not self._append:
             raise ExistingFileError(
                 f"{str(self._path)!r} holds the log of another run ({size} bytes). Log to a new "
-                f"file, delete this one, or go on behind it with append=True."
+                f"file, delete this one, or append to it with append=True."
             )
         self._file = EntryFile(self._path, self._cut(self._path))
-        self._append = True  # from here on, what is in it is ours
+        self._append = True  # from now on, its records are ours
 
     def on_flush(self) -> None:
         self._opened().sync()
@@ -120,7 +117,7 @@ class FileSink(Sink):
 
 
 def cut_back(path: Path, size: int) -> None:
-    """Leave the first `size` bytes of a file, and say so when it has fewer."""
+    """Keep the first `size` bytes of a file, with a warning if it has fewer."""
     if size < 0:
         raise InvalidValueError(f"A log's size is expected to be no less than 0; it is {size}.")
     found = path.stat().st_size if path.exists() else 0
@@ -131,7 +128,7 @@ def cut_back(path: Path, size: int) -> None:
 
 
 def cut_torn_line(path: Path) -> int:
-    """Cut off a last line without its end, say so, and return the size of the rest."""
+    """Cut off an incomplete last line, with a warning, and return the size of the rest."""
     if not path.exists() or path.stat().st_size == 0:
         return 0
     with path.open("rb") as file:
@@ -142,20 +139,22 @@ def cut_torn_line(path: Path) -> int:
 
 
 def cut_torn(path: Path, end: int) -> int:
-    """Leave the first `end` bytes of a file, those of whole entries, say so, and return `end`."""
+    """Keep the first `end` bytes of a file, with a warning, and return `end`."""
     if path.stat().st_size > end:
         with path.open("rb") as file:
             file.seek(end)
             torn = file.read(200)
-        _logger.warning("%r ended in a torn line, now cut off: %r.", str(path), torn)
+        _logger.warning(
+            "%r ended in an incomplete line, which is now cut off: %r.", str(path), torn
+        )
         os.truncate(path, end)
     return end
 
 
 def say_lost(path: Path, wanted: int, found: int, what: str) -> None:
-    """Warn that a file has less than it had at the checkpoint."""
+    """Warn that a file has fewer entries than at the checkpoint."""
     _logger.warning(
-        "%r had %d %s at the checkpoint and has %d now: a part of the log is lost.",
+        "%r had %d %s at the checkpoint and has %d now: part of the log is lost.",
         str(path),
         wanted,
         what,

@@ -1,6 +1,6 @@
-"""JSON lines: one record a line, in one file, which survives whatever happens to the run.
+"""JSON lines: one record per line, in one file that survives a crash.
 
-Images are left out. It reads a file back, and knows nothing of what is in a record.
+Images are left out.
 """
 
 import os
@@ -14,17 +14,17 @@ from solstice.loggers.values import Image
 
 
 class JSONLines(FileSink):
-    """Writes one record a line into a file, each at once.
+    """Writes one record per line into a file, at once.
 
-    Arrays become nested lists, and an `Image` is left out. Every line is JSON that any program
-    reads: what JSON lacks is a text, `"NaN"`, `"Infinity"` or `"-Infinity"`, of which
-    `read_json_lines` and `plots.learning_curves` make numbers again, as do `float` and
-    `pandas.to_numeric`. A text that reads like one of these is written as `{"$text": "NaN"}`. A
-    resumed run goes on where its checkpoint stood: nothing is lost, nothing there twice.
+    Arrays become nested lists, and an `Image` is left out. Every line is standard JSON: numbers
+    that JSON lacks are the texts `"NaN"`, `"Infinity"` and `"-Infinity"`, which `read_json_lines`,
+    `plots.learning_curves`, `float` and `pandas.to_numeric` turn into numbers again. A text equal
+    to one of these is written as `{"$text": "NaN"}`. A resumed run goes on at its checkpoint: no
+    line is lost or repeated.
 
     Args:
         path: The file.
-        append: Go on behind what the file holds, where a new run would refuse.
+        append: Append to a file that already has records, which is otherwise an error.
 
     Raises:
         FileExistsError: At the run's start: the file holds something, `append` is false, and the
@@ -40,9 +40,9 @@ class JSONLines(FileSink):
     """
 
     def on_write(self, record: dict[str, Any]) -> None:
-        # Not isinstance, which asks an equinox.Module for its class in Python.
+        # Not isinstance, which is slow for an equinox.Module.
         shown = {name: value for name, value in record.items() if type(value) is not Image}
-        # Half a character, which UTF-8 lacks, becomes the escape that JSON has for it.
+        # A lone surrogate, which UTF-8 lacks, becomes its JSON escape.
         self._opened().append(as_json(shown).encode(errors="backslashreplace") + b"\n")
 
     def on_get_state(self) -> dict[str, int]:
@@ -56,11 +56,11 @@ class JSONLines(FileSink):
 def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Return the records of a file that `JSONLines` wrote, NaN and infinity as numbers.
 
-    A last line that was cut short, as a running or killed process leaves it, is left out.
+    An incomplete last line, as a running or killed process leaves it, is left out.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Another line is no JSON; the message says which.
+        ValueError: Another line is not JSON; the message says which.
 
     >>> import pathlib, tempfile, solstice
     >>> path = pathlib.Path(tempfile.mkdtemp(), "log.jsonl")
@@ -76,10 +76,10 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         try:
             records.append(parsed(line))
         except ValueError as error:
-            if number > len(lines):  # without its end, it may be half a record
+            if number > len(lines):  # without a line break, it may be incomplete
                 break
             raise InvalidValueError(
-                f"Line {number} of {os.fspath(path)!r} is no JSON: "
+                f"Line {number} of {os.fspath(path)!r} is not JSON: "
                 f"{line[:80].decode(errors='replace')!r}."
             ) from error
     return records

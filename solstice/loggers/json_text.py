@@ -2,7 +2,7 @@
 
 JSON has no NaN and no infinities, and a bare `NaN` is an error to most readers. So they are texts,
 as in the arrays of `tree.to_json`: "NaN", "Infinity" and "-Infinity", which Python, JavaScript and
-pandas.to_numeric make numbers of. A text that reads like one of them is {"$text": "NaN"}.
+pandas.to_numeric can convert. A text equal to one of them is {"$text": "NaN"}.
 """
 
 import json
@@ -30,16 +30,16 @@ def as_json(value: object) -> str:
     """
     try:
         text = _ENCODER.encode(value)
-    except ValueError:  # there is a number that JSON lacks
+    except ValueError:  # it holds a number that JSON lacks
         return _ENCODER.encode(_spelled(value))
     return _ENCODER.encode(_spelled(value)) if _SPELLED.search(text) else text
 
 
 def parsed(text: str | bytes) -> Any:
-    """Return what `as_json` made text of, arrays as lists; a bare `NaN` is read too.
+    """Return the values that `as_json` encoded, arrays as lists; a bare `NaN` is read too.
 
     Raises:
-        ValueError: It is no JSON.
+        ValueError: It is not JSON.
 
     >>> parsed('{"loss": "NaN", "most": [1.0, "-Infinity"], "said": {"$text": "NaN"}}')
     {'loss': nan, 'most': [1.0, -inf], 'said': 'NaN'}

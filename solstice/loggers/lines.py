@@ -1,7 +1,6 @@
-"""The lines of the logger "solstice": what it cannot show ends no run.
+"""The logger "solstice": a line that it cannot show does not end a run.
 
-Python's logging survives a stream that fails, but not a standard error that is closed: then
-whatever logs a line raises.
+Python's logging survives a failing stream, but raises if standard error is closed.
 """
 
 import contextlib
@@ -11,7 +10,7 @@ from typing import Any
 
 
 def forgiving(logger: logging.Logger) -> logging.Logger:
-    """Return the logger, whose line is lost to a handler with a closed stream, and to no other.
+    """Return the logger with handlers that drop lines if their stream is closed.
 
     >>> import io
     >>> closed, open_ = io.StringIO(), io.StringIO()
@@ -28,7 +27,7 @@ def forgiving(logger: logging.Logger) -> logging.Logger:
         handlers = list(_handlers(logger)) or [logging.lastResort]
         for handler in handlers:
             if handler is not None and record.levelno >= handler.level:
-                # So says a stream that is broken, or closed.
+                # What a broken or closed stream raises.
                 with contextlib.suppress(OSError, ValueError):
                     handler.handle(record)
 
@@ -46,7 +45,7 @@ LOGGER = forgiving(logging.getLogger("solstice"))
 
 
 def log_line(metrics: dict[str, Any], step: int, mode: str) -> None:
-    """Log metrics as one line, as a callback without a `logging_fn` does."""
+    """Log metrics as one line, for a callback without a `logging_fn`."""
     numbers = ", ".join(
         f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in metrics.items()

@@ -1,6 +1,6 @@
 """MLflow: curves, pictures and texts on a tracking server, or in its store on disk.
 
-It never touches MLflow's own active run, nor its settings.
+It does not change MLflow's active run or settings.
 """
 
 import os
@@ -15,23 +15,23 @@ from solstice import arguments
 from solstice.loggers.base import Sink, check_hyperparameters, name_below, require
 from solstice.loggers.values import Image, as_text, is_number
 
-# How much MLflow takes at once.
+# How much MLflow accepts in one call.
 _BATCH = 1000
 _PARAMS = 100
 
 
 class MLflow(Sink):
-    """Logs to a run of MLflow, which a resumed run goes on with: nothing is lost, nothing twice.
+    """Logs to a run of MLflow; a resumed run goes on with it, and loses or repeats nothing.
 
     A number is a metric called `mode/name` at the training steps completed; an `Image` and a text
-    (a list of texts is one) are artifacts, `mode/name/step.png` and `.txt`. Arrays are left out. In
-    names, what MLflow does not take becomes `_`.
+    (a list of texts is one) are artifacts, `mode/name/step.png` and `.txt`. Arrays are left out.
+    Characters that MLflow does not allow in names become `_`.
 
     Args:
-        experiment: The name of MLflow's experiment, made where it is missing.
-        run_name: What the run is called; None lets MLflow choose.
+        experiment: The name of MLflow's experiment, created if it is missing.
+        run_name: The run's name; None lets MLflow choose.
         tracking_uri: The server, or a store on disk (for `sqlite:///`, install the whole package
-            `mlflow`); None takes MLflow's own setting of now.
+            `mlflow`); None uses MLflow's current setting.
         hyperparameters: The run's params.
 
     Raises:
@@ -61,7 +61,8 @@ class MLflow(Sink):
         self._hyperparameters = check_hyperparameters(hyperparameters)
         self._client: Any = None
         self._run = ""
-        # Of each mode, how many records the run has from us, and how many to come it has already.
+        # For each mode, how many records the run has from us, and how many coming ones it has
+        # already.
         self._records: Counter[str] = Counter()
         self._known: Counter[str] = Counter()
 
@@ -106,7 +107,7 @@ class MLflow(Sink):
 
         about, step = ("mode", "step", "time", "epoch"), int(record["step"])
         metrics = []
-        # The epoch comes last: with it, the record is complete.
+        # The epoch is written last and completes the record.
         values = {k: v for k, v in record.items() if k not in about}
         for name, value in {**values, "epoch": record.get("epoch", -1)}.items():
             key = _name(f"{mode}/{name}")
@@ -137,7 +138,7 @@ class MLflow(Sink):
 
 
 def _absolute(uri: str | None) -> str:
-    """Return where a store is, whatever the working directory is when the run begins."""
+    """Return a store's place, independent of the working directory."""
     import mlflow
     from mlflow.utils.uri import resolve_uri_if_local
 

@@ -1,6 +1,6 @@
-"""What a callback does with its `logging_fn`: one or several functions and sinks, treated alike.
+"""The functions and sinks that a callback logs to, with one interface.
 
-It is for callbacks that log; a user passes functions and sinks.
+Callbacks use it; users pass functions and sinks.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ LoggingFn = Callable[[dict[str, Any], int, str], object]
 
 @runtime_checkable
 class SinkLike(Protocol):
-    """What a callback asks of a sink, which need not be a `Sink`."""
+    """What a callback calls on a sink, which need not be a `Sink`."""
 
     def write(self, record: Record) -> None: ...
     def flush(self) -> None: ...
@@ -33,15 +33,15 @@ class SinkLike(Protocol):
 class Outlets:
     """The functions and sinks that one callback logs to.
 
-    A function is called at once with values on the host, which waits for the device. A sink gets
-    a whole record, of arrays as they are, and waits on a thread of its own.
+    A function is called at once with values on the host, which waits for the device. A sink gets a
+    whole record with arrays on the device, and waits on its own thread.
 
     Args:
         logging_fn: A function of (metrics, step, mode), a sink, or a list of these; None sends
             one line to the logger "solstice".
 
     Raises:
-        TypeError: One is neither.
+        TypeError: One of them is neither.
 
     >>> outlets = Outlets(lambda metrics, step, mode: print(mode, step, metrics))
     >>> outlets.write({"loss": 0.5}, index=99, mode="train", epoch=0, step=100)
@@ -71,11 +71,11 @@ class Outlets:
         return bool(self._functions)
 
     def open(self) -> None:
-        """Have sinks get ready to write; raise if one cannot."""
+        """Open the sinks; raise if one cannot be opened."""
         if not is_first_process():
             return
         for sink in self.sinks:
-            if isinstance(sink, Sink):  # others open themselves with their first record
+            if isinstance(sink, Sink):  # others open with their first record
                 sink.open()
 
     def write(
@@ -84,13 +84,13 @@ class Outlets:
         """Log computed metrics.
 
         Args:
-            metrics: What `compute()`, the metrics' or that of `records`, returned.
-            index: What functions get as `step`.
+            metrics: What `compute()`, of the metrics or of `records`, returned.
+            index: The `step` for functions.
             mode: "train", "val", "test" or the name of an evaluation.
             epoch: The epoch's index.
             step: Training steps completed.
 
-        Of several processes, only the first logs: the metrics are those of all.
+        With several processes, only the first logs: the metrics are those of all.
         """
         if not is_first_process():
             return
@@ -109,11 +109,11 @@ class Outlets:
             sink.close()
 
     def get_state(self) -> dict[str, Any]:
-        """Return every sink's state, by its class and its place among those of its class."""
+        """Return every sink's state, by its class and its index among those of its class."""
         return {name: sink.get_state() for name, sink in self._named()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Give every sink its state back; one that has none starts as in a new run."""
+        """Restore every sink's state; one without a state starts as in a new run."""
         for name, sink in self._named():
             if name in state:
                 sink.set_state(state[name])
@@ -129,7 +129,7 @@ class Outlets:
 
 
 def sinks_of(owner: object) -> list[SinkLike]:
-    """Return the sinks among the attributes of an object, those in its outlets included.
+    """Return the sinks among an object's attributes and in its outlets.
 
     >>> from solstice import LoggingCallback, loggers
     >>> sinks_of(LoggingCallback(logging_fn=[print, loggers.Console()]))

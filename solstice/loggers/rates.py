@@ -1,6 +1,6 @@
-"""Learning rates beside the metrics of a record, where an experiment tells them.
+"""Learning rates, added to the metrics of a record if an experiment has them.
 
-They are computed on the device, as metrics are, and nothing waits for them before they are read.
+They are computed on the device, like metrics; nothing waits for them before they are read.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,9 +15,9 @@ from solstice.tree.flat import Flat
 
 
 class Rates:
-    """Adds the learning rates of an experiment to what its metrics say.
+    """Adds the learning rates of an experiment to its computed metrics.
 
-    Whether it tells any is found by tracing, once; one that does not costs nothing more.
+    Whether it has any is found by tracing, once; without any, nothing more is done.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -37,11 +37,11 @@ class Rates:
     def beside(
         self, computed: Mapping[str, Any], experiment: Callable[[], Any] | None
     ) -> Mapping[str, Any]:
-        """Return computed metrics with the learning rates whose names they have not.
+        """Return computed metrics with the learning rates, whose names must not be taken.
 
         Args:
-            computed: What metrics say, by name.
-            experiment: Returns the experiment; None where nobody knows it.
+            computed: Computed metrics, by name.
+            experiment: Returns the experiment; None if it is not known.
         """
         if experiment is None or self._told is False:
             return computed
@@ -58,17 +58,17 @@ class Rates:
 
 
 def known_rates(exp: Any) -> dict[str, Any]:
-    """Return the learning rates of an experiment, which tells them itself or by its optimizers."""
+    """Return the learning rates of an experiment or of its optimizers."""
     own = exp.learning_rates()
     return learning_rates(exp) if own is None else own
 
 
 def _tells(flat: Flat) -> bool:
     try:
-        return bool(jax.tree.leaves(_rates.eval_shape(flat)))  # traced once for each structure
-    except jax.errors.JAXTypeError:  # an optimizer of the user's own, which reads its rate
+        return bool(jax.tree.leaves(_rates.eval_shape(flat)))  # traced once per structure
+    except jax.errors.JAXTypeError:  # a user's optimizer that reads its rate
         return False
 
 
-# The steps take the experiment's buffers: what is shown later must not be one of them.
+# The steps donate the experiment's buffers, so values shown later must be copies.
 _rates = jax.jit(lambda flat: Computed(known_rates(flat.whole())))

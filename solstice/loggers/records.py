@@ -1,7 +1,7 @@
-"""Records: what is logged, on its way from the device to the sinks.
+"""Records: logged values, on their way from the device to the sinks.
 
-Nothing here waits for the device before a value is read, and each record is brought to the host
-once, for all its sinks.
+Nothing waits for the device before a value is read. Each record is brought to the host once for all
+sinks.
 """
 
 import threading
@@ -18,14 +18,14 @@ from solstice.loggers.values import to_host
 from solstice.metrics.named import named_values
 from solstice.tree.flat import Flat
 
-# The fields of a record that are its own.
+# The reserved fields of a record.
 RESERVED = ("mode", "epoch", "step", "time")
 
 
 class Record(Mapping[str, Any]):
-    """What it is about (mode, epoch, step, time) and the metrics, by name, in that order.
+    """Mode, epoch, step and time, and the metrics, by name, in that order.
 
-    To read a metric is to wait for the device.
+    Reading a metric waits for the device.
     """
 
     def __init__(self, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
@@ -35,7 +35,7 @@ class Record(Mapping[str, Any]):
         self._lock = threading.Lock()
 
     def on_host(self) -> dict[str, Any]:
-        """Return all of it with numbers as Python's and arrays as numpy's."""
+        """Return all of it as Python numbers and numpy arrays."""
         with self._lock:
             if self._host is None:
                 self._host = {**self._about, **on_host(self._metrics)}
@@ -60,7 +60,7 @@ class Record(Mapping[str, Any]):
 
 @jax.tree_util.register_pytree_node_class
 class Computed(Mapping[str, Any]):
-    """What `compute()` returned, on the device: its scalars of one dtype are one array."""
+    """What `compute()` returned, on the device; scalars of one dtype share an array."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         groups: dict[object, list[Any]] = {}
@@ -79,7 +79,7 @@ class Computed(Mapping[str, Any]):
         self._layout = tuple(layout)
 
     def on_host(self) -> dict[str, Any]:
-        """Return all values with numbers as Python's and arrays as numpy's."""
+        """Return all values as Python numbers and numpy arrays."""
         numbers = [stack.tolist() for stack in jax.device_get(self._stacks)]
         others = self._others.whole()
         host = {
@@ -89,7 +89,7 @@ class Computed(Mapping[str, Any]):
         return to_host(host) if others else host
 
     def beside(self, more: "Computed") -> "Computed":
-        """Return these values, and those of another whose names these have not.
+        """Return these values, and others under names that these do not have.
 
         >>> import jax.numpy as jnp
         >>> loss, rate = (Computed({name: jnp.ones(())}) for name in ("loss", "rate"))
@@ -131,10 +131,10 @@ class Computed(Mapping[str, Any]):
 
 
 def compute(metrics: Any) -> Mapping[str, Any]:
-    """Return what `metrics.compute()` says, by name, in one compiled call where it can be compiled.
+    """Return `metrics.compute()` by name, in one compiled call if it can be compiled.
 
-    A `compute` that looks at its arrays on the host runs as it is. One that compiles must depend
-    on nothing but the metrics.
+    A `compute` that reads its arrays on the host is not compiled. One that compiles must depend
+    only on the metrics.
 
     >>> import jax.numpy as jnp, solstice
     >>> metrics = solstice.ClassificationMetrics([1, 0], [1, 1], loss=0.5, num_classes=2)
@@ -150,7 +150,7 @@ def compute(metrics: Any) -> Mapping[str, Any]:
 
 
 def on_host(computed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `compute` did with numbers as Python's and arrays as numpy's."""
+    """Return what `compute` returned as Python numbers and numpy arrays."""
     return computed.on_host() if isinstance(computed, Computed) else to_host(dict(computed))
 
 
@@ -159,10 +159,10 @@ _compiled = jax.jit(lambda metrics: Computed(named_values(metrics)))
 
 
 def make_record(metrics: Mapping[str, Any], **about: Any) -> Record:
-    """Return a record: what it is about (mode, epoch, step), the time, and the metrics.
+    """Return a record: mode, epoch, step, time and the metrics.
 
     Raises:
-        ValueError: A metric has the name of one of the other fields.
+        ValueError: A metric has the name of a reserved field.
 
     >>> list(make_record({"loss": 0.5}, mode="val", epoch=0, step=100))
     ['mode', 'epoch', 'step', 'time', 'loss']
@@ -170,7 +170,7 @@ def make_record(metrics: Mapping[str, Any], **about: Any) -> Record:
     taken = sorted(set(metrics).intersection(RESERVED))
     if taken:
         raise InvalidValueError(
-            f"A record's fields {', '.join(RESERVED)} are its own; compute() returned a metric "
-            f"named {taken[0]!r}. Rename it."
+            f"The fields {', '.join(RESERVED)} of a record are reserved; compute() returned a "
+            f"metric named {taken[0]!r}. Rename it."
         )
     return Record({**about, "time": time.time()}, metrics)

@@ -1,9 +1,9 @@
 """TensorBoard: curves, histograms, pictures and texts in event files.
 
 tensorboardX makes the events, and this file writes them: `tensorboardX.FileWriter.flush` returns
-while events still wait in a queue, so that nobody knows the size to cut a file back to on a resume,
-and `RecordWriter` leaves half an event on a full disk and holds others in a buffer. A directory on
-another machine (gs://, s3://) is refused.
+while events are still queued, so the size to cut a file back to on a resume is not known, and
+`RecordWriter` leaves half an event on a full disk and buffers others. A directory on another
+machine (gs://, s3://) is an error.
 """
 
 import importlib
@@ -27,19 +27,19 @@ from solstice.loggers.values import Image, as_text, finite, is_number, whole
 
 
 class TensorBoard(Sink):
-    """Writes event files into one sub-directory a mode, all on the axis of training steps.
+    """Writes event files, in one sub-directory per mode, with training steps as the axis.
 
     A number is a scalar, an array the histogram of its finite values, an `Image` an image and a
     text (or a list of texts) a text; anything else, and arrays without a finite value, are left
-    out. Curves of the same name in `train`, `val` and `test` lie over each other. A resumed run
-    cuts the files back to its checkpoint and goes on in new ones, which tell a TensorBoard that
-    is open to forget the later steps.
+    out. Curves of the same name in `train`, `val` and `test` share a chart. A resumed run cuts the
+    files back to its checkpoint and goes on in new ones, which make an open TensorBoard forget the
+    later steps.
 
     Args:
         directory: Where the sub-directories go; show it with `tensorboard --logdir`.
-        append: Write beside the event files of other runs, where a new run would refuse.
-        hyperparameters: Shown in TensorBoard's HParams table: numbers, truths and texts as they
-            are, other values as their `str`.
+        append: Write next to the event files of other runs, which is otherwise an error.
+        hyperparameters: Shown in TensorBoard's HParams table: numbers, bools and texts, and other
+            values as their `str`.
 
     Raises:
         FileExistsError: At the run's start: there are event files, `append` is false, and the run
@@ -65,14 +65,14 @@ class TensorBoard(Sink):
         require("tensorboardX", "TensorBoard", "tensorboard")
         self._append = arguments.flag(append, "append")
         self._hyperparameters = check_hyperparameters(hyperparameters)
-        # Marks our own files among others' event files.
+        # Marks our event files.
         self._run = ""
         self._tbx: Any = None
-        # Of each mode, the file now open; and of all our files, their sizes when last known.
+        # The open file of each mode, and the last known sizes of all our files.
         self._files: dict[str, EntryFile] = {}
         self._sizes: dict[str, int] = {}
         self._last_step = -1
-        # From which step on an open TensorBoard has to forget what it has read.
+        # The step from which an open TensorBoard must forget what it has read.
         self._purge_step: int | None = None
 
     @property
@@ -80,7 +80,7 @@ class TensorBoard(Sink):
         return f"TensorBoard({str(self._directory)!r})"
 
     def on_open(self) -> None:
-        # Here and not at each record: even a second import takes its time.
+        # Here and not at each record, since even a repeated import takes time.
         self._tbx = _TensorBoardX()
         if self._run:
             return
@@ -89,7 +89,7 @@ class TensorBoard(Sink):
         if found:
             raise ExistingFileError(
                 f"{str(self._directory)!r} holds the event files of another run, such as "
-                f"{str(found[0])!r}. Log to a new directory, delete this one, or write beside "
+                f"{str(found[0])!r}. Log to a new directory, delete this one, or write next to "
                 f"them with append=True."
             )
         self._run = secrets.token_hex(4)
@@ -132,7 +132,7 @@ class TensorBoard(Sink):
         sizes = {
             str(name): int(size) for name, size in zip(state["names"], state["sizes"], strict=True)
         }
-        # A checkpoint may come from anywhere, and what it names is cut back or deleted.
+        # A checkpoint may come from anywhere, and the files that it names are cut back or deleted.
         if not re.fullmatch(r"[0-9a-f]{8}|", run) or not all(map(self._may_be_ours, sizes)):
             raise DamagedFileError(
                 f"The state of {self} names files that it cannot have written: {list(sizes)[:5]}. "
@@ -141,7 +141,7 @@ class TensorBoard(Sink):
         self._run, self._sizes = run, sizes
         for path in sorted(self._directory.rglob(f"*tfevents*.{self._run}")):
             if self._name_of(path) not in self._sizes:
-                path.unlink()  # begun after the checkpoint
+                path.unlink()  # created after the checkpoint
         for name, size in self._sizes.items():
             cut_back(self._directory / name, size)
         self._last_step = int(state["step"])
@@ -176,7 +176,7 @@ class TensorBoard(Sink):
 
 
 class _TensorBoardX:
-    """The parts of tensorboardX that give the format."""
+    """The parts of tensorboardX that define the format."""
 
     def __init__(self) -> None:
         self.summary: Any = importlib.import_module("tensorboardX.summary")
@@ -200,12 +200,12 @@ class _TensorBoardX:
             self._add_as(summary, name, self.summary.histogram(name, values, bins=64))
 
     def _add_as(self, summary: Any, tag: str, made: Any) -> None:
-        # tensorboardX puts _ for much in a name, which TensorBoard shows as it is.
+        # tensorboardX replaces characters by _ that TensorBoard shows well.
         made.value[0].tag = tag
         summary.MergeFrom(made)
 
     def entry(self, **fields: Any) -> bytes:
-        """Return an event as it stands in a file: its length, its bytes, a checksum of each."""
+        """Return an event in the file's format: its length, its bytes, a checksum of each."""
         data = self.Event(**fields).SerializeToString()
         length = struct.pack("<Q", len(data))
         sums = [struct.pack("<I", self.checksum(part)) for part in (length, data)]

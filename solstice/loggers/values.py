@@ -1,4 +1,4 @@
-"""What a record may hold beside numbers and arrays, and how any of it gets to the host."""
+"""Values of a record besides numbers and arrays, and how values get to the host."""
 
 import importlib
 import io
@@ -15,12 +15,12 @@ from solstice.errors import InvalidTypeError, InvalidValueError, MissingPackageE
 
 
 class Image(eqx.Module):
-    """A picture among the values of `compute()`; TensorBoard, W&B and MLflow show it.
+    """A picture as a value of `compute()`; TensorBoard, W&B and MLflow show it.
 
     Args:
-        array: Of shape (height, width) or (height, width, channels) with 1, 3 or 4 channels:
-            uint8 from 0 to 255, or floats from 0 to 1, beyond which they are cut off. Or a figure
-            of matplotlib, such as those of `solstice.plots`, which is drawn at once.
+        array: Of shape (height, width) or (height, width, channels) with 1, 3 or 4 channels: uint8
+            from 0 to 255, or floats, clipped to 0 to 1. Or a figure of matplotlib, such as those of
+            `solstice.plots`, which is drawn at once.
 
     Raises:
         ValueError: It has another shape or dtype.
@@ -70,7 +70,7 @@ class Image(eqx.Module):
 
 
 def _drawn(figure: Any) -> np.ndarray:
-    """Return the pixels of matplotlib's figure, without those of transparency where it has none."""
+    """Return the pixels of matplotlib's figure, without an alpha channel if it is opaque."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     pixels = np.asarray(_pillow().open(file).convert("RGBA"))
@@ -87,9 +87,9 @@ def _pillow() -> ModuleType:
 
 
 class Text(str):
-    """A text among the values of `compute()`; TensorBoard, W&B, MLflow and files show it.
+    """A text as a value of `compute()`; TensorBoard, W&B, MLflow and files show it.
 
-    A plain `str` is one too; this name says what is meant.
+    A plain `str` works too.
 
     >>> import solstice
     >>> solstice.loggers.Text("the cat sat")
@@ -100,15 +100,15 @@ class Text(str):
 
 
 def to_host(values: dict[str, Any]) -> dict[str, Any]:
-    """Return values on the host: numbers as Python's, arrays as numpy's, anything else as it is.
+    """Return values on the host: Python numbers, numpy arrays, anything else unchanged.
 
-    An array of texts becomes a list, which checkpoints and every sink hold.
+    An array of texts becomes a list, which checkpoints and all sinks can hold.
 
     >>> import jax.numpy as jnp
     >>> to_host({"loss": jnp.ones(()), "name": "a", "said": np.array(["b", "c"])})
     {'loss': 1.0, 'name': 'a', 'said': ['b', 'c']}
     """
-    # device_get sorts the names; compute() may have ordered them with care.
+    # device_get sorts the names; this keeps the order of compute().
     host = jax.device_get(values)
     return {name: _to_python(host[name]) for name in values}
 
@@ -125,7 +125,7 @@ def encoded(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def decoded(state: dict[str, Any]) -> dict[str, Any]:
-    """Return what `encoded` was called on.
+    """Return the values that `encoded` was called on.
 
     Raises:
         TypeError: It is something else.
@@ -137,12 +137,12 @@ def decoded(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_number(value: object) -> bool:
-    """Say whether a value on the host is one number (or a truth)."""
+    """Say whether a value on the host is one number (or bool)."""
     return isinstance(value, (int, float))
 
 
 def whole(text: str) -> str:
-    r"""Return a text that UTF-8 holds: half a character, as in odd file names, is its escape.
+    r"""Return a text that UTF-8 can hold: a lone surrogate, as in odd file names, is escaped.
 
     >>> print(whole("caf\udce9"))
     caf\udce9
@@ -151,7 +151,7 @@ def whole(text: str) -> str:
 
 
 def as_text(value: object) -> str | None:
-    """Return a text, or several ones as one with empty lines between; None for anything else.
+    """Return a text, or several joined by empty lines; None for anything else.
 
     >>> as_text(["the cat"]), as_text("a dog"), as_text(0.5), as_text([])
     ('the cat', 'a dog', None, None)
@@ -164,7 +164,7 @@ def as_text(value: object) -> str | None:
 
 
 def finite(array: object) -> np.ndarray:
-    """Return the finite values of an array, for a histogram: float64, flat; none of other kinds.
+    """Return the finite values of an array, for a histogram: float64, flat; empty for other dtypes.
 
     >>> finite(np.array([[1, np.nan], [np.inf, 2]])), finite(np.array(["a"])).size
     (array([1., 2.]), 0)
@@ -181,7 +181,7 @@ def _data(value: object) -> object:
     if isinstance(value, Image):
         return value.array
     if isinstance(value, str):
-        return str(value)  # which a Text is, and no checkpoint holds another class
+        return str(value)  # also for a Text, a class that no checkpoint holds
     return [*map(_data, value)] if isinstance(value, list) else value
 
 

@@ -1,7 +1,7 @@
 """Weights & Biases: curves, histograms, pictures and texts on its site, or offline in a directory.
 
-It keeps W&B's own ways: a run there only grows, so what was logged between a checkpoint and a crash
-stays in it, and is logged again by the resumed run.
+A run of W&B only grows, so records between a checkpoint and a crash stay in it, and the resumed run
+logs them again.
 """
 
 import inspect
@@ -24,22 +24,22 @@ _STARTED: dict[Any, float] = {}
 class WandB(Sink):
     """Logs to a run of Weights & Biases, which a resumed run goes on with.
 
-    A metric is called `mode/name`, with `step` as its x axis: training steps completed. An array
-    is the histogram of its finite values, an `Image` an image and a list of texts one text;
-    anything else goes as it is. What was logged between a checkpoint and a crash is in the run
-    twice: W&B takes nothing back. Offline, a resumed run is a directory of its own, which `wandb
-    sync` joins to the first.
+    A metric is called `mode/name`, with `step` as its x axis: training steps completed. An array is
+    the histogram of its finite values, an `Image` an image and a list of texts one text; anything
+    else is passed on unchanged. Records between a checkpoint and a crash are in the run twice,
+    since W&B cannot delete them. Offline, a resumed run is a separate directory, which `wandb sync`
+    joins to the first.
 
     Args:
         project: The name of the project; None is W&B's default.
         hyperparameters: The run's config.
         **options: Anything else that `wandb.init` takes, such as `name`, `mode` or `dir` (where its
-            files go; by default `WANDB_DIR`, or the working directory of now); with
-            `reinit="return_previous"` it logs to the run that is active.
+            files go; by default `WANDB_DIR`, or the current directory); with
+            `reinit="return_previous"` it logs to the active run.
 
     Raises:
         ImportError: wandb is not installed.
-        TypeError: An option is none of `wandb.init`.
+        TypeError: `wandb.init` has no such option.
 
     >>> import solstice
     >>> sink = solstice.loggers.WandB("digits", hyperparameters={"rate": 3e-4}, mode="offline")
@@ -76,7 +76,7 @@ class WandB(Sink):
         _STARTED[self._run.id] = time.time()
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
-        # From here on, it is this run, also when it is opened again.
+        # From now on it is this run, also when it is opened again.
         self._options |= {"id": self._run.id, "resume": "allow"}
 
     def on_write(self, record: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ def _check_options(options: Mapping[str, object]) -> None:
     unknown = [name for name in options if name not in taken]
     if unknown:
         raise InvalidTypeError(
-            f"options are expected to be keywords of wandb.init; it takes no "
+            f"options are expected to be keywords of wandb.init; it does not take "
             f"{', '.join(map(repr, unknown))}. It takes: {', '.join(taken)}."
         )
 

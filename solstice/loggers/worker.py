@@ -1,7 +1,7 @@
-"""A thread that does jobs in order, so that whoever hands one over need not wait for it.
+"""A thread that runs jobs in order, so that the caller need not wait.
 
-Sinks write on one, and checkpoints. It never blocks the thread that hands over a job: where the
-queue is full, it says so.
+Sinks and checkpoints write on one. Queueing a job never blocks: it returns False if the queue is
+full.
 """
 
 import threading
@@ -18,7 +18,7 @@ _ROOM_BYTES = 256 * 2**20
 
 
 class Worker:
-    """Does jobs one after another, on a daemon thread that lives from a job until `stop`.
+    """Runs jobs one after another, on a daemon thread that starts with a job and ends with `stop`.
 
     >>> worker, done = Worker("example"), []
     >>> worker.put(lambda: done.append("first")), worker.call(lambda: done + ["second"])
@@ -36,11 +36,11 @@ class Worker:
         self.done = 0
 
     def put(self, job: Callable[[], object], size: int = 0) -> bool:
-        """Queue a job, which must not raise; without room, leave it out and return False.
+        """Queue a job, which must not raise; if the queue is full, drop it and return False.
 
         Args:
-            job: What to do.
-            size: The bytes that it holds while it waits.
+            job: What to run.
+            size: The bytes that it holds while it is queued.
         """
         with self._changed:
             if self._jobs and (len(self._jobs) >= _ROOM or self._bytes + size > _ROOM_BYTES):
@@ -49,7 +49,7 @@ class Worker:
         return True
 
     def call(self, job: Callable[[], _T], timeout: float | None = None) -> _T:
-        """Do a job after all those queued before it, and return what it returns.
+        """Run a job after all queued ones, and return its result.
 
         Raises:
             TimeoutError: It was not done after `timeout` seconds; it stays in the queue.
@@ -75,13 +75,13 @@ class Worker:
         return results[0]
 
     def stop(self) -> None:
-        """Let the thread end once its jobs are done; another job starts a new one."""
+        """End the thread once its jobs are done; another job starts a new thread."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
 
     def ended(self, timeout: float) -> bool:
-        """Wait, no longer than so many seconds, for the thread's end after `stop`; say if it came.
+        """Wait up to this many seconds for the thread's end after `stop`; return whether it ended.
 
         >>> Worker("example").ended(0.1)
         True
@@ -111,5 +111,5 @@ class Worker:
                 job, size = self._jobs.popleft()
                 self._bytes -= size
             job()
-            del job  # and what it holds
+            del job  # and its references
             self.done += 1

@@ -1,8 +1,8 @@
-"""Merging the metrics of many steps on the host side of a loop, cheaply and in bounded memory.
+"""Accumulator: merges the metrics of many steps, cheaply and in bounded memory.
 
-A merge per step would dispatch as much work as a small step itself. Here the steps' metrics wait
-in a short buffer, which one compiled call folds, in order, into the running total. What belongs on
-the host (a metric with `to_host`, also inside another) is moved there when the buffer is folded.
+A merge per step would dispatch as much work as a small step. So the metrics wait in a short buffer,
+which one compiled call merges, in order, into the running total. Metrics that live on the host
+(those with `to_host`, also inside others) are moved there at each merge of the buffer.
 """
 
 import functools
@@ -31,9 +31,9 @@ _UNROLLED = 8
 
 
 class Accumulator:
-    """The running merge of the metrics added to it, in the order they were added.
+    """The merge of the metrics added to it, in the order they were added.
 
-    Not a pytree: it lives beside a loop, never inside a step.
+    Not a pytree: use it in a loop, not inside a step.
 
     >>> from solstice.metrics import Accumulator, ClassificationMetrics
     >>> seen = Accumulator()
@@ -52,15 +52,15 @@ class Accumulator:
             )
         self._waiting: list[PyTree] = []
         self._room = 0
-        # What a resumed run had merged; its leaves are put together like the next metrics.
+        # What a resumed run had merged; its leaves get the structure of the next metrics.
         self._resumed = state
 
     def add(self, metrics: PyTree) -> None:
-        """Take one step's metrics in.
+        """Add the metrics of one step.
 
         Raises:
-            ValueError: They are not of the kind that was merged before a resume.
-            UsageError: They are no metrics.
+            ValueError: They differ from the metrics merged before a resume.
+            UsageError: They are not metrics.
         """
         if self._resumed is not None:
             resumed, self._resumed = self._resumed, None
@@ -74,7 +74,7 @@ class Accumulator:
             self._fold()
 
     def pop(self) -> PyTree:
-        """Return everything merged so far and start anew; None when nothing was added."""
+        """Return everything merged so far and reset; None if nothing was added."""
         if not self._waiting:
             resumed, self._resumed = self._resumed, None
             return None if resumed is None else Told(resumed["leaves"], resumed["computed"])
@@ -84,10 +84,10 @@ class Accumulator:
     def get_state(
         self, compute: Callable[[PyTree], Mapping[str, object]] = named_values
     ) -> "AccumulatorState | None":
-        """Return what a resume needs, as plain containers; None when nothing was added.
+        """Return the state for a resume, as plain containers; None if nothing was added.
 
         Args:
-            compute: How whoever pops the metrics will compute them: two ways round differently.
+            compute: How the popped metrics will be computed, since two ways round differently.
 
         >>> from solstice.metrics import Accumulator, ClassificationMetrics
         >>> seen = Accumulator()
@@ -101,7 +101,8 @@ class Accumulator:
             return self._resumed
         self._fold()
         merged = self._waiting[0]
-        # The metrics are known again only with the next step's; if none comes, what they say is.
+        # The metrics can be rebuilt only from the next step's; without one, only their values are
+        # known.
         try:
             computed = dict(compute(merged))
         except Exception:  # noqa: BLE001 - more steps may come, of which they can say something
@@ -114,7 +115,7 @@ class Accumulator:
 
 
 class Told:
-    """Metrics of an earlier process: nothing is known of them but what they say, and leaves."""
+    """Metrics of an earlier process: only their values and leaves are known."""
 
     def __init__(self, leaves: list[PyTree], computed: Values) -> None:
         self.leaves = leaves
@@ -125,10 +126,10 @@ class Told:
 
 
 def rebuilt(leaves: list[PyTree], like: PyTree) -> PyTree:
-    """Return the metrics that a checkpoint holds the leaves of, put together as others are.
+    """Return the metrics from a checkpoint's leaves, with the structure of others.
 
     Raises:
-        ValueError: The others are of another kind.
+        ValueError: The others have another structure.
     """
     structure = jax.tree.structure(like)
     if structure.num_leaves != len(leaves):
@@ -141,7 +142,7 @@ def rebuilt(leaves: list[PyTree], like: PyTree) -> PyTree:
 
 
 def merge_all(metrics: list[PyTree]) -> PyTree:
-    """Return what `reduce` does, by one compiled call where that is possible.
+    """Like `reduce`, in one compiled call if possible.
 
     >>> from solstice.metrics import ClassificationMetrics
     >>> ones = [ClassificationMetrics([1], [1], loss=0.0, num_classes=2)] * 5
@@ -154,9 +155,9 @@ def merge_all(metrics: list[PyTree]) -> PyTree:
         return _merge_hosted_apart(metrics)
     every = [jax.tree.flatten(one) for one in metrics]
     structure = every[0][1]
-    # Metrics with other leaves than arrays (strings, Python objects) merge eagerly: under jit
-    # each new value would compile again. So do those whose merge reads values on the host;
-    # clu's CollectingMetric says so with a RuntimeError.
+    # Metrics with leaves that are not arrays (strings, Python objects) merge eagerly, since under
+    # jit each new value would recompile. So do those whose merge reads values on the host; clu's
+    # CollectingMetric then raises a RuntimeError.
     if all(one == structure and all(map(eqx.is_array, leaves)) for leaves, one in every):
         try:
             return _compiled_reduce([leaves for leaves, _ in every], structure).whole()
@@ -165,16 +166,16 @@ def merge_all(metrics: list[PyTree]) -> PyTree:
     return reduce(metrics)
 
 
-# A call takes lists of arrays in a third of the time that it takes metrics in.
+# A call with lists of arrays takes a third of the time of one with metrics.
 @functools.partial(jax.jit, static_argnums=1)
 def _compiled_reduce(every: list[list[jax.Array]], structure: PyTreeDef) -> Flat:
     metrics = [jax.tree.unflatten(structure, leaves) for leaves in every]
     merged = jax.eval_shape(reduce, metrics[:2])
-    # A few may be too large to lie side by side.
+    # A few may be too large to be stacked.
     if len(metrics) <= 3 or not every[0] or any(_types(one) != _types(merged) for one in metrics):
         return Flat.of(reduce(metrics))
-    # One merge to compile, not one for each metric; on an accelerator, where each turn of a loop
-    # takes as long as a small step's kernels, a few.
+    # Compile one merge, not one for each metric; on an accelerator a few, since each turn of a loop
+    # takes as long as a small step's kernels.
     unroll = 1 if jax.default_backend() == "cpu" else _UNROLLED
     rest = jax.tree.map(lambda *leaves: jnp.stack(leaves), *metrics[1:])
     total, _ = jax.lax.scan(
@@ -190,7 +191,7 @@ def _types(metrics: PyTree) -> tuple[PyTreeDef, list[tuple[object, ...]]]:
 
 def is_hosted(node: object) -> TypeGuard[Metrics]:
     """Say whether a node of a pytree is a metric that merges on the host."""
-    # isinstance comes last, since it is slow to say that an array is no metric.
+    # isinstance comes last, since it is slow for an array.
     return overrides(node, Metrics, "to_host") and isinstance(node, Metrics)
 
 
@@ -199,14 +200,14 @@ def _to_host(node: Metrics) -> Metrics:
 
 
 def _merge_hosted_apart(metrics: list[PyTree]) -> PyTree:
-    """Merge the parts that merge on the host there, and the rest without them."""
+    """Merge the parts for the host there, and the rest without them."""
     stripped, columns = [], []
     for one in metrics:
         nodes, structure = jax.tree.flatten(one, is_leaf=is_hosted)
         rest = [_Elsewhere() if is_hosted(node) else node for node in nodes]
         stripped.append(jax.tree.unflatten(structure, rest))
         columns.append([node for node in nodes if is_hosted(node)])
-    for array in jax.tree.leaves(columns):  # all of them on their way before one is waited for
+    for array in jax.tree.leaves(columns):  # start all copies before waiting for one
         if isinstance(array, jax.Array) and array.is_fully_addressable:
             array.copy_to_host_async()
     hosted = [reduce(map(_to_host, column)) for column in zip(*columns, strict=True)]
@@ -219,7 +220,7 @@ def _merge_hosted_apart(metrics: list[PyTree]) -> PyTree:
 
 
 class _Elsewhere(Metrics):
-    """Stands where a metric was that merges on the host."""
+    """The placeholder of a metric that merges on the host."""
 
     def merge(self, other: Self) -> Self:
         return self

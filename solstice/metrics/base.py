@@ -1,7 +1,7 @@
-"""What a metric is: statistics with a `merge`, and a `compute` that reads them.
+"""Metrics: statistics with a `merge`, and a `compute` that reads them.
 
-A metric holds sums, never averages, so that the answer cannot depend on how the examples
-were batched, padded or ordered.
+A metric holds sums, not averages, so that its values do not depend on how the examples were
+batched, padded or ordered.
 """
 
 import abc
@@ -22,15 +22,14 @@ _T = TypeVar("_T")
 
 
 class Metrics(Shown, eqx.Module):
-    """The statistics of some examples; two of them merge into those of all examples.
+    """The statistics of some examples; two merge into the statistics of all of them.
 
-    A subclass keeps its laws: `merge` is associative and commutative, any batching of the same
-    examples gives the same answer, and everything works under `jax.jit`. Masked examples count
-    nowhere.
+    A subclass must obey these laws: `merge` is associative and commutative, any batching of the
+    same examples gives the same values, masked examples do not count, and everything works under
+    `jax.jit`.
 
-    `better(name)` says which values of a number are better, for whoever looks for the best: that of
-    the standard metric of this name. A subclass that knows better defines it. Only `merge` and
-    `compute` must be defined.
+    `better(name)` says whether smaller or larger values are better; by default that of the standard
+    metric of this name. Only `merge` and `compute` must be defined.
 
     >>> import jax.numpy as jnp
     >>> import solstice
@@ -54,7 +53,7 @@ class Metrics(Shown, eqx.Module):
 
     @abc.abstractmethod
     def compute(self) -> Any:
-        """Return what the statistics say, by name.
+        """Return the values, by name.
 
         A number or an array without a name is reported under the name of the class, in lowercase.
         """
@@ -62,52 +61,52 @@ class Metrics(Shown, eqx.Module):
     def better(self, name: str) -> Direction | None:
         """Return whether a number of `compute()` is better when smaller ("min") or larger ("max").
 
-        None for neither. Early stopping, best checkpoints and ensembles ask. Here it is what the
-        standard name says: see `solstice.metrics.direction`.
+        None for neither. Early stopping, best checkpoints and ensembles use it. The default looks
+        the name up: see `solstice.metrics.direction`.
         """
         return direction(name)
 
     def is_better_than(self, other: Any) -> bool:
-        """Return whether this metric is to be preferred to another of its class.
+        """Return whether this metric is better than another of its class.
 
-        A subclass that defines it can choose the best checkpoint: `best=True`.
+        A subclass that defines it can choose the best checkpoint with `best=True`.
 
         Raises:
             UsageError: It is not defined.
         """
         raise UsageError(
-            f"{type(self).__name__} is expected to define is_better_than(self, other), by which "
-            f"the better of two is chosen; it defines none."
+            f"{type(self).__name__} is expected to define is_better_than(self, other), which "
+            f"chooses the better of two; it does not define it."
         )
 
     def check(self) -> None:
-        """Raise for bad input; called on the host with the outs of the first step of each mode."""
+        """Raise if the input was bad; called on the host with each mode's first outs."""
 
     def to_host(self) -> Self:
-        """Return it with its data in host memory.
+        """Return the metric with its data in host memory.
 
-        A subclass that grows with the examples (see `Collect`) defines it, and is then merged
-        there, whenever a loop folds the metrics of its steps.
+        A subclass that grows with the examples (see `Collect`) defines it, and is then merged on
+        the host.
         """
         return self
 
     def left_out(self) -> tuple[Array, ...]:
-        """Return arrays that end (along their last axis) with numbers of examples left out.
+        """Return arrays whose last axis ends with numbers of examples left out.
 
-        A run asks after each step, so nothing is computed here: the arrays are fields.
+        A run calls it after each step, so return fields and compute nothing.
         """
         return ()
 
     def left_out_for(self) -> tuple[tuple[str, ...], ...]:
-        """Return for each of these arrays what is wrong with the examples, a text a number.
+        """Return, for each of these arrays, a text per number: what is wrong with the examples.
 
-        It goes on after the number of examples: "had a label that is no class".
+        It follows the number of examples: "had a label that is no class".
         """
         return ()
 
 
 def is_metrics(value: object) -> bool:
-    """Say whether `value` can be merged and computed: whether its class has both methods.
+    """Say whether `value` is a metric: whether its class has `merge` and `compute`.
 
     >>> is_metrics({"loss": 1.0})
     False
@@ -121,7 +120,7 @@ def _are_metrics(kind: type) -> bool:
 
 
 def check_metrics(metrics: PyTree) -> None:
-    """Raise for what does not merge.
+    """Raise if something does not merge.
 
     Raises:
         UsageError: It has no `merge` and `compute`.
@@ -134,7 +133,7 @@ def check_metrics(metrics: PyTree) -> None:
 
 
 def joining(outs: PyTree) -> str:
-    """Return a sentence on how to make one metric of several; nothing for anything else.
+    """Return a sentence on how to combine several metrics; empty for anything else.
 
     >>> import solstice
     >>> joining({"loss": solstice.metrics.Mean(1.0), "peak": solstice.metrics.Max(1.0)})

@@ -1,7 +1,7 @@
-"""Binary classification by probabilities: how well they rank examples, and what they are worth.
+"""Binary classification by probabilities: how well they rank, and how well calibrated they are.
 
-Ranks are kept as a histogram, of one size for any number of examples. Hard decisions (accuracy,
-recall, precision) are in `ClassificationMetrics` over two classes.
+Ranks are kept as a histogram of a fixed size. For accuracy, recall and precision, see
+`ClassificationMetrics` with two classes.
 """
 
 from typing import Self
@@ -34,7 +34,7 @@ _NAMES = ("average_loss", "roc_auc", "pr_auc", "brier_score", "ece")
 
 
 class BinaryMetrics(Metrics):
-    """How well the probabilities of some examples rank them, and how well they are calibrated.
+    """How well the probabilities of some examples rank them, and how well calibrated they are.
 
     `compute()` gives `roc_auc`, `pr_auc`, `brier_score`, `ece` and, with a loss, `average_loss`.
 
@@ -44,27 +44,26 @@ class BinaryMetrics(Metrics):
     Cooper and Hauskrecht, "Obtaining well calibrated probabilities using Bayesian binning", 2015).
 
     `roc_auc` (the area under the ROC curve) and `pr_auc` (average precision) are scikit-learn's
-    `roc_auc_score` and `average_precision_score` of the probabilities rounded to one of `bins`
-    bins of equal width. So only the order inside a bin is unknown, and the error is at most
+    `roc_auc_score` and `average_precision_score` of the probabilities rounded to one of `bins` bins
+    of equal width. Only the order inside a bin is unknown, so the error is at most
 
-    - for `roc_auc`, half the share of the pairs of a positive and a negative that fall into one
-      bin: sum of p_b * n_b / (2 * P * N), with p_b and n_b positives and negatives in bin b of all
-      P and N. Where neither kind has more than k times the density of a uniform one, that is at
-      most k / (2 * bins).
+    - for `roc_auc`, half the share of positive-negative pairs that fall into one bin: sum of p_b *
+      n_b / (2 * P * N), with p_b and n_b positives and negatives in bin b of all P and N. If
+      neither density exceeds k times a uniform one, that is at most k / (2 * bins).
     - for `pr_auc`, the sum over bins of p_b / P * (highest - lowest precision that a positive of
       the bin can have): (T + p_b) / (T + p_b + F) - (T + 1) / (T + 1 + F + n_b), with T and F
       positives and negatives in the bins above.
 
-    `error_bounds()` gives both for the examples at hand.
+    `error_bounds()` gives both bounds for the examples.
 
-    Probabilities outside [0, 1] and targets but 0 and 1 raise a ValueError at once where values are
-    known. Under jit they are counted in `invalid`, and nowhere else, but that a wrong probability
-    alone leaves an example in the average loss.
+    Probabilities outside [0, 1], and targets other than 0 and 1, raise a ValueError if values are
+    known. Under jit they are only counted in `invalid`; an example with a wrong probability still
+    counts in the average loss.
 
     Attributes:
         histogram: Counts of the negatives (row 0) and the positives (row 1) in each bin.
         count: The number of real (not masked) examples.
-        invalid: How many of them had no probability or no binary target.
+        invalid: How many of them had a wrong probability or target.
 
     >>> import solstice
     >>> metrics = solstice.metrics.BinaryMetrics([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
@@ -73,11 +72,11 @@ class BinaryMetrics(Metrics):
     """
 
     histogram: Int[Array, "2 bins"]
-    # The number of real examples, of those with a wrong probability, and with a wrong target.
+    # The numbers of real examples, of wrong probabilities and of wrong targets.
     _numbers: Int[Array, "3"]
-    # Of those with a wrong probability, how many are NaN.
+    # How many of the wrong probabilities are NaN.
     _lost: Int[Array, ""]
-    # The sums of (probability - target) in each calibration bin, and that of its squares.
+    # The sums of (probability - target) in each calibration bin, and of its squares.
     _gaps: Float[Array, "calibration_bins 2"]
     _squares: Float[Array, "2"]
     _loss: Float[Array, "2"] | None
@@ -95,15 +94,15 @@ class BinaryMetrics(Metrics):
         """Count one batch.
 
         Args:
-            probabilities: Of the positive class, `(...)`.
+            probabilities: The probabilities of the positive class, `(...)`.
             targets: 0 or 1, of the same shape and any type.
             loss: The mean loss over the batch's real examples whose targets are 0 or 1, a scalar.
             mask: True (or 1) where an example is real, of the same shape or its leading axes.
-            bins: How many bins the histogram has; memory is 8 bytes a bin.
-            calibration_bins: How many bins `ece` has, by definition.
+            bins: The number of bins of the histogram, of 8 bytes each.
+            calibration_bins: The number of bins that define `ece`.
 
         Raises:
-            ValueError: The shapes do not fit, a number of bins is not positive, or values are out
+            ValueError: The shapes do not match, a number of bins is not positive, or values are out
                 of range.
             TypeError: Probabilities or targets are not real numbers.
         """
@@ -112,7 +111,7 @@ class BinaryMetrics(Metrics):
         if scores.shape != labels.shape:
             raise InvalidValueError(
                 f"probabilities and targets are expected to have one shape, one probability an "
-                f"example; they are {describe(scores)} and {describe(labels)}. Of two classes' "
+                f"example; they are {describe(scores)} and {describe(labels)}. With two columns of "
                 f"probabilities, pass the second: probabilities[..., 1]."
             )
         bins = arguments.count(bins, "bins", most=2**24)
@@ -169,18 +168,18 @@ class BinaryMetrics(Metrics):
         )
 
     def check(self) -> None:
-        """Raise if a probability or target was none; the trainer asks after a first step.
+        """Raise if a probability or target was wrong; the trainer calls it after a first step.
 
         Raises:
             ValueError: `invalid` is not 0.
         """
-        # On the host: there is nothing to compile.
+        # On the host, so nothing is compiled.
         numbers = np.asarray(self._numbers)
         if numbers.size and (worst := int(numbers[..., 1:].sum(-1).max())):
             lost = int(np.max(self._lost))
             remedy = (
-                f"Those of {lost} are NaN, as a network gives them that diverges or is given NaN: "
-                f"look at the inputs, lower the learning rate, or watch with callbacks.StopOnNaN()."
+                f"{lost} are NaN: the network diverged, or its inputs are NaN. "
+                f"Look at the inputs, lower the learning rate, or add callbacks.StopOnNaN()."
                 if lost
                 else "Pass logits through jax.nn.sigmoid first, or mask what should not count."
             )
@@ -190,7 +189,7 @@ class BinaryMetrics(Metrics):
             )
 
     def compute(self) -> Values:
-        """Return the metrics by name, each a float scalar; NaN where there is nothing to tell.
+        """Return the metrics by name, each a float scalar; NaN if undefined.
 
         As in scikit-learn, `roc_auc` of one class alone is NaN, `pr_auc` without positives is 0.
         """
@@ -214,7 +213,7 @@ class BinaryMetrics(Metrics):
         )
 
     def error_bounds(self) -> dict[str, Array]:
-        """Return how far `roc_auc` and `pr_auc` are at most from those of the unrounded values."""
+        """Return the largest errors of `roc_auc` and `pr_auc` that rounding to bins may cause."""
         negatives, positives, above_negatives, above_positives = _from_above(self.histogram)
         share = positives / positives.sum()
         highest = (above_positives + positives) / (above_positives + positives + above_negatives)
@@ -230,7 +229,7 @@ def _report(metrics: BinaryMetrics) -> dict[str, Array]:
     negatives, positives, above_negatives, above_positives = _from_above(metrics.histogram)
     dtype, valid = metrics._squares.dtype, metrics.count - metrics.invalid
     counted = valid.astype(dtype)
-    # Each negative is beaten by the positives above it, and by half of those in its own bin.
+    # Each negative ranks below the positives above it, and below half of those in its bin.
     halves = above_positives.astype(dtype) + positives / 2
     beaten_by = halves / positives.sum().astype(dtype)
     found = above_positives + positives
@@ -249,7 +248,7 @@ def _report(metrics: BinaryMetrics) -> dict[str, Array]:
 
 
 def _from_above(histogram: Int[Array, "2 bins"]) -> tuple[Array, Array, Array, Array]:
-    """Return negatives and positives in each bin, highest first, and those in the bins above it."""
+    """Return negatives and positives in each bin, highest first, and in the bins above it."""
     counts = histogram[:, ::-1]
     above = jnp.cumsum(counts, axis=1) - counts
     return counts[0], counts[1], above[0], above[1]

@@ -1,6 +1,6 @@
-"""What the ready-made metrics ask of their inputs: labels, real numbers, a mask, their own kind.
+"""Checks of the metrics' inputs: labels, real numbers, masks, metrics of the same kind.
 
-Shapes and types are known under jit, so that these raise there too; values are not.
+Shapes and types are checked under jit too; values are not known there.
 """
 
 import functools
@@ -19,10 +19,10 @@ from solstice.tree.pytree import PyTree
 
 
 def as_array(values: object, name: str, what: str = "real numbers") -> Array:
-    """Return numbers, or an array of them, as an array of jax.
+    """Return numbers, or an array of them, as a jax array.
 
     Raises:
-        TypeError: No array can be made of them.
+        TypeError: They cannot be converted to an array.
     """
     try:
         return jnp.asarray(values)
@@ -33,7 +33,7 @@ def as_array(values: object, name: str, what: str = "real numbers") -> Array:
 
 
 def check_labels(labels: ArrayLike, name: str) -> Array:
-    """Return class labels as an array: integers, or floats that are to have whole values.
+    """Return class labels as an array: integers, or floats with whole values.
 
     Raises:
         TypeError: They are neither.
@@ -44,7 +44,7 @@ def check_labels(labels: ArrayLike, name: str) -> Array:
 
 
 def check_label_type(labels: Array | np.ndarray, name: str) -> None:
-    """Raise unless labels are integers or floats; unlike `check_labels`, it leaves numpy's be.
+    """Raise unless labels are integers or floats; unlike `check_labels`, it does not convert them.
 
     Raises:
         TypeError: They are neither.
@@ -57,10 +57,10 @@ def check_label_type(labels: Array | np.ndarray, name: str) -> None:
 
 
 def check_whole(labels: Array | np.ndarray, real: Array | np.ndarray, name: str) -> None:
-    """Raise where labels that are floats are no whole numbers; on the host.
+    """Raise if float labels are not whole numbers; on the host.
 
     Raises:
-        ValueError: They are probabilities, or other targets of a regression.
+        ValueError: They are not whole, such as probabilities or targets of a regression.
     """
     if not jnp.isdtype(labels.dtype, "real floating"):
         return
@@ -69,13 +69,13 @@ def check_whole(labels: Array | np.ndarray, real: Array | np.ndarray, name: str)
     if odd.size:
         raise InvalidValueError(
             f"{name} are expected to be classes; of a float type, as these {describe(labels)}, "
-            f"they are to have whole values. {odd.size} of {shown.size} have others, such as "
-            f"{odd[0]}. Numbers that are no classes are the targets of a regression."
+            f"they must be whole numbers. {odd.size} of {shown.size} are not, such as "
+            f"{odd[0]}. For targets that are not classes, use regression."
         )
 
 
 def as_classes(labels: Array, num_classes: int) -> tuple[Array, Array]:
-    """Return labels as int32, and where they are classes: whole numbers below `num_classes`.
+    """Return labels as int32, and which are classes: whole numbers below `num_classes`.
 
     >>> as_classes(jnp.array([1.0, 0.5, 7.0]), 3)[1].tolist()
     [True, False, False]
@@ -90,7 +90,7 @@ def as_classes(labels: Array, num_classes: int) -> tuple[Array, Array]:
 
 
 def as_binary(labels: Array) -> tuple[Array, Array]:
-    """Return where labels are 1, and where they are 0 or 1; booleans are.
+    """Return which labels are 1, and which are 0 or 1 (booleans always).
 
     >>> [found.tolist() for found in as_binary(jnp.array([1, 0, 2]))]
     [[True, False, False], [True, True, False]]
@@ -101,7 +101,7 @@ def as_binary(labels: Array) -> tuple[Array, Array]:
 
 
 def check_real(values: ArrayLike, name: str) -> Array:
-    """Return real numbers as floats of single precision or more.
+    """Return real numbers as floats of at least single precision.
 
     Raises:
         TypeError: They are not real numbers.
@@ -115,7 +115,7 @@ def check_real(values: ArrayLike, name: str) -> Array:
 
 
 def promoted(*dtypes: DTypeLike) -> np.dtype:
-    """Return the type that holds all of some, also where a user forbids implicit promotion.
+    """Return the common type of some types, even if implicit promotion is forbidden.
 
     >>> with jax.numpy_dtype_promotion("strict"):
     ...     promoted(jnp.int8, jnp.float32)
@@ -126,7 +126,7 @@ def promoted(*dtypes: DTypeLike) -> np.dtype:
 
 
 def check_loss(loss: ArrayLike) -> Array:
-    """Return a batch's mean loss as one float of single precision or more.
+    """Return a batch's mean loss as one float of at least single precision.
 
     Raises:
         ValueError: It is not one real number.
@@ -145,12 +145,12 @@ def check_mask(
 ) -> Array:
     """Return the mask as booleans of the values' shape; all True for None.
 
-    A mask of the leading axes alone, as of `(batch,)` for `(batch, time)`, holds for all of each.
+    A mask of only the leading axes, such as `(batch,)` for `(batch, time)`, is broadcast.
 
     Raises:
-        TypeError: The mask is no array of numbers.
-        ValueError: The mask has another shape than the values and than their leading axes, or other
-            values than 0 and 1. Under jit, where values are not known, only 1 is True.
+        TypeError: The mask is not an array of numbers.
+        ValueError: The mask does not have the shape of the values or of their leading axes, or has
+            values other than 0 and 1. Under jit, where values are not known, only 1 is True.
     """
     if mask is None:
         return jnp.ones(values.shape, bool)
@@ -161,9 +161,9 @@ def check_mask(
 
 
 def odd_mask(mask: ArrayLike | None, values: Array | np.ndarray) -> Array | None:
-    """Return where a mask of the values is neither 0 nor 1, which is seen late only under jit.
+    """Return where a mask is neither 0 nor 1, which is not known in time under jit.
 
-    None where it can be nowhere: for no mask, and for booleans.
+    None if that is impossible: without a mask, or with booleans.
     """
     if mask is None or (array := jnp.asarray(mask)).dtype == bool:
         return None
@@ -179,21 +179,21 @@ def check_mask_shape(mask: Array | np.ndarray, values: Array | np.ndarray, name:
     """Raise unless the mask has the shape of the values or of their leading axes.
 
     Raises:
-        ValueError: It has not.
+        ValueError: It has another shape.
     """
     if mask.shape != values.shape[: mask.ndim] or mask.ndim < min(1, values.ndim):
         raise InvalidValueError(
             f"mask is expected to have the shape of {name}, {describe(values)}, True where an "
-            f"example is real; it is {describe(mask)}. One value an example, a mask of the "
-            f"leading axes, will do as well."
+            f"example is real; it is {describe(mask)}. One value per example, that is, a mask of "
+            f"the leading axes, works too."
         )
 
 
 def check_mask_values(mask: Array | np.ndarray) -> None:
-    """Raise where a mask holds anything but 0 and 1, if its values are known.
+    """Raise if a mask holds anything but 0 and 1, if its values are known.
 
     Raises:
-        ValueError: It does: weights, perhaps.
+        ValueError: It holds other values, such as weights.
     """
     if mask.dtype == bool or isinstance(mask, Tracer):
         return
@@ -205,13 +205,13 @@ def check_mask_values(mask: Array | np.ndarray) -> None:
         raise InvalidValueError(
             f"mask is expected to be True where an example is real and False elsewhere, or 1 and "
             f"0; it is {describe(mask)}, and {odd.size} of its values are others, such as "
-            f"{odd[0]}. A mask says what counts, not how much: weights go into a "
+            f"{odd[0]}. A mask says what counts, not how much: put weights into a "
             f"mapping, {{'image': x, 'label': y, 'weight': w}}."
         )
 
 
 def check_examples(values: PyTree, given: PyTree) -> int:
-    """Return how many examples there are along the first axis of every array, `given` before.
+    """Return the number of examples along the first axis of every array.
 
     Raises:
         ValueError: There is no array, one has no axis, or their first axes differ.
@@ -239,18 +239,18 @@ def check_kind(metrics: PyTree, other: PyTree) -> None:
         return
     found = _outline(other) if type(other) is type(metrics) else describe(other)
     raise UsageError(
-        f"{_outline(metrics)} merges with its own kind; it got {found}. Give every step the same "
-        f"metric, with the same settings."
+        f"{_outline(metrics)} merges only with metrics of the same kind; it got {found}. Give "
+        f"every step the same metric, with the same settings."
     )
 
 
 def count(real: Array, axis: int | None = None) -> Array:
-    """Return how many are True: int32, and int64 where jax has 64-bit types."""
+    """Return how many are True: int32, or int64 if jax has 64-bit types."""
     return real.sum(axis, dtype=jax.dtypes.canonicalize_dtype(np.int64))
 
 
 def is_traced(tree: PyTree) -> bool:
-    """Say whether values are not known, as under `jax.jit`."""
+    """Say whether values are unknown, as under `jax.jit`."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 

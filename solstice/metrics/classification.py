@@ -1,7 +1,7 @@
-"""Classification: a confusion matrix and a mean loss, and all that scikit-learn reads off them.
+"""Classification: a confusion matrix and a mean loss, and scikit-learn's numbers from them.
 
-It counts whole predictions, and the ranks of targets among scores where these are given. What
-needs probabilities (calibration, ROC curves) is in `BinaryMetrics` and `OneVsRestMetrics`.
+It counts predicted classes, and the ranks of targets among scores if given. For calibration and ROC
+curves, see `BinaryMetrics` and `OneVsRestMetrics`.
 """
 
 import functools
@@ -49,28 +49,29 @@ class ClassificationMetrics(Metrics):
     and `ppv` (precision) as `_macro` and `_weighted` averages, and `f1`, `tpr`, `ppv` and
     `prevalence` as `_class_{i}`. All equal scikit-learn's `classification_report(...,
     zero_division=0)`: macro averages run over the classes that occur in targets or predictions,
-    weighted ones weigh by the number of targets, an absent class has 0. Over no examples at all,
+    weighted ones weigh by the number of targets, an absent class has 0. Without examples,
     `average_loss` and the accuracies are NaN.
 
     With `overlap` also `iou` (intersection over union, scikit-learn's `jaccard_score`) and `dice`
     (2 |A and B| / (|A| + |B|) of targets and predictions of a class, which is `f1`), averaged and
     of each class.
 
-    With scores, `top_{k}_accuracy` is how often a target is among the k highest scores; of equal
-    ones the later class goes first, as in scikit-learn's `top_k_accuracy_score`.
+    With scores, `top_{k}_accuracy` is how often a target is among the k highest scores; among equal
+    scores the later class goes first, as in scikit-learn's `top_k_accuracy_score`.
 
     Counts are int32 (2^31 examples; int64 with `jax_enable_x64`).
 
     Attributes:
-        confusion_matrix: Counts; row: the target's class, column: the predicted one. None when
-            only the totals are tracked.
-        totals: How often each class was predicted rightly, was a target, and was predicted; None
-            when the confusion matrix is tracked.
+        confusion_matrix: Counts; row: the target's class, column: the predicted one. None if only
+            the totals are tracked.
+        totals: How often each class was predicted correctly, was a target, and was predicted; None
+            if the confusion matrix is tracked.
         top_hits: How many targets were among the k highest scores, for each of `top_k`; or None.
         loss_sum: The sum of the real examples' losses.
         count: The number of real (not masked) examples.
-        invalid: How many of them had a label or prediction that is no class; they count nowhere
-            else. A wrong prediction alone leaves an example in the average loss.
+        invalid: How many of them had a label or prediction that is not a class; they are not
+            counted elsewhere, except that an example with only a wrong prediction counts in the
+            average loss.
         num_classes: The number of classes.
 
     >>> import solstice
@@ -81,9 +82,9 @@ class ClassificationMetrics(Metrics):
     0.778
     """
 
-    # Each array that a step returns costs a small one dearly, so all counts are in one: the cells
-    # of the matrix (or the totals), row by row, the top hits, the invalid predictions, and the
-    # invalid labels.
+    # Each array that a step returns slows a small step down, so all counts are in one: the cells of
+    # the matrix (or the totals), row by row, the top hits, the invalid predictions, and the invalid
+    # labels.
     _counts: Int[Array, " numbers"]
     _loss: Float[Array, "2"]
     num_classes: int = eqx.field(static=True)
@@ -120,18 +121,19 @@ class ClassificationMetrics(Metrics):
                 Masked positions may hold anything, a label of -100 too.
             scores: Logits or probabilities, `(..., classes)`; `top_k` needs them.
             top_k: One or several k, for `top_{k}_accuracy`.
-            track: What is kept: the "confusion" matrix, or of each class the "totals" alone, which
-                `compute` needs no more than. At 10^4 classes the matrix takes 400 MB a step, the
+            track: What to keep: the "confusion" matrix, or only the "totals" of each class, which
+                are enough for `compute`. At 10^4 classes the matrix takes 400 MB per step, the
                 totals 120 kB.
-            per_class: Whether `compute` lists each class; with very many, it is a long list.
+            per_class: Whether `compute` lists each class.
             perplexity: Whether `compute` gives `perplexity`, the exponential of the average loss.
-            overlap: Whether `compute` gives `iou` and `dice`, as segmentation is measured.
+            overlap: Whether `compute` gives `iou` and `dice`, as used for segmentation.
 
         Raises:
-            ValueError: The shapes do not fit, `num_classes` is not positive, a k is no number of
-                classes, scores are missing, or the matrix would have more than 2^31 cells. Where
-                values are known: a mask is no mask, or float targets are no whole numbers.
-            TypeError: Targets or predictions are not of a type that can name a class.
+            ValueError: The shapes do not match, `num_classes` is not positive, a k is not between 1
+                and the number of classes, scores are missing, or the matrix would have more than
+                2^31 cells. If values are known: the mask is not one of 0 and 1, or float targets
+                are not whole numbers.
+            TypeError: Targets or predictions have a type that cannot number a class.
         """
         num_classes = arguments.count(num_classes, "num_classes", most=2**30)
         preds, targets, loss = (
@@ -142,10 +144,10 @@ class ClassificationMetrics(Metrics):
         if preds.shape != targets.shape:
             raise InvalidValueError(
                 f"preds and targets are expected to have one shape, one class an example; they are "
-                f"{describe(preds)} and {describe(targets)}. Of logits, pass logits.argmax(-1). "
-                f"Targets with an axis of classes are no classes: of those with exactly one 1 "
-                f"(one-hot), pass its place; with several (multi-hot), each class is a question "
-                f"of its own, for MultiLabelMetrics."
+                f"{describe(preds)} and {describe(targets)}. For logits, pass logits.argmax(-1). "
+                f"Targets with an axis of classes are not class numbers: with exactly one 1 "
+                f"(one-hot), pass its index; with several (multi-hot), each class is a separate "
+                f"question, for MultiLabelMetrics."
             )
         if not (jnp.isdtype(preds.dtype, ("bool", "integral")) or _is_real(preds)):
             raise InvalidTypeError(f"preds are expected to be classes; they are {describe(preds)}.")
@@ -173,7 +175,7 @@ class ClassificationMetrics(Metrics):
         ranked = None
         if self.top_k:
             ranked = _rank(_check_scores(scores, targets, num_classes), target)
-        # Of a masked example, the index is past the end, so it is counted in no cell.
+        # A masked example gets an index past the end, so no cell counts it.
         if track == "confusion":
             last = num_classes**2 + len(self.top_k)
             cell = jnp.where(known, jnp.where(named, target * num_classes + pred, last), last + 1)
@@ -235,20 +237,20 @@ class ClassificationMetrics(Metrics):
         """
         if type(other) is not type(self) or other.num_classes != self.num_classes:
             raise UsageError(
-                f"ClassificationMetrics over {self.num_classes} classes merges with its own kind; "
-                f"it got {_kind(other)}. Give every step the same metric."
+                f"ClassificationMetrics over {self.num_classes} classes merges only with the same "
+                f"kind; it got {_kind(other)}. Give every step the same metric."
             )
         check_kind(self, other)
         added = jax.tree.map(operator.add, self, other)
         return replace(added, _loss=sums.add(self._loss, other._loss))
 
     def check(self) -> None:
-        """Raise if a label or prediction was no class; the trainer asks after a first step.
+        """Raise if a label or prediction was not a class; the trainer calls it after a first step.
 
         Raises:
             ValueError: `invalid` is not 0.
         """
-        # On the host: there is nothing to compile.
+        # On the host, so nothing is compiled.
         invalid = np.asarray(self._counts)[..., -2:].sum(-1)
         if invalid.size and (worst := int(invalid.max())):
             raise InvalidValueError(
@@ -292,7 +294,7 @@ def _report(
         per_class["iou"] = ratio(correct, support + predicted - correct)
         per_class["dice"] = per_class["f1"]
     prevalence = ratio(support, total)
-    # Over no examples these are 0 / 0.
+    # Without examples these are 0 / 0.
     averages = {
         "average_loss": ratio(loss, total + counts[-2], empty=xp.nan),
         "accuracy": ratio(correct.sum(), total, empty=xp.nan),
@@ -311,15 +313,15 @@ def _report(
 
 
 def _tally(cells: Array, size: int) -> Array:
-    """Count how often each cell occurs, without a one-hot matrix; one past the end is dropped."""
+    """Count how often each cell occurs, without a one-hot matrix; drops indices past the end."""
     dtype = jax.dtypes.canonicalize_dtype(np.int64)
     return jnp.zeros(size, dtype).at[cells.ravel()].add(1, mode="drop")
 
 
 def _rank(scores: Array, target: Array) -> Array:
-    """Return how many classes go before the target: higher scores, and equal ones of later classes.
+    """Return how many classes rank above the target: higher scores, or equal ones of later classes.
 
-    Nothing is sorted. A NaN goes before every number, and a target with one after all classes.
+    Nothing is sorted. A NaN ranks above every number, and a target with a NaN below all classes.
     """
     classes, place = (
         jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1),

@@ -1,7 +1,7 @@
-"""Every example's values, kept in host memory, for functions that need all of them.
+"""Collect: every example's values in host memory, for functions that need all of them.
 
-In a step it holds one batch, on the device. From the first merge on, batches lie in host memory as
-they came; they are joined when somebody asks.
+In a step it holds one batch, on the device. The first merge moves batches to host memory; they are
+joined only when needed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,15 +26,15 @@ from solstice.tree.pytree import PyTree, PyTreeDef
 
 
 class Collect(Metrics):
-    """All real examples' values, in the order in which they were merged.
+    """The values of all real examples, in the order in which they were merged.
 
-    `compute()` gives what `functions` make of them; without any, the joined numpy arrays by their
-    names, an array without one as `values`. So a log-likelihood for each sequence, with its number
-    of tokens, is `Collect({"log_likelihood": scores, "tokens": lengths})`.
+    `compute()` gives the results of `functions`; without functions, the joined numpy arrays by
+    their names (an array without a name is `values`). For example, to keep a log-likelihood and the
+    number of tokens of each sequence: `Collect({"log_likelihood": scores, "tokens": lengths})`.
 
-    Merging moves values to host memory, and drops masked ones there: device memory does not grow.
-    Under jit, merging joins the arrays on the device, and masked ones cannot be computed with.
-    With several processes, each gets the values of all, in the order of the global array.
+    Merging moves values to host memory and drops masked ones, so device memory does not grow. Under
+    jit, merging joins the arrays on the device, and `compute` does not work with a mask. With
+    several processes, each gets the values of all, in the order of the global array.
 
     >>> import solstice
     >>> from sklearn.metrics import roc_auc_score
@@ -67,12 +67,12 @@ class Collect(Metrics):
             values: An array, or a tuple, dict or other tree of them, with examples along the first
                 axis.
             mask: True (or 1) where a value is real, of the arrays' shape or their leading axes.
-            functions: By the name of what it returns, functions that are called on the host: with
-                the joined array, with those of a tuple in order, or those of a dict by name.
+            functions: Functions by the names of their results, called on the host with the joined
+                array, with the arrays of a tuple in order, or with those of a dict by name.
 
         Raises:
-            ValueError: The arrays differ in their first axis, or the mask does not fit one.
-            TypeError: A function cannot be called.
+            ValueError: The arrays differ in their first axis, or the mask does not match one.
+            TypeError: A function is not callable.
         """
         given = values
         values = jax.tree.map(_as_array, values, is_leaf=lambda value: isinstance(value, list))
@@ -95,7 +95,7 @@ class Collect(Metrics):
         """Return all values of both, in host memory.
 
         Raises:
-            UsageError: `other` is another kind of metric, or of other arrays or functions.
+            UsageError: `other` is another kind of metric, or has other arrays or functions.
         """
         if type(other) is not type(self) or _kind(other) != _kind(self):
             found = _kind(other) if isinstance(other, Collect) else describe(other)
@@ -108,7 +108,7 @@ class Collect(Metrics):
         return replace(self, _values=Parts(_on_host(self), _on_host(other)), _mask=None)
 
     def to_host(self) -> Self:
-        """Return it with its values in host memory, without masked ones."""
+        """Return the metric with its values in host memory, without masked ones."""
         return replace(self, _values=_on_host(self), _mask=None)
 
     def parts(self) -> Iterator[PyTree]:
@@ -135,7 +135,7 @@ class Collect(Metrics):
 
 
 class Parts:
-    """Values in host memory: the parts of two others, joined at no cost, and read in order.
+    """Values in host memory: the parts of two others, joined without copying, and read in order.
 
     >>> list(Parts(Parts(Parts("a"), Parts("b")), Parts("c")))
     ['a', 'b', 'c']
@@ -160,8 +160,8 @@ class Parts:
         return Parts, tuple(self)
 
 
-# Functions, not methods: an Equinox module makes a new object for each method that is looked up,
-# which would be most of what a merge costs.
+# Functions, not methods: an Equinox module makes a new object for each method lookup, which would
+# be most of the cost of a merge.
 
 
 def _kind(one: Collect) -> tuple[PyTreeDef, list[str]]:
@@ -206,14 +206,14 @@ def _as_array(value: ArrayLike, name: str = "values") -> Array | np.ndarray:
 
 
 def _fetch(array: ArrayLike) -> np.ndarray:
-    """Copy an array to host memory; one of several processes, whole."""
+    """Copy an array to host memory; if it spans processes, all of it."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         if array.is_fully_replicated:
             return np.array(array.addressable_data(0))
         from jax.experimental import multihost_utils
 
         return np.array(multihost_utils.process_allgather(array, tiled=True))
-    # A copy: on the CPU, numpy would otherwise hold on to the device's buffer.
+    # A copy, since on the CPU numpy would otherwise keep the device's buffer.
     return np.array(array)
 
 

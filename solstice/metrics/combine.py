@@ -1,4 +1,4 @@
-"""Several metrics as one, under names."""
+"""MetricsDict: several metrics as one, under names."""
 
 from typing import Self
 
@@ -20,8 +20,8 @@ from solstice.tree.pytree import PyTree
 class MetricsDict(Metrics):
     """Several metrics of any kinds, merged and computed together.
 
-    What a metric computes is reported under its name in the dict if it is one value, otherwise as
-    `name/its own name`. Metrics given without a name keep their own names.
+    A metric that computes one value is reported under its name in the dict; several values are
+    reported as `name/value`. Metrics given without a name keep their own names.
 
     >>> import solstice
     >>> from solstice.metrics import Max, Mean, MetricsDict
@@ -46,7 +46,7 @@ class MetricsDict(Metrics):
             **named: Metrics by the names to report them under.
 
         Raises:
-            TypeError: One of them is no metric.
+            TypeError: One of them is not a metric.
         """
         self._metrics = (*metrics, *named.values())
         self._names = (*[None] * len(metrics), *named)
@@ -60,7 +60,7 @@ class MetricsDict(Metrics):
 
     def __getitem__(self, name: str) -> PyTree:
         if not isinstance(name, str) or name not in self._names:
-            raise UnknownKeyError(f"{name!r} is none of the metrics {self._named()}.")
+            raise UnknownKeyError(f"{name!r} is not one of the metrics {self._named()}.")
         return self._metrics[self._names.index(name)]
 
     def _shown(self) -> list[tuple[str, PyTree]]:
@@ -99,7 +99,7 @@ class MetricsDict(Metrics):
         """Return what the metrics compute.
 
         Raises:
-            UsageError: Two values have one name.
+            UsageError: Two values have the same name.
         """
         computed: Values = {}
         for name, one in zip(self._names, self._metrics, strict=True):
@@ -113,14 +113,14 @@ class MetricsDict(Metrics):
         return computed
 
     def better(self, name: str) -> Direction | None:
-        """Return what the metric that reports a number says of it, else what the name says."""
+        """Return the direction from the metric that reports the number, or else from the name."""
         for label, one in zip(self._names, self._metrics, strict=True):
             if (own := _own_name(label, one, name)) and (said := better(one, own)):
                 return said
         return direction(name)
 
     def _own(self) -> list[Metrics]:
-        """Return those that are this library's, of which more is known."""
+        """Return the metrics of this library."""
         return [one for one in self._metrics if isinstance(one, Metrics)]
 
     def _named(self) -> str:
@@ -128,17 +128,18 @@ class MetricsDict(Metrics):
 
 
 def check_apart(one: PyTree, other: PyTree) -> None:
-    """Raise where two metrics compute a value of the same name, before anything is computed.
+    """Raise if two metrics compute a value of the same name, before anything is computed.
 
-    What computes on the host alone tells no names here; then `MetricsDict.compute()` raises.
+    The names of metrics that compute only on the host are not known here; for them,
+    `MetricsDict.compute()` raises.
 
     Raises:
-        UsageError: They do.
+        UsageError: Two metrics do.
     """
     both = [name for name in _names(other) if name in _names(one)]
     if both:
         raise UsageError(
-            f"metrics are expected to compute values of other names than the experiment's own, "
+            f"metrics are expected to compute values of other names than those of the experiment's "
             f"{type(one).__name__}; a {type(other).__name__} computes {', '.join(both[:3])} too. "
             f"Put it under a name: solstice.metrics.MetricsDict(name=metric)."
         )
@@ -152,7 +153,7 @@ def _names(metrics: PyTree) -> list[str]:
 
 
 def _values(name: str | None, metric: PyTree) -> Values:
-    """Return what a metric of the dict computes, by the names to report it under."""
+    """Return what a metric of the dict computes, by the names to report."""
     computed = named_values(metric)
     if name is None:
         return computed
@@ -162,10 +163,10 @@ def _values(name: str | None, metric: PyTree) -> Values:
 
 
 def _own_name(label: str | None, metric: PyTree, name: str) -> str | None:
-    """Return what a metric itself calls a value that is reported under `name`, if it is its own."""
+    """Return the metric's name of the value reported as `name`, if the value is the metric's."""
     if label is None:
-        # Whose it is shows only once it is computed, which is worth it only for one that knows
-        # more than the standard names.
+        # Finding the owner takes a computation, which is only worth it for a metric that defines
+        # `better`.
         knows = overrides(metric, Metrics, "better")
         return name if knows and name in named_values(metric) else None
     if name == label:

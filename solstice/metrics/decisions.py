@@ -1,6 +1,6 @@
-"""What counted decisions say: F1, recall and precision, of each class or label.
+"""F1, recall and precision from counted decisions, for each class or label.
 
-`ClassificationMetrics` and `MultiLabelMetrics` average them, each in its way.
+`ClassificationMetrics` and `MultiLabelMetrics` average them.
 """
 
 from collections.abc import Callable
@@ -28,19 +28,20 @@ def computed(
     loss: Array,
     report: Callable[[Any, AnyArray, Any, ModuleType], tuple[Values, Values]],
 ) -> Values:
-    """Return what a report says, by name, and tell what the metrics left out.
+    """Return the values of a report, by name, and warn of examples left out.
 
     Args:
-        metrics: Whose report it is.
+        metrics: The metrics of the report.
         counts: Its counts.
         loss: The sum of its losses, as a pair (see `sums`).
-        report: From metrics, counts, loss and a module of arrays, numpy or jax.numpy, to the
-            averages and the numbers of each class.
+        report: A function of metrics, counts, loss and an array module (numpy or jax.numpy) that
+            returns the averages and the numbers of each class.
     """
     if is_traced(metrics):
         averages, per_class = report(metrics, counts, sums.value(loss), jnp)
     else:
-        # On the host: XLA takes as long to compile it as a training step of a small network.
+        # On the host, since XLA would take as long to compile it as a small network's training
+        # step.
         counts, loss = jax.device_get((counts, loss))
         averages, per_class = report(metrics, counts, loss[0], np)
         tell(metrics)
@@ -57,10 +58,10 @@ def scores_of(
     predicted: AnyArray | np.number,
     ratio: Ratio,
 ) -> Values:
-    """Return F1, recall and precision, 0 where there is nothing to divide by.
+    """Return F1, recall and precision; 0 if the denominator is 0.
 
     Args:
-        correct: How often a class was predicted rightly.
+        correct: How often a class was predicted correctly.
         support: How often it was a target.
         predicted: How often it was predicted.
         ratio: `ratio_of`, bound to a module and a type.
@@ -80,7 +81,7 @@ def ratio_of(
     dtype: np.dtype,
     empty: float = 0.0,
 ) -> AnyArray | np.number:
-    """Return `numerator / denominator`, and `empty` where there is nothing to divide by.
+    """Return `numerator / denominator`, and `empty` where the denominator is 0.
 
     >>> ratio_of(np.array([1, 0]), np.array([2, 0]), xp=np, dtype=np.dtype("float32")).tolist()
     [0.5, 0.0]

@@ -1,7 +1,7 @@
-"""Which values of a metric are better: the larger or the smaller ones.
+"""Directions: whether larger or smaller values of a metric are better.
 
-The metric itself knows; of the names that are usual in the field, this table does. Everything that
-looks for the best value asks here: early stopping, best checkpoints, ensembles.
+A metric can say it; for the usual names in the field, a table here does. Early stopping, best
+checkpoints and ensembles use it.
 """
 
 import functools
@@ -46,9 +46,9 @@ _QUALIFIERS = {
     *("macro", "micro", "weighted", "binary", "samples", "average", "avg", "mean", "median"),
     *("total", "score", "class", "output", "member", "task", "head", "at", "k", "/"),
 }
-# With one of these before it, a name says nothing: an accuracy of the negatives, or a negated one?
+# After one of these words a name is ambiguous: an accuracy of the negatives, or a negated one?
 _UNSURE = {"neg", "negative", "minus", "inverse", "std", "stddev", "var", "variance"}
-# But it is turned round in a negative log-likelihood, and in scikit-learn's neg_mean_squared_error.
+# But it is reversed in a negative log-likelihood, and in scikit-learn's neg_mean_squared_error.
 _TURNED_ROUND = re.compile(
     r"\bneg(ative)? (log|likelihood|loglikelihood|elbo|mean|median|root|brier)\b"
 )
@@ -57,10 +57,10 @@ _TURNED_ROUND = re.compile(
 def direction(name: str) -> Direction | None:
     """Return whether the standard metric of a name is better when smaller or larger.
 
-    A name is understood as reports write it: with words before it (`val_loss`, `mean_iou`,
-    `image/top_5_accuracy`), with how it was averaged or its part after it (`f1_macro`,
-    `f1_class_3`, `mse_output_0`, `recall@10`), in any case. None means that it says neither: a
-    spread (`accuracy_std`), a share (`prevalence_class_0`), any other name.
+    Names are understood as reports write them: with words before (`val_loss`, `mean_iou`,
+    `image/top_5_accuracy`), with an average or a part after (`f1_macro`, `f1_class_3`,
+    `mse_output_0`, `recall@10`), in upper or lower case. None means neither, as for a spread
+    (`accuracy_std`), a share (`prevalence_class_0`), or any other name.
 
     Better when larger: accuracy, exact match, hits; F-scores, precision (ppv), recall (tpr,
     sensitivity), specificity; AUROC, AUPRC, average precision, mAP; MCC, kappa; IoU (Jaccard),
@@ -76,10 +76,10 @@ def direction(name: str) -> Direction | None:
 
 
 def better(metrics: PyTree, name: str) -> Direction | None:
-    """Return what a metric says of one of its values; of one without `better`, the standard name.
+    """Return the direction of a metric's value, from `better` or else from the standard name.
 
     Args:
-        metrics: Any metric, clu's too.
+        metrics: Any metric, also one of clu.
         name: A name in `compute()`.
 
     Raises:
@@ -102,12 +102,12 @@ def better(metrics: PyTree, name: str) -> Direction | None:
 
 
 def known(said: Direction | None, name: str, remedy: str) -> Direction:
-    """Return what was said of a metric's values, for somebody who has to know which are better.
+    """Return a direction, or raise if it is not known.
 
     Args:
         said: What `better` returned.
         name: A name in `compute()`.
-        remedy: What a user passes to say it, for the message.
+        remedy: What the user can pass instead, for the message.
 
     Raises:
         UsageError: It is None.
@@ -115,17 +115,17 @@ def known(said: Direction | None, name: str, remedy: str) -> Direction:
     if said is None:
         raise UsageError(
             f"Whether a smaller or a larger {name!r} is better is expected to be known; its metric "
-            f"does not say, and it is no standard name. Pass {remedy}, or define better(name) on "
-            f"the metric."
+            f"does not say, and it is not a standard name. Pass {remedy}, or define better(name) "
+            f"on the metric."
         )
     return said
 
 
 def check_mode(mode: object) -> None:
-    """Raise if a direction that a user gave is none; None leaves it to the metric."""
+    """Raise if a user's direction is not "min" or "max"; None asks the metric."""
     if not (mode is None or (isinstance(mode, str) and mode in ("min", "max"))):
         raise InvalidValueError(
-            f"mode is expected to be 'min' or 'max'; it is {mode!r}. None leaves it to the metric."
+            f"mode is expected to be 'min' or 'max'; it is {mode!r}. None asks the metric."
         )
 
 

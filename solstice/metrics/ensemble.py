@@ -1,7 +1,4 @@
-"""The metrics of an ensemble: those of each member, stacked, and how far they spread.
-
-It knows neither what the members' metrics count nor what an ensemble is made of.
-"""
+"""The metrics of an ensemble: each member's, stacked, and their spread."""
 
 import re
 from collections import OrderedDict
@@ -25,12 +22,11 @@ from solstice.tree.pytree import PyTree
 
 
 class EnsembleMetrics(Metrics):
-    """The metrics of N members, as one: they merge member by member.
+    """The metrics of N members; they merge member by member.
 
-    `compute()` gives of each of the members' scalars its mean over the members under its own name,
-    so that a callback that watches "accuracy" need not know of members, its standard deviation
-    (of the members themselves, `ddof=0`) as `{name}_std`, and each member's as
-    `{name}_member_{i}`. What is no scalar has only the last.
+    For each scalar of the members, `compute()` gives the mean over the members under the same name
+    (so a callback can watch "accuracy"), the standard deviation (`ddof=0`) as `{name}_std`, and
+    each member's value as `{name}_member_{i}`. Other values have only the last.
 
     Attributes:
         members: The members' metrics, with the member as the first axis of each array.
@@ -76,12 +72,12 @@ class EnsembleMetrics(Metrics):
         """Return the metrics of both sets of examples, member by member.
 
         Raises:
-            UsageError: `other` is not of as many members' metrics.
+            UsageError: `other` does not have as many members.
         """
         if type(other) is not type(self) or other.num_members != self.num_members:
             raise UsageError(
-                f"EnsembleMetrics of {self.num_members} members merges with its own kind; it got "
-                f"{describe(other)}. Give every step the same ensemble."
+                f"EnsembleMetrics of {self.num_members} members merges only with the same kind; "
+                f"it got {describe(other)}. Give every step the same ensemble."
             )
         try:
             merged = jax.vmap(lambda one, two: one.merge(two))(self.members, other.members)
@@ -91,15 +87,15 @@ class EnsembleMetrics(Metrics):
         return type(self)(merged)
 
     def compute(self) -> Values:
-        """Return the mean, the spread and each member's value of what the members compute."""
+        """Return mean, spread and each member's value of the members' computed values."""
         computed, nested = {}, isinstance(self.members, EnsembleMetrics)
         with told_elsewhere():
             every = self.per_member()
         if not is_traced(self.members):
             tell(self)
         for name, values in every.items():
-            # Means over an inner ensemble's members and spreads would have the names of the outer
-            # ones: they are told of each outer member alone.
+            # Means and spreads over an inner ensemble's members would have the names of the outer
+            # ones, so they are reported only for each outer member.
             inner = nested and (is_of_member(name) or name.endswith("_std"))
             if values.ndim == 1 and not inner:
                 with np.errstate(invalid="ignore"):  # the spread of infinite losses is NaN
@@ -108,7 +104,7 @@ class EnsembleMetrics(Metrics):
         return computed
 
     def better(self, name: str) -> Direction | None:
-        """Return what the members say of a mean or a member's value; a spread is neither."""
+        """Return the members' direction of a mean or a member's value; a spread has none."""
         name = _MEMBER.sub(r"\1", name)
         return None if name.endswith("_std") else better(self.member(0), name)
 
@@ -123,7 +119,7 @@ class EnsembleMetrics(Metrics):
         return {name: np.asarray(value) for name, value in jax.device_get(values).items()}
 
     def check(self) -> None:
-        """Raise where a member's metrics show bad input."""
+        """Raise if a member's metrics show bad input."""
         if isinstance(self.members, Metrics) and overrides(self.members, Metrics, "check"):
             for one in self._each():
                 one.check()
@@ -147,12 +143,12 @@ _MEMBER = re.compile(r"_member_\d+((?:_member_\d+)*)$")
 
 
 def is_of_member(name: str) -> bool:
-    """Say whether a value is that of one member."""
+    """Say whether a value is one member's."""
     return _MEMBER.search(name) is not None
 
 
 def member_name(name: str, i: int) -> str:
-    """Return what a member's value is called; the outer ensemble's member comes first.
+    """Return the name of a member's value; the outer ensemble's member comes first.
 
     >>> member_name("accuracy", 2), member_name("accuracy_member_0", 2)
     ('accuracy_member_2', 'accuracy_member_2_member_0')

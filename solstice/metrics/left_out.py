@@ -1,7 +1,6 @@
-"""Examples that metrics could not count, such as labels out of range: who tells of them, and when.
+"""Examples that metrics could not count, such as labels out of range, and the warning of them.
 
-In a run, the logger named `solstice` does at the end of each pass, whatever else is logged; outside
-of one, `compute()` does.
+A run warns on the logger `solstice` at the end of each pass; outside a run, `compute()` warns.
 """
 
 import contextlib
@@ -19,18 +18,18 @@ from solstice.tree.pytree import AnyArray, PyTree
 
 _logger = logging.getLogger("solstice")
 
-# So many steps wait to be counted by one compiled call: for each by itself, the call would take as
-# long as a small step. A confusion matrix may be large, so fewer may wait.
+# This many steps are counted in one compiled call, since a call for each would take as long as a
+# small step. A confusion matrix may be large, so fewer may wait.
 _WAITING = 64
 _WAITING_BYTES = 8 * 2**20
 
-# One for each of those who tell instead.
+# One for each context that warns instead.
 _tellers: list[None] = []
 
 
 @contextlib.contextmanager
 def told_elsewhere() -> Iterator[None]:
-    """Keep `compute()` from telling: in a run, callbacks and sinks call it many times a pass."""
+    """Keep `compute()` from warning: in a run, callbacks and sinks call it many times per pass."""
     _tellers.append(None)
     try:
         yield
@@ -39,7 +38,7 @@ def told_elsewhere() -> Iterator[None]:
 
 
 def tell(metrics: Metrics, where: str = "") -> None:
-    """Tell what some metrics left out, unless somebody else does."""
+    """Warn of what some metrics left out, unless the run does."""
     if not _tellers:
         tally = LeftOut()
         tally.add(metrics)
@@ -65,7 +64,7 @@ class LeftOut:
         self._totals: list[Array] | None = None
 
     def add(self, outs: PyTree) -> None:
-        """Take in what a step returned; only metrics of this library say what they leave out."""
+        """Add what a step returned; only metrics of this library report what they leave out."""
         if type(outs) is not self._kind:
             self._begin(outs)
         if self._room:
@@ -75,14 +74,14 @@ class LeftOut:
                 self._waiting = []
 
     def texts(self) -> list[str]:
-        """Return what there is to tell, a text a reason."""
+        """Return a text for each reason."""
         found = []
         for i, (reasons, column) in enumerate(zip(self._reasons, self._columns(), strict=True)):
             parts = [one[..., -len(reasons) :] for one in jax.device_get(column)]
             if self._totals is not None:
                 parts.append(np.asarray(self._totals[i]))
             total = np.sum(parts, axis=0)
-            # Of an ensemble's members, who may share their batches, the one with most.
+            # The most of any member of an ensemble, since members may share their batches.
             numbers = total.reshape(-1, total.shape[-1]).max(0)
             for number, reason in zip(numbers, reasons, strict=True):
                 if number:
@@ -90,7 +89,7 @@ class LeftOut:
         return found
 
     def tell(self, where: str = "") -> None:
-        """Tell by the logger."""
+        """Log a warning."""
         for text in self.texts():
             _logger.warning("%s%s.", where, text)
 
@@ -106,7 +105,7 @@ class LeftOut:
         self._room = min(_WAITING, max(2, _WAITING_BYTES // size)) if arrays else 0
 
     def _columns(self) -> list[list[AnyArray]]:
-        # Of the class: an Equinox module makes a new object for each method that is looked up.
+        # On the class, since an Equinox module makes a new object for each method lookup.
         rows = [type(one).left_out(one) for one in self._waiting]
         return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in self._reasons]
 

@@ -1,4 +1,4 @@
-"""Means, variances and covariances that merge stably, however far the mean is from zero."""
+"""Means, variances and covariances that merge stably, even far from zero."""
 
 from typing import Self
 
@@ -12,12 +12,11 @@ from solstice.tree.fields import replace
 
 
 class Comoments(eqx.Module):
-    """How many examples there were, their mean, and their summed products about the mean.
+    """The number of examples, their mean, and their summed products about the mean.
 
     Two of them merge by the pairwise update of Chan, Golub and LeVeque, "Updating formulae and a
     pairwise algorithm for computing sample variances", 1979. Means are pairs of floats (see
-    `sums`): at a mean of 10^6, float32 counts in steps of 1/16, and the difference of two batches'
-    means is smaller than that.
+    `sums`): at 10^6, float32 has steps of 1/16, and the means of two batches differ by less.
 
     Attributes:
         count: The number of real examples.
@@ -36,7 +35,7 @@ class Comoments(eqx.Module):
     ) -> None:
         self.count = count(real, axis=0)
         size = jnp.maximum(self.count, 1).astype(values.dtype)
-        # About a rough mean the values are small, and exact; their own mean is what it left out.
+        # About a rough mean the values are small and exact; their mean is the correction.
         real, size = real[None], size[None]
         rough = jnp.where(real, values, 0).sum(1) / size
         centred = jnp.where(real, values - rough[:, None], 0)
@@ -47,7 +46,7 @@ class Comoments(eqx.Module):
         self.products = sums.exact((centred[:, None] * centred[None]).sum(2))
 
     def merge(self, other: Self) -> Self:
-        """Return the moments of both sets of examples; leading axes are sets of their own."""
+        """Return the moments of both sets of examples; leading axes are separate sets."""
         total, dtype = self.count + other.count, self.mean.dtype
         share = (other.count / jnp.maximum(total, 1)).astype(dtype)[..., None, :]
         step = sums.add(other.mean, -self.mean)
@@ -64,7 +63,7 @@ class Comoments(eqx.Module):
     def spread(self) -> Float[Array, "variables outputs"]:
         """Return each variable's sum of squares about its mean, 0 where all its values are equal.
 
-        What rounding leaves there instead is less than one value's last digit could make.
+        A rounding error there is smaller than one unit in a value's last place.
         """
         squares = jnp.stack(
             [sums.value(self.products[i, i]) for i in range(self.products.shape[0])]

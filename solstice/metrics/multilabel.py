@@ -1,6 +1,6 @@
-"""Labels of which several may hold at once: how many decisions are right, label by label.
+"""Multi-label classification: how many decisions are right, for each label.
 
-It counts decisions. How probabilities rank examples is in `OneVsRestMetrics`.
+It counts decisions. For ranks and calibration, see `OneVsRestMetrics`.
 """
 
 import functools
@@ -42,16 +42,18 @@ class MultiLabelMetrics(Metrics):
     `hamming_loss`), `exact_match`, the share of examples whose labels are all right (its
     `accuracy_score`), and `f1`, `tpr` (recall) and `ppv` (precision) as `_macro`, `_micro` and
     `_weighted` averages and as `_class_{i}`, with `prevalence_class_{i}`. Averages are those of
-    scikit-learn's `classification_report(..., zero_division=0)`: macro ones run over all labels, a
-    label that occurs nowhere has 0. Over no examples, what is no average over labels is NaN.
+    scikit-learn's `classification_report(..., zero_division=0)`: macro ones run over all labels,
+    and a label that never occurs has 0. Without examples, values that are not averages over labels
+    are NaN.
 
     Attributes:
-        totals: Of each label, how often it was predicted rightly, was a target, was predicted, and
-            was decided on.
+        totals: For each label, how often it was predicted correctly, was a target, was predicted,
+            and was decided on.
         loss_sum: The sum of the losses of all decisions that count.
         count: The number of decisions on real (not masked) labels.
-        invalid: How many of them had a target or prediction but 0 and 1; they count nowhere else.
-            A wrong prediction alone leaves a decision in the average loss.
+        invalid: How many of them had a target or prediction other than 0 and 1; they are not
+            counted elsewhere, except that a decision with only a wrong prediction counts in the
+            average loss.
         num_labels: The number of labels.
 
     >>> import solstice
@@ -63,8 +65,9 @@ class MultiLabelMetrics(Metrics):
     {'accuracy': 0.833, 'exact_match': 0.5, 'f1_macro': 0.667}
     """
 
-    # All counts in one array, as each that a step returns costs: four rows of labels, the examples
-    # whose labels are all right, all examples, and the invalid predictions and targets.
+    # All counts in one array, since each array that a step returns costs time: four rows of labels,
+    # the examples whose labels are all right, all examples, and the invalid predictions and
+    # targets.
     _counts: Int[Array, " numbers"]
     _loss: Float[Array, "2"]
     num_labels: int = eqx.field(static=True)
@@ -82,16 +85,17 @@ class MultiLabelMetrics(Metrics):
         """Count one batch.
 
         Args:
-            preds: The labels that are predicted, 0 or 1, `(..., labels)`.
-            targets: The true ones, of the same shape.
+            preds: Predicted labels, 0 or 1, `(..., labels)`.
+            targets: True labels of the same shape.
             loss: The mean loss over the batch's real labels whose targets are 0 or 1, a scalar; NaN
                 is accepted.
             mask: True (or 1) where a label is real, of the same shape or its leading axes. An
-                example with a masked label is an exact match where its others are right.
-            per_class: Whether `compute` lists each label; with very many, it is a long list.
+                example with masked labels is an exact match if its others are right.
+            per_class: Whether `compute` lists each label.
 
         Raises:
-            ValueError: The shapes do not fit. Where values are known: a mask is no mask.
+            ValueError: The shapes do not match. If values are known: the mask is not one of 0 and
+                1.
             TypeError: Targets or predictions are not real numbers.
         """
         preds, targets = check_labels(preds, "preds"), check_labels(targets, "targets")
@@ -100,7 +104,7 @@ class MultiLabelMetrics(Metrics):
             raise InvalidValueError(
                 f"preds and targets are expected to have one shape, (..., labels), and 0 or 1 for "
                 f"each label of each example; they are {describe(preds)} and {describe(targets)}. "
-                f"Of classes, of which exactly one is right, make ClassificationMetrics."
+                f"If exactly one class is right, use ClassificationMetrics."
             )
         self.num_labels = targets.shape[-1]
         self.per_class = arguments.flag(per_class, "per_class")
@@ -145,12 +149,12 @@ class MultiLabelMetrics(Metrics):
         return replace(added, _loss=sums.add(self._loss, other._loss))
 
     def check(self) -> None:
-        """Raise if a label was neither 0 nor 1; the trainer asks after a first step.
+        """Raise if a label was neither 0 nor 1; the trainer calls it after a first step.
 
         Raises:
             ValueError: `invalid` is not 0.
         """
-        # On the host: there is nothing to compile.
+        # On the host, so nothing is compiled.
         invalid = np.asarray(self._counts)[..., -2:].sum(-1)
         if invalid.size and (worst := int(invalid.max())):
             raise InvalidValueError(

@@ -1,4 +1,4 @@
-"""What a metric says, as values by name, and how a user's name is found among them."""
+"""A metric's values by name, and finding a user's name among them."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -10,10 +10,10 @@ from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 from solstice.tree.pytree import PyTree
 
-# What `compute()` returns by name: numbers and arrays, and whatever else a user's metric tells.
+# What `compute()` returns by name: numbers, arrays, and other values of a user's metric.
 Values = dict[str, Any]
 
-# What others call them.
+# Names in other libraries.
 _ALSO = {
     "acc": ("accuracy",),
     "auc": ("roc_auc", "auroc_macro"),
@@ -25,10 +25,10 @@ _ALSO = {
 
 
 def named_values(metrics: PyTree) -> Values:
-    """Return what `metrics.compute()` says, by name.
+    """Return the values of `metrics.compute()`, by name.
 
-    A mapping is taken as it is. A number or an array, which has no name, is named after the
-    metric's class, in lowercase.
+    A mapping is returned unchanged. A number or an array gets the name of the metric's class, in
+    lowercase.
 
     Raises:
         TypeError: `compute()` returned something else.
@@ -62,7 +62,7 @@ def named_values(metrics: PyTree) -> Values:
 
 
 def reported_names(outs: Any) -> list[str] | None:
-    """Return the names of what a step's metrics compute, without computing; None if unknown.
+    """Return the names of a step's computed metrics, without computing; None if unknown.
 
     Args:
         outs: What the step returned, or the shapes of it.
@@ -83,9 +83,9 @@ def reported_names(outs: Any) -> list[str] | None:
 
 
 def reported_name(name: str, names: Iterable[str]) -> str | None:
-    """Return under which of the reported names a user's is found, None for none.
+    """Return the reported name that a user's name means; None for none.
 
-    An average is found by the name of what is averaged: `loss` is `average_loss`.
+    An average is found without `average_`: `loss` is `average_loss`.
 
     >>> reported_name("loss", ["average_loss", "accuracy"])
     'average_loss'
@@ -101,7 +101,7 @@ def reported_name(name: str, names: Iterable[str]) -> str | None:
 
 
 def meant_name(name: str, names: Iterable[str]) -> str:
-    """Return the end of a message about a name that is none of the reported: which may be meant.
+    """Return the end of a message about an unknown name: which name may be meant.
 
     >>> meant_name("val_loss", ["average_loss"])
     " Did you mean 'loss'? A name says nothing of the pass: watch= or the dataset does."

@@ -1,7 +1,6 @@
-"""Single numbers over all steps: their mean, sum, extremes, standard deviation, and the last one.
+"""Single numbers over all steps: mean, sum, extremes, standard deviation, last.
 
-Each keeps as little as merges right, and names its number after itself; `MetricsDict` gives names
-of your own.
+Each is named after its class, in lowercase; `MetricsDict` gives other names.
 """
 
 from typing import Self
@@ -21,9 +20,9 @@ from solstice.tree.fields import replace
 
 
 class Mean(Metrics):
-    """The mean of all values: `mean`, NaN of none.
+    """The mean of all values, as `mean`; NaN without values.
 
-    Values count alike, in whichever steps they were: give it an example's losses, not their mean.
+    All values have the same weight, so pass the losses of the examples, not their mean.
 
     Args:
         values: Real numbers of any shape.
@@ -53,7 +52,7 @@ class Mean(Metrics):
 
 
 class Sum(Metrics):
-    """The sum of all values: `sum`; of whole numbers a whole one, int32 unless they are wider.
+    """The sum of all values, as `sum`; an integer for integers (int32 or wider).
 
     Args:
         values: Real numbers of any shape.
@@ -88,7 +87,7 @@ class Sum(Metrics):
 
 
 class Min(Metrics):
-    """The least of all values: `min`, NaN of none and where one is NaN.
+    """The smallest value, as `min`; NaN without values or if one is NaN.
 
     Args:
         values: Real numbers of any shape.
@@ -117,7 +116,7 @@ class Min(Metrics):
 
 
 class Max(Metrics):
-    """The greatest of all values: `max`, NaN of none and where one is NaN.
+    """The largest value, as `max`; NaN without values or if one is NaN.
 
     Args:
         values: Real numbers of any shape.
@@ -146,7 +145,7 @@ class Max(Metrics):
 
 
 class Std(Metrics):
-    """The standard deviation of all values about their mean, as `numpy.std`: `std`, NaN of none.
+    """The standard deviation of all values, as `std`, like `numpy.std`; NaN without values.
 
     Args:
         values: Real numbers of any shape.
@@ -173,10 +172,10 @@ class Std(Metrics):
 
 
 class Last(Metrics):
-    """The last of all values, such as a learning rate: `last`, NaN of none.
+    """The last value, such as a learning rate, as `last`; NaN without values.
 
-    Last is what was merged last, the one thing here that depends on the order; with `at`, what has
-    the greatest `at`, in any order.
+    It is the value merged last, so it depends on the order; with `at`, it is the value with the
+    greatest `at`, in any order.
 
     Args:
         values: Real numbers of any shape; the last one, in C order, is a batch's last.

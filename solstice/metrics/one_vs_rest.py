@@ -1,6 +1,6 @@
 """Several classes by their probabilities: how well they rank examples, each class against the rest.
 
-Every class is a binary question of its own, so that all of it is `BinaryMetrics`, class by class.
+Every class is a separate binary question, measured by `BinaryMetrics`.
 """
 
 from typing import Self
@@ -51,8 +51,8 @@ class OneVsRestMetrics(Metrics):
     too, and `auroc_macro` here is the mean over the other classes. The average precision of a class
     without examples is 0, and counts in the mean, as in scikit-learn.
 
-    Targets that are no class, or neither 0 nor 1, count nowhere, nor do probabilities outside
-    [0, 1]. Where values are known, they raise a ValueError at once.
+    Targets that are not a class (or not 0 or 1) and probabilities outside [0, 1] are not counted.
+    If values are known, they raise a ValueError.
 
     Attributes:
         classes: The `BinaryMetrics` of each class, with the class as the first axis of each array.
@@ -69,7 +69,7 @@ class OneVsRestMetrics(Metrics):
     """
 
     classes: BinaryMetrics
-    # Of the most probable class, whether it was right; None for multi-hot labels.
+    # Whether the most probable class was right; None for multi-hot labels.
     _top: BinaryMetrics | None
     per_class: bool = eqx.field(static=True)
 
@@ -86,15 +86,15 @@ class OneVsRestMetrics(Metrics):
         """Count one batch.
 
         Args:
-            probabilities: `(..., classes)`: as softmax gives them, or sigmoid.
+            probabilities: `(..., classes)`: from softmax or sigmoid.
             targets: Classes `(...)`, or 0 and 1 for each class, `(..., classes)`.
             mask: True (or 1) where a target is real, of the targets' shape or its leading axes.
-            bins: How many bins the histogram of each class has; memory is 8 bytes a bin and class.
-            calibration_bins: How many bins the calibration errors have, by definition.
+            bins: The number of bins of each class's histogram, of 8 bytes each.
+            calibration_bins: The number of bins that define the calibration errors.
             per_class: Whether `compute` lists each class.
 
         Raises:
-            ValueError: The shapes do not fit, a number of bins is not positive, or values are out
+            ValueError: The shapes do not match, a number of bins is not positive, or values are out
                 of range.
             TypeError: Probabilities or targets are not real numbers.
         """
@@ -112,7 +112,7 @@ class OneVsRestMetrics(Metrics):
             "calibration_bins": arguments.count(calibration_bins, "calibration_bins", most=2**16),
         }
         real, odd = check_mask(mask, labels), odd_mask(mask, labels)
-        if odd is not None:  # told of with targets that are none
+        if odd is not None:  # reported with wrong targets
             real |= odd
         number = scores.shape[-1]
         self._top = None
@@ -120,7 +120,7 @@ class OneVsRestMetrics(Metrics):
             chosen, valid = as_classes(labels, number)
             valid = valid if odd is None else valid & ~odd
             top = scores.argmax(-1)
-            # A class that is none is no target of either question, and is told of as such.
+            # A target that is not a class counts for no class, and is reported.
             right = jnp.where(valid, (top == chosen).astype(scores.dtype), -1)
             row = [one.reshape(1, -1) for one in (scores.max(-1), right, real)]
             only = _counted(*row, bins=1, calibration_bins=options["calibration_bins"])
@@ -146,12 +146,12 @@ class OneVsRestMetrics(Metrics):
         return replace(self, classes=self.classes.merge(other.classes), _top=top)
 
     def check(self) -> None:
-        """Raise if a probability or target was none; the trainer asks after a first step.
+        """Raise if a probability or target was wrong; the trainer calls it after a first step.
 
         Raises:
-            ValueError: One was.
+            ValueError: One was wrong.
         """
-        # On the host: there is nothing to compile.
+        # On the host, so nothing is compiled.
         every = [self.classes] if self._top is None else [self._top, self.classes]
         numbers = [np.asarray(array) for one in every for array in one.left_out()]
         if worst := max(int(one[..., 1:].sum(-1).max(initial=0)) for one in numbers):
@@ -182,7 +182,8 @@ class OneVsRestMetrics(Metrics):
         return computed
 
     def left_out(self) -> tuple[Array, ...]:
-        # Of an example with a wrong probability, the most probable class tells; of labels, each.
+        # A wrong probability is counted once per example, by the most probable class; for multi-hot
+        # labels, for each label.
         return self.classes.left_out() if self._top is None else self._top.left_out()
 
     def left_out_for(self) -> tuple[tuple[str, ...], ...]:
@@ -201,7 +202,7 @@ class OneVsRestMetrics(Metrics):
         return self.classes.histogram.shape[-3]
 
     def error_bounds(self) -> dict[str, Array]:
-        """Return how far each class's numbers are at most from those of the unrounded values."""
+        """Return the largest errors of each class's numbers that rounding to bins may cause."""
         bounds = jax.vmap(BinaryMetrics.error_bounds)(self.classes)
         return {
             f"{name}_class_{i}": bound
@@ -212,7 +213,7 @@ class OneVsRestMetrics(Metrics):
 
 
 def _mean_of_known(values: AnyArray) -> AnyArray | np.number:
-    """Return the mean of what is not NaN; NaN where all is."""
+    """Return the mean of the values that are not NaN; NaN if all are."""
     xp = jnp if is_traced(values) else np
     known = ~xp.isnan(values)
     with np.errstate(invalid="ignore"):
@@ -220,7 +221,7 @@ def _mean_of_known(values: AnyArray) -> AnyArray | np.number:
 
 
 def _counted(scores: Array, labels: Array, real: Array, **options: int) -> BinaryMetrics:
-    """Return the metrics of each row; what is wrong with values is left to `check`."""
+    """Return the metrics of each row; wrong values are left to `check`."""
     return jax.vmap(lambda p, y, mask: BinaryMetrics(p, y, mask=mask, **options))(
         scores, labels, real
     )

@@ -1,7 +1,4 @@
-"""Regression: errors, and how much of the targets' variation is explained.
-
-All of it is of numbers compared with numbers; distributions and quantiles are not here.
-"""
+"""Regression: errors, and how much of the targets' variance is explained."""
 
 from typing import Self
 
@@ -36,18 +33,18 @@ class RegressionMetrics(Metrics):
 
     `compute()` gives `mse` and `mae` (mean squared and absolute error), `r2` (the coefficient of
     determination, as scikit-learn's `r2_score`), `pearson` (the correlation; NaN where predictions
-    or targets are all equal) and, with a loss, `average_loss`. Fewer than two examples have an `r2`
-    of NaN, none at all have NaN everywhere.
+    or targets are all equal) and, with a loss, `average_loss`. With fewer than two examples `r2` is
+    NaN; without examples, everything is.
 
-    All positions count alike, whatever their axes. With `num_outputs` the last axis holds
-    quantities of their own: each name is then the plain mean over them (scikit-learn's
-    `uniform_average`), and `_output_{i}` gives each.
+    All positions have the same weight. With `num_outputs` the last axis holds separate outputs:
+    each name is then the mean over them (scikit-learn's `uniform_average`), and `_output_{i}` gives
+    each one.
 
-    Means, squares and products merge pairwise (Chan, Golub and LeVeque, 1979), in float32 or what
-    is wider, and lose no digits over many steps or far from zero.
+    Means, squares and products merge pairwise (Chan, Golub and LeVeque, 1979), in float32 or wider,
+    and lose no digits over many steps or far from zero.
 
     Attributes:
-        moments: The moments of predictions and targets, an output a column.
+        moments: The moments of predictions and targets, one column per output.
 
     >>> import solstice
     >>> metrics = solstice.RegressionMetrics([2.5, 0.0, 2.0, 8.0], [3.0, -0.5, 2.0, 7.0])
@@ -78,17 +75,18 @@ class RegressionMetrics(Metrics):
             loss: The mean loss over the batch's real positions, a scalar.
             mask: True (or 1) where a position is real, of the same shape or its leading axes.
                 Masked positions may hold anything, NaN too.
-            num_outputs: The size of the last axis, if each of its places is a quantity of its own.
+            num_outputs: The size of the last axis, if it holds separate outputs.
 
         Raises:
-            ValueError: The shapes do not fit.
+            ValueError: The shapes do not match.
             TypeError: Predictions or targets are not real numbers.
         """
         preds, targets = check_real(preds, "preds"), check_real(targets, "targets")
         if preds.shape != targets.shape:
             raise InvalidValueError(
                 f"preds and targets are expected to have one shape; they are {describe(preds)} and "
-                f"{describe(targets)}. If one has an axis of 1 more, squeeze it: preds[..., 0]."
+                f"{describe(targets)}. If one has an extra axis of size 1, squeeze it: preds[..., "
+                "0]."
             )
         if num_outputs is not None:
             num_outputs = arguments.count(num_outputs, "num_outputs")
@@ -146,7 +144,7 @@ def _report(metrics: RegressionMetrics) -> tuple[dict[str, Array], dict[str, Arr
     of_preds, of_targets = moments.spread()
     both = jnp.sqrt(of_preds) * jnp.sqrt(of_targets)
     pearson = jnp.clip(sums.value(moments.products[0, 1]) / both, -1, 1)
-    # Of equal targets nothing can be explained: 1 if they are met, 0 if not, as in scikit-learn.
+    # Equal targets have no variance: 1 if they are predicted exactly, else 0, as in scikit-learn.
     met = (squared == 0).astype(squared.dtype)
     r2 = jnp.where(of_targets == 0, met, 1 - squared / of_targets)
     per_output = {

@@ -1,4 +1,4 @@
-"""A uniform sample of all examples, of one size for any number of steps, to show some of them."""
+"""Sample: a uniform sample of all examples, of a fixed size."""
 
 from collections.abc import Mapping
 from typing import Self
@@ -21,23 +21,23 @@ from solstice.tree.pytree import PyTree
 
 
 class Sample(Metrics):
-    """At most `max_size` of the examples, each set of that size as likely as any other.
+    """A uniform sample of at most `max_size` of the examples.
 
-    Every example draws a priority of 64 random bits, which travels with it; the greatest ones stay.
-    So merging is associative, commutative and without bias (the bottom-k sketches of Cohen and
-    Kaplan, "Summarizing data using bottom-k sketches", 2007). It is so if no two batches have one
-    key: fold the step into it, and the shard where each device has a batch of its own.
+    Every example draws a priority of 64 random bits; those with the highest are kept. So merging is
+    associative, commutative and unbiased (the bottom-k sketches of Cohen and Kaplan, "Summarizing
+    data using bottom-k sketches", 2007). No two batches may share a key: fold the step into it, and
+    the shard if each device has its own batch.
 
-    Samples of two sizes merge to one of the smaller size: more of them would not be uniform, for
-    the smaller one has let go of examples that rank above some of the larger one's.
+    Samples of two sizes merge to the smaller size; a larger one would not be uniform, since the
+    smaller sample has dropped examples that rank above some of the larger.
 
-    `compute()` gives the sampled arrays by their names, an array without one as `sample`, the
-    highest priority first; texts are an array of Python's strings. Where there were fewer examples,
-    the arrays are shorter; under jit, the rest are zeros, and texts are not computed.
+    `compute()` gives the sampled arrays by their names (an array without a name is `sample`), the
+    highest priority first; texts are an array of Python strings. With fewer examples the arrays are
+    shorter; under jit, the rest are zeros, and texts are not computed.
 
     Attributes:
         values: The sampled examples, `max_size` along the first axis of each array; texts as
-            numbers, which `compute()` makes strings of.
+            numbers, which `compute()` decodes.
 
     >>> import jax, jax.numpy as jnp, solstice
     >>> keys = jax.random.split(jax.random.key(0), 100)
@@ -65,8 +65,8 @@ class Sample(Metrics):
         Args:
             values: An array, or a tree of them, with examples along the first axis. Texts are a
                 list of `str`, or a numpy array of them.
-            key: A PRNG key of this batch alone; or one key for each example, which makes the sample
-                independent of how examples were batched.
+            key: A PRNG key for only this batch; or one key for each example, which makes the sample
+                independent of the batching.
             max_size: How many examples to keep.
             mask: True (or 1) where an example is real, `(examples,)`.
 
@@ -93,14 +93,14 @@ class Sample(Metrics):
         )
 
     def merge(self, other: Self) -> Self:
-        """Return a sample of both sets of examples, of the smaller of two sizes.
+        """Return a sample of both sets of examples, of the smaller size.
 
         Raises:
             UsageError: `other` is another kind of metric, or has other arrays.
         """
-        axis = self._known.ndim - 1  # samples side by side, as an ensemble has them, come first
+        axis = self._known.ndim - 1  # the samples of an ensemble's members come first
         if not _are_alike(self, other, axis):
-            check_kind(self, other)  # which says what differs
+            check_kind(self, other)  # raises and says what differs
         size = min(self._known.shape[axis], other._known.shape[axis])
         ours, theirs = of_equal_widths(self.values, other.values)
 
@@ -157,7 +157,7 @@ def _highest(
     """Return the `size` real examples with the highest priorities, the highest first."""
     order = jnp.lexsort((priorities[:, 1], priorities[:, 0], known))[::-1][:size]
     chosen = known[order]
-    # Zeros where there is no example: nothing of a masked one is left.
+    # Zeros where there is no example, so nothing of a masked one is kept.
     kept = jax.tree.map(
         lambda array: jnp.where(
             chosen.reshape(-1, *[1] * (array.ndim - 1)), array[order], jnp.zeros((), array.dtype)

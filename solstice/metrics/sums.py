@@ -1,7 +1,7 @@
-"""Sums of very many steps that lose no digits: each number as a float and what it leaves out.
+"""Sums over very many steps that lose no digits: each number as a float and its error.
 
-The two floats lie along a last axis of 2; the first is the number, rounded. Added to one float32,
-the losses of a long run would lose their last digits one by one, and in the end stand still.
+The two floats are along a last axis of size 2; the first is the rounded number. In a single
+float32, the sum of a long run's losses would lose digits and finally stop growing.
 """
 
 import jax
@@ -23,7 +23,7 @@ def exact(
     total = value + rest
     of_rest = total - value
     error = (value - (total - of_rest)) + (rest - of_rest)
-    # What is infinite leaves nothing out; inf - inf would make it NaN.
+    # Infinite numbers have no error; inf - inf would be NaN.
     return jnp.stack([total, jnp.where(jnp.isfinite(total), error, 0)], axis=-1)
 
 

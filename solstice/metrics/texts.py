@@ -1,4 +1,4 @@
-"""Texts as arrays: how a metric holds strings, for merging and for checkpoints."""
+"""Texts as arrays, so that metrics with strings can be merged and saved."""
 
 from collections.abc import Iterable
 from typing import TypeGuard
@@ -13,15 +13,15 @@ from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 from solstice.tree.pytree import PyTree
 
-# Widths are powers of two, so that texts of any lengths have few shapes to compile for.
+# Widths are powers of two, so that there are few shapes to compile for.
 _NARROWEST = 16
 
 
 class Texts(eqx.Module):
-    """Texts as numbers, one row a text.
+    """Texts as numbers, one row per text.
 
     Attributes:
-        codes: Each character's code point and one; 0 behind the end of a text.
+        codes: Each character's code point plus one; 0 after the end of a text.
 
     >>> Texts.of(["the cat", ""]).strings().tolist()
     ['the cat', '']
@@ -31,7 +31,7 @@ class Texts(eqx.Module):
 
     @classmethod
     def of(cls, texts: Iterable[object]) -> "Texts":
-        """Return texts as numbers; any characters, a NUL too, come back."""
+        """Return texts as numbers; keeps all characters, also NUL."""
         texts = [str(text) for text in texts]
         longest = max(map(len, texts), default=0)
         codes = np.zeros((len(texts), _width(longest)), np.uint32)
@@ -40,13 +40,13 @@ class Texts(eqx.Module):
         return cls(jnp.asarray(codes))
 
     def strings(self) -> np.ndarray:
-        """Return the texts, an array of Python's strings; not possible under jit."""
+        """Return the texts as an array of Python strings; not possible under jit."""
         texts = ["".join(chr(code - 1) for code in row if code) for row in np.asarray(self.codes)]
         return np.array(texts, object)
 
 
 def encode_texts(values: PyTree) -> PyTree:
-    """Return a tree with its texts as `Texts`: arrays of strings, and lists of nothing but these.
+    """Return a tree with its arrays and lists of strings as `Texts`.
 
     Raises:
         TypeError: An array is neither of numbers nor of strings.
@@ -65,7 +65,7 @@ def decode_texts(values: PyTree) -> PyTree:
 
 
 def of_equal_widths(one: PyTree, other: PyTree) -> tuple[PyTree, PyTree]:
-    """Return two trees of one structure, the narrower of two texts filled up."""
+    """Return two trees of one structure, with the narrower of two texts padded."""
 
     def widened(node: object, like: PyTree) -> object:
         if not _is_texts(node):

@@ -1,7 +1,7 @@
-"""Pictures of a run; each function returns a matplotlib figure, and shows or saves nothing.
+"""Pictures of a run; each function returns a matplotlib figure, without showing or saving it.
 
 They need the extra `plot`, and no display: `figure.savefig("curves.png")`. A notebook shows them
-without any magic; `loggers.Image(figure)` among the values of `compute()` logs one.
+without any magic command; to log one, return `loggers.Image(figure)` from `compute()`.
 """
 
 from solstice.plots.curves import learning_curves

@@ -1,4 +1,4 @@
-"""Learning curves: each metric over the training steps, a line a mode."""
+"""Learning curves: each metric over the training steps, with one line per mode."""
 
 import os
 import re
@@ -29,21 +29,21 @@ _NOT_FINITE = "not finite"
 
 
 def learning_curves(history: object, metrics: Sequence[str] | None = None) -> "Figure":
-    """Return a figure with a panel for each metric, and in it a line for each mode.
+    """Return a figure with a panel for each metric and a line for each mode.
 
-    The horizontal axis counts completed training steps, so that the modes' lines lie over each
-    other. A metric that stays positive and falls or rises by a factor of 50 has a logarithmic
-    axis. Values that are not finite are marked at the bottom of the panel.
+    The horizontal axis counts completed training steps, for all modes. A metric that stays positive
+    and changes by a factor of 50 or more gets a logarithmic axis. Values that are not finite are
+    marked at the bottom of the panel.
 
     Args:
-        history: A `HistoryCallback`, or records as it keeps (mappings with `mode`, `step` and
-            metrics), or the path of a JSON lines file of them. A last line that was cut short, as
-            in a run that goes on, is left out.
-        metrics: Which ones, `loss` for `average_loss` too; None takes all that are numbers, but for
-            those of single classes.
+        history: A `HistoryCallback`, a list of its records (mappings with `mode`, `step` and
+            metrics), or the path of a JSON lines file of them. An incomplete last line, as during a
+            run, is left out.
+        metrics: The names of the metrics, where `loss` also means `average_loss`; None shows all
+            numbers except those of single classes.
 
     Raises:
-        ValueError: There is no record with such a metric, or a line is no record.
+        ValueError: There is no record with such a metric, or a line is not a record.
         ImportError: matplotlib is missing.
 
     >>> records = [{"mode": "train", "epoch": i, "step": 10 * i, "loss": 1 / i} for i in (1, 2, 3)]
@@ -65,7 +65,7 @@ def learning_curves(history: object, metrics: Sequence[str] | None = None) -> "F
                 f"metrics; one is {describe(record)}. Log with HistoryCallback, or to "
                 f"loggers.JSONLines."
             )
-    # What a run ran with is in the same file, and no curve.
+    # The facts of the environment are in the same file, and are not curves.
     records = [record for record in records if record["mode"] != "environment"]
     found = list(dict.fromkeys(name for record in records for name in _metrics(record)))
     names = [name for name in found if not _of_one_class(name)]
@@ -111,7 +111,7 @@ def _draw(panel: "Axes", name: str, records: Sequence[Record], modes: Sequence[s
             continue
         steps, values = np.array(points, float).T
         finite = np.isfinite(values)
-        # A line does not show a point without neighbours.
+        # A line does not show a single point.
         before, after = np.r_[False, finite[:-1]], np.r_[finite[1:], False]
         alone = finite & ~before & ~after
         marked = finite if len(values) <= _FEW_POINTS else alone
@@ -155,7 +155,7 @@ def _draw(panel: "Axes", name: str, records: Sequence[Record], modes: Sequence[s
 
 
 def _colours(modes: Sequence[str]) -> list[str]:
-    """A mode has one colour in every picture; other data sets have those that are left."""
+    """A mode has the same colour in every picture; other names get the remaining colours."""
     others = [mode for mode in modes if mode not in _MODES]
     order = [*_MODES, *others]
     return [COLOURS[order.index(mode) % len(COLOURS)] for mode in modes]

@@ -1,4 +1,4 @@
-"""The figure that notebooks show by themselves; it imports matplotlib."""
+"""A figure that notebooks show; it imports matplotlib."""
 
 import io
 

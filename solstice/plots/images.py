@@ -1,4 +1,4 @@
-"""The images that the network gets most wrong, in a grid."""
+"""The images with the largest losses, in a grid."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -26,8 +26,8 @@ def worst_examples(
 ) -> "Figure":
     """Return a grid of the images with the largest losses, the worst first; NaN is the worst.
 
-    Each is titled with its index, its loss and, where they are given, its classes. Floats outside
-    0 to 1 are scaled to the range of the images shown; a pixel that is NaN is orange.
+    Each title has the image's index, its loss and, if given, its classes. Floats outside 0 to 1 are
+    scaled to the range of the images shown; a pixel that is NaN is orange.
 
     Args:
         images: `(examples, height, width)`, or with a last axis of 1, 3 or 4 channels.
@@ -35,10 +35,10 @@ def worst_examples(
         targets: True classes `(examples,)`.
         predictions: Predicted classes `(examples,)`.
         labels: The classes' names; None numbers them.
-        count: How many at most.
+        count: The largest number of images.
 
     Raises:
-        ValueError: The shapes do not fit, or there is no image.
+        ValueError: The shapes do not match, or there is no image.
         ImportError: matplotlib is missing.
 
     >>> images, losses = np.zeros((3, 8, 8)), [0.1, 2.5, 0.7]
@@ -66,7 +66,7 @@ def worst_examples(
             )
     classes = [int(values.max()) for name, values in about.items() if name != "losses"]
     names = None if labels is None else class_names(labels, max(classes, default=-1) + 1)
-    # A NaN as the largest; of equal losses, the first.
+    # NaN is the largest; among equal losses, the first comes first.
     order = np.argsort(-np.nan_to_num(losses, nan=np.inf), kind="stable")
     order = np.concatenate([order[np.isnan(losses[order])], order[~np.isnan(losses[order])]])
     worst = order[:count]
@@ -89,7 +89,7 @@ def worst_examples(
 
 
 def _as_pixels(images: np.ndarray) -> tuple[np.ndarray, "Colormap"]:
-    """Return images of numbers from 0 to 1, and the colours of those without channels."""
+    """Return images with numbers from 0 to 1, and the colour map of those without channels."""
     from matplotlib import colormaps
 
     if images.shape[3:] == (1,):
@@ -118,7 +118,7 @@ def _short_names(
     predictions: np.ndarray | None,
     names: Sequence[str] | None,
 ) -> dict[int, str]:
-    """Return the names of the classes that are shown."""
+    """Return the names of the classes shown."""
     given = [of for of in (targets, predictions) if of is not None]
     classes = sorted({int(of[index]) for of in given for index in worst})
     whole = [str(one) if names is None else names[one] for one in classes]

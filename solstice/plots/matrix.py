@@ -1,4 +1,4 @@
-"""The confusion matrix: which class is taken for which."""
+"""The confusion matrix: which classes are predicted for which."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _WRITTEN = 15
 _TICKS = 60
-# What one divides by, and what the shares are then of.
+# The axis to divide by, and what the shares are of.
 _NORMS = {"true": (1, "true class"), "pred": (0, "predicted class"), "all": (None, "examples")}
 
 
@@ -28,18 +28,18 @@ def confusion_matrix(
 ) -> "Figure":
     """Return a figure of a confusion matrix; rows are true classes, columns predicted ones.
 
-    Up to 15 classes, each cell is written into; zeros are left out where there are more than 4.
-    Colours are on a scale of square roots, which shows rare mistakes beside frequent successes.
+    With up to 15 classes, each cell shows its number; zeros are left out for more than 4. The
+    colour scale is a square root, so that rare mistakes show too.
 
     Args:
         metrics: `ClassificationMetrics`, anything else with a `.confusion_matrix`, or an array
             `(classes, classes)`.
         labels: The classes' names; None numbers them.
-        normalize: "true" gives each row in shares of its sum, "pred" each column, "all" the
-            matrix; None gives counts. What has no sum is grey.
+        normalize: "true" divides each row by its sum, "pred" each column, "all" the matrix; None
+            shows counts. Rows or columns with a sum of 0 are grey.
 
     Raises:
-        ValueError: The matrix is not square, or the labels or `normalize` do not fit.
+        ValueError: The matrix is not square, or the labels or `normalize` are wrong.
         ImportError: matplotlib is missing.
 
     >>> figure = confusion_matrix(np.array([[9, 1], [2, 8]]), labels=["cat", "dog"])

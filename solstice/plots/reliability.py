@@ -1,4 +1,4 @@
-"""Calibration: whether an event that is given 80% happens in 80% of the cases."""
+"""Calibration: whether events predicted with 80% happen in 80% of the cases."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +17,7 @@ _CLASSES = ("confidence: probability of the predicted class", "accuracy")
 
 
 class _Cases(NamedTuple):
-    """Events of one probability each: how many there were, and how many of them happened."""
+    """Events by probability: how many there were, and how many of them happened."""
 
     probabilities: np.ndarray
     happened: np.ndarray
@@ -25,25 +25,25 @@ class _Cases(NamedTuple):
 
 
 def calibration(probabilities: object, targets: object = None, *, bins: int = 15) -> "Figure":
-    """Return a reliability diagram: how often what was predicted came true, by its probability.
+    """Return a reliability diagram: how often predictions were right, by their probability.
 
-    Each point is a bin of equal width; its bar is the 95% interval of Wilson, "Probable
-    inference, the law of succession, and statistical inference" (1927). Below, how many examples
-    the bins have. The title gives the expected calibration error, the mean distance from the
-    diagonal (Naeini, Cooper and Hauskrecht, "Obtaining well calibrated probabilities using
-    Bayesian binning", 2015).
+    Each point is a bin of equal width; its bar is the 95% interval of Wilson, "Probable inference,
+    the law of succession, and statistical inference" (1927). The lower panel counts the examples of
+    each bin. The title gives the expected calibration error, the mean distance from the diagonal
+    (Naeini, Cooper and Hauskrecht, "Obtaining well calibrated probabilities using Bayesian
+    binning", 2015).
 
     Args:
-        probabilities: Of the classes, `(..., classes)`, where the most probable class is what is
-            predicted; or of class 1 of two, `(...)`. Without targets: counts of examples by their
-            probability of class 1, `(2, bins)` over bins of equal width (row 0: class 0), or
-            metrics that have such a `.histogram`, as `BinaryMetrics` do.
+        probabilities: The probabilities of the classes, `(..., classes)`, for the calibration of
+            the most probable class; or of class 1 of two, `(...)`. Without targets: counts of
+            examples by their probability of class 1, `(2, bins)` over bins of equal width (row 0:
+            class 0), or metrics with such a `.histogram`, such as `BinaryMetrics`.
         targets: The true classes `(...)`.
         bins: How many bins.
 
     Raises:
         ValueError: Probabilities are not between 0 and 1 or do not add up to 1, or shapes do not
-            fit.
+            match.
         ImportError: matplotlib is missing.
 
     >>> figure = calibration([0.1, 0.4, 0.4, 0.9], [0, 0, 1, 1], bins=2)

@@ -1,6 +1,7 @@
-"""What the pictures have in common: a figure without pyplot's global state, and colours.
+"""What all pictures share: a figure without pyplot's global state, and colours.
 
-The colours are those of Okabe and Ito, "Color Universal Design" (2008), told apart by everybody.
+The colours are those of Okabe and Ito, "Color Universal Design" (2008), which are safe for
+colour-blind readers.
 """
 
 import importlib
@@ -53,7 +54,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def plain_axes(axes: "Axes") -> None:
-    """Leave of the axes what is read: a light grid, no box."""
+    """Draw axes with a light grid and no box."""
     axes.grid(alpha=0.3, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -77,7 +78,7 @@ def class_names(labels: object, number: int) -> list[str]:
 
 
 def grid_shape(count: int) -> tuple[int, int]:
-    """Return how many rows and columns to put `count` panels into.
+    """Return the numbers of rows and columns for `count` panels.
 
     >>> grid_shape(3), grid_shape(8), grid_shape(16)
     ((1, 3), (3, 3), (4, 4))
@@ -87,14 +88,14 @@ def grid_shape(count: int) -> tuple[int, int]:
 
 
 def shortened(names: Sequence[str], width: int) -> list[str]:
-    """Return names of at most `width` characters, which no two unequal ones share.
+    """Return names shortened to at most `width` characters that stay distinct.
 
     >>> shortened(["Siberian husky", "cat"], 10)
     ['Siberia...', 'cat']
     >>> shortened(["average_loss", "average_accuracy"], 10)
     ['aver...oss', 'aver...acy']
     """
-    # How many characters all begin with.
+    # The number of characters that all start with.
     same = next((i for i, chars in enumerate(zip(*names, strict=False)) if len(set(chars)) > 1), 0)
     cuts: list[Callable[[str], str]] = [
         lambda name: f"{name[: width - 3]}...",

@@ -1,4 +1,4 @@
-"""Checkpoints: what a run saves, where it lies, and how it is restored."""
+"""Checkpoints: what a run saves, where, and how it is restored."""
 
 from solstice.saving.checkpoints import restore
 

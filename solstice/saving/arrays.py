@@ -1,8 +1,8 @@
-"""The arrays of a checkpoint: which process writes which piece, and how pieces become whole again.
+"""The arrays of a checkpoint: which process writes which piece, and how they are reassembled.
 
-A process writes one safetensors file. An array on one device is one piece, under its leaf's path;
-of an array on several devices, each process writes the shards that it holds first. Each piece has a
-digest, and is read only where it is needed.
+Each process writes one safetensors file. An array on one device is one piece, under its leaf's
+path; for an array on several devices, each process writes the shards that it holds first. Each
+piece has a digest, and is read only by the processes that need it.
 """
 
 import itertools
@@ -27,7 +27,7 @@ class Piece(NamedTuple):
 
     Attributes:
         leaf: The path of the leaf it belongs to.
-        start: Where it begins in the array, along each axis.
+        start: Where it starts in the array, along each axis.
         values: Its numbers or keys, on a device or on the host.
     """
 
@@ -37,9 +37,9 @@ class Piece(NamedTuple):
 
 
 def pieces(leaves: Mapping[str, PyTree]) -> list[Piece]:
-    """Return what this process is to write of some leaves, so that all processes write each once.
+    """Return the pieces that this process writes, so that all processes write each piece once.
 
-    What each process has for itself, the first process writes.
+    Arrays that each process has for itself are written by the first process.
 
     >>> pieces({"w": np.ones(2), "name": "adam"})
     [Piece(leaf='w', start=(0,), values=array([1., 1.]))]
@@ -60,10 +60,10 @@ def pieces(leaves: Mapping[str, PyTree]) -> list[Piece]:
 
 
 def copies(pieces: list[Piece]) -> list[Piece]:
-    """Return pieces with copies of their values, which outlive the next step, without waiting."""
+    """Return pieces with copies of their values, valid after the next step, without waiting."""
     on_devices = [piece.values for piece in pieces if isinstance(piece.values, jax.Array)]
     copies_there = iter(copied(on_devices))
-    # numpy's arrays stay numpy's: jax may lack their dtype.
+    # numpy arrays stay numpy arrays, since jax may lack their dtype.
     return [
         piece._replace(
             values=next(copies_there)
@@ -75,7 +75,7 @@ def copies(pieces: list[Piece]) -> list[Piece]:
 
 
 def named(pieces: Iterable[Piece]) -> tuple[dict[str, np.ndarray], list[dict[str, PyTree]]]:
-    """Return the numbers of pieces by name, and what a checkpoint says of each piece.
+    """Return the numbers of pieces by name, and a checkpoint's entry for each piece.
 
     The first piece of a leaf has the leaf's path as its name, the second "path#1", and so on.
 
@@ -99,16 +99,16 @@ def named(pieces: Iterable[Piece]) -> tuple[dict[str, np.ndarray], list[dict[str
 def check_places(
     where: str, leaf: str, shape: tuple[int, ...], entries: Sequence[Mapping[str, PyTree]]
 ) -> None:
-    """Raise unless pieces fill an array: each element is in just one of them.
+    """Raise unless pieces fill an array, with each element in exactly one of them.
 
     Args:
         where: The checkpoint.
         leaf: The path of the leaf.
         shape: The array's.
-        entries: What the checkpoint says of the pieces.
+        entries: The checkpoint's entries of the pieces.
 
     Raises:
-        DamagedFileError: Pieces are missing, overlap, or do not lie in the array.
+        DamagedFileError: Pieces are missing, overlap, or are outside the array.
 
     >>> halves = [{"start": [0], "shape": [2]}, {"start": [2], "shape": [2]}]
     >>> check_places("run/step_4", "w", (4,), halves)
@@ -118,7 +118,7 @@ def check_places(
     why = f"the {len(entries)} pieces of {leaf!r} do not fill an array of shape {shape}"
     if any(len(one) != len(shape) for one in (*starts, *shapes)):
         raise damaged(where, why)
-    # Shards lie on a grid: along each axis, the same cuts everywhere.
+    # Shards form a grid: along each axis, the cuts are the same everywhere.
     cuts = [
         sorted({(s[axis], n[axis]) for s, n in zip(starts, shapes, strict=True)})
         for axis in range(len(shape))
@@ -136,13 +136,13 @@ def check_places(
 def placed(
     entries: Sequence[Mapping[str, PyTree]], read: Reader, about: Mapping[str, PyTree], like: PyTree
 ) -> PyTree:
-    """Return an array that is put together from its pieces and placed as `like` is.
+    """Return an array assembled from its pieces and placed like `like`.
 
     Args:
-        entries: What the checkpoint says of the array's pieces.
+        entries: The checkpoint's entries of the array's pieces.
         read: Reads a piece.
-        about: What the checkpoint says of the leaf.
-        like: The leaf whose place it takes.
+        about: The checkpoint's description of the leaf.
+        like: The leaf that it replaces.
     """
     shape = tuple(about["shape"])
 
@@ -151,7 +151,7 @@ def placed(
         index = (*index, *(slice(None),) * (len(shape) - len(index)))
         ranges = [range(*axis.indices(size)) for axis, size in zip(index, shape, strict=True)]
         if len(entries) == 1:
-            return read(entries[0])[(*index, ...)]  # an array, of no dimensions too
+            return read(entries[0])[(*index, ...)]  # an array, also without dimensions
         found = np.empty([len(one) for one in ranges], np.dtype(about["numpy"]))
         for entry in entries:
             here, there = [], []

@@ -1,9 +1,10 @@
-"""Checkpoints: an experiment and where its run stands, in directories that any tool can read.
+"""Checkpoints: an experiment and the state of its run, in directories that any tool can read.
 
-A checkpoint is a directory: `arrays-N.safetensors`, one a process, with arrays by the paths of
-their leaves, and `checkpoint.json`, written last: what each leaf is, the size of each file, the
-digest of each piece of an array, and the state of the run. What grows from one to the next lies in
-`records-N`. A checkpoint is whole when the JSON is there and what it says is so.
+A checkpoint is a directory with `arrays-N.safetensors`, one per process, with arrays by their
+leaves' paths, and `checkpoint.json`, written last, with a description of each leaf, the size of
+each file, the digest of each piece of an array, and the state of the run. Data that grows from one
+checkpoint to the next is in `records-N`. A checkpoint is complete if the JSON is there and matches
+the files.
 """
 
 import json
@@ -54,12 +55,12 @@ _NAME = re.compile(r"checkpoint-(\d{6,})")
 _TAKEN = re.compile(r"\.?checkpoint-(\d{6,})(\.tmp|\.old)?")
 _FILE = re.compile(r"arrays-\d+\.safetensors")
 _BEST, _START = "best.json", "start.json"
-# checkpoint.json: a digest of what stands between these and the last brace.
+# checkpoint.json: a digest of the text between these and the last brace.
 _HEAD, _MIDDLE = '{"digest": "', '", "checkpoint": '
 
 
 class Checkpoints:
-    """The checkpoints in a directory, each a directory of its own.
+    """The checkpoints in a directory; each is a directory.
 
     Attributes:
         place: The directory's path or URL, one for all its aliases.
@@ -80,27 +81,27 @@ class Checkpoints:
         self._journal = Journal()
 
     def names(self) -> list[str]:
-        """Return the names of all checkpoints, damaged ones too, oldest first."""
+        """Return the names of all checkpoints, also damaged ones, oldest first."""
         return sorted(filter(_NAME.fullmatch, self.store.names()), key=_number)
 
     def hint(self) -> str:
-        """Return what to pass in place of this directory, if it lies in one of checkpoints."""
+        """Return a hint if this directory is itself a checkpoint."""
         above, _, name = self.place.rpartition("/")
         if not _NAME.fullmatch(name) or name not in Checkpoints(above).names():
             return ""
         return (
-            f" It is a checkpoint itself: pass the directory above it, {above}, of which restore() "
-            f"gives this one as well, by its name, which={name!r}."
+            f" It is itself a checkpoint: pass the directory above it, {above}; restore() "
+            f"reads this one by its name, which={name!r}."
         )
 
     def write(self, tree: PyTree, run: PyTree) -> str:
-        """Write a new checkpoint and return its name; until it is whole, it is none.
+        """Write a new checkpoint and return its name.
 
         Args:
             tree: A pytree.
-            run: A tree of plain containers, numbers, strings and arrays: where the run stands. Of a
-                `Growing` in it, only what came since the last checkpoint is written, on this
-                machine; a store gets all of it.
+            run: The state of the run: a tree of plain containers, numbers, strings and arrays. On a
+                local disk, only the new entries of a `Growing` are written; a store gets all of
+                them.
         """
         leaves = leaves_by_path(tree)
         name = self.begin()
@@ -109,20 +110,20 @@ class Checkpoints:
         return name
 
     def begin(self) -> str:
-        """Make room for a new checkpoint and return its name, which nothing there has."""
+        """Start a new checkpoint and return its unused name."""
         taken = map(_TAKEN.fullmatch, self.store.names(whole=False))
         name = f"checkpoint-{max((int(one[1]) for one in taken if one), default=-1) + 1:06d}"
         self.store.begin(name)
         return name
 
     def write_arrays(self, name: str, number: int, mine: list[Piece], run: PyTree = None) -> str:
-        """Write a process's file of arrays; return, as JSON, what `finish` is to know of it.
+        """Write a process's file of arrays; return its entry for `finish`, as JSON.
 
         Args:
-            name: The checkpoint, which was begun.
+            name: The name of the checkpoint that was started.
             number: The process.
-            mine: What it writes of the tree.
-            run: Of the first process, the state of the run, whose arrays are written too.
+            mine: Its pieces of the tree.
+            run: For the first process, the state of the run, whose arrays are written too.
         """
         arrays, entries = named(mine)
         table = json.dumps(entries)
@@ -136,11 +137,11 @@ class Checkpoints:
         return json.dumps({"name": file, "bytes": size, "pieces": entries, "run": digests})
 
     def finish(self, name: str, leaves: str, files: list[str], run: PyTree) -> None:
-        """Make a checkpoint, all files of which are written, a whole one.
+        """Complete a checkpoint after all its files are written.
 
         Args:
             name: Its name.
-            leaves: What `describe_leaves` says of the tree, as JSON.
+            leaves: What `describe_leaves` returned for the tree, as JSON.
             files: What `write_arrays` returned in each process.
             run: The state of the run.
         """
@@ -161,11 +162,11 @@ class Checkpoints:
         self.store.remove(_START)
 
     def read(self, name: str, like: _T) -> tuple[_T, PyTree]:
-        """Return what was written: the tree, placed as `like` is, and the state of the run.
+        """Return what was written: the tree, placed like `like`, and the state of the run.
 
         Raises:
-            DamagedFileError: Something is missing or is not what was written.
-            ValueError: It is a checkpoint of another tree than `like`; the leaf is named.
+            DamagedFileError: Something is missing or was changed.
+            ValueError: It is a checkpoint of another tree than `like`; the message names the leaf.
         """
         where = f"{self.place}/{name}"
         with untrusted(where):
@@ -183,21 +184,21 @@ class Checkpoints:
         """Return only the state of the run.
 
         Raises:
-            DamagedFileError: Something is missing or is not what was written.
+            DamagedFileError: Something is missing or was changed.
         """
         with untrusted(f"{self.place}/{name}"), ExitStack() as opened:
             found = self._read_last(name)
             return _Files(self, name, found["files"], opened).run(found)
 
     def prune(self, keep: int | None) -> None:
-        """Delete the oldest but `keep` checkpoints, sparing the best, and unfinished ones."""
+        """Delete all but the newest `keep` checkpoints and the best, and unfinished ones."""
         self.store.tidy()
         if keep is None:
             return
         try:
             best = self.best()
         except DamagedFileError as error:
-            _logger.warning("No best checkpoint is known any more: %s", error)
+            _logger.warning("The best checkpoint is not known any more: %s", error)
             best = None
         for name in self.names()[:-keep]:
             if best is None or name != best["checkpoint"]:
@@ -207,14 +208,14 @@ class Checkpoints:
                     _logger.warning("%s in %s cannot be deleted: %s", name, self.place, error)
 
     def note_start(self, about: Mapping[str, PyTree]) -> None:
-        """Note about a run that begins, until its first checkpoint is there, in one go."""
+        """Note about a new run, atomically, until its first checkpoint exists."""
         self.store.write(_START, to_json(dict(about)).encode())
 
     def start(self) -> dict[str, PyTree] | None:
-        """Return what was noted about a run that began here and never saved; None for none.
+        """Return the note of a run that started here and never saved, or None.
 
         Raises:
-            DamagedFileError: It is not what was noted.
+            DamagedFileError: The note was changed.
         """
         where = f"{self.place}/{_START}"
         with untrusted(where):
@@ -225,14 +226,14 @@ class Checkpoints:
             except OSError as error:
                 raise damaged(where, f"it cannot be read ({error})") from error
             if not isinstance(found, dict) or set(found) != {"sinks", "callbacks"}:
-                raise damaged(where, "it is not what a run notes when it begins")
+                raise damaged(where, "it is not the note of a new run")
             return found
 
     def best(self) -> dict[str, PyTree] | None:
-        """Return what is known of the best checkpoint: its name, the metric, its value.
+        """Return the best checkpoint's name, metric and value.
 
         Raises:
-            DamagedFileError: The file that says so is not what was written.
+            DamagedFileError: The file with them was changed.
         """
         where = f"{self.place}/{_BEST}"
         try:
@@ -244,11 +245,11 @@ class Checkpoints:
         with untrusted(where):
             best = _parsed(where, content.decode())
             if not _NAME.fullmatch(best["checkpoint"]):
-                raise damaged(where, f"it names {best['checkpoint']!r}, which is no checkpoint")
+                raise damaged(where, f"it names {best['checkpoint']!r}, which is not a checkpoint")
             return best
 
     def set_best(self, **about: PyTree) -> None:
-        """Say which checkpoint is the best, in one go."""
+        """Note which checkpoint is the best, atomically."""
         self.store.write(_BEST, to_json(about).encode())
 
     def _read_last(self, name: str) -> dict[str, PyTree]:
@@ -267,7 +268,7 @@ class Checkpoints:
                     f"{where} has the format {older[1]}, and this version of Solstice reads "
                     f"{_FORMAT}. Restore it with the version that wrote it."
                 )
-            raise damaged(where, "its digest is another one, so it was changed or cut short")
+            raise damaged(where, "its digest does not match, so it was changed or cut short")
         found = json.loads(inner)
         if found["format"] != _FORMAT:
             raise InvalidValueError(
@@ -278,7 +279,7 @@ class Checkpoints:
 
 
 class _Files:
-    """The files of arrays of one checkpoint, each opened when something of it is read."""
+    """The array files of one checkpoint, each opened when it is first read."""
 
     def __init__(
         self, there: Checkpoints, name: str, files: list[dict[str, PyTree]], opened: ExitStack
@@ -295,7 +296,7 @@ class _Files:
                 self.pieces.setdefault(entry["leaf"], []).append({**entry, "file": file["name"]})
 
     def tensors(self, file: str) -> Tensors:
-        """Return an open file, whose size is right."""
+        """Return an open file after a check of its size."""
         if file not in self._open:
             where = f"{self._there.place}/{self._name}/{file}"
             try:
@@ -304,7 +305,7 @@ class _Files:
             except OSError as error:
                 raise damaged(where, f"it cannot be read ({error})") from error
             if size != self._sizes[file]:
-                raise damaged(where, f"it has {size} bytes in place of {self._sizes[file]}")
+                raise damaged(where, f"it has {size} bytes instead of {self._sizes[file]}")
             self._open[file] = self._stack.enter_context(Tensors.open(path, where))
         return self._open[file]
 
@@ -329,10 +330,10 @@ class _Files:
 
 
 def describe_leaves(leaves: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Return what a checkpoint says of each leaf of a tree, by path.
+    """Return a checkpoint's description of each leaf of a tree, by path.
 
     Raises:
-        TypeError: One is an array of something else than numbers.
+        TypeError: One is an array of something other than numbers.
     """
     check_data(dict(leaves))
     return {path: describe_leaf(leaf) for path, leaf in leaves.items()}
@@ -342,15 +343,15 @@ def restore(directory: str | os.PathLike[str], exp: _T, which: str = "newest") -
     """Return the experiment of a checkpoint that `CheckpointingCallback` wrote.
 
     Args:
-        directory: The callback's, a path or a URL.
-        exp: An experiment of the same structure, shapes and dtypes. Each array is placed where
-            that of `exp` is, wherever it was when it was saved.
+        directory: The callback's directory: a path or a URL.
+        exp: An experiment of the same structure, shapes and dtypes. Each array is placed where that
+            of `exp` is, wherever it was when saved.
         which: "newest" (complete one), "best" (by the callback's `best=`), or a checkpoint's name.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        DamagedFileError: It is damaged, or all are.
-        ValueError: It is a checkpoint of another experiment; the leaf is named.
+        DamagedFileError: It is damaged, or all of them are.
+        ValueError: It is a checkpoint of another experiment; the message names the leaf.
 
     >>> import tempfile, jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -393,14 +394,14 @@ def restore(directory: str | os.PathLike[str], exp: _T, which: str = "newest") -
 def newest(
     there: Checkpoints, like: _T, *, before: str | None = None
 ) -> tuple[str, _T, PyTree] | None:
-    """Return the name, the tree and the run's state of the newest whole checkpoint; None for none.
+    """Return the name, the tree and the run's state of the newest complete checkpoint, or None.
 
-    Damaged ones are skipped with a warning that names them.
+    Damaged ones are skipped, with a warning.
 
     Args:
-        there: Where they are.
+        there: The checkpoints.
         like: A tree of the same structure.
-        before: The name of one; only those before it are looked at.
+        before: The name of one; only earlier ones are considered.
 
     Raises:
         DamagedFileError: All are damaged.
@@ -419,16 +420,16 @@ def newest(
         return None
     raise DamagedFileError(
         f"None of the {len(names)} checkpoints in {there.place} can be read, so the run is not "
-        f"started over in silence. Restore the directory from a copy, or give another one to "
-        f"start anew.",
+        f"started over silently. Restore the directory from a copy, or give another one to "
+        "start from the beginning.",
         path=str(there.place),
     ) from last
 
 
 def _agreed(there: Checkpoints, name: str, like: _T) -> tuple[_T, PyTree]:
-    """Read a checkpoint; where processes share its arrays, it is whole for all or damaged for all.
+    """Read a checkpoint; if processes share its arrays, all of them succeed or all fail.
 
-    Each reads other pieces, so one may find damage that the others do not see.
+    Each reads other pieces, so one may find damage that the others do not.
     """
     leaves = jax.tree.leaves(like)
     if all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):

@@ -1,8 +1,8 @@
-"""Claims: one run at a time writes checkpoints into a directory.
+"""Claims: only one run at a time writes checkpoints into a directory.
 
-On this machine a lock of the operating system holds the claim, which is free as soon as its process
-ends, killed or not. An object store has no locks: there the claim is a file that says who holds it,
-and that is written again every few seconds; one that is not counts as given up.
+On a local disk, the claim is a lock of the operating system, which is released as soon as its
+process ends, killed or not. An object store has no locks: there the claim is a file with its
+holder, rewritten every few seconds; otherwise it counts as given up.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 _FILE, _LOCK = "claim.json", ".lock"
-# Seconds: how often a claim in an object store is written again, and after how long without that
-# it counts as given up.
+# Seconds: how often a claim in an object store is rewritten, and how long without that until it
+# counts as given up.
 BEAT, GIVEN_UP = 10.0, 60.0
 
 
@@ -67,7 +67,7 @@ class Claim:
         answered(take, f"{self._store.place} cannot be written")
 
     def check(self) -> None:
-        """Raise where another run has taken the claim over, since this one was silent too long."""
+        """Raise if another run has taken the claim over, since this one was silent too long."""
         if self._lost:
             raise DirectoryInUseError(
                 f"This run was silent for over {GIVEN_UP:.0f} s, and another one has taken over "
@@ -75,13 +75,13 @@ class Claim:
             )
 
     def release(self) -> None:
-        """Give the claim up."""
+        """Release the claim."""
         if self._lock is None and self._ended is None:
             return
         if self._ended is not None:
             self._ended.set()
             self._ended = None
-        with contextlib.suppress(OSError):  # the directory may have gone
+        with contextlib.suppress(OSError):  # the directory may be gone
             if self._mine():
                 self._store.write(_FILE, b"{}")
         if self._lock is not None:
@@ -146,7 +146,7 @@ class Claim:
     def _refusal(self) -> DirectoryInUseError:
         end = time.monotonic() + 1
         while not (holder := self._holder()) and time.monotonic() < end:
-            time.sleep(0.02)  # it has just taken the lock, and says in a moment who it is
+            time.sleep(0.02)  # it has just taken the lock and is about to write its name
         who = "process {pid} on {host}, since {since}".format_map(
             {"pid": "?", "host": "an unknown host", "since": "an unknown time"} | holder
         )
@@ -161,10 +161,10 @@ class Claim:
 
 
 def _is_dead(holder: dict[str, PyTree]) -> bool:
-    """Say whether a claim's process has ended, as far as can be told from here."""
+    """Say whether a claim's process has ended, if this host can tell."""
     pid = holder.get("pid")
     if not isinstance(holder.get("beat"), int | float) or not isinstance(pid, int):
-        return True  # it is none of ours
+        return True  # it is another user's
     if holder.get("host") != socket.gethostname():
         return False
     try:
@@ -177,6 +177,6 @@ def _is_dead(holder: dict[str, PyTree]) -> bool:
 
 
 def _age(holder: dict[str, PyTree]) -> float:
-    """Return the seconds since a claim was written, if both clocks are right; inf for no number."""
+    """Return the seconds since a claim was written, if both clocks are right; inf if unreadable."""
     age = time.time() - holder["beat"]
     return age if math.isfinite(age) else math.inf

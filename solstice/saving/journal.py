@@ -1,9 +1,8 @@
-"""What grows from checkpoint to checkpoint, such as a history, written once.
+"""Journal: data that grows from checkpoint to checkpoint, such as a history, written once.
 
-Each checkpoint has all of it, in files of its own directory, `records-0` and so on: one entry a
-line, as JSON. A file of the next checkpoint is the same one under a second name (a hard link), with
-new lines at its end; each checkpoint says how much of it is its own, and its digest.
-Where there are no hard links, it is copied.
+Each checkpoint has all of it in its directory, in the files `records-0` and so on, with one JSON
+entry per line. The next checkpoint hard-links the file and appends new lines; each checkpoint notes
+how much of the file belongs to it, and the digest. Without hard links, the file is copied.
 """
 
 import dataclasses
@@ -18,13 +17,13 @@ from solstice.tree.json import from_json, to_json
 from solstice.tree.pytree import PyTree
 from solstice.tree.tensors import check_regular, damaged
 
-# In place of what grows: which of the files holds it.
+# The mark of growing data: the number of its file.
 _MARK = "$records"
 
 
 @dataclasses.dataclass
 class _File:
-    """A file so far: of which entries it is, the last one it holds, its bytes and their digest."""
+    """A file so far: the entries in it, the last one, its size and digest."""
 
     path: str
     entries: list[PyTree]
@@ -34,7 +33,7 @@ class _File:
     digest: "hashlib._Hash" = dataclasses.field(default_factory=hashlib.sha256)
 
     def goes_on(self, growing: Growing) -> bool:
-        """Say whether what it holds are the first of some entries."""
+        """Say whether it holds the first of some entries."""
         if self.entries is not growing.entries or self.count > len(growing):
             return False
         return not self.count or self.entries[self.count - 1] is self.last
@@ -44,7 +43,7 @@ class _File:
 
 
 class Journal:
-    """Writes what grows into one checkpoint after another, and reads it back.
+    """Writes growing data into one checkpoint after another, and reads it back.
 
     >>> import tempfile
     >>> first, second = tempfile.mkdtemp(), tempfile.mkdtemp()
@@ -62,10 +61,10 @@ class Journal:
         self._pending: dict[int, _File] = {}
 
     def write(self, directory: str, rest: PyTree) -> tuple[PyTree, list[dict[str, PyTree]]]:
-        """Write what grows in a tree of plain containers into the directory of a checkpoint.
+        """Write the growing data in a tree of plain containers into a checkpoint's directory.
 
         Returns:
-            The tree with marks in place of what grows, and what is to be known of the files.
+            The tree with marks for the growing data, and the entries of the files.
         """
         found: list[Growing] = []
 
@@ -84,7 +83,7 @@ class Journal:
         return rest, [file.about() for file in self._pending.values()]
 
     def written(self, directory: str) -> None:
-        """Note that the checkpoint is whole, and which directory it has now."""
+        """Note that the checkpoint is complete, and its directory."""
         self._files = {
             i: dataclasses.replace(file, path=_path(directory, i))
             for i, file in self._pending.items()
@@ -111,10 +110,10 @@ class Journal:
 
 
 def restored(directory: Path, rest: PyTree, files: list[dict[str, PyTree]]) -> PyTree:
-    """Return the tree that `Journal.write` got, what grows as lists.
+    """Return the tree that `Journal.write` got, with growing data as lists.
 
     Raises:
-        DamagedFileError: A file is missing, or is not what was written.
+        DamagedFileError: A file is missing or was changed.
     """
     read = [_read(Path(_path(str(directory), i)), about) for i, about in enumerate(files)]
 
@@ -132,12 +131,12 @@ def _read(path: Path, about: dict[str, PyTree]) -> list[PyTree]:
     try:
         check_regular(path)
         with open(path, "rb") as file:
-            # No more than is there: memory for it is taken at once.
+            # Not more than the file has, since memory for it is allocated at once.
             data = file.read(min(about["size"], path.stat().st_size))
     except OSError as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
     if len(data) != about["size"] or hashlib.sha256(data).hexdigest() != about["digest"]:
-        raise damaged(path, "its digest is another one")
+        raise damaged(path, "its digest does not match")
     return [from_json(line) for line in data.decode().split("\n")[:-1]]
 
 
@@ -146,7 +145,7 @@ def _path(directory: str, i: int) -> str:
 
 
 def _linked(old: str, new: str) -> bool:
-    """Give a file a second name, or copy it; say whether it was there."""
+    """Hard-link or copy a file; return whether it exists."""
     try:
         os.link(old, new)
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Where checkpoints lie: a directory on this machine, or one of an object store, through fsspec.
+"""Where checkpoints are: in a local directory, or in an object store through fsspec.
 
-A store holds directories of files. One is written file by file and finished by its last, so that
-it is whole or not there; one is deleted by the names that Solstice itself gives, never through a
-link, so that nobody else's files are touched.
+A store holds directories of files. A directory is written file by file, and the last file completes
+it, so it is either complete or absent. Only files with names of Solstice are deleted, never through
+a link, so other files are safe.
 """
 
 import abc
@@ -27,7 +27,7 @@ from solstice.tree.tensors import check_regular, sync_directory
 
 _T = TypeVar("_T")
 
-# What checkpoints consist of, and what safetensors leaves behind when it is killed.
+# The files of checkpoints, and those that safetensors leaves behind when it is killed.
 LAST = "checkpoint.json"
 OURS = re.compile(rf"{re.escape(LAST)}|records-\d+|arrays-\d+\.safetensors|\.tmp\w{{6}}")
 
@@ -43,61 +43,61 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def names(self, *, whole: bool = True) -> list[str]:
-        """Return the names of the directories in it, or of everything (`whole=False`)."""
+        """Return the names of the complete directories, or of all (`whole=False`)."""
 
     @abc.abstractmethod
     def read(self, name: str) -> bytes:
-        """Return the content of a file; FileNotFoundError where there is none."""
+        """Return the content of a file; FileNotFoundError if there is none."""
 
     @abc.abstractmethod
     def write(self, name: str, content: bytes) -> None:
-        """Write a file beside the directories, or replace it."""
+        """Write or replace a file next to the directories."""
 
     @abc.abstractmethod
     def remove(self, name: str) -> None:
-        """Delete a file beside the directories, if it is there."""
+        """Delete a file next to the directories, if it exists."""
 
     @abc.abstractmethod
     def begin(self, directory: str) -> None:
-        """Make room for a new directory."""
+        """Start a new directory."""
 
     @abc.abstractmethod
     def room(self, directory: str) -> Path | None:
-        """Return where on this machine a begun directory is written; None where it is not."""
+        """Return the local path of a started directory; None in a remote store."""
 
     @abc.abstractmethod
     def add(self, directory: str, name: str, write: Callable[[Path], None]) -> int:
-        """Add a file, which `write` writes to a path, to a begun directory; return its size."""
+        """Add a file, which `write` writes to a path, to a started directory; return its size."""
 
     @abc.abstractmethod
     def finish(self, directory: str, content: bytes) -> None:
-        """Write the last file of a directory, `checkpoint.json`, which makes it a whole one."""
+        """Write the last file of a directory, `checkpoint.json`, which completes it."""
 
     @abc.abstractmethod
     def open(self, directory: str, name: str) -> contextlib.AbstractContextManager[Path]:
-        """Give a path on this machine to read a directory's file from."""
+        """Return a local path to read a directory's file from."""
 
     @abc.abstractmethod
     def delete(self, directory: str) -> None:
-        """Delete a directory's files, of those that Solstice writes, and what then is empty."""
+        """Delete the files of Solstice in a directory, and the directory if it is then empty."""
 
     @abc.abstractmethod
     def tidy(self) -> None:
-        """Delete what saves and deletions that were cut short have left."""
+        """Delete the remains of interrupted saves and deletions."""
 
 
 def store(directory: str | os.PathLike[str]) -> Store:
     """Return the store of a path or a URL.
 
     Raises:
-        InvalidValueError, InvalidTypeError: It is no path.
+        InvalidValueError, InvalidTypeError: It is not a path.
         MissingPackageError: The URL's scheme needs a package that is not installed.
 
     >>> store("outputs/run").place.endswith("/outputs/run")
     True
     """
     if isinstance(directory, str):
-        directory = re.sub("^(file|local)://", "", directory)  # another name of a directory here
+        directory = re.sub("^(file|local)://", "", directory)  # another name of a local directory
         if "://" in directory:
             return Remote(directory)
     path = arguments.path(directory, "directory")
@@ -109,20 +109,20 @@ def store(directory: str | os.PathLike[str]) -> Store:
     return Local(path)
 
 
-# How many seconds a store may take to answer before a run has begun.
+# How many seconds a store may take to answer before a run starts.
 PATIENCE = 20.0
 
 
 def answered(action: Callable[[], _T], problem: str) -> _T:
-    """Return what an action on a store returns, or raise in seconds.
+    """Return what an action on a store returns, or raise after a few seconds.
 
     Args:
-        action: It may fail in whatever way, or never return.
-        problem: What is the matter then, for the message.
+        action: It may fail in any way, or never return.
+        problem: What is then wrong, for the message.
 
     Raises:
-        SolsticeError: What the action raised of these.
-        InvalidValueError: It raised anything else, or did not return.
+        SolsticeError: An error of Solstice that the action raised.
+        InvalidValueError: It raised another error, or did not return.
 
     >>> answered(lambda: "there", "The store cannot be read")
     'there'
@@ -150,7 +150,7 @@ def answered(action: Callable[[], _T], problem: str) -> _T:
 
 
 class Local(Store):
-    """A directory on this machine; its directories get their names when they are whole."""
+    """A local directory; its directories get their names when they are complete."""
 
     def __init__(self, directory: Path) -> None:
         self._home = Path(os.path.realpath(directory))
@@ -176,7 +176,7 @@ class Local(Store):
 
     def remove(self, name: str) -> None:
         path = self._home / name
-        if not path.is_dir():  # a directory of that name is none of ours
+        if not path.is_dir():  # a directory of that name is not ours
             path.unlink(missing_ok=True)
 
     def begin(self, directory: str) -> None:
@@ -205,8 +205,8 @@ class Local(Store):
     def delete(self, directory: str) -> None:
         path = self._home / directory
         if path.is_symlink() or not path.is_dir():
-            return  # somebody else's
-        # Under another name, so that a kill meanwhile leaves nothing that looks whole.
+            return  # another program's
+        # Renamed first, so that a kill leaves nothing that looks complete.
         doomed = self._home / f".{directory}.old"
         path.rename(doomed)
         self._empty(doomed)
@@ -223,7 +223,7 @@ class Local(Store):
     def _empty(path: Path) -> None:
         if path.is_symlink():
             return
-        with contextlib.suppress(OSError):  # it holds files of somebody else, and stays
+        with contextlib.suppress(OSError):  # it holds other files and stays
             with os.scandir(path) as entries:
                 for entry in entries:
                     if OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
@@ -232,7 +232,7 @@ class Local(Store):
 
 
 class Remote(Store):
-    """A directory of an object store; its directories are whole once their last file is there."""
+    """A directory of an object store; its directories are complete with their last file."""
 
     def __init__(self, url: str) -> None:
         scheme = url.partition("://")[0]
@@ -248,9 +248,9 @@ class Remote(Store):
         except ValueError as error:
             raise InvalidValueError(
                 f"{url} is expected to be a path or the URL of a store that fsspec knows, such as "
-                f"s3:// or gs://; {scheme}:// is none: {error}"
+                f"s3:// or gs://; {scheme}:// is not: {error}"
             ) from error
-        except Exception as error:  # of any package, some of which connect here
+        except Exception as error:  # of any package; some connect here
             raise InvalidValueError(
                 f"{url} cannot be opened: {type(error).__name__}: {error}. Check that the place "
                 f"exists, and that it can be reached from here."
@@ -310,7 +310,7 @@ class Remote(Store):
     def delete(self, directory: str) -> None:
         paths = self._files.find(self._path(directory), maxdepth=1)
         ours = [path for path in paths if OURS.fullmatch(PurePosixPath(path).name)]
-        # What makes it whole goes first, so that a kill meanwhile leaves nothing that looks so.
+        # The completing file goes first, so that a kill leaves nothing that looks complete.
         for path in sorted(ours, key=lambda path: PurePosixPath(path).name != LAST):
             self._files.rm_file(path)
         with contextlib.suppress(OSError):  # stores without directories have nothing to delete

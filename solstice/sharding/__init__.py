@@ -1,4 +1,4 @@
-"""Placing an experiment and its batches on a mesh of devices; jax's compiler does the rest."""
+"""Sharding: places an experiment and its batches on a mesh; jax's compiler does the rest."""
 
 from solstice.sharding.checks import assert_replicated, gather
 from solstice.sharding.placements import DataParallel, FullySharded, Rules, Sharding

@@ -1,4 +1,4 @@
-"""Arrays over the devices of several processes: made of what each has, and brought back to all."""
+"""Arrays over the devices of several processes: made from each one's part, and gathered."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -20,9 +20,9 @@ def as_global(
     """Return arrays, the same in all processes, placed by their shardings.
 
     Args:
-        arrays: What to place.
-        shardings: Where, one for each.
-        may_alias: Whether they may share memory with what is returned, or be it.
+        arrays: The arrays to place.
+        shardings: One sharding for each.
+        may_alias: Whether the results may share memory with them.
 
     >>> from jax.sharding import Mesh
     >>> whole = NamedSharding(Mesh(jax.devices()[:1], ("data",)), PartitionSpec())
@@ -32,8 +32,8 @@ def as_global(
     put = jax.device_put if jax.process_count() == 1 else _across
     placed = []
     for array, sharding in zip(arrays, shardings, strict=True):
-        # One after the other, so that only one is there twice. To be asked not to alias is not
-        # enough: on its way to several devices, jax keeps the part that is in place.
+        # One after the other, so that memory holds only one twice. may_alias=False is not enough:
+        # when it places an array on several devices, jax keeps the part that is already there.
         own = array if may_alias else copied([array])[0]
         placed.append(put(own, sharding))
     return placed
@@ -53,7 +53,7 @@ def _across(array: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def to_all(array: jax.Array) -> jax.Array:
-    """Return an array of which every device has the whole; all processes call it.
+    """Return an array replicated on every device; all processes call it.
 
     >>> to_all(jax.numpy.ones(2)).tolist()
     [1.0, 1.0]
@@ -65,19 +65,19 @@ def to_all(array: jax.Array) -> jax.Array:
 
 
 def local(array: _T) -> _T | jax.Array:
-    """Return an array that is whole on every device as one of this process alone."""
+    """Return an array that is replicated on every device as an array of only this process."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return to_all(array).addressable_data(0)
     return array
 
 
 def local_tree(tree: PyTree) -> PyTree:
-    """Return a tree with each array that spans processes as one of this process alone."""
+    """Return a tree with each array that spans processes as an array of only this process."""
     return jax.tree.map(local, tree)
 
 
 def batch_size(batch: PyTree) -> int | None:
-    """Return the length of the first axis of a batch's first array; None where there is none.
+    """Return the length of the first axis of a batch's first array; None if there is none.
 
     >>> batch_size({"image": np.zeros((3, 2)), "weight": 1.0})
     3

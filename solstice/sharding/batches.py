@@ -1,6 +1,6 @@
-"""Placing batches: each device its part, what does not divide padded and masked.
+"""Placing batches: one part per device; a batch that does not divide is padded and masked.
 
-A process gives its own part of a batch; the parts of all are one.
+Each process gives its part of a batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from solstice.sharding.arrays import batch_size, local
 from solstice.sharding.placements import Sharding
 from solstice.tree.pytree import AnyArray, PyTree
 
-# (batch, which of its examples are real) -> the batch with them as its mask, None for no masks
+# (batch, which examples are real) -> the batch with that mask; None without masks
 WithMask = Callable[[PyTree, AnyArray], PyTree]
 
 
@@ -28,14 +28,14 @@ def place_batch(
 ) -> PyTree:
     """Return a batch on the mesh, with its first axis split.
 
-    Arrays whose first axis has another length than the first array's, scalars too, go to every
-    device. What is no array stays as it is.
+    Arrays whose first axis differs from the first array's, and scalars, go to every device. Leaves
+    that are not arrays do not change.
 
     Args:
-        sharding: Where it goes.
-        batch: This process's part of it.
-        with_mask: How a mask gets into it; it returns None where the experiment takes none.
-        sizes: How many examples each process has; all are padded to the most.
+        sharding: The placement.
+        batch: This process's part of the batch.
+        with_mask: Adds a mask to the batch; returns None if the experiment takes no mask.
+        sizes: How many examples each process has; all are padded to the largest.
 
     Raises:
         ValueError: The batch does not divide, and the experiment takes no masks.
@@ -52,7 +52,7 @@ def place_batch(
     if parts % processes:
         raise InvalidValueError(
             f"A batch is split into {parts} parts over {processes} processes; each is expected to "
-            f"hold as many. Give a mesh of all devices of all processes."
+            f"have the same number. Give a mesh of all devices of all processes."
         )
     parts //= processes
     size = batch_size(batch)
@@ -61,7 +61,7 @@ def place_batch(
         masked = with_mask(*padded(batch, most))
         if masked is None:
             raise InvalidValueError(
-                f"A batch of {size} examples is to be split over {parts} devices"
+                f"A batch of {size} examples is split over {parts} devices"
                 + f" (the processes have {', '.join(map(str, sizes))})" * (len(sizes) > 1)
                 + f", which does not divide, and the experiment takes no mask for padding. Drop "
                 f"the last batch, choose batches of a multiple of {parts}, or give the experiment "
@@ -88,9 +88,9 @@ def predict_placed(
     inputs: PyTree,
     sizes: Sequence[int | None] = (),
 ) -> PyTree:
-    """Return what `predict` returns for inputs on the mesh, on the host; padding is cut off.
+    """Return what `predict` returns for inputs on the mesh, on the host, without padding.
 
-    Of several processes, each gets what belongs to its own inputs.
+    Each process gets the predictions of its own inputs.
 
     >>> from solstice.sharding import DataParallel
     >>> predict_placed(DataParallel(), lambda x: 2 * x, np.arange(3)).tolist()
@@ -113,7 +113,7 @@ def _own_rows(array: object, size: int | None) -> np.ndarray:
 def padded(batch: PyTree, size: int) -> tuple[PyTree, np.ndarray]:
     """Return a batch with its examples repeated up to a size, and which of them are real.
 
-    Repeated, not zeros: batch statistics count what is masked too.
+    Repeated, not zeros, since batch statistics count masked examples too.
 
     >>> padded((np.array([1, 2, 3]),), 5)
     ((array([1, 2, 3, 1, 2]),), array([ True,  True,  True, False, False]))

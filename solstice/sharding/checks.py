@@ -1,6 +1,6 @@
-"""Checks and views of arrays over devices: are copies equal, and what is the whole.
+"""Checks of arrays over devices: whether copies are equal; and gathering them.
 
-Both work between processes, all of which must call them.
+Both work across processes; all of them must call.
 """
 
 from typing import NamedTuple
@@ -18,20 +18,20 @@ from solstice.tree.pytree import PyTree
 
 
 def assert_replicated(tree: PyTree, *, atol: float = 0.0, rtol: float = 0.0) -> None:
-    """Raise where devices, or processes, hold unequal copies of an array.
+    """Raise if devices or processes hold unequal copies of an array.
 
-    Compared are the shards that hold the same part of an array; a NaN equals itself. Between
-    processes, arrays that each has for itself are compared too.
+    It compares shards that hold the same part of an array; NaN equals NaN. Across processes, arrays
+    that each has for itself are compared too.
 
     Args:
         tree: The tree.
-        atol: How far floats (and complex numbers) may be apart: by `atol + rtol * abs(first)`, as
-            in `numpy.isclose`. Integers, truths and keys are to be the same.
-        rtol: As `atol`, relative to the first copy.
+        atol: How far floats (and complex numbers) may differ: by `atol + rtol * abs(first)`, as in
+            `numpy.isclose`. Integers, bools and keys must be equal.
+        rtol: Like `atol`, relative to the first copy.
 
     Raises:
         ValueError: A tolerance is negative or not finite.
-        AssertionError: The first such leaf is named, with the devices (or processes) and the
+        AssertionError: The message names the first such leaf, the devices (or processes) and the
             largest difference.
 
     >>> import solstice
@@ -51,7 +51,7 @@ def assert_replicated(tree: PyTree, *, atol: float = 0.0, rtol: float = 0.0) -> 
 
 
 class _Within(NamedTuple):
-    """How far floats may be apart."""
+    """How far floats may differ."""
 
     atol: float
     rtol: float
@@ -99,15 +99,15 @@ def _compare(
     raise UnequalCopiesError(
         f"{name!r} is expected to be the same everywhere; on {holder} and on {other} it differs in "
         f"{unequal.sum()} of {one.size} elements, by up to {difference:.6g}. Something that "
-        f"differs between them got in: a key, the order of data, or what a callback did."
+        f"differs between them got in: a key, the order of data, or a callback."
     )
 
 
 def gather(tree: PyTree) -> PyTree:
-    """Return a tree with each array whole, on the host of every process.
+    """Return a tree with all arrays gathered on the host of every process.
 
-    Arrays become numpy's; typed keys stay keys, of this process alone. What is no array stays as it
-    is.
+    Arrays become numpy arrays; typed keys stay keys, on this process. Leaves that are not arrays do
+    not change.
 
     >>> import solstice
     >>> solstice.sharding.gather({"w": jnp.ones(2), "name": "a"})

@@ -1,4 +1,4 @@
-"""Batches in step: processes take a batch each, for as long as each has one."""
+"""Batches in step: processes take one batch each, as long as all have one."""
 
 import logging
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from solstice.tree.pytree import PyTree
 _logger = logging.getLogger("solstice")
 
 _NO_BATCH = object()
-# How many batches' exchanges the coordination service keeps at least.
+# The least number of exchanges that the coordination service keeps.
 _KEPT = 100
 
 
@@ -25,23 +25,23 @@ class _Signals(Protocol):
 def in_step(
     source: Iterator[PyTree], *, strict: bool = False, signals: _Signals | None = None
 ) -> Iterator[tuple[PyTree, list[int | None]]]:
-    """Yield batches, with the sizes that all processes have, for as long as each process has one.
+    """Yield batches and the sizes in all processes, as long as every process has one.
 
     Args:
         source: This process's batches.
-        strict: Whether it is an error that a process has more batches than another.
-        signals: The `Signals` of the run: one that has come to any process ends
-            all before the same batch.
+        strict: Whether it is an error if a process has more batches than another.
+        signals: The `Signals` of the run: one in any process ends all of them before the same
+            batch.
 
     Raises:
-        RuntimeError: A process has left the pass in the middle.
-        ValueError: They have not as many, and `strict` says that they must.
+        RuntimeError: A process has left the pass early.
+        ValueError: They have different numbers of batches, and `strict` is True.
 
     >>> import jax
     >>> list(in_step(iter([[jax.numpy.zeros(3)]])))[0][1]
     [3]
     """
-    # Numbered now: a thread that reads ahead asks for the first batch later.
+    # Numbered now, since a thread that reads ahead takes the first batch later.
     return _in_step(source, f"batches-{ticket()}", strict, signals)
 
 
@@ -57,12 +57,12 @@ def _in_step(
                 text = f"signal {signals.received}"
             said = exchange(f"{label}/{(i - 1) // _KEPT}/{i - 1}", text)
             if i % _KEPT == 1 and i > 1:
-                forget(f"{label}/{i // _KEPT - 1}")  # every process has read those by now
+                forget(f"{label}/{i // _KEPT - 1}")  # every process has read these by now
             if "left" in said:
                 raise ProcessError(
                     f"Process {said.index('left')} has left this pass after {i - 1} batches, while "
                     f"others go on: its run failed, or a callback stopped it. Look at its log; "
-                    f"what stops a run is expected to say the same in all processes.",
+                    f"a callback that stops a run must do so in all processes.",
                     process=said.index("left"),
                 )
             numbers = [int(one.split()[1]) for one in said if one.startswith("signal")]
@@ -82,5 +82,5 @@ def _in_step(
                 return
             yield batch, [None if one == "None" else int(one) for one in said]
     finally:
-        if not over:  # nobody is to wait for this process's next batch
+        if not over:  # the others must not wait for this process's next batch
             say(f"{label}/{i // _KEPT}/{i}", "left")

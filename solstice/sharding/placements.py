@@ -1,7 +1,7 @@
-"""Placements: which device holds what part of an experiment and of its batches.
+"""Placements: which device holds which part of an experiment and of its batches.
 
-They say where arrays are, never what is computed: the compiled step is the same program as on one
-device, which XLA partitions (GSPMD) and gives its communication.
+They only say where arrays are: the compiled step is the same program as on one device, which XLA
+partitions (GSPMD), with the communication it needs.
 """
 
 import abc
@@ -21,7 +21,7 @@ from solstice.tree.reprs import Shown
 
 
 class Sharding(Shown, abc.ABC):
-    """Where an experiment and its batches go: what `sharding=` of train, test and predict takes.
+    """Where an experiment and its batches are placed: the `sharding=` of train, test and predict.
 
     Attributes:
         mesh: The devices.
@@ -46,15 +46,15 @@ class Sharding(Shown, abc.ABC):
 
     @abc.abstractmethod
     def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
-        """Return how an array of the experiment is split, by the name of its path and its shape."""
+        """Return how to split an array of the experiment, by its path and shape."""
 
     def check(self, arrays: dict[str, tuple[int, ...]]) -> None:
-        """Raise where it does not fit an experiment's arrays, by path; most fit all."""
+        """Raise if it does not match an experiment's arrays, by path; most match all."""
         return
 
     @property
     def parts(self) -> int:
-        """Into how many parts a batch's first axis is split."""
+        """The number of parts of a batch's first axis."""
         return self._parts(self.batch_spec[0]) if len(self.batch_spec) else 1
 
     def _parts(self, axes: str | tuple[str, ...] | None) -> int:
@@ -62,10 +62,10 @@ class Sharding(Shown, abc.ABC):
         return int(np.prod([self.mesh.shape[name] for name in names], dtype=int))
 
     def placement(self, flat: Flat) -> Placement:
-        """Return where the arrays of an experiment go.
+        """Return the shardings of an experiment's arrays.
 
         Raises:
-            ValueError: An array cannot be split as it should be; it is named.
+            ValueError: An array cannot be split as asked; the message names it.
         """
         names = [name for name, static in flat.structure.leaves() if static is None]
         shapes = {name: array.shape for name, array in zip(names, flat.arrays, strict=True)}
@@ -83,14 +83,14 @@ class Sharding(Shown, abc.ABC):
         return Placement(tuple(shardings), NamedSharding(self.mesh, PartitionSpec()))
 
     def placed(self, flat: Flat, *, donate: bool = False) -> Flat:
-        """Return a flat experiment with its arrays where they belong; its steps keep them there.
+        """Return a flat experiment with its arrays placed; its steps keep them there.
 
         Args:
             flat: The experiment.
-            donate: Whether the arrays may be the given ones where these are in place already.
+            donate: Whether arrays that are already in place may be reused.
         """
         placement = self.placement(flat)
-        if self.mesh.size == 1:  # as without: constraints would only cost
+        if self.mesh.size == 1:  # as without a placement: constraints would only cost time
             device = SingleDeviceSharding(self.mesh.devices.item())
             there = all(getattr(array, "sharding", None) == device for array in flat.arrays)
             own = flat if donate else flat.copy()
@@ -100,10 +100,11 @@ class Sharding(Shown, abc.ABC):
 
 
 class DataParallel(Sharding):
-    """Every device holds the whole experiment and takes its part of each batch.
+    """Every device holds the whole experiment and takes a part of each batch.
 
     Args:
-        mesh: The devices, of one or two axes, over all of which batches are split; None takes all.
+        mesh: The devices, with one or two axes; batches are split over all axes. None uses all
+            devices.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -126,15 +127,15 @@ class DataParallel(Sharding):
 
 
 class FullySharded(Sharding):
-    """The devices share out parameters, optimizer state and batches; each array is gathered in use.
+    """Splits parameters, optimizer state and batches over the devices; gathers arrays in use.
 
     An array of at least `min_size` elements is split along its largest axis that divides (the first
-    of several), others are on every device. The experiment comes back from `train` so split.
+    of several); others are on every device. `train` returns the experiment split this way.
 
     Args:
-        mesh: The devices; None takes all. Batches are split over all its axes, arrays over the
-            last one: with two axes, the first counts copies of the experiment.
-        min_size: The least number of elements that is split.
+        mesh: The devices; None uses all. Batches are split over all axes, arrays over the last one:
+            with two axes, the first counts copies of the experiment.
+        min_size: The smallest number of elements to split.
 
     >>> import solstice
     >>> tuple(solstice.sharding.FullySharded().spec("model/params/kernel", (64, 128)))
@@ -156,19 +157,19 @@ class FullySharded(Sharding):
 
 
 class Rules(Sharding):
-    """Each array goes where the first rule says whose pattern is in its path.
+    """Each array is split by the first rule whose pattern is in its path.
 
     Args:
         rules: Pairs of a regular expression, searched for in the path ("model/params/Dense_0/
-            kernel"), and the `PartitionSpec` over the mesh's axes. What none matches is on every
-            device.
-        mesh: The devices; None takes all, as one axis "data".
+            kernel"), and the `PartitionSpec` over the mesh's axes. Arrays without a rule are on
+            every device.
+        mesh: The devices; None uses all, as one axis "data".
         batch: How a batch's first axis is split; None splits it over the mesh's first axis.
 
     Raises:
-        TypeError: A rule is no such pair.
-        ValueError: A pattern is no regular expression. At the run's start: one is in no path, or an
-            array does not divide.
+        TypeError: A rule is not such a pair.
+        ValueError: A pattern is not a regular expression. At the run's start: a pattern matches no
+            path, or an array does not divide.
 
     >>> import solstice
     >>> from jax.sharding import PartitionSpec as P
@@ -220,16 +221,16 @@ def _as_rules(rules: object) -> tuple[tuple[str, PartitionSpec], ...]:
         except re.error as error:
             raise InvalidValueError(
                 f"Each pattern of rules is expected to be a regular expression; {rule[0]!r} is "
-                f"none: {error}."
+                f"not one: {error}."
             ) from error
     return tuple((pattern, spec) for pattern, spec in found)
 
 
 def as_mesh(mesh: Mesh | None) -> Mesh:
-    """Return a mesh whose axes the compiler sees to; for None, all devices on an axis "data".
+    """Return a mesh with automatic axes; for None, all devices on an axis "data".
 
     Raises:
-        TypeError: It is no mesh.
+        TypeError: It is not a mesh.
         ValueError: It has more than two axes.
     """
     if mesh is None:
@@ -241,13 +242,13 @@ def as_mesh(mesh: Mesh | None) -> Mesh:
         )
     if len(mesh.axis_names) > 2:
         raise InvalidValueError(f"A mesh of one or two axes is expected; it has {mesh.axis_names}.")
-    # jax.make_mesh makes axes whose sharding is part of an array's type, which a step that knows
-    # of no mesh could not compute with.
+    # jax.make_mesh makes axes whose sharding is part of an array's type, and a step that does not
+    # know the mesh could not compute with such arrays.
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
 def check_sharding(sharding: object) -> None:
-    """Raise for what is no placement.
+    """Raise if it is not a placement.
 
     Raises:
         TypeError: It is something else.

@@ -1,7 +1,7 @@
-"""Many processes as one: what `jax.distributed` starts, and what processes agree on between steps.
+"""Processes: starting `jax.distributed`, and agreement of processes between steps.
 
-Agreeing goes through jax's coordination service, not through the devices, so that it may happen in
-any thread, and a process that is gone is noticed in bounded time.
+Processes agree through jax's coordination service, not through the devices, so any thread may do
+it, and a missing process is noticed in bounded time.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import jax
 from solstice import arguments
 from solstice.errors import InvalidValueError, ProcessError
 
-# All processes make the same calls, so that the same number names the same exchange.
+# All processes make the same calls, so the same number names the same exchange.
 _numbers = itertools.count()
 
 _logger = logging.getLogger("solstice")
@@ -30,19 +30,19 @@ def initialize(
     shutdown_timeout_seconds: int = 30,
     **options: Any,
 ) -> None:
-    """Make this process one of many; call it first, before anything touches a device.
+    """Make this process one of many; call it before anything uses a device.
 
     Without addresses, jax finds them where Slurm, Open MPI or GKE started the processes. On CPUs,
-    Gloo does what is collective.
+    Gloo runs the collectives.
 
     Args:
         coordinator_address: Host and port of process 0, such as "localhost:1234".
-        num_processes: How many there are.
-        process_id: Which one this is, from 0.
-        heartbeat_timeout_seconds: After how long without a sign of life a process counts as dead,
-            which ends the others with an error that says so.
-        shutdown_timeout_seconds: How long a process that ends waits for the others to end too.
-        **options: More of `jax.distributed.initialize`.
+        num_processes: The number of processes.
+        process_id: The index of this process, from 0.
+        heartbeat_timeout_seconds: After how long without a heartbeat a process counts as dead; the
+            others then end with an error.
+        shutdown_timeout_seconds: How long a process that ends waits for the others to end.
+        **options: More arguments of `jax.distributed.initialize`.
 
     >>> import solstice
     >>> solstice.sharding.initialize("localhost:1234", 2, 0)  # doctest: +SKIP
@@ -70,7 +70,7 @@ def initialize(
 
 
 def is_first_process() -> bool:
-    """Say whether this process is the one that logs and writes; a single process always is.
+    """Say whether this process logs and writes; a single process always does.
 
     >>> is_first_process()
     True
@@ -79,7 +79,7 @@ def is_first_process() -> bool:
 
 
 def ticket() -> int:
-    """Return a number that is the same in all processes, which all ask for it at the same point."""
+    """Return a number that is the same in all processes, if all call it at the same point."""
     return next(_numbers)
 
 
@@ -94,7 +94,7 @@ def together(label: str, action: Callable[[], str]) -> list[str]:
         text = f"done {action()}"
     except Exception as error:  # noqa: BLE001 - raised once the others know
         failure, text = error, f"failed {type(error).__name__}: {error}"
-    # A part may be large; a process that is gone is noticed by other means.
+    # A part may be large; a missing process is noticed by other means.
     said = exchange(label, text, patience=12 * PATIENCE)
     if failure is not None:
         raise failure
@@ -105,10 +105,10 @@ def together(label: str, action: Callable[[], str]) -> list[str]:
 
 
 def exchange(label: str, text: str, patience: int | None = None) -> list[str]:
-    """Return what each process says under a label that is used once; all processes call it.
+    """Return each process's text under a label that is used once; all processes call it.
 
     Raises:
-        RuntimeError: A process has not said anything for `patience` seconds, or `PATIENCE`.
+        RuntimeError: A process did not answer for `patience` seconds, or `PATIENCE`.
 
     >>> exchange("colour", "blue")
     ['blue']
@@ -125,7 +125,7 @@ def exchange(label: str, text: str, patience: int | None = None) -> list[str]:
             said.append(client.blocking_key_value_get(key, patience * 1000))
         except jax.errors.JaxRuntimeError as error:
             raise ProcessError(
-                f"Process {process} has said nothing for {patience} s about {label!r}: it has "
+                f"Process {process} has not answered for {patience} s about {label!r}: it has "
                 f"ended, is stuck, or does something else than this one. All processes are "
                 f"expected to make the same calls of train, test and predict. Look at its log, "
                 f"and resume the run from its last checkpoint.",
@@ -135,7 +135,7 @@ def exchange(label: str, text: str, patience: int | None = None) -> list[str]:
 
 
 def _client() -> Any:
-    from jax._src import distributed  # jax has no public door to its coordination service
+    from jax._src import distributed  # jax has no public API for its coordination service
 
     client = distributed.global_state.client
     if client is None:
@@ -144,27 +144,27 @@ def _client() -> Any:
 
 
 def say(label: str, text: str) -> None:
-    """Say something without waiting for the others, nor for a service that is gone."""
+    """Send a text without waiting for the others or for a service that is gone."""
     if jax.process_count() > 1:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             _client().key_value_set(f"solstice/{label}/{jax.process_index()}", text)
 
 
 def forget(label: str) -> None:
-    """Delete what was said under a label and those below it."""
+    """Delete the texts under a label and those below it."""
     if is_first_process() and jax.process_count() > 1:
         _client().key_value_delete(f"solstice/{label}")
 
 
-# How many seconds a process waits for another one to come to the same point.
+# How many seconds a process waits for others to reach the same point.
 PATIENCE = 300
 
 
 def check_same(what: str, digest: str) -> None:
-    """Raise where a digest is another one in another process.
+    """Raise if a digest differs between processes.
 
     Raises:
-        ValueError: The processes are named.
+        ValueError: The message names the processes.
     """
     said = exchange(f"{what}-{next(_numbers)}", digest)
     others = [i for i, one in enumerate(said) if one != said[0]]
@@ -172,5 +172,5 @@ def check_same(what: str, digest: str) -> None:
         raise InvalidValueError(
             f"{what} is expected to be the same in all processes at a run's start; in "
             f"{', '.join(f'process {i}' for i in others)} it differs from process 0's. Make it "
-            f"of the same seeds, or restore it from one checkpoint."
+            f"from the same seeds, or restore it from one checkpoint."
         )

@@ -1,4 +1,4 @@
-"""Estimators of scikit-learn: any network of any library, in pipelines, grids and scores.
+"""Estimators for scikit-learn: networks of any library in pipelines, grid searches and scores.
 
 They need the extra `sklearn`, and are not loaded with `solstice`: `import solstice.sklearn`.
 """

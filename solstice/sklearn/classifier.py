@@ -16,26 +16,27 @@ from solstice.sklearn.estimator import Estimator
 
 
 class Classifier(ClassifierMixin, Estimator):
-    """Tells classes apart with a network of any library, as a classifier of scikit-learn.
+    """A scikit-learn classifier with a network of any library.
 
     It trains a `ClassificationExperiment` on `data.Arrays`. `X` is of shape `(examples, ...)`;
-    floats become jax's (float32), integers stay integers. Labels are whatever scikit-learn takes,
-    texts too. With the same `random_state`, a fit gives the same numbers.
+    floats become float32, integers stay integers. Labels are anything that scikit-learn takes, also
+    texts. With the same `random_state`, a fit gives the same numbers.
 
     Args:
         net: A network with a logit for each class, two for two classes: anything that
-            `compat.as_model` takes, or a function that makes it, called with the first it requires
-            of `(outputs, example, key)`: how many classes there are, one example (zeros, of shape
-            `(1, ...)`) and a key that depends on `random_state`. A network that comes with its
-            weights starts each fit with them.
+            `compat.as_model` takes, or a function that makes it, called with as many of `(outputs,
+            example, key)` as it requires: the number of classes, one example (zeros, of shape `(1,
+            ...)`) and a key that depends on `random_state`. A network that has weights starts each
+            fit with them.
         optimizer: Anything that `compat.as_optimizer` takes, or a function without arguments that
-            makes it. Optax's own cannot be pickled, and `functools.partial(optax.adam, 1e-3)` can.
+            makes it. An optax optimizer cannot be pickled; `functools.partial(optax.adam, 1e-3)`
+            can.
         epochs: How many passes over the data `fit` takes.
         batch_size: How many examples a batch has.
-        random_state: What weights, dropout and the order of the examples depend on: a seed, a
+        random_state: The randomness of weights, dropout and the order of the examples: a seed, a
             `numpy.random.RandomState`, or None for numpy's global one.
-        validation_fraction: The share of the examples that is kept for the validation which
-            callbacks watch, classes in proportion; None for none.
+        validation_fraction: The share of the examples to hold out, stratified, for the validation
+            that callbacks watch; None for none.
         callbacks: As in `solstice.train`, or a function without arguments that makes them.
         experiment_options: Further options of `ClassificationExperiment`, such as
             `{"label_smoothing": 0.1}`.
@@ -45,7 +46,7 @@ class Classifier(ClassifierMixin, Estimator):
         classes_: The labels, sorted; the network's outputs are in this order.
         experiment_: The trained `ClassificationExperiment`.
         n_features_in_: The size of the second axis of `X`.
-        feature_names_in_: The names of its columns, where it had some.
+        feature_names_in_: The names of its columns, if it had some.
 
     >>> import functools, optax
     >>> from jax.example_libraries import stax
@@ -74,12 +75,11 @@ class Classifier(ClassifierMixin, Estimator):
         Args:
             X: The inputs, `(examples, ...)`.
             y: The labels, `(examples,)`, of two classes or more.
-            sample_weight: `(examples,)`: what the loss of each is multiplied by, divided by their
-                mean, so that 2 is an example that comes twice.
+            sample_weight: `(examples,)`: the weights of the losses; they are divided by their mean.
 
         Raises:
-            ValueError: Inputs, labels or weights are not what they must be, the network's outputs
-                are not as many as there are classes, or an argument of the estimator is wrong.
+            ValueError: Inputs, labels, weights or an argument of the estimator are wrong, or the
+                network does not have one output per class.
             TypeError: No adapter knows the network or the optimizer.
         """
         x, y, weight = self._checked(X, y, sample_weight, reset=True)
@@ -101,17 +101,17 @@ class Classifier(ClassifierMixin, Estimator):
         classes: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """Go on training for one pass over these data.
+        """Train for one more pass, over these data.
 
         Args:
             X: As in `fit`.
             y: As in `fit`.
-            classes: All labels that there will be; needed in the first call.
+            classes: All labels that will ever occur; needed in the first call.
             sample_weight: As in `fit`, but not divided by their mean.
 
         Raises:
-            ValueError: As in `fit`; or `classes` are missing, or others than before, or `y` has a
-                label that is none of them.
+            ValueError: As in `fit`; or `classes` are missing or differ from before, or `y` has
+                another label.
         """
         first = not self.__sklearn_is_fitted__()
         if first and classes is None:
@@ -123,14 +123,14 @@ class Classifier(ClassifierMixin, Estimator):
         known = self.classes_ if named is None or not first else named
         if named is not None and not np.array_equal(named, known):
             raise InvalidValueError(
-                f"classes are expected to be those of before, {known.tolist()}; they are "
+                f"classes are expected to be the same as before, {known.tolist()}; they are "
                 f"{named.tolist()}."
             )
         x, y, weight = self._checked(X, y, sample_weight, reset=first)
         if unknown := sorted(set(y.tolist()) - set(known.tolist())):
             raise InvalidValueError(
                 f"y is expected to have labels of the classes {known.tolist()}; it has {unknown}. "
-                f"Name all that there will be in the first call, or fit anew."
+                f"Name all of them in the first call, or call fit."
             )
         recipe = self._new_recipe(x, len(known)) if first else self._recipe
         self._one_more_pass(recipe, (x, _codes(y, known), weight))
@@ -177,16 +177,16 @@ class Classifier(ClassifierMixin, Estimator):
 
 
 def _codes(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Return the place of each label in the sorted classes."""
+    """Return the index of each label in the sorted classes."""
     return np.searchsorted(classes, y).astype(np.int32)
 
 
 def _labels(classes: Any) -> np.ndarray:
-    """Return the classes that a user names, sorted."""
+    """Return the user's classes, sorted."""
     try:
         found = np.asarray(classes)
         found = np.unique(found) if found.ndim == 1 else None
-    except (TypeError, ValueError):  # a ragged list, or labels that have no order
+    except (TypeError, ValueError):  # a ragged list, or labels that cannot be ordered
         found = None
     if found is None or len(found) < 2:
         raise InvalidValueError(

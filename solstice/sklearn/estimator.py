@@ -1,6 +1,6 @@
-"""What both estimators have in common: from arrays to a trained experiment, and to its outputs.
+"""The base of both estimators: from arrays to a trained experiment, and to its outputs.
 
-The training is `solstice.train`'s, of a ready-made experiment on `data.Arrays`.
+They train a ready-made experiment on `data.Arrays` with `solstice.train`.
 """
 
 import abc
@@ -26,21 +26,21 @@ from solstice.tree.flat import Flat
 from solstice.tree.reprs import Shown
 
 BATCH_KEYS = ("x", "y", "mask", "weight")
-# What of an experiment's arguments an estimator knows itself.
+# The experiment's arguments that an estimator sets itself.
 _OURS = ("model", "optimizer", "key", "example_input", "batch_keys", "num_classes")
 _INTS = tuple(np.dtype(f"{kind}{bits}") for kind in ("int", "uint") for bits in (8, 16, 32, 64))
 
 
 class Recipe(NamedTuple):
-    """What an experiment is made of, as it was when it was fitted.
+    """What the experiment was made from, at the time of the fit.
 
     Attributes:
         net: The network, or the function that makes it.
         optimizer: The optimizer, or the function that makes it.
         options: Further options of the experiment.
-        outputs: How many numbers the network is to return for an example.
-        example: Zeros, as many as one example has.
-        seed: What the random numbers come from.
+        outputs: How many numbers the network must return for an example.
+        example: Zeros of the shape of one example.
+        seed: The seed of the random numbers.
     """
 
     net: Any
@@ -52,9 +52,9 @@ class Recipe(NamedTuple):
 
 
 class Estimator(Shown, BaseEstimator, abc.ABC):
-    """What `Classifier` and `Regressor` have in common; their docstrings say what is what."""
+    """The base of `Classifier` and `Regressor`, which document the arguments."""
 
-    # What is known once it is fitted.
+    # Set by a fit.
     experiment_: Any
     n_features_in_: int
     _recipe: Recipe
@@ -73,7 +73,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
         experiment_options: Mapping[str, Any] | None = None,
         progress: ProgressChoice = False,
     ) -> None:
-        # scikit-learn wants all of it as it came; `fit` looks at it.
+        # scikit-learn requires unchanged arguments here; `fit` checks them.
         self.net = net
         self.optimizer = optimizer
         self.epochs = epochs
@@ -86,15 +86,15 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
 
     @abc.abstractmethod
     def _experiment(self, network: Any, optimizer: Any, **options: Any) -> SupervisedExperiment:
-        """Return the experiment that learns what this is about."""
+        """Return the experiment for this estimator."""
 
     @abc.abstractmethod
     def _check_outputs(self, outputs: Any, count: int) -> None:
-        """Raise unless the network's outputs for one example are so many numbers."""
+        """Raise unless the network returns this many numbers for one example."""
 
     @abc.abstractmethod
     def _targets(self, y: np.ndarray, outputs: Any) -> np.ndarray:
-        """Return targets in the form that goes with the network's outputs for one example."""
+        """Return targets in the form that matches the network's outputs."""
 
     def __sklearn_is_fitted__(self) -> bool:
         return "experiment_" in vars(self)
@@ -106,7 +106,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
     # From arrays to an experiment.
 
     def _inputs(self, X: Any, y: Any = "no_validation", *, reset: bool, **checks: Any) -> Any:
-        """Return inputs in types that jax computes with, and targets that were checked."""
+        """Return inputs in dtypes of jax, and checked targets."""
         floats = jax.dtypes.canonicalize_dtype(np.float64)
         options = {"dtype": (floats, *_INTS), "allow_nd": True, "reset": reset, **checks}
         found: Any = validate_data(self, X, y, **options)
@@ -117,7 +117,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
             dtype = example.dtype if example.dtype.kind == "f" else dtype
             if x.shape[1:] != example.shape[1:]:
                 raise InvalidValueError(
-                    f"X is expected to have examples of shape {example.shape[1:]}, as those that "
+                    f"X is expected to have examples of shape {example.shape[1:]}, like those that "
                     f"{type(self).__name__} was fitted with; it is {describe(x)}."
                 )
         if x.dtype.kind in "iu" and dtype.kind in "iu" and x.dtype != dtype:
@@ -141,8 +141,9 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
         options = {} if options is None else arguments.mapping(options, "experiment_options")
         if ours := [name for name in options if name in _OURS]:
             raise InvalidValueError(
-                f"experiment_options are expected to be those that {type(self).__name__} does not "
-                f"give itself; they are {describe(options)}, with {', '.join(map(repr, ours))}."
+                f"experiment_options are expected to be options that {type(self).__name__} does "
+                "not "
+                f"set itself; they are {describe(options)}, with {', '.join(map(repr, ours))}."
             )
         chance = self.random_state
         if not (chance is None or isinstance(chance, np.random.RandomState)):
@@ -178,7 +179,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
         x, y, weight = data
         targets = self._targets(y, jax.eval_shape(exp, recipe.example))
         arrays = {"x": x, "y": targets} | ({} if weight is None else {"weight": weight})
-        # The data of another pass may be the same, and their order should not.
+        # Another pass may have the same data, and needs another order.
         seed = (recipe.seed + passes) % 2**32
         train_ds, val_ds = Arrays(arrays, batch_size=self.batch_size, shuffle=seed), None
         if self.validation_fraction is not None:
@@ -191,7 +192,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
         return exp.train(epochs, train_ds, val_ds, callbacks, progress=self.progress)
 
     def _fit(self, outputs: int, data: tuple[np.ndarray, np.ndarray, np.ndarray | None]) -> None:
-        """Train a new experiment, of a network with so many outputs, and keep it."""
+        """Train a new experiment, with a network of this many outputs, and keep it."""
         x, targets, weight = data
         epochs = arguments.count(self.epochs, "epochs", least=0)
         recipe = self._new_recipe(x, outputs)
@@ -202,7 +203,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
     def _one_more_pass(
         self, recipe: Recipe, data: tuple[np.ndarray, np.ndarray, np.ndarray | None]
     ) -> None:
-        """Train for an epoch more, and keep what came of it; the first time, a new experiment."""
+        """Train for one more epoch and keep the experiment; the first time, make a new one."""
         first = not self.__sklearn_is_fitted__()
         exp = self._new_experiment(recipe) if first else self.experiment_
         passes = 0 if first else self._passes
@@ -212,7 +213,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
     # From a trained experiment to its outputs.
 
     def _outputs(self, X: Any) -> np.ndarray:
-        """Return the network's outputs, in batches of one size: one program to compile."""
+        """Return the network's outputs, in batches of one size, so only one program is compiled."""
         check_is_fitted(self)
         x = self._inputs(X, reset=False)
         size = arguments.count(self.batch_size, "batch_size")
@@ -223,7 +224,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
             parts.append(np.asarray(self.experiment_(part[rows]))[: len(part)])
         return np.concatenate(parts)
 
-    # A pickle holds the arrays of the experiment, and makes the functions anew.
+    # A pickle holds the arrays of the experiment; the functions are rebuilt.
 
     def __getstate__(self) -> dict[str, Any]:
         held: Any = super().__getstate__()
@@ -241,7 +242,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
         if shapes != [one.shape for one in values]:
             raise InvalidValueError(
                 f"A pickled {type(self).__name__} is expected to be read where `net` and "
-                f"`optimizer` make what they made when it was fitted; arrays of shapes {shapes} "
+                f"`optimizer` make the same as when it was fitted; arrays of shapes {shapes} "
                 f"are expected, and {[one.shape for one in values]} were pickled."
             )
         pairs = zip(values, new.arrays, strict=True)
@@ -250,7 +251,7 @@ class Estimator(Shown, BaseEstimator, abc.ABC):
 
 
 def relative(weight: np.ndarray | None) -> np.ndarray | None:
-    """Return weights divided by their mean, as a mean weighted by them is.
+    """Return weights divided by their mean.
 
     >>> relative(np.array([1.0, 3.0]))
     array([0.5, 1.5])

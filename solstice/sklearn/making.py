@@ -1,8 +1,8 @@
-"""Networks and optimizers that functions make, so that equal ones share their compiled steps.
+"""Networks and optimizers made by functions, so that equal ones share their compiled steps.
 
-An estimator is fitted many times, and Optax, Haiku and Stax make new functions at each call, for
-which jax would compile anew. Two functions that were made by the same code from the same values do
-the same, so the first one is used again. What holds weights is never shared.
+An estimator is fitted many times, and Optax, Haiku and Stax make new functions at each call, which
+would recompile. Two functions made by the same code from the same values do the same, so the first
+one is reused. Objects that hold weights are never shared.
 """
 
 import functools
@@ -18,7 +18,7 @@ from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
 from solstice.signatures import required
 
-# What was made of functions alone, by what it was made of; the oldest come first.
+# Tuples of functions, by the code and values that made them; oldest first.
 _KEPT: dict[Any, Any] = {}
 _MOST = 64
 _LOCK = threading.Lock()  # a grid may fit in several threads
@@ -26,12 +26,12 @@ _VALUES = (bool, int, float, complex, str, bytes, type(None), type)
 
 
 def made(value: Any, name: str, **given: Any) -> Any:
-    """Return what a function makes; anything else as it is.
+    """Return what a function makes; anything else unchanged.
 
     Args:
-        value: A function, or what it would make.
+        value: A function, or the object itself.
         name: What it is called.
-        **given: What the function may take, of which it gets the first that it requires.
+        **given: The arguments that the function may require, in order.
 
     Raises:
         TypeError: It requires more.
@@ -39,7 +39,7 @@ def made(value: Any, name: str, **given: Any) -> Any:
     >>> made(lambda outputs: [outputs], "net", outputs=3, key=0), made([3], "net")
     ([3], [3])
     """
-    # A network that can be called is no function.
+    # A callable network is not a function.
     if not (inspect.isroutine(value) or isinstance(value, functools.partial)):
         return _shared(value)
     number = required(value, name)
@@ -53,13 +53,13 @@ def made(value: Any, name: str, **given: Any) -> Any:
 
 
 def _shared(thing: Any) -> Any:
-    """Return an equal tuple of functions that was made earlier, where there is one."""
+    """Return an equal tuple of functions that was made earlier, if there is one."""
     if not (isinstance(thing, tuple) and thing and all(map(inspect.isfunction, thing))):
         return thing
     key = _key(thing, ())
     with _LOCK:
         kept = _KEPT.pop(key, thing)
-        if _key(kept, ()) != key:  # a list that it is bound to holds something else by now
+        if _key(kept, ()) != key:  # a list that it is bound to has changed since
             kept = thing
         _KEPT[key] = kept
         while len(_KEPT) > _MOST:
@@ -68,9 +68,9 @@ def _shared(thing: Any) -> Any:
 
 
 def _key(value: Any, within: tuple[int, ...]) -> Any:
-    """Return what tells a function from others: its code and the values that it is bound to.
+    """Return what identifies a function: its code and the values that it is bound to.
 
-    Other objects are told apart by their identity: what is kept keeps them alive.
+    Other objects are identified by `id`; the cache keeps them alive.
     """
     if id(value) in within:  # a function that calls itself
         return within.index(id(value))
@@ -86,7 +86,7 @@ def _key(value: Any, within: tuple[int, ...]) -> Any:
         return dict, tuple(_key(pair, within) for pair in value.items())
     if isinstance(value, set | frozenset):
         return type(value), frozenset(_key(one, within) for one in value)
-    if isinstance(value, np.ndarray):  # whose content may be written anew
+    if isinstance(value, np.ndarray):  # its content may change
         return np.ndarray, value.shape, value.dtype.str, hashlib.blake2b(value.tobytes()).digest()
     if isinstance(value, functools.partial):
         return functools.partial, _key((value.func, value.args, *value.keywords.items()), within)

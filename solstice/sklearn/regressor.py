@@ -15,15 +15,15 @@ from solstice.sklearn.estimator import Estimator
 
 
 class Regressor(RegressorMixin, Estimator):
-    """Predicts numbers with a network of any library, as a regressor of scikit-learn.
+    """A scikit-learn regressor with a network of any library.
 
-    It trains a `RegressionExperiment` on `data.Arrays`, with one number an example or several.
-    Scale targets that are far from 1, with scikit-learn's `TransformedTargetRegressor`, say.
+    It trains a `RegressionExperiment` on `data.Arrays`, with one or several numbers per example.
+    Scale targets that are far from 1, for example with scikit-learn's `TransformedTargetRegressor`.
 
     Args:
         net: A network that returns as many numbers as an example of `y` has; otherwise as in
-            `Classifier`, where the function's `outputs` are that many.
-        optimizer: As in `Classifier`, as are all others.
+            `Classifier`, with `outputs` the number of these.
+        optimizer: As in `Classifier`, like all others.
         epochs: See `optimizer`.
         batch_size: See `optimizer`.
         random_state: See `optimizer`.
@@ -35,7 +35,7 @@ class Regressor(RegressorMixin, Estimator):
     Attributes:
         experiment_: The trained `RegressionExperiment`.
         n_features_in_: The size of the second axis of `X`.
-        feature_names_in_: The names of its columns, where it had some.
+        feature_names_in_: The names of its columns, if it had some.
 
     >>> import functools, numpy as np, optax
     >>> from jax.example_libraries import stax
@@ -58,8 +58,8 @@ class Regressor(RegressorMixin, Estimator):
             sample_weight: As in `Classifier.fit`.
 
         Raises:
-            ValueError: Inputs, targets or weights are not what they must be, the network's outputs
-                are not as many as there are targets, or an argument of the estimator is wrong.
+            ValueError: Inputs, targets, weights or an argument of the estimator are wrong, or the
+                network does not have one output per target.
             TypeError: No adapter knows the network or the optimizer.
         """
         x, y, weight = self._checked(X, y, sample_weight, reset=True)
@@ -68,11 +68,11 @@ class Regressor(RegressorMixin, Estimator):
         return self
 
     def partial_fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
-        """Go on training for one pass over these data.
+        """Train for one more pass, over these data.
 
         Args:
             X: As in `fit`.
-            y: As in `fit`; of as many axes and outputs in each call.
+            y: As in `fit`, with the same number of axes and outputs in each call.
             sample_weight: As in `Classifier.partial_fit`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""testing: the laws of adapters, metrics, experiments, sinks and triggers, for anybody's own."""
+"""testing: the laws of adapters, metrics, experiments, sinks and triggers, to check your own."""
 
 from solstice.errors import LawError
 from solstice.testing import strategies

@@ -25,7 +25,7 @@ def values(tree: PyTree) -> dict[str, np.ndarray]:
 
 
 def leaf_forms(tree: PyTree) -> tuple[Any, list[Any]]:
-    """Return what decides whether a step compiles again: the structure and each leaf's type."""
+    """Return what decides whether a step recompiles: the structure and each leaf's type."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, [
         (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) if eqx.is_array(leaf) else leaf
@@ -56,7 +56,7 @@ def assert_close(left: PyTree, right: PyTree, what: str, rtol: float = RTOL) -> 
     def close(a: np.ndarray, b: np.ndarray) -> bool:
         if not np.issubdtype(a.dtype, np.inexact) and a.dtype != jnp.bfloat16:
             return bool((a == b).all())
-        # A half-precision leaf has fewer digits to agree in.
+        # A half-precision leaf has fewer digits.
         tolerance = max(rtol, 4 * float(jnp.finfo(a.dtype).eps))
         a, b = (x.astype(np.complex128 if np.iscomplexobj(x) else np.float64) for x in (a, b))
         scale = np.max(np.abs(a), initial=0.0, where=np.isfinite(a))

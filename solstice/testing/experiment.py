@@ -1,4 +1,4 @@
-"""The laws of an `Experiment`, and `check_experiment`, which runs them on anybody's."""
+"""The laws of an `Experiment`, and `check_experiment`, which runs them on yours."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ from solstice.testing.strategies import seeds
 
 
 class ExperimentSubject:
-    """An experiment under the laws, for `law.check(subject)`; made as by `check_experiment`.
+    """An experiment under the laws, for `law.check(subject)`; see `check_experiment`.
 
     Args:
         make_experiment: Makes the experiment from a key.
@@ -59,7 +59,7 @@ def steps_are_pure(subject: ExperimentSubject, seed: int) -> None:
 
 @_book.law("seed")
 def signature_is_stable(subject: ExperimentSubject, seed: int) -> None:
-    """Steps leave tree, shapes, dtypes and weak types as they are, so nothing compiles again."""
+    """Steps keep tree, shapes, dtypes and weak types, so nothing recompiles."""
     exp = subject.made(seed % 2)
     for step in ("train_step", *subject.steps):
         new, _ = getattr(exp, step)(subject.batch)
@@ -77,7 +77,7 @@ def eval_leaves_it_unchanged(subject: ExperimentSubject, seed: int) -> None:
 
 @_book.law("seed")
 def it_is_resumable(subject: ExperimentSubject, seed: int) -> None:
-    """Training on from the written leaves gives bit for bit what training on does."""
+    """Training on from saved leaves gives the same bits as training on."""
     exp, _ = subject.made(seed % 2).train_step(subject.batch)
     arrays, rest = eqx.partition(exp, eqx.is_array)
     leaves, structure = jax.tree.flatten(arrays)
@@ -109,7 +109,7 @@ def check_experiment(
 
     Args:
         make_experiment: Makes the experiment from a key.
-        batch: A batch for its steps. Without an `eval_step`, the training step alone is checked.
+        batch: A batch for its steps. Without an `eval_step`, only the training step is checked.
         exclude: Names of laws to leave out, or a mapping from them to reasons.
         examples: How many inputs Hypothesis draws for each law.
         on_failure: "raise" or "report", as in `check_model`.

@@ -1,7 +1,4 @@
-"""What a law is, and how it is run: a statement, a check, and the inputs that Hypothesis draws.
-
-Nothing here knows what the laws are about.
-"""
+"""Law: a statement, a check, and the inputs that Hypothesis draws; and running laws."""
 
 import dataclasses
 import traceback
@@ -19,7 +16,7 @@ EXAMPLES = 5
 class Law:
     """One statement about every object of a kind.
 
-    `check` it on a subject, in pytest one test a law:
+    Call `check` on a subject; in pytest, one test per law:
 
     >>> import pytest, solstice
     >>> @pytest.mark.parametrize("law", solstice.testing.MODEL_LAWS, ids=str)
@@ -30,7 +27,7 @@ class Law:
         name: Its identifier, for `exclude`.
         statement: What it says.
         draw: Returns the Hypothesis strategy of each input, by name, for a subject.
-        needs: An optional part of the subject, without which the law has nothing to say.
+        needs: An optional part of the subject, without which the law is skipped.
         of: The class of its subjects.
     """
 
@@ -49,7 +46,7 @@ class Law:
         return self.needs is not None and getattr(subject, self.needs) is None
 
     def lack(self) -> str:
-        """Say what was not given, for a law that says nothing without it."""
+        """Say what is missing, for a law that is skipped without it."""
         return f"it needs `{self.needs}`, which was not given"
 
     def check(self, subject: Any, *, examples: int = EXAMPLES) -> None:
@@ -58,7 +55,7 @@ class Law:
         Raises:
             TypeError: The subject is of another kind.
             unittest.SkipTest: The subject lacks what the law needs; pytest reports it as skipped.
-            LawError: It is broken; the cause is what went wrong with the smallest input found.
+            LawError: It is broken; the cause is the error with the smallest input found.
         """
         arguments.instance(subject, "subject", self.of, f"of the class {self.of.__name__}")
         examples = arguments.count(examples, "examples")
@@ -102,7 +99,7 @@ class Law:
         try:
             settings(hypothesis.given(**strategies)(attempt))()
         except hypothesis.errors.FlakyFailure as flaky:
-            # It failed once and then did not: what it said then is the news.
+            # It failed once and then passed: report the first failure.
             raise flaky.exceptions[0] from flaky
 
 
@@ -111,8 +108,8 @@ class LawBook:
 
     Args:
         of: The class of the subjects.
-        **draws: For each input that a law may name, a function from the subject to the
-            Hypothesis strategy it is drawn from.
+        **draws: For each input that a law may name, a function of the subject that returns its
+            Hypothesis strategy.
     """
 
     def __init__(self, of: type = object, /, **draws: Callable[[Any], Any]) -> None:
@@ -121,7 +118,7 @@ class LawBook:
         self._draws = draws
 
     def law(self, *inputs: str, needs: str | None = None) -> Callable[[Callable[..., None]], Law]:
-        """Return a decorator that makes a law, its docstring being the statement, and keeps it."""
+        """Return a decorator that makes and keeps a law; the docstring is its statement."""
 
         def decorate(function: Callable[..., None]) -> Law:
             one = Law(
@@ -140,7 +137,7 @@ class LawBook:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one law: it held, it was broken (`error`), or it was left out (`skipped`).
+    """The result of one law: it held, it was broken (`error`), or it was left out (`skipped`).
 
     >>> import jax.numpy as jnp
     >>> from solstice.metrics import Mean
@@ -159,11 +156,11 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The laws that were checked on one subject; printed, a line a law.
+    """The results of all laws on one subject; `str()` gives one line per law.
 
     Attributes:
         subject: The name of the class that was checked.
-        outcomes: What became of each law, in order.
+        outcomes: The result of each law, in order.
     """
 
     subject: str
@@ -198,7 +195,7 @@ def run(
 
     Raises:
         LawError: A law is broken and `on_failure` is "raise"; the message is the whole report.
-        ValueError: `exclude` names no law, or `on_failure` is unknown.
+        ValueError: `exclude` names an unknown law, or `on_failure` is unknown.
     """
     from tqdm import tqdm
 
@@ -206,7 +203,7 @@ def run(
     excluded = _with_reasons(exclude)
     if unknown := set(excluded) - {law.name for law in laws}:
         raise InvalidValueError(
-            f"exclude names no law: {', '.join(map(repr, sorted(unknown)))}. The laws are: "
+            f"exclude names unknown laws: {', '.join(map(repr, sorted(unknown)))}. The laws are: "
             f"{', '.join(law.name for law in laws)}."
         )
     arguments.choice(on_failure, "on_failure", ("raise", "report"))
@@ -233,7 +230,7 @@ def run(
 
 
 def _with_reasons(exclude: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
-    """Return the names of excluded laws, each with what a report says of it."""
+    """Return the names of excluded laws, each with its reason for the report."""
     if isinstance(exclude, Mapping):
         return {name: f": {why}" for name, why in arguments.mapping(exclude, "exclude").items()}
     names = [exclude] if isinstance(exclude, str) else arguments.texts(exclude, "exclude")
@@ -244,23 +241,23 @@ def maker(value: Any, name: str, takes: str, kind: type, what: str) -> Callable[
     """Return the function that makes the subject of laws.
 
     Raises:
-        TypeError: It is what it ought to make, or no such function.
+        TypeError: It is the subject itself, or not such a function.
     """
     if isinstance(value, kind) and not isinstance(value, type):  # a class makes them
         head = f"lambda {takes}".rstrip()
         raise InvalidTypeError(
             f"{name} is expected to be a function that makes {what}, since the laws need fresh "
-            f"ones; it is one itself, of the class {type(value).__name__}. Pass the function that "
+            f"ones; it is already one, of the class {type(value).__name__}. Pass the function that "
             f"made it, such as {head}: {type(value).__name__}(...)."
         )
     return arguments.function(value, name, takes)
 
 
 def check_returned(value: Any, function: str, kind: type, example: str) -> None:
-    """Raise where a function that makes the subject of laws returned something else.
+    """Raise if a function that makes the subject of laws returned something else.
 
     Raises:
-        TypeError: The function is named, and what it returned.
+        TypeError: The message names the function and what it returned.
     """
     if not isinstance(value, kind):
         raise InvalidTypeError(

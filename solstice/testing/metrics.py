@@ -1,4 +1,4 @@
-"""The laws of a `Metrics`, and `check_metrics`, which runs them on anybody's metric."""
+"""The laws of a `Metrics`, and `check_metrics`, which runs them on your metric."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ class MetricsSubject:
 
     Args:
         make_metrics: Makes the metric of a batch, and of a `mask` if it takes one.
-        batch: Examples to make it of, on the first axis of each array.
+        batch: Examples for it, along the first axis of each array.
     """
 
     def __init__(self, make_metrics: Callable[..., Any], batch: PyTree) -> None:
@@ -59,14 +59,14 @@ _book = LawBook(
 
 @_book.law("split")
 def merge_is_commutative(subject: MetricsSubject, split: int) -> None:
-    """Merging a with b gives what merging b with a does."""
+    """Merging a with b gives the same as merging b with a."""
     one, two = subject.of(slice(None, split)), subject.of(slice(split, None))
     assert_close(one.merge(two).compute(), two.merge(one).compute(), "a with b, and b with a")
 
 
 @_book.law("split", "order")
 def merge_is_associative(subject: MetricsSubject, split: int, order: list[int]) -> None:
-    """Merging (a with b) with c gives what merging a with (b with c) does."""
+    """Merging (a with b) with c gives the same as merging a with (b with c)."""
     parts = np.array_split(np.array(order), 3) if subject.size > 2 else [order] * 3
     a, b, c = (subject.of(np.array(part)) for part in parts)
     left, right = a.merge(b).merge(c), a.merge(b.merge(c))
@@ -75,7 +75,7 @@ def merge_is_associative(subject: MetricsSubject, split: int, order: list[int]) 
 
 @_book.law("split", "order")
 def batching_does_not_matter(subject: MetricsSubject, split: int, order: list[int]) -> None:
-    """Any batching and any order of the same examples give the same answer."""
+    """Any batching and any order of the same examples give the same values."""
     whole = subject.of(slice(None)).compute()
     shuffled = np.array(order)
     parts = [subject.of(shuffled[:split]), subject.of(shuffled[split:])]
@@ -92,7 +92,7 @@ def masked_examples_count_nowhere(subject: MetricsSubject, split: int) -> None:
 
 @_book.law("split")
 def jit_equals_eager(subject: MetricsSubject, split: int) -> None:
-    """Making, merging and computing under jit give what they do without."""
+    """Making, merging and computing give the same with and without jit."""
     one, two = subject.of(slice(None, split)), subject.of(slice(split, None))
     eager = one.merge(two).compute()
     jitted = jax.jit(lambda a, b: a.merge(b).compute())(one, two)
@@ -116,7 +116,8 @@ def check_metrics(
     """Check every law of a `Metrics` on a metric, and return the report.
 
     Args:
-        make_metrics: Makes the metric of a batch; if it has a parameter `mask`, of its real part.
+        make_metrics: Makes the metric of a batch; if it has a parameter `mask`, of the real
+            examples.
         batch: Examples along the first axis of every array, two or more.
         exclude: Names of laws to leave out, or a mapping from them to reasons.
         examples: How many inputs Hypothesis draws for each law.

@@ -1,4 +1,4 @@
-"""The laws of a `compat.Model`, and `check_model`, which runs them on anybody's adapter."""
+"""The laws of a `compat.Model`, and `check_model`, which runs them on your adapter."""
 
 import copy
 import functools
@@ -44,7 +44,7 @@ def leaves_are_arrays(subject: ModelSubject) -> None:
     for name, leaf in leaves_by_path(subject.model).items():
         assert isinstance(leaf, jax.Array), f"{name} is {type(leaf).__name__}, not a jax array"
         assert not getattr(leaf, "weak_type", False), (
-            f"{name} is weakly typed; adapt it with a dtype of its own"
+            f"{name} is weakly typed; adapt it with an explicit dtype"
         )
     for name, leaf in leaves_by_path(subject.model.params).items():
         assert jnp.issubdtype(leaf.dtype, jnp.inexact), (
@@ -54,7 +54,7 @@ def leaves_are_arrays(subject: ModelSubject) -> None:
 
 @_book.law("seed")
 def signature_is_stable(subject: ModelSubject, seed: int) -> None:
-    """Training leaves tree, shapes, dtypes and weak types as they are."""
+    """Training keeps tree, shapes, dtypes and weak types."""
     model = subject.model
     for i in range(2):
         _, model = subject.train(model, jax.random.key(seed + i), *subject.inputs)
@@ -74,7 +74,7 @@ def steps_trace_once(subject: ModelSubject, seed: int) -> None:
     model = subject.model
     for i in range(3):
         key = jax.random.key(seed + i)
-        step.trace(model, key, *subject.inputs)  # what is traced once is compiled once
+        step.trace(model, key, *subject.inputs)  # one trace means one compilation
         _, model = subject.train(model, key, *subject.inputs)
     assert len(traces) == 1, f"3 steps were traced {len(traces)} times"
 
@@ -92,7 +92,7 @@ def eval_returns_itself(subject: ModelSubject, seed: int) -> None:
 
 @_book.law("seed")
 def training_is_a_function(subject: ModelSubject, seed: int) -> None:
-    """Training depends on model, inputs and key alone: the same give the same bits."""
+    """Training depends only on model, inputs and key: the same ones give the same bits."""
     key = jax.random.key(seed)
     one = subject.train_anew(subject.model, key, *subject.inputs)
     two = subject.train(subject.model, key, *subject.inputs)
@@ -103,7 +103,7 @@ def training_is_a_function(subject: ModelSubject, seed: int) -> None:
 def calls_change_nothing(subject: ModelSubject, seed: int) -> None:
     """No call changes its model or its inputs."""
     model = subject.model
-    inputs = jax.tree.map(lambda leaf: leaf, subject.inputs)  # containers that may be broken
+    inputs = jax.tree.map(lambda leaf: leaf, subject.inputs)  # containers that may be changed
     before, structure = values((model, inputs)), jax.tree.structure(model)
     model(*inputs)
     model(*inputs, key=jax.random.key(seed), train=True)
@@ -115,7 +115,7 @@ def calls_change_nothing(subject: ModelSubject, seed: int) -> None:
 def keys_decide_randomness(subject: ModelSubject, seed: int) -> None:
     """A network that draws random numbers in training draws others with another key.
 
-    It may draw them in the backward pass alone, as the stochastic rounding of gradients does.
+    It may draw them only in the backward pass, as stochastic rounding of gradients does.
     """
     model, key = subject.model, jax.random.key(seed)
     outputs, _ = subject.train(model, key, *subject.repeated())
@@ -131,7 +131,7 @@ def keys_decide_randomness(subject: ModelSubject, seed: int) -> None:
     same = [bool((a == b).all()) for a, b in zip(*map(jax.tree.leaves, steps), strict=True)]
     assert not all(same), (
         "training draws random numbers, but two keys give the same outputs and gradients: the key "
-        "is not what they come from (a constant mask, a seed that was dropped)"
+        "is not used (a constant mask, a dropped seed)"
     )
 
 
@@ -172,16 +172,16 @@ def training_updates_state(subject: ModelSubject) -> None:
     _, model = subject.model(*subject.inputs, key=jax.random.key(0), train=True)
     if _differ(before, values(model.state)):
         return
-    try:  # it may keep its own random streams, which only a call without a key advances
+    try:  # it may have its own random streams, which only a call without a key advances
         _, model = subject.model(*subject.inputs, train=True)
-    except ValueError:  # it keeps none, and needs a key
+    except ValueError:  # it has none, and needs a key
         pass
     else:
         if _differ(before, values(model.state)):
             return
     raise AssertionError(
         "a training step returned all state unchanged: batch statistics are dropped, or constants "
-        "are kept in `state` (they belong into `frozen`)"
+        "are kept in `state` (put them into `frozen`)"
     )
 
 
@@ -196,7 +196,7 @@ def forward_keeps_weights(subject: ModelSubject, seed: int) -> None:
 
 @_book.law()
 def params_are_no_buffers(subject: ModelSubject) -> None:
-    """No parameter is used in evaluation alone: that is a buffer, such as a running average."""
+    """No parameter is used only in evaluation: that is a buffer, such as a running average."""
     model = subject.model
 
     def outputs(params: PyTree, train: bool) -> Any:
@@ -210,7 +210,7 @@ def params_are_no_buffers(subject: ModelSubject) -> None:
         values(model.params), in_training, in_evaluation, strict=True
     ):
         assert training or not evaluated, (
-            f"params hold {path}, which only evaluation uses: it belongs into `state`"
+            f"params hold {path}, which only evaluation uses: put it into `state`"
         )
 
 
@@ -227,7 +227,7 @@ def eval_is_equivariant(subject: ModelSubject, permutation: list[int]) -> None:
 
 @_book.law("split")
 def eval_is_per_example(subject: ModelSubject, split: int) -> None:
-    """Evaluating two batches gives what evaluating them as one does."""
+    """Evaluating two batches gives the same as evaluating them as one."""
     outputs = subject.evaluate(subject.model, *subject.inputs)
     parts = [
         subject.evaluate(subject.model, *jax.tree.map(lambda x, s=s: x[s], subject.inputs))
@@ -239,7 +239,7 @@ def eval_is_per_example(subject: ModelSubject, split: int) -> None:
 
 @_book.law("seed")
 def jit_equals_eager(subject: ModelSubject, seed: int) -> None:
-    """A jitted call gives what the eager one does, in both modes."""
+    """A jitted call gives the same as an eager one, in both modes."""
     key = jax.random.key(seed)
     assert_close(
         subject.evaluate(subject.model, *subject.inputs),
@@ -274,7 +274,7 @@ def freezing_keeps_outputs(subject: ModelSubject, mask: list[bool]) -> None:
 
 @_book.law("mask", "seed")
 def a_subset_trains_as_in_the_whole(subject: ModelSubject, mask: list[bool], seed: int) -> None:
-    """Training some of the parameters gives them the gradients they have among all."""
+    """The gradients of some parameters are the same whether or not the others are frozen."""
     model, key = subject.model, jax.random.key(seed)
     frozen = _frozen(model, mask)
     whole = subject.gradients(model.params, model, key, *subject.inputs)
@@ -287,7 +287,7 @@ def a_subset_trains_as_in_the_whole(subject: ModelSubject, mask: list[bool], see
 
 @_book.law()
 def values_decide_outputs(subject: ModelSubject) -> None:
-    """A model that is given another's arrays gives the other's outputs."""
+    """A model with another's arrays gives the other's outputs."""
     one, other = subject.made(0), subject.made(1)
     swapped = replace(one, params=other.params, frozen=other.frozen, state=other.state)
     assert_same_bits(
@@ -299,7 +299,7 @@ def values_decide_outputs(subject: ModelSubject) -> None:
 
 @_book.law()
 def copies_are_equal(subject: ModelSubject) -> None:
-    """Flattening, deep copying and writing the leaves out and in again are identities."""
+    """Flattening, deep copying, and saving and loading the leaves are identities."""
     model = subject.model
     leaves, structure = jax.tree.flatten(model)
     written = [
@@ -334,9 +334,9 @@ def one_key_makes_one_model(subject: ModelSubject, seed: int) -> None:
         traces.append(1)
         return model(*inputs)[0]
 
-    evaluate.trace(one, *subject.inputs)  # what is traced once is compiled once
+    evaluate.trace(one, *subject.inputs)  # one trace means one compilation
     evaluate.trace(two, *subject.inputs)
-    assert len(traces) == 1, "the second one compiled again: something static is made anew"
+    assert len(traces) == 1, "the second one recompiled: something static differs each time"
 
 
 @_book.law()
@@ -351,7 +351,7 @@ def keys_decide_parameters(subject: ModelSubject) -> None:
 
 @_book.law()
 def vmap_evaluates_each(subject: ModelSubject) -> None:
-    """Evaluating stacked models under vmap gives what each gives alone."""
+    """Evaluating stacked models under vmap gives the same as each alone."""
     models = [subject.made(seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
     together = subject.evaluate_stack(stacked, *subject.inputs)
@@ -362,7 +362,7 @@ def vmap_evaluates_each(subject: ModelSubject) -> None:
 
 @_book.law("seed")
 def vmap_trains_each(subject: ModelSubject, seed: int) -> None:
-    """Training stacked models under vmap gives what each gives alone."""
+    """Training stacked models under vmap gives the same as each alone."""
     models = [subject.made(seed) for seed in range(2)]
     keys = jax.random.split(jax.random.key(seed), 2)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
@@ -375,7 +375,7 @@ def vmap_trains_each(subject: ModelSubject, seed: int) -> None:
 
 @_book.law("seed")
 def scan_equals_loop(subject: ModelSubject, seed: int) -> None:
-    """Training steps in a scan give what a loop gives."""
+    """Training steps in a scan give the same as in a loop."""
     keys = jax.random.split(jax.random.key(seed), 3)
     model, outputs = subject.model, None
     for key in keys:
@@ -395,7 +395,7 @@ def traced_train_is_refused(subject: ModelSubject) -> None:
     try:
         jax.eval_shape(call, True)
     except jax.errors.JAXTypeError as error:
-        # jax's own complaint about a tracer is a TypeError too, but says nothing of `train`.
+        # jax's error about a tracer is a TypeError too, but does not mention `train`.
         raise AssertionError(f"only jax noticed: {error}") from error
     except TypeError:
         return
@@ -404,7 +404,7 @@ def traced_train_is_refused(subject: ModelSubject) -> None:
 
 @_book.law()
 def donating_is_safe(subject: ModelSubject) -> None:
-    """A donated model takes no buffer that the user's own object, or another model, holds."""
+    """Donating a model does not invalidate the user's object or another model."""
     before = values(subject.make_model(jax.random.key(0)))
     donor = subject.make_model(jax.random.key(0))
     owned = [leaf.unsafe_buffer_pointer() for leaf in _plain(donor)]
@@ -420,13 +420,13 @@ def donating_is_safe(subject: ModelSubject) -> None:
 
 @_book.law()
 def adapting_twice_is_once(subject: ModelSubject) -> None:
-    """Adapting an adapted model gives the very same model."""
+    """Adapting an adapted model returns the same model."""
     assert as_model(subject.model) is subject.model
 
 
 @_book.law("seed", needs="native")
 def equals_the_native_call(subject: ModelSubject, seed: int) -> None:
-    """Outputs equal those of the library's own call, bit for bit under jit, in both modes."""
+    """Outputs equal those of the library's call, bit for bit under jit, in both modes."""
     key = jax.random.key(seed)
     for train, (ours, theirs) in subject.natively.items():
         assert_same_bits(
@@ -455,15 +455,15 @@ def check_model(
         make_model: Makes the model from a key; the network it adapts is made once, outside.
         batch: A batch's inputs (no labels), of two examples or more; a tuple is several inputs.
         exclude: Names of laws to leave out, or a mapping from them to reasons.
-        native: The library's own call, `native(model.unwrap(), *inputs, key=..., train=...)`,
-            returning outputs; without it, the law that compares with it is left out.
+        native: The library's call, `native(model.unwrap(), *inputs, key=..., train=...)`, returning
+            outputs; without it, the law that compares with it is skipped.
         examples: How many inputs Hypothesis draws for each law.
-        on_failure: "raise" raises a `LawError` with the whole report if a law is broken,
-            "report" leaves that to the caller.
+        on_failure: "raise" raises a `LawError` with the whole report if a law is broken; "report"
+            only returns it.
         progress: Whether to show a progress bar.
 
     Raises:
-        LawError: A law is broken: which, how, and with which smallest input.
+        LawError: A law is broken; the message says which, how, and for which smallest input.
         ImportError: Hypothesis is not installed.
 
     >>> import jax, jax.numpy as jnp
@@ -490,7 +490,7 @@ def check_model(
 
 
 def _frozen(model: Model, mask: list[bool]) -> Model:
-    """Freeze the leaves of params that the mask names; none where it names none."""
+    """Freeze the leaves of params that the mask selects, if any."""
     if not any(mask):
         return model
     paths = leaves_by_path(trained(model.params))

@@ -27,11 +27,17 @@ def capturing_nothing_is_the_call(subject: ModelSubject) -> None:
     key = jax.random.key(0)
     for train in (False, True):
         mode: dict[str, Any] = {"key": key, "train": train}
-        outputs, after = subject.model(*subject.inputs, **mode)
+
+        @jax.jit
+        def passes(model: Model, *inputs: Any, mode: dict[str, Any] = mode) -> tuple[Any, Any]:
+            return model.tagged(*inputs, **mode), intervene(model, *inputs, edits={}, **mode)
+
+        call = subject.train if train else subject.evaluate
+        expected = call(subject.model, *([key] if train else []), *subject.inputs)
+        (outputs, after), unchanged = passes(subject.model, *subject.inputs)
         name = "training" if train else "evaluation"
-        tagged = subject.model.tagged(*subject.inputs, **mode)
-        assert_same_bits((outputs, after), tagged, f"{name} without and with tags")
-        unchanged = intervene(subject.model, *subject.inputs, edits={}, **mode)
+        tagged = (outputs, after) if train else outputs
+        assert_same_bits(expected, tagged, f"{name} without and with tags")
         assert_same_bits(outputs, unchanged, f"{name}, and with nothing captured")
 
 

@@ -1,4 +1,4 @@
-"""The laws of a `compat.Optimizer`, and `check_optimizer`, which runs them on anybody's."""
+"""The laws of a `compat.Optimizer`, and `check_optimizer`, which runs them on yours."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,12 +23,12 @@ _STEPS = 3
 class OptimizerSubject:
     """An optimizer under the laws, for `law.check(subject)`; its arguments are `check_optimizer`'s.
 
-    It minimises the squared distance to a target that a seed decides.
+    It minimises the squared distance to a target that depends on a seed.
 
     Args:
         make_optimizer: Makes the optimizer, not initialised yet.
         params: A pytree of float arrays for it to move.
-        native: The library's own loop, or None.
+        native: The library's loop, or None.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class OptimizerSubject:
 
 
 def objective(params: PyTree, seed: Any) -> Array:
-    """Return the squared distance of params to a target; every leaf has a scale of its own."""
+    """Return the squared distance of params to a target; every leaf has a different scale."""
     total = jnp.zeros(())
     for i, leaf in enumerate(jax.tree.leaves(params)):
         # No random numbers, which would take longer to compile than most optimizers.
@@ -90,7 +90,7 @@ _book = LawBook(OptimizerSubject, seed=lambda subject: seeds())
 
 @_book.law("seed")
 def signature_is_stable(subject: OptimizerSubject, seed: int) -> None:
-    """Steps leave tree, shapes, dtypes and weak types of params and state as they are."""
+    """Steps keep tree, shapes, dtypes and weak types of params and state."""
     params, optimizer = subject.params, subject.initial
     for i in range(2):
         params, optimizer = subject.step(params, optimizer, seed)
@@ -110,7 +110,7 @@ def steps_trace_once(subject: OptimizerSubject) -> None:
 
     params, optimizer = subject.params, subject.initial
     for _ in range(_STEPS):
-        step.trace(params, optimizer)  # what is traced once is compiled once
+        step.trace(params, optimizer)  # one trace means one compilation
         params, optimizer = subject.step(params, optimizer, 0)
     assert len(traces) == 1, f"{_STEPS} steps were traced {len(traces)} times"
 
@@ -118,7 +118,7 @@ def steps_trace_once(subject: OptimizerSubject) -> None:
 @_book.law()
 def steps_are_pure(subject: OptimizerSubject) -> None:
     """A step changes neither parameters nor optimizer, and repeats bit for bit."""
-    seed = 0  # one: without jit, a line search is compiled for each
+    seed = 0  # only one, since without jit a line search is compiled for each
     before = values((subject.params, subject.initial))
     one, two = (subject.step(subject.params, subject.initial, seed) for _ in range(2))
     descend(subject.params, subject.initial, seed)
@@ -128,7 +128,7 @@ def steps_are_pure(subject: OptimizerSubject) -> None:
 
 @_book.law("seed")
 def init_starts_anew(subject: OptimizerSubject, seed: int) -> None:
-    """Initialising again, after steps too, gives the same fresh optimizer."""
+    """Initialising again, also after steps, gives the same fresh optimizer."""
     _, stepped = subject.step(subject.params, subject.initial, seed)
     for optimizer in (subject.optimizer, subject.initial, stepped):
         assert_same_bits(subject.initial, optimizer.init(subject.params), "initialised twice")
@@ -148,7 +148,7 @@ def it_moves_the_parameters(subject: OptimizerSubject, seed: int) -> None:
 
 @_book.law("seed")
 def scan_equals_loop(subject: OptimizerSubject, seed: int) -> None:
-    """Steps in a scan give what a loop gives."""
+    """Steps in a scan give the same as in a loop."""
     params, optimizer = subject.params, subject.initial
     for _ in range(_STEPS):
         params, optimizer = subject.step(params, optimizer, seed)
@@ -169,7 +169,7 @@ def names_do_not_matter(subject: OptimizerSubject, seed: int) -> None:
 
 @_book.law("seed")
 def none_leaves_pass(subject: OptimizerSubject, seed: int) -> None:
-    """Holes (None) in the tree, where parameters are frozen, stay holes and change nothing."""
+    """None in the tree, where parameters are frozen, stays None and changes nothing."""
     holed = {"real": subject.params, "hole": None, "more": [None, None]}
     params, _ = subject.step(subject.params, subject.initial, seed)
     moved, _ = subject.step(holed, subject.optimizer.init(holed), seed)
@@ -179,7 +179,7 @@ def none_leaves_pass(subject: OptimizerSubject, seed: int) -> None:
 
 @_book.law()
 def overwritten_leaves_take_their_gradient(subject: OptimizerSubject) -> None:
-    """What a gradient overwrites (`compat.Overwritten`) becomes it, and changes nothing else."""
+    """An overwritten leaf (`compat.Overwritten`) becomes its gradient, and changes nothing else."""
     mixed = {"real": subject.params, "scale": Overwritten(jnp.full(2, 3.0))}
     params, _ = subject.step(subject.params, subject.initial, 0)
 
@@ -208,9 +208,9 @@ def overwritten_leaves_take_their_gradient(subject: OptimizerSubject) -> None:
 
 @_book.law(needs="native")
 def equals_the_native_loop(subject: OptimizerSubject) -> None:
-    """Steps equal those of the library's own loop, bit for bit under jit."""
+    """Steps equal those of the library's loop, bit for bit under jit."""
     params, optimizer = subject.params, subject.initial
-    # The seed is a constant in both, or the compiler would see two programs; so it is one seed.
+    # The seed is a constant in both, or the compiler would see two programs.
     seed = 1
     step = jax.jit(lambda params, optimizer: descend(params, optimizer, seed))
     for _ in range(_STEPS):
@@ -238,9 +238,9 @@ def check_optimizer(
         make_optimizer: Makes the optimizer, not initialised yet.
         params: Parameters to initialise it with: a pytree of float arrays.
         exclude: Names of laws to leave out, or a mapping from them to reasons.
-        native: The library's own loop, `native(params, value_fn, steps)`, returning the
-            parameters after so many jitted steps on `value_fn`; without it, the law that
-            compares with it is left out.
+        native: The library's loop, `native(params, value_fn, steps)`, returning the parameters
+            after this many jitted steps on `value_fn`; without it, the law that compares with it is
+            skipped.
         examples: How many inputs Hypothesis draws for each law.
         on_failure: "raise" or "report", as in `check_model`.
         progress: Whether to show a progress bar.

@@ -1,4 +1,4 @@
-"""Hypothesis strategies of what is logged: texts, values and records."""
+"""Hypothesis strategies of logged texts, values and records."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from solstice.testing.law import import_hypothesis
 
 
 def strategy_or(default: Any, value: Any, name: str) -> Any:
-    """Return a Hypothesis strategy that was given, or the default where it is None.
+    """Return a given Hypothesis strategy, or the default for None.
 
     Raises:
         TypeError: It is something else.
@@ -25,7 +25,7 @@ def strategy_or(default: Any, value: Any, name: str) -> Any:
 
 
 def texts(min_size: int = 0) -> Any:
-    """Short texts of any characters: line ends, quotes, zeros, and half a one, as in file names."""
+    """Short texts of any characters: line ends, quotes, NUL, and lone surrogates."""
     st = import_hypothesis().strategies
     min_size = arguments.count(min_size, "min_size", least=0, most=8)
     odd = st.sampled_from(
@@ -36,7 +36,7 @@ def texts(min_size: int = 0) -> Any:
 
 
 def logged_values() -> Any:
-    """What a metric may compute: numbers, finite or not, truths, texts, arrays and images.
+    """Values that a metric may compute: finite and other numbers, bools, texts, arrays and images.
 
     Python's numbers, numpy's and jax's arrays and scalars, of several dtypes.
 
@@ -78,13 +78,13 @@ def logged_values() -> Any:
 
 
 def records(values: Any = None, *, names: Any = None, modes: Any = None, max_size: int = 4) -> Any:
-    """Lists of records, as a run hands them to a sink: epochs and steps never go back.
+    """Lists of records, as a run sends them to a sink: epochs and steps never go back.
 
     Args:
-        values: The strategy of the metrics' values; None takes `logged_values()`.
-        names: That of their names; None takes any text that does not begin with a slash.
-        modes: That of the modes; None takes train, val, test, and any such text.
-        max_size: The most records.
+        values: The strategy of the metrics' values; None uses `logged_values()`.
+        names: The strategy of their names; None uses any text that does not start with a slash.
+        modes: The strategy of the modes; None uses train, val, test, and any such text.
+        max_size: The largest number of records.
 
     >>> import hypothesis
     >>> @hypothesis.given(records())
@@ -121,7 +121,7 @@ def records(values: Any = None, *, names: Any = None, modes: Any = None, max_siz
             rows.append({**one, "epoch": epoch, "step": step, **computed})
         return rows
 
-    # A few for all records, which have the same metrics most often.
+    # A few for all records, since most have the same metrics.
     several = {"min_size": 1, "max_size": 3, "unique": True}
     return st.tuples(st.lists(names, **several), st.lists(modes, **several)).flatmap(
         lambda drawn: of(*drawn)

@@ -1,4 +1,4 @@
-"""A run as a trigger sees it: when it is asked, and by which clock. Nothing is trained."""
+"""A run as a trigger sees it: when it is called, and with which clock. Nothing is trained."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from solstice.triggers import Trigger, Watch
 
 
 class Question(NamedTuple):
-    """A moment at which a trigger is asked.
+    """A moment at which a trigger is called.
 
     Attributes:
         steps: Training steps completed.
         epochs: Epochs completed.
         seconds: The time that the run has taken.
-        ends_epoch: Whether it is asked after an epoch, or after a call.
+        ends_epoch: Whether it is called after an epoch, or after a call.
     """
 
     steps: int
@@ -33,8 +33,8 @@ class Run(NamedTuple):
 
     Attributes:
         epochs: How many steps each epoch has.
-        calls: How many steps the calls take, in turns; none goes beyond an epoch's end.
-        waits: How many seconds the steps, and each epoch's validation, take, in turns.
+        calls: How many steps the calls take, in turn; none goes beyond an epoch's end.
+        waits: How many seconds the steps, and each epoch's validation, take, in turn.
 
     >>> run = Run(epochs=[3, 2], calls=[2], waits=[1.0])
     >>> [question.steps for question in run.questions()]
@@ -46,7 +46,7 @@ class Run(NamedTuple):
     waits: Sequence[float]
 
     def one_step_a_call(self) -> "Run":
-        """The same run, its steps not joined in calls."""
+        """The same run with one step per call."""
         return self._replace(calls=[1])
 
     def questions(self) -> list[Question]:
@@ -87,9 +87,9 @@ class Process:
         return self.watch.after_step(question.steps)
 
     def resumed(self, trigger: Trigger) -> "Process":
-        """The process that goes on from this one's state, later and by another clock."""
+        """The process that resumes from this one's state, later and with another clock."""
         other = Process(trigger)
-        other._now += 60.0  # to read a checkpoint, which is no time of the run
+        other._now += 60.0  # reading a checkpoint does not count as time of the run
         other.watch.set_state(from_json(to_json(self.watch.get_state())))
         other._start, other._seconds = other._now - self._seconds, self._seconds
         return other

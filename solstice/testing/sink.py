@@ -1,4 +1,4 @@
-"""The laws of a sink, and `check_sink`, which runs them on anybody's."""
+"""The laws of a sink, and `check_sink`, which runs them on yours."""
 
 import copy
 import itertools
@@ -45,7 +45,7 @@ _book = LawBook(
 
 @_book.law("records")
 def what_is_written_is_read_back(subject: SinkSubject, records: Records) -> None:
-    """What was written is read back once the sink is closed: all of it, equal, in order."""
+    """All written records are read back from a closed sink, equal and in order."""
     with subject.store() as store:
         sink = store.sink()
         write(sink, records)
@@ -55,7 +55,7 @@ def what_is_written_is_read_back(subject: SinkSubject, records: Records) -> None
 
 @_book.law("records")
 def a_flush_is_enough(subject: SinkSubject, records: Records) -> None:
-    """What was written is read back after a flush, while the sink is open."""
+    """Written records can be read after a flush, while the sink is open."""
     with subject.store() as store:
         sink = store.sink()
         for count, record in enumerate(records, start=1):
@@ -66,7 +66,7 @@ def a_flush_is_enough(subject: SinkSubject, records: Records) -> None:
 
 @_book.law("records")
 def a_closed_sink_goes_on(subject: SinkSubject, records: Records) -> None:
-    """A closed sink may be closed again, and takes more records behind those it has."""
+    """A closed sink may be closed again, and appends further records."""
     with subject.store() as store:
         sink = store.sink()
         for record in records:
@@ -80,7 +80,7 @@ def a_closed_sink_goes_on(subject: SinkSubject, records: Records) -> None:
 def a_resumed_run_logs_what_a_whole_one_does(
     subject: SinkSubject, records: Records, cuts: list[int], lost: int, killed: bool
 ) -> None:
-    """A run that crashes and is resumed, wherever, logs as a whole one: nothing lost or twice."""
+    """A run that crashes and is resumed logs like an uninterrupted one: nothing lost or twice."""
     places = [min(cut, len(records)) for cut in cuts]
     state: Any = None
     with subject.store() as store:
@@ -90,7 +90,7 @@ def a_resumed_run_logs_what_a_whole_one_does(
                 sink.set_state(state)
             write(sink, records[start:stop])
             state = saved(sink.get_state())
-            # After the checkpoint and before the crash, of which at least what was flushed stays.
+            # After the checkpoint and before the crash; at least the flushed records stay.
             write(sink, records[stop : stop + lost])
             _end(sink, killed)
         store.assert_holds(records, f"resumed after {places} records")
@@ -100,7 +100,7 @@ def a_resumed_run_logs_what_a_whole_one_does(
 def a_resume_drops_what_came_later(
     subject: SinkSubject, records: Records, more: Records, cut: int, killed: bool
 ) -> None:
-    """A resume drops what was written after its state was taken, and nothing before."""
+    """A resume drops the records after its state was taken, and none before."""
     before = records[:cut]
     with subject.store() as store:
         sink = store.sink()
@@ -119,7 +119,7 @@ def a_resume_drops_what_came_later(
 
 @_book.law("records", "more", "cut")
 def it_may_be_set_back(subject: SinkSubject, records: Records, more: Records, cut: int) -> None:
-    """An open sink goes back to any of its own states, as another process does."""
+    """An open sink can go back to any of its states, like one in another process."""
     before = records[:cut]
     with subject.store() as store:
         sink = store.sink()
@@ -135,7 +135,7 @@ def it_may_be_set_back(subject: SinkSubject, records: Records, more: Records, cu
 
 @_book.law("records")
 def the_state_survives_a_checkpoint(subject: SinkSubject, records: Records) -> None:
-    """Its state is data, which a checkpoint gives back equal, and stays when nothing happens."""
+    """Its state is data that a checkpoint restores exactly, and does not change by itself."""
     with subject.store() as store:
         sink = store.sink()
         for each in ([], records):
@@ -150,7 +150,7 @@ def the_state_survives_a_checkpoint(subject: SinkSubject, records: Records) -> N
 
 @_book.law("records")
 def taking_the_state_changes_nothing(subject: SinkSubject, records: Records) -> None:
-    """The same is written whether or not its state is taken before each record."""
+    """Taking its state before each record does not change what is written."""
     with subject.store() as store:
         sink = store.sink()
         for record in records:
@@ -162,7 +162,7 @@ def taking_the_state_changes_nothing(subject: SinkSubject, records: Records) -> 
 
 @_book.law("records", needs="append")
 def a_new_run_refuses_anothers_log(subject: SinkSubject, records: Records) -> None:
-    """A new run raises an error where there is a log, and leaves it as it is."""
+    """A new run raises an error if there is a log, and does not change it."""
     with subject.store() as store:
         sink = store.sink()
         write(sink, records)
@@ -178,7 +178,7 @@ def a_new_run_refuses_anothers_log(subject: SinkSubject, records: Records) -> No
 
 @_book.law("records", "more", needs="append")
 def appending_goes_on_behind(subject: SinkSubject, records: Records, more: Records) -> None:
-    """With `append=True`, a new run writes behind what is there."""
+    """With `append=True`, a new run appends to the log."""
     new = later(more, than=records)
     with subject.store() as store:
         for each in (records, new):
@@ -190,7 +190,7 @@ def appending_goes_on_behind(subject: SinkSubject, records: Records, more: Recor
 
 @_book.law("records")
 def a_write_waits_for_nothing(subject: SinkSubject, records: Records) -> None:
-    """A write returns before the values are computed; they are written once they are."""
+    """A write returns before the values are computed, and writes them once they are."""
     *others, last = records
     late = Late()
     with subject.store() as store:
@@ -198,7 +198,7 @@ def a_write_waits_for_nothing(subject: SinkSubject, records: Records) -> None:
         write(sink, others)
         began = time.monotonic()
         write(sink, [{**last, "late": late}])
-        # Both, for a machine may stand still after the write.
+        # Both, since a machine may pause after the write.
         waited = late.waited_for and (late.in_run or time.monotonic() - began > LATE)
         late.computed.set()
         sink.close()
@@ -208,7 +208,7 @@ def a_write_waits_for_nothing(subject: SinkSubject, records: Records) -> None:
 
 @_book.law("records", "cut")
 def a_failing_write_is_told_once(subject: SinkSubject, records: Records, cut: int) -> None:
-    """Records that cannot be written raise nothing, are told once, and cost no other record."""
+    """Records that cannot be written raise nothing, are reported once, and lose no other record."""
     with subject.store() as store:
         sink = store.sink()
         write(sink, records[:cut])
@@ -223,7 +223,7 @@ def a_failing_write_is_told_once(subject: SinkSubject, records: Records, cut: in
 
 @_book.law("records")
 def a_record_is_left_as_it_was(subject: SinkSubject, records: Records) -> None:
-    """Neither a record nor an array in it is changed: other sinks get them too."""
+    """Neither a record nor an array in it is changed, since other sinks get them too."""
     with subject.store() as store:
         sink = store.sink()
         wholes = [{**record, "array": np.arange(1.0, 4.0)} for record in records]
@@ -239,7 +239,7 @@ def a_record_is_left_as_it_was(subject: SinkSubject, records: Records) -> None:
 
 @_book.law("records", "more")
 def sinks_are_independent(subject: SinkSubject, records: Records, more: Records) -> None:
-    """Two sinks with a place each do not mix."""
+    """Two sinks with different places do not mix."""
     with subject.store() as one, subject.store() as two:
         left, right = one.sink(), two.sink()
         for a, b in itertools.zip_longest(records, more):
@@ -252,7 +252,7 @@ def sinks_are_independent(subject: SinkSubject, records: Records, more: Records)
 
 
 def _open(sink: Any, record: Mapping[str, Any]) -> None:
-    """Begin a run: by `open`, which is where a `Sink` refuses, or by the first record."""
+    """Start a run: by `open`, where a `Sink` raises, or by the first record."""
     if callable(open_ := getattr(sink, "open", None)):
         open_()
     else:
@@ -285,14 +285,13 @@ def check_sink(
 
     Args:
         make_sink: Makes a sink that writes into a directory, a `pathlib.Path`: the first of a run,
-            and one for each process that resumes it. If it has a parameter `append`, new runs
-            are expected to refuse a log that they find there, unless it is True.
+            and one for each process that resumes it. If it has a parameter `append`, a new run must
+            raise an error if there is a log, unless it is True.
         read: Returns what is in that directory: a list of the records, in order, as dicts.
-        shows: Where `read` does not give records as they were written: returns what it is expected
-            to give for a list of them, with numbers as Python's and arrays as numpy's. None
-            expects all but images.
-        records: A Hypothesis strategy of lists of records, where a sink does not take
-            `strategies.records()`: any number, text, array and name.
+        shows: Returns what `read` is expected to return for a list of records (with Python numbers
+            and numpy arrays), if that differs from the records. None expects all but images.
+        records: A Hypothesis strategy of lists of records, for a sink that does not take everything
+            in `strategies.records()`: any number, text, array and name.
         exclude: Names of laws to leave out, or a mapping from them to reasons.
         examples: How many inputs Hypothesis draws for each law: lists of records, a crash, resumes.
         on_failure: "raise" or "report", as in `check_model`.

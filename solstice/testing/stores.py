@@ -1,4 +1,4 @@
-"""What the laws of a sink are about: how it is made, where it writes, what is read back."""
+"""The subject of a sink's laws: how it is made, where it writes, how to read it back."""
 
 import inspect
 import logging
@@ -24,7 +24,7 @@ from solstice.tree.growing import Growing
 from solstice.tree.json import from_json, to_json
 
 Records = list[dict[str, Any]]
-# How long a value that is not computed yet keeps another thread that waits for it.
+# How long a value that is not computed yet blocks a thread that reads it.
 LATE = 2.0
 
 
@@ -34,7 +34,7 @@ class SinkSubject:
     Args:
         make_sink: Makes a sink that writes into a directory.
         read: Returns what is in a directory.
-        shows: Returns what `read` gives of records.
+        shows: Returns what `read` gives for records.
         records: A Hypothesis strategy of lists of records, or None.
 
     >>> import solstice
@@ -70,7 +70,7 @@ class SinkSubject:
         return self._name
 
     def store(self) -> "SinkStore":
-        """An empty directory, and the sinks that are made there."""
+        """An empty directory, and the sinks made there."""
         return SinkStore(self.make_sink, self.read, self.shows)
 
 
@@ -80,11 +80,11 @@ class SinkStore:
     Args:
         make_sink: Makes a sink that writes into a directory.
         read: Returns what is in a directory.
-        shows: Returns what is read back of records.
+        shows: Returns what is read back for records.
 
     Attributes:
         directory: The directory.
-        warnings: What was said on the logger "solstice", which is silent meanwhile.
+        warnings: The messages of the logger "solstice", which is silent in this context.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class SinkStore:
 
     def __enter__(self) -> Self:
         self._temporary = tempfile.TemporaryDirectory()
-        # Deep in it, so that a name such as "../.." leads a faulty sink nowhere else.
+        # Nested, so that a name such as "../.." does not lead a faulty sink out of it.
         self.directory = Path(self._temporary.name, *"abcdef", "store").resolve()
         self.directory.mkdir(parents=True)
         self._logger = logging.getLogger("solstice")
@@ -123,7 +123,7 @@ class SinkStore:
         return self._sinks[-1]
 
     def assert_holds(self, records: Sequence[Mapping[str, Any]], when: str) -> None:
-        """Raise where what is read back is not what a sink shows of these records, and no more."""
+        """Raise unless exactly these records, as the sink shows them, are read back."""
         expected = self._shows([as_written(record) for record in records])
         found = difference(expected, self._read(self.directory))
         said = f"; it said: {'; '.join(self.warnings)}" if self.warnings else ""
@@ -140,7 +140,7 @@ class _Heard(logging.Handler):
 
 
 class Late:
-    """A value that is not computed yet, as most are when a callback logs them."""
+    """A value that is not computed yet, like most when a callback logs them."""
 
     def __init__(self) -> None:
         self.computed = threading.Event()
@@ -154,7 +154,7 @@ class Late:
 
 
 class Broken:
-    """A value that cannot be had, such as an array that was donated."""
+    """A value that cannot be read, such as a donated array."""
 
     message = "this value cannot be read"
 
@@ -163,19 +163,19 @@ class Broken:
 
 
 def write(sink: SinkLike, records: Sequence[Mapping[str, Any]]) -> None:
-    """Hand records to a sink as a callback does."""
+    """Write records to a sink as a callback does."""
     for record in records:
         sink.write(as_record(record))
 
 
 def as_record(record: Mapping[str, Any]) -> Record:
-    """Return what a callback hands to a sink, of a drawn record."""
+    """Return a drawn record as a callback writes it to a sink."""
     about = {name: record[name] for name in RESERVED}
     return Record(about, {name: record[name] for name in record if name not in RESERVED})
 
 
 def as_written(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with numbers as Python's and arrays as numpy's.
+    """Return a record with Python numbers and numpy arrays.
 
     >>> import jax.numpy as jnp
     >>> as_written({"loss": jnp.ones(()), "name": "a"})
@@ -200,12 +200,12 @@ def without_images(records: Records) -> Records:
 
 
 def saved(state: Any) -> Any:
-    """Return a state as a checkpoint gives it back."""
+    """Return a state as a checkpoint restores it."""
     return from_json(to_json(state))
 
 
 def later(records: Sequence[Mapping[str, Any]], than: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Return records moved to where a run is after others."""
+    """Return records shifted to follow others in a run."""
     step, epoch = (max((one[name] for one in than), default=0) for name in ("step", "epoch"))
     return [{**one, "step": one["step"] + step, "epoch": one["epoch"] + epoch} for one in records]
 

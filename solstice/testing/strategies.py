@@ -1,7 +1,7 @@
 """Hypothesis strategies: small networks, batches, trees and metrics, and what the laws draw.
 
-Every strategy draws plain seeds and sizes and builds arrays from them, so that a smallest failing
-input is short to read.
+Every strategy draws plain seeds and sizes and builds arrays from them, so a smallest failing input
+is short to read.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ __all__ = [
     "triggers",
 ]
 
-# More would take no time to be drawn and all of it to be used.
+# More would be quick to draw and too slow to use.
 _MANY = 2**20
 
 
@@ -60,12 +60,12 @@ def permutations(size: int) -> Any:
 
 
 def splits(size: int) -> Any:
-    """Places to cut a batch of `size` examples in two, neither of them empty."""
+    """Indices to cut a batch of `size` examples in two non-empty parts."""
     return _st().integers(1, arguments.count(size, "size", least=2) - 1)
 
 
 def masks(size: int) -> Any:
-    """Lists of `size` booleans; some true and some false, where there are two or more."""
+    """Lists of `size` booleans; some true and some false, if there are two or more."""
     size = arguments.count(size, "size", least=0, most=_MANY)
     lists = _st().lists(_st().booleans(), min_size=size, max_size=size)
     return lists if size < 2 else lists.filter(lambda mask: any(mask) and not all(mask))
@@ -74,7 +74,7 @@ def masks(size: int) -> Any:
 def batches(shape: Sequence[int] = (4,), num_classes: int = 3, *, max_size: int = 16) -> Any:
     """Batches (x, y) of 1 to `max_size` examples, numpy arrays: float inputs, integer labels.
 
-    Not every class need occur in a batch.
+    A batch need not have every class.
 
     >>> import hypothesis
     >>> @hypothesis.given(batches((2, 2), num_classes=5))
@@ -99,7 +99,7 @@ def batches(shape: Sequence[int] = (4,), num_classes: int = 3, *, max_size: int 
 
 
 def trees(leaf: Callable[[int], Any] | None = None) -> Any:
-    """Pytrees of float32 arrays: dicts, lists and tuples of them, with None here and there.
+    """Pytrees of float32 arrays: dicts, lists and tuples, with some None.
 
     Args:
         leaf: Makes a leaf from a seed; None makes normal arrays of up to two axes.
@@ -133,7 +133,7 @@ def trees(leaf: Callable[[int], Any] | None = None) -> Any:
 def networks(inputs: int = 4, outputs: int = 3) -> Any:
     """Functions from a key to a `Model`: multilayer perceptrons, some with dropout or state.
 
-    What consumes models (an experiment, a callback) can be tested on them without any library.
+    Use them to test experiments or callbacks without any network library.
 
     >>> import hypothesis
     >>> @hypothesis.given(networks())
@@ -173,7 +173,7 @@ def metrics(num_classes: int = 3) -> Any:
 
 
 def runs() -> Any:
-    """Runs as a trigger sees them: their epochs, how their steps are cut into calls, their time.
+    """Runs as a trigger sees them: their epochs, the steps of their calls, their time.
 
     >>> import hypothesis
     >>> @hypothesis.given(runs())
@@ -187,20 +187,20 @@ def runs() -> Any:
         Run,
         epochs=st.lists(st.integers(1, 12), **several),
         calls=st.lists(st.integers(1, 7), **several),
-        # In quarters, so that sums are exact, whatever is added first.
+        # In quarters, so that sums are exact in any order.
         waits=st.lists(st.integers(0, 40).map(lambda quarters: quarters / 4), **several),
     )
 
 
 def cuts(largest: int = 12) -> Any:
-    """Lists of up to three places, from 0 to `largest`, at which something is cut: in order."""
+    """Sorted lists of up to three indices to cut at, from 0 to `largest`."""
     st = _st()
     largest = arguments.count(largest, "largest", least=0)
     return st.lists(st.integers(0, largest), max_size=3, unique=True).map(sorted)
 
 
 def triggers() -> Any:
-    """Triggers of steps and epochs, and some of two joined.
+    """Triggers of steps and epochs, some of them joined.
 
     >>> import hypothesis
     >>> @hypothesis.given(triggers())

@@ -1,4 +1,4 @@
-"""The laws of a `Trigger`, and `check_trigger`, which runs them on anybody's."""
+"""The laws of a `Trigger`, and `check_trigger`, which runs them on yours."""
 
 import itertools
 import pickle
@@ -30,11 +30,11 @@ class TriggerSubject:
         return type(self.make_trigger()).__name__
 
     def answers(self, asked: Iterable[Question], resumes: Collection[int] = ()) -> list[bool]:
-        """What it says to each question of a run.
+        """Its answers to the questions of a run.
 
         Args:
             asked: The questions, in order.
-            resumes: The indices of those before which the run is killed, and resumed.
+            resumes: The indices of the questions before which the run is killed and resumed.
         """
         process, said = Process(self.make_trigger()), []
         for i, question in enumerate(asked):
@@ -56,7 +56,7 @@ _book = LawBook(
 
 @_book.law("run")
 def calls_do_not_matter(subject: TriggerSubject, run: Run) -> None:
-    """It fires at the end of each call that takes a step at which it fires one step a call."""
+    """It fires at the end of each call that contains a step at which it would fire by itself."""
     single = run.one_step_a_call().questions()
     fires = [q for q, said in zip(single, subject.answers(single), strict=True) if said]
     steps = {q.steps for q in fires if not q.ends_epoch}
@@ -71,7 +71,7 @@ def calls_do_not_matter(subject: TriggerSubject, run: Run) -> None:
 
 @_book.law("run", "resumes")
 def runs_do_not_matter(subject: TriggerSubject, run: Run, resumes: list[int]) -> None:
-    """A run that is killed and resumed, its state read from a checkpoint, fires as a whole one."""
+    """A run that is killed and resumed from a checkpoint fires like an uninterrupted one."""
     asked = run.questions()
     whole, resumed = subject.answers(asked), subject.answers(asked, resumes)
     _assert_same(asked, whole, resumed, "in a whole run, and in a resumed one")
@@ -79,7 +79,7 @@ def runs_do_not_matter(subject: TriggerSubject, run: Run, resumes: list[int]) ->
 
 @_book.law("run")
 def taking_the_state_changes_nothing(subject: TriggerSubject, run: Run) -> None:
-    """A run fires alike whether or not its state is taken after each call."""
+    """Taking its state after each call does not change when it fires."""
     asked = run.questions()
     process, said = Process(subject.make_trigger()), []
     for question in asked:
@@ -90,7 +90,7 @@ def taking_the_state_changes_nothing(subject: TriggerSubject, run: Run) -> None:
 
 @_book.law("run", "again")
 def it_fires_once_a_question(subject: TriggerSubject, run: Run, again: list[int]) -> None:
-    """However much lies behind a question, it fires once; where nothing is new, it does not."""
+    """It fires at most once per question, and not again without progress."""
     asked = run.questions()
     process, said = Process(subject.make_trigger()), []
     start = Question(0, 0, 0.0, ends_epoch=True)
@@ -106,7 +106,7 @@ def it_fires_once_a_question(subject: TriggerSubject, run: Run, again: list[int]
 
 @_book.law("run")
 def next_step_is_never_late(subject: TriggerSubject, run: Run) -> None:
-    """It fires at no step before the one that `next_step` says."""
+    """It does not fire before the step that `next_step` returns."""
     asked = run.questions()
     always = TriggerSubject(lambda: _AlwaysAsked(subject.make_trigger()))
     _assert_same(
@@ -116,7 +116,7 @@ def next_step_is_never_late(subject: TriggerSubject, run: Run) -> None:
 
 @_book.law("run")
 def it_tells_whether_it_counts_epochs(subject: TriggerSubject, run: Run) -> None:
-    """Without `counts_epochs`, no epoch's end makes it fire where no time passes."""
+    """Without `counts_epochs`, the end of an epoch does not make it fire unless time passes."""
     asked = run._replace(waits=[0.0]).questions()
     fires = [q for q, said in zip(asked, subject.answers(asked), strict=True) if said]
     first = next((str(q) for q in fires if q.ends_epoch), "")
@@ -137,7 +137,7 @@ def joined_fires_when_either_does(subject: TriggerSubject, run: Run, other: Trig
 
 @_book.law("run", "ahead")
 def watches_are_independent(subject: TriggerSubject, run: Run, ahead: list[int]) -> None:
-    """Two runs may watch one trigger, one ahead of the other."""
+    """Two runs may use one trigger, one ahead of the other."""
     asked, trigger = run.questions(), subject.make_trigger()
     first, second = Process(trigger), Process(trigger)
     said: tuple[list[bool], list[bool]] = [], []
@@ -152,7 +152,7 @@ def watches_are_independent(subject: TriggerSubject, run: Run, ahead: list[int])
 
 @_book.law()
 def it_is_a_value(subject: TriggerSubject) -> None:
-    """Two that are made alike are equal, in a set too, and print alike."""
+    """Two made with the same arguments are equal, also in a set, and have the same repr."""
     one, two = subject.make_trigger(), subject.make_trigger()
     assert one == two, f"{one!r} and {two!r}, made alike, are not equal"
     assert len({one, two}) == 1, f"{one!r} and {two!r} are equal, and two of a set"
@@ -162,7 +162,7 @@ def it_is_a_value(subject: TriggerSubject) -> None:
 
 @_book.law("run")
 def it_can_be_pickled(subject: TriggerSubject, run: Run) -> None:
-    """Pickled, as for another process, it fires alike."""
+    """After pickling, it fires the same."""
     pickled = pickle.dumps(subject.make_trigger())
     asked = run.questions()
     said = TriggerSubject(lambda: pickle.loads(pickled)).answers(asked)
@@ -170,7 +170,7 @@ def it_can_be_pickled(subject: TriggerSubject, run: Run) -> None:
 
 
 class _AlwaysAsked(Trigger):
-    """The same, but that it says nothing of its next step."""
+    """The same trigger without its `next_step`."""
 
     def __init__(self, trigger: Trigger) -> None:
         self._trigger = trigger
@@ -205,7 +205,7 @@ def check_trigger(
     Args:
         make_trigger: Makes the trigger.
         exclude: Names of laws to leave out, or a mapping from them to reasons.
-        examples: How many inputs Hypothesis draws for each law: runs, cut into calls and resumed.
+        examples: How many inputs Hypothesis draws for each law: runs, with their calls and resumes.
         on_failure: "raise" or "report", as in `check_model`.
         progress: Whether to show a progress bar.
 

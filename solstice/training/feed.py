@@ -55,7 +55,7 @@ class Feed:
         experiment: Returns the current experiment, for a dataset that makes batches from it. A live
             dataset is not read ahead, and a call takes one batch of it.
         in_turn: Whether this dataset is not read ahead either, whatever `prefetch` says.
-        one_by_one: Whether a call takes one batch, which is then placed on the device as it is read
+        one_by_one: Whether a call takes one batch, which is then placed on the device while reading
             ahead. The batches of a longer call are stacked on the host and placed together.
         padding: Adds the mask of padding to a batch of `Arrays`; see there.
 

@@ -127,7 +127,7 @@ class Loop:
 
     @property
     def exp(self) -> Any:
-        """The experiment as it is now."""
+        """The current experiment."""
         return self._stepper.exp
 
     # A run, from its start to its end.

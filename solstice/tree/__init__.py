@@ -1,6 +1,6 @@
-"""Functions on pytrees that name neither a framework nor a metric.
+"""Functions on pytrees.
 
-They never look at what an array means; that belongs to the rooms above.
+They do not know what an array means, nor any framework.
 """
 
 from solstice.arguments import describe

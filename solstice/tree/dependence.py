@@ -1,4 +1,4 @@
-"""Which leaves of an argument a function's outputs are computed from; traced, never run."""
+"""Dependence: which leaves of an argument a function's outputs need; traced, never run."""
 
 from collections.abc import Callable
 
@@ -23,10 +23,10 @@ def depends_on(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree)
 
 
 def used_leaves(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree) -> list[bool]:
-    """Say of each leaf of `argument` whether an output of `function(argument, *rest)` needs it.
+    """Say for each leaf of `argument` whether an output of `function(argument, *rest)` needs it.
 
-    It looks into scans and jitted functions; all that a loop of unknown length takes counts as
-    needed. What a function takes only for a derivative of its own does not.
+    It looks into scans and jitted functions; everything that a loop of unknown length takes counts
+    as needed. What a function takes only for its custom derivative does not.
 
     >>> used_leaves(lambda pair: 2 * pair["b"], {"a": 1.0, "b": 2.0})
     [False, True]

@@ -1,8 +1,7 @@
-"""Digests: what a tree's values are, in a few bytes, to tell whether they are still the same.
+"""Digests: a few bytes that tell whether a tree's values are still the same.
 
-They are SHA-256 over what a leaf is (dtype and shape) and its bytes: processors have instructions
-for it, with which it takes a third of the time of BLAKE2b. They notice damage; they are no
-signature.
+They are SHA-256 of a leaf's dtype, shape and bytes: processors have instructions for it, so it
+takes a third of the time of BLAKE2b. They detect damage; they are not a signature.
 """
 
 import hashlib
@@ -23,11 +22,11 @@ from solstice.tree.pytree import PyTree
 def digest(tree: PyTree) -> str:
     """Return one digest of a leaf, or of all leaves of a tree and their paths, in hexadecimal.
 
-    Arrays with equal bits have equal digests, whether jax's or numpy's, sharded or not: they are
-    gathered to the host. Objects that are no data (functions) count nothing in a tree.
+    Arrays with equal bits have equal digests, in jax or numpy, sharded or not; they are gathered to
+    the host. Objects that are not data, such as functions, are ignored in a tree.
 
     Raises:
-        TypeError: A leaf is no data, or an array of something else than numbers.
+        TypeError: A leaf is not data, or is an array of something other than numbers.
 
     >>> import jax.numpy as jnp
     >>> digest(jnp.ones(2)) == digest(np.ones(2, np.float32))
@@ -47,11 +46,11 @@ def digest(tree: PyTree) -> str:
 
 
 def digests(tree: PyTree) -> dict[str, str]:
-    """Return the digest of each leaf of a tree by its path; objects that are no data are left out.
+    """Return the digest of each leaf of a tree by its path; leaves out objects that are not data.
 
     Raises:
-        TypeError: A leaf is an array of something else than numbers.
-        ValueError: Two paths have one name.
+        TypeError: A leaf is an array of something other than numbers.
+        ValueError: Two paths have the same name.
 
     >>> {path: text[:8] for path, text in digests({"w": np.ones(2), "name": "a"}).items()}
     {'name': '521e19c7', 'w': 'b038d9d3'}

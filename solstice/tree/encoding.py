@@ -1,8 +1,7 @@
-"""One leaf on its way to a file, a text or a digest, and back: what it is, and its values.
+"""Encoding: a leaf's kind and values, for files, texts and digests, and back.
 
 Data are arrays of numbers, typed PRNG keys, and Python's numbers, strings and bytes. Everything
-else (functions, modules of other libraries) is an object, of which only the presence is known:
-nothing here pickles.
+else (functions, modules of other libraries) is an object, which is not saved: nothing is pickled.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,9 +20,9 @@ from solstice.tree.pytree import PyTree
 
 
 def host_array(leaf: PyTree) -> np.ndarray:
-    """Return the numbers of an array on the host; those behind the keys for typed keys.
+    """Return the numbers of an array on the host; for typed keys, their data.
 
-    An array that is sharded over devices is gathered.
+    A sharded array is gathered.
 
     >>> host_array(jax.random.key(7))
     array([0, 7], dtype=uint32)
@@ -33,12 +32,12 @@ def host_array(leaf: PyTree) -> np.ndarray:
 
 
 def from_host(values: np.ndarray, like: PyTree, impl: str | None = None) -> PyTree:
-    """Return numbers as an array of the sort of `like`.
+    """Return numbers as an array like `like`.
 
     Args:
-        values: The numbers, or those behind the keys.
-        like: The leaf whose place they take: numpy's array or scalar, jax's array with its
-            sharding and weak type, or a `jax.ShapeDtypeStruct`.
+        values: The numbers, or the data of keys.
+        like: The leaf that they replace: a numpy array or scalar, a jax array with its sharding and
+            weak type, or a `jax.ShapeDtypeStruct`.
         impl: The keys' implementation, for typed keys.
 
     >>> from_host(np.float32([1, 2]), like=jnp.zeros(2))
@@ -47,7 +46,7 @@ def from_host(values: np.ndarray, like: PyTree, impl: str | None = None) -> PyTr
     if isinstance(like, np.ndarray | np.generic):
         array = values.astype(like.dtype, copy=False)
         return array[()] if isinstance(like, np.generic) else array
-    # An array that was never placed stays so, or a step would compile again for it.
+    # An uncommitted array stays so, or a step would recompile.
     sharding = like.sharding if getattr(like, "committed", True) else None
     if sharding is not None and not sharding.is_fully_addressable:
         return across_processes(lambda part: values[part], values.shape, sharding, impl)
@@ -63,12 +62,12 @@ def across_processes(
     sharding: jax.sharding.Sharding,
     impl: str | None,
 ) -> Array:
-    """Return an array over devices of several processes; each asks for the parts it holds.
+    """Return an array over devices of several processes; each reads the parts it holds.
 
     Args:
-        part: From an index to the numbers there, or those behind the keys.
+        part: A function from an index to the numbers there, or the data of keys.
         shape: The shape of the numbers.
-        sharding: Where the array is.
+        sharding: The array's sharding.
         impl: The keys' implementation, for typed keys.
     """
     array = jax.make_array_from_callback(shape, sharding, part)
@@ -81,13 +80,13 @@ def across_processes(
 
 
 def _weakly_typed(array: Array) -> Array:
-    # jax makes nothing but scalars weakly typed; an update of such an array stays so.
+    # jax makes only scalars weakly typed; an update keeps that.
     zeros = jnp.broadcast_to(jnp.asarray(array.dtype.type(0).item()), array.shape)
     return zeros.at[...].set(array) if zeros.dtype == array.dtype else array
 
 
 def as_keys(values: np.ndarray, impl: str) -> Array:
-    """Return typed keys of an implementation, such as "threefry2x32", from the numbers behind."""
+    """Return typed keys of an implementation, such as "threefry2x32", from their data."""
     return jax.random.wrap_key_data(jnp.asarray(values), impl=impl)
 
 
@@ -99,10 +98,10 @@ def key_impl(leaf: PyTree) -> str | None:
 def check_kinds(
     where: str, found: Mapping[str, str], like: Mapping[str, PyTree], name: str = "like"
 ) -> None:
-    """Raise where the kinds of some leaves, by path, are not those of the leaves of `like`.
+    """Raise if the kinds of leaves, by path, differ from those of the leaves of `like`.
 
     Raises:
-        ValueError: The leaf is named, and how it differs.
+        ValueError: The message names the leaf and says how it differs.
     """
     difference = names_difference(like, found) or next(
         (
@@ -120,10 +119,10 @@ def check_kinds(
 
 
 def check_data(tree: PyTree) -> None:
-    """Raise where an array of a tree has no values, or other ones than numbers of 64 bits or less.
+    """Raise if an array of a tree has no values, or is not of numbers of at most 64 bits.
 
     Raises:
-        TypeError: The leaf is named.
+        TypeError: The message names the leaf.
     """
     if not any(map(_is_no_data, jax.tree.leaves(tree))):
         return
@@ -131,20 +130,20 @@ def check_data(tree: PyTree) -> None:
         if _is_no_data(leaf):
             raise InvalidTypeError(
                 f"The leaf {path_name(path)!r} is expected to be an array of numbers; it is "
-                f"{describe(leaf)}. Keep only numbers in arrays; what else a tree needs can be a "
+                f"{describe(leaf)}. Keep only numbers in arrays; anything else can be a "
                 f"str leaf or a static field."
             )
 
 
 def kept(tree: PyTree, what: str) -> PyTree:
-    """Return a state of plain values that no later change of the one given changes.
+    """Return a copy of a state of plain values.
 
     Args:
-        tree: Containers, arrays, numbers, strings, and what is `Growing`.
-        what: What it is of, for the message.
+        tree: Containers, arrays, numbers, strings, and `Growing`.
+        what: What state it is, for the message.
 
     Raises:
-        TypeError: It has something that no checkpoint holds; the message says where.
+        TypeError: It has something that a checkpoint cannot hold; the message says where.
 
     >>> kept({"seen": {7}}, "Count.get_state()")
     Traceback (most recent call last):
@@ -155,7 +154,7 @@ Give it another form, such as a list.
     """
     try:
         leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    except ValueError as error:  # a dict with names that have no order
+    except ValueError as error:  # a dict whose names cannot be ordered
         raise InvalidTypeError(f"{what} is expected to be a tree: {error}") from error
     for path, leaf in leaves:
         lost = kind(leaf) == OBJECT and not isinstance(leaf, Growing)

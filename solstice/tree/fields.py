@@ -12,10 +12,10 @@ _M = TypeVar("_M", bound=eqx.Module)
 
 
 def replace(obj: _M, **changes: object) -> _M:
-    """Return a copy of `obj` with some of its fields changed; `obj` stays as it is.
+    """Return a copy of `obj` with some of its fields changed; `obj` does not change.
 
-    It works on every `equinox.Module`, with a custom `__init__` or without: neither
-    `__init__` nor `__check_init__` runs again.
+    It works on every `equinox.Module`, also with a custom `__init__`: neither `__init__` nor
+    `__check_init__` runs again.
 
     Args:
         obj: The module to copy.

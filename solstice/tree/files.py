@@ -1,7 +1,7 @@
-"""A tree in one safetensors file, written at once or not at all, and read back bit for bit.
+"""A tree in one safetensors file, written atomically, and read back bit for bit.
 
-Arrays lie there under their paths, so any tool reads them. The file's metadata has the rest: what
-each leaf is, its digest, and leaves that are no arrays. Nothing is ever unpickled.
+Arrays are stored under their paths, so any tool can read them. The file's metadata has each leaf's
+kind and digest, and leaves that are not arrays. Nothing is ever unpickled.
 """
 
 import contextlib
@@ -38,21 +38,21 @@ _BEFORE = (b"solstice tree 1\n", b"solstice tree 2\n")
 
 
 def save(path: str | os.PathLike[str], tree: PyTree) -> None:
-    """Write a tree into one safetensors file, which it replaces at once: one of both is whole.
+    """Write a tree into one safetensors file, atomically replacing an older one.
 
     Arrays (sharded ones are gathered), typed PRNG keys, numbers, strings and bytes are written;
-    of other leaves, functions say, only that they are there. The new file is on the disk when this
-    returns, and has the permissions of the one it replaces; a link stays a link. A process that is
-    killed meanwhile may leave a folder `.{name}.{random}.tmp` behind.
+    other leaves, such as functions, are only noted. When this returns, the new file is on disk,
+    with the permissions of the one it replaces; a link stays a link. A process that is killed while
+    writing may leave a folder `.{name}.{random}.tmp` behind.
 
     Args:
         path: The file; its directory exists.
         tree: An experiment, a model, any pytree.
 
     Raises:
-        TypeError: A leaf is an array of something else than numbers.
-        ValueError: Two leaves' paths have one name.
-        OSError: The file cannot be written; what was there before is still there.
+        TypeError: A leaf is an array of something other than numbers.
+        ValueError: Two leaves' paths have the same name.
+        OSError: The file cannot be written; an older one is unchanged.
         ImportError: safetensors is not installed.
 
     >>> import jax.numpy as jnp, solstice, tempfile
@@ -79,14 +79,13 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> PyTree:
 
     Args:
         path: The file.
-        like: A tree of the same structure, whose arrays (or `jax.ShapeDtypeStruct`s) have the
-            same shapes and dtypes, on any devices. What comes back has its classes and static
-            fields, its sharding, numpy's arrays where it has them, and its objects that are no
-            data. Without it, a dict comes back: each leaf by its path, arrays as numpy's, keys as
-            jax's, without objects that are no data.
+        like: A tree of the same structure, whose arrays (or `jax.ShapeDtypeStruct`s) have the same
+            shapes and dtypes, on any devices. The result has its classes, static fields, shardings,
+            numpy arrays and objects that are not data. Without it, the result is a dict of leaves
+            by their paths, with numpy arrays and jax keys, without objects that are not data.
 
     Raises:
-        DamagedFileError: The file is not what `save` wrote: another file, cut short or changed.
+        DamagedFileError: The file was not written by `save`, was cut short or was changed.
         ValueError: The tree is not like `like`; the message names the leaf and how it differs. Or
             the file has the format of another version.
         FileNotFoundError: There is no such file.
@@ -120,10 +119,10 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> PyTree:
 
 
 def describe_leaf(leaf: object) -> dict[str, PyTree]:
-    """Return what a file says of a leaf besides the numbers of an array.
+    """Return a file's description of a leaf: everything but the numbers of an array.
 
-    That is its kind, the dtype and shape of an array's numbers (those behind the keys for typed
-    keys), and a value as JSON.
+    That is its kind, the dtype and shape of an array's numbers (for typed keys, of their data), or
+    a value as JSON.
 
     >>> import numpy as np
     >>> describe_leaf(np.ones(2))
@@ -142,23 +141,23 @@ def describe_leaf(leaf: object) -> dict[str, PyTree]:
 
 
 def value_of(where: str, name: str, about: Mapping[str, PyTree]) -> PyTree:
-    """Return the value of a leaf that is no array, of the kind that a file says it is."""
+    """Return the value of a leaf that is not an array, of the kind in the file."""
     value = from_json(about["value"])
     if kind(value) != about["kind"]:
-        raise damaged(where, f"{name!r} is {kind(value)} there in place of {about['kind']}")
+        raise damaged(where, f"{name!r} is {kind(value)} there instead of {about['kind']}")
     return value
 
 
 def check_like(
     where: str, found: Mapping[str, PyTree], like: Mapping[str, PyTree], name: str = "like"
 ) -> None:
-    """Raise where what a file says of some leaves, by path, does not fit the leaves of `like`.
+    """Raise if a file's descriptions of leaves, by path, do not match the leaves of `like`.
 
     Args:
         where: The file.
-        found: What it says of each leaf.
+        found: Its description of each leaf.
         like: The leaves.
-        name: What the argument that they are of is called.
+        name: The argument's name, for the message.
 
     Raises:
         ValueError: The leaf is named, and how it differs.
@@ -173,7 +172,7 @@ def check_like(
             else:
                 fits = shape == leaf.shape and about["dtype"] == dtype_name(leaf.dtype)
             if not fits or (impl is not None) != is_typed_key(leaf):
-                raise damaged(where, f"what it says of {path!r} contradicts itself")
+                raise damaged(where, f"its description of {path!r} contradicts itself")
 
 
 def _read(file: Tensors, name: str, entry: dict[str, PyTree], like: PyTree) -> PyTree:
@@ -189,7 +188,7 @@ def _read(file: Tensors, name: str, entry: dict[str, PyTree], like: PyTree) -> P
 
 
 def _table(file: Tensors) -> dict[str, PyTree]:
-    """Return what the file's metadata says of each leaf, by path."""
+    """Return the descriptions of leaves in the file's metadata, by path."""
     about = file.about
     if about.get("format") != _FORMAT:
         raise DamagedFileError(
@@ -201,7 +200,7 @@ def _table(file: Tensors) -> dict[str, PyTree]:
         )
     text = about.get("leaves", "")
     if text_digest(text) != about.get("digest"):
-        raise damaged(file.place, "what it says of its leaves was changed")
+        raise damaged(file.place, "its description of the leaves was changed")
     return json.loads(text)
 
 
@@ -217,8 +216,8 @@ def _refuse_older(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give the path of a new file that takes the place of `path` once it is whole."""
-    path = Path(os.path.realpath(path))  # a link goes on pointing to the file that is replaced
+    """Yield the path of a new file that replaces `path` once it is complete."""
+    path = Path(os.path.realpath(path))  # a link keeps pointing to the replaced file
     if os.path.lexists(path):
         check_regular(path)
     room = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")

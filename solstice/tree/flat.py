@@ -1,7 +1,7 @@
-"""Flat: a pytree taken apart into its arrays and one static structure.
+"""Flat: a pytree as its arrays and one static structure.
 
-A compiled call takes and returns it at the cost of a list, since structures are compared by
-identity, or else by a hash that is computed once.
+A compiled call handles it as cheaply as a list, since structures are compared by identity, or else
+by a cached hash.
 """
 
 from collections.abc import Iterable
@@ -22,10 +22,10 @@ _T = TypeVar("_T")
 
 
 def snapshot(exp: _T) -> _T:
-    """Return a copy of an experiment, with its own arrays, that stays valid after later steps.
+    """Return a copy of an experiment that stays valid after later steps.
 
-    A callback that keeps an experiment beyond its hook needs one: the next fused step takes the
-    buffers of the one it was given.
+    A callback that keeps an experiment beyond its hook needs one, since the next step donates the
+    buffers of the one it got.
 
     >>> import jax.numpy as jnp, solstice
     >>> class KeepBest(solstice.Callback):
@@ -36,13 +36,13 @@ def snapshot(exp: _T) -> _T:
 
 
 def copied(arrays: list[PyTree]) -> list[PyTree]:
-    """Return copies of arrays on the same devices; all processes call it for arrays that span them.
+    """Return copies of arrays on the same devices; if arrays span processes, all must call it.
 
     >>> copied([jax.numpy.ones(2)])
     [Array([1., 1.], dtype=float32)]
     """
     if all(getattr(array, "is_fully_addressable", True) for array in arrays):
-        # Unlike jnp.copy, it compiles nothing. Of numpy's arrays jax may keep the memory anyway.
+        # Unlike jnp.copy, it compiles nothing. jax may still share the memory of numpy arrays.
         own = [one if isinstance(one, jax.Array) else np.array(one) for one in arrays]
         for one in own:
             if isinstance(one, np.ndarray) and one.dtype.kind in "OSUMm":
@@ -55,9 +55,9 @@ def copied(arrays: list[PyTree]) -> list[PyTree]:
 
 @jax.tree_util.register_pytree_with_keys_class
 class Flat:
-    """A pytree taken apart: its arrays, and everything else in one static structure.
+    """A flattened pytree: its arrays, and everything else in one static structure.
 
-    It is a pytree itself, of these arrays, and much cheaper to hand to a compiled call.
+    It is a pytree of these arrays, and much cheaper to pass to a compiled call.
 
     >>> import jax.numpy as jnp
     >>> flat = Flat.of({"by": jnp.ones(2), "name": "twice"})
@@ -73,7 +73,7 @@ class Flat:
 
     @classmethod
     def of(cls, tree: PyTree, like: "Structure | None" = None) -> Self:
-        """Take a tree apart; a structure equal to `like` is `like` itself, cheap to compare."""
+        """Flatten a tree; a structure equal to `like` becomes `like`, which is cheap to compare."""
         leaves, treedef = jax.tree.flatten(tree)
         places = tuple(_ARRAY if eqx.is_array(leaf) else Static(leaf) for leaf in leaves)
         structure = Structure(treedef, places)
@@ -88,7 +88,7 @@ class Flat:
         return [next(arrays) if one is _ARRAY else one.value for one in self.structure.places]
 
     def whole(self) -> PyTree:
-        """Put the tree together again."""
+        """Rebuild the tree."""
         return jax.tree.unflatten(self.structure.treedef, self.leaves())
 
     def copy(self) -> Self:
@@ -108,7 +108,7 @@ class Flat:
 
 
 class Placement(NamedTuple):
-    """Where a tree's arrays are on a mesh, and where a step's outs go."""
+    """Where a tree's arrays and a step's outs are on a mesh."""
 
     arrays: tuple[jax.sharding.NamedSharding, ...]
     outs: jax.sharding.NamedSharding
@@ -119,7 +119,7 @@ class Structure:
 
     Attributes:
         treedef: jax's structure.
-        places: What is at each leaf: a static value, or that it is an array.
+        places: For each leaf, a static value or the mark of an array.
         only_arrays: Whether all are.
         placement: Where a compiled step keeps the arrays; None leaves it to the compiler.
     """
@@ -143,7 +143,7 @@ class Structure:
         return Structure(self.treedef, self.places, placement)
 
     def same_tree(self, other: "Structure") -> bool:
-        """Say whether both are of one tree, wherever its arrays are."""
+        """Say whether both are the structure of one tree, placement aside."""
         return (
             self._hash == other._hash
             and self.places == other.places
@@ -171,7 +171,7 @@ class Structure:
 
 
 class _Array:
-    """Stands in a structure where an array was."""
+    """The mark of an array in a structure."""
 
 
 _ARRAY = Static(_Array())

@@ -1,4 +1,4 @@
-"""Growing: what a list that only grows has at one moment, so that it need not be copied."""
+"""Growing: the entries of a growing list at one moment, without a copy."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, overload
@@ -9,14 +9,14 @@ _T = TypeVar("_T")
 
 
 class Growing(Sequence[PyTree]):
-    """The entries that a list has now, whatever is appended to it later.
+    """The entries that a list has now, even if more are appended later.
 
-    As a part of a callback's state, it costs a checkpoint no more than what came since the last
-    one, which holds the rest already. In `tree.to_json` it is a list.
+    In a callback's state, a checkpoint only writes the entries since the last one. In
+    `tree.to_json` it is a list.
 
     Args:
-        entries: The list, to which entries are appended and which is changed in no other way.
-        encode: Makes of an entry a tree of plain containers, arrays, numbers and strings.
+        entries: The list; it may only be appended to.
+        encode: Turns an entry into a tree of plain containers, arrays, numbers and strings.
 
     >>> log = ["a", "b"]
     >>> now = Growing(log, str.upper)

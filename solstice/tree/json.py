@@ -1,11 +1,11 @@
 """Trees as JSON that any program reads, and back, exactly.
 
-Every array, with its dtype and each of its numbers, survives: bfloat16, typed PRNG keys, NaN and
-infinities too (but for the payload of a NaN). It is for small things that somebody may read: a
-configuration, a history. Weights belong into `tree.save`.
+Every array keeps its dtype and all its numbers: also bfloat16, typed PRNG keys, NaN and infinities
+(except the payload of a NaN). Use it for small trees that people may read, such as a configuration
+or a history; save weights with `tree.save`.
 
-JSON's own types stand for themselves; what it lacks is an object with one name that starts with
-a dollar sign:
+JSON's types stay themselves; other values are an object with one name that starts with a dollar
+sign:
 
     {"$array": {"dtype": "float32", "shape": [2], "data": [1.5, "NaN"]}}      row by row
     {"$key": {"impl": "threefry2x32", "shape": [2], "data": [0, 7]}}          the numbers behind
@@ -37,15 +37,15 @@ from solstice.tree.tensors import as_dtype
 def to_json(tree: PyTree, *, indent: int | None = None) -> str:
     """Return a tree as JSON text.
 
-    Dicts, lists, tuples and None are kept as they are. Any other node (an Experiment, a named
-    tuple) becomes an object of its children by their names.
+    Dicts, lists, tuples and None are kept. Any other node (an Experiment, a named tuple) becomes an
+    object of its children by name.
 
     Args:
         tree: The tree, with arrays, typed keys, numbers, strings and bytes as leaves.
         indent: As in `json.dumps`.
 
     Raises:
-        TypeError: A leaf is an array of something else than numbers.
+        TypeError: A leaf is an array of something other than numbers.
 
     >>> to_json({"rate": 0.5, "best": float("-inf"), "shape": (8, 8)})
     '{"rate": 0.5, "best": {"$float": "-Infinity"}, "shape": {"$tuple": [8, 8]}}'
@@ -57,19 +57,18 @@ def to_json(tree: PyTree, *, indent: int | None = None) -> str:
 
 
 def from_json(text: str, like: PyTree = None) -> PyTree:
-    """Return the tree that `to_json` made text of.
+    """Return the tree that `to_json` encoded.
 
     Args:
         text: The text.
-        like: A tree of the same structure, whose arrays (or `jax.ShapeDtypeStruct`s) have the
-            same shapes and dtypes: what comes back is one like it, of its classes, with jax's
-            arrays where it has them. Objects that are no data are taken from it. Without it,
-            arrays come back as numpy's (bit for bit: jax may lack 64-bit types), keys as jax's,
-            and nodes that are no dict, list or tuple as dicts.
+        like: A tree of the same structure, whose arrays (or `jax.ShapeDtypeStruct`s) have the same
+            shapes and dtypes: the result has its classes, its kinds of arrays and its objects that
+            are not data. Without it, arrays are numpy's (bit for bit, since jax may lack 64-bit
+            types), keys are jax's, and nodes other than dicts, lists and tuples are dicts.
 
     Raises:
-        ValueError: The text is no JSON of a tree, or not one like `like`; the message names the
-            leaf and how it differs.
+        ValueError: The text is not JSON of a tree, or the tree is not like `like`; the message
+            names the leaf and how it differs.
 
     >>> from_json(to_json({"w": np.float32([1, np.nan]), "sizes": (3, None)}))
     {'w': array([ 1., nan], dtype=float32), 'sizes': (3, None)}
@@ -117,7 +116,7 @@ def _encode(node: PyTree) -> PyTree:
         return {"$dict": [[_encode(name), _encode(child)] for name, child in node.items()]}
     if jax.tree_util.all_leaves([node]):
         return encode_leaf(node)
-    # One level of any other node, for jax flattens everything that is no leaf.
+    # One level of any other node, since jax flattens everything that is not a leaf.
     children = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda child: child is not node)
     named = {path_name(path): child for path, child in children}
     if len(named) != len(children):
@@ -126,7 +125,7 @@ def _encode(node: PyTree) -> PyTree:
 
 
 def encode_leaf(leaf: object) -> PyTree:
-    """Return a leaf as what `json.dumps` takes; see the top of this file.
+    """Return a leaf as values for `json.dumps`; see the top of this file.
 
     >>> encode_leaf(jax.random.key(7))
     {'$key': {'impl': 'threefry2x32', 'shape': [2], 'data': [0, 7]}}
@@ -150,7 +149,7 @@ def encode_leaf(leaf: object) -> PyTree:
 
 
 class _Object:
-    """Where the text has an object that is no data."""
+    """The mark of an object that is not data."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -178,7 +177,7 @@ def _decode(node: PyTree) -> PyTree:
             return _DECODERS[tag](node[tag])
         except (KeyError, TypeError) as error:
             raise InvalidValueError(
-                f"This is no {tag} as tree.to_json writes it: {node}."
+                f"This is not a {tag} as tree.to_json writes it: {node}."
             ) from error
     return {name: _decode(child) for name, child in node.items()}
 
@@ -187,7 +186,7 @@ def _numbers(values: np.ndarray) -> list[float | str]:
     if jnp.issubdtype(values.dtype, np.complexfloating):
         values = np.stack([np.real(values), np.imag(values)], axis=-1)
     if jnp.issubdtype(values.dtype, np.inexact):
-        # Exact in Python's floats, from which the same numbers are read.
+        # Exact in Python's floats, which give the same numbers back.
         return [_number(value) for value in values.astype(np.float64).ravel().tolist()]
     if values.dtype == np.bool_:
         return values.ravel().tolist()

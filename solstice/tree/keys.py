@@ -1,4 +1,4 @@
-"""PRNG keys, raw and typed: what is one, and how a seed becomes one."""
+"""PRNG keys, raw and typed, and keys from seeds."""
 
 from typing import TypeGuard
 
@@ -25,10 +25,10 @@ def is_key(value: object) -> TypeGuard[Array]:
 
 
 def as_key(key: object) -> Array:
-    """Return `key` as a jax PRNG key: an int seed becomes one, a raw or typed key stays as it is.
+    """Return `key` as a jax PRNG key: an int seed becomes one, a raw or typed key does not change.
 
     Raises:
-        TypeError: `key` is neither a seed nor one single key.
+        TypeError: `key` is neither a seed nor a single key.
 
     >>> as_key(0) == jax.random.key(0)
     Array(True, dtype=bool)

@@ -1,4 +1,4 @@
-"""What a leaf is: an array, an array of PRNG keys, a value, or an object."""
+"""Kinds of leaves: an array, an array of PRNG keys, a value, or an object."""
 
 import functools
 from typing import Any, Protocol, TypeGuard
@@ -13,7 +13,7 @@ OBJECT = "object"
 
 
 class Shaped(Protocol):
-    """What an array, and a `jax.ShapeDtypeStruct`, say of themselves."""
+    """The attributes of an array and of a `jax.ShapeDtypeStruct`."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -24,12 +24,12 @@ class Shaped(Protocol):
 
 
 def is_array(leaf: object) -> TypeGuard[Shaped]:
-    """Say whether `leaf` is an array of jax or numpy, or a `jax.ShapeDtypeStruct` of one."""
+    """Say whether `leaf` is an array of jax or numpy, or a `jax.ShapeDtypeStruct`."""
     return isinstance(leaf, _ARRAYS)
 
 
 def kind(leaf: object) -> str:
-    """Say what a leaf is, the same for every leaf that may stand in its place.
+    """Return the kind of a leaf, the same for every leaf that may replace it.
 
     >>> kind(np.zeros((2, 3))), kind(jnp.zeros(3, jnp.bfloat16)), kind(jax.random.key(0))
     ('float64[2,3]', 'bfloat16[3]', 'key<fry>[]')
@@ -43,17 +43,17 @@ def kind(leaf: object) -> str:
 
 @functools.cache
 def dtype_name(dtype: Any) -> str:
-    """Return a dtype's name, which numpy puts together each time."""
+    """Return a dtype's name, which numpy builds each time."""
     return dtype.name
 
 
 def is_typed_key(value: object) -> bool:
-    """Say whether `value` is an array of typed PRNG keys, or stands for one.
+    """Say whether `value` is an array of typed PRNG keys, or its shape and dtype.
 
     >>> is_typed_key(jax.random.split(jax.random.key(0))), is_typed_key(jax.random.PRNGKey(0))
     (True, False)
     """
     dtype = getattr(value, "dtype", None)
-    if dtype is None or isinstance(dtype, np.dtype):  # as nearly always, and much faster
+    if dtype is None or isinstance(dtype, np.dtype):  # the common case, and much faster
         return False
     return jnp.issubdtype(dtype, jax.dtypes.prng_key)

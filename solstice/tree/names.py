@@ -1,4 +1,4 @@
-"""Names of leaves as texts: made of key paths, compared, and made shorter."""
+"""Names of leaves: made from key paths, compared, and shortened."""
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -23,7 +23,7 @@ def path_name(path: tuple[object, ...]) -> str:
 
 
 def matches(path: str, glob: str) -> bool:
-    """Say whether a name matches a glob: `*` stands for any text, `?` for one character.
+    """Say whether a name matches a glob: `*` is any text, `?` one character.
 
     >>> matches("blocks[0]/bias", "blocks[0]/*"), matches("blocks[0]/bias", "blocks[?]")
     (True, False)
@@ -32,7 +32,7 @@ def matches(path: str, glob: str) -> bool:
 
 
 def names_difference(expected: Iterable[str], found: Iterable[str]) -> str:
-    """Say which names are missing and which are new; an empty string where none is.
+    """Say which names are missing and which are new; an empty string if none are.
 
     >>> names_difference(["a", "b"], ["b", "c"])
     "they lack 'a' and they have 'c' besides"
@@ -51,7 +51,7 @@ def _few(names: list[str]) -> str:
 
 
 def elided(names: Sequence[str], width: int) -> list[str]:
-    """Return long names without their middles, all as wide as it takes to tell them apart.
+    """Return long names with their middles cut, as short as keeps them distinct.
 
     >>> elided([f"layer_{i}/query_projection/kernel" for i in (0, 1)], width=24)
     ['layer_0/q...ction/kernel', 'layer_1/q...ction/kernel']

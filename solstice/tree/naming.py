@@ -1,6 +1,6 @@
 """The names of a tree's leaves: their paths as strings, such as "model/params/dense/kernel".
 
-Names tell leaves apart, not containers: a list and a tuple of the same leaves have the same ones.
+Names identify leaves, not containers: a list and a tuple of the same leaves have the same names.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,15 @@ def flatten_with_paths(
 ) -> tuple[list[tuple[str, PyTree]], PyTreeDef]:
     """Return the (path, leaf) pairs of a tree, in its order, and its structure.
 
-    As `jax.tree.flatten_with_path`, with paths as strings; `jax.tree.unflatten(structure, leaves)`
-    puts the tree together again.
+    Like `jax.tree.flatten_with_path`, with paths as strings; `jax.tree.unflatten(structure,
+    leaves)` rebuilds the tree.
 
     Args:
         tree: The tree.
-        is_leaf: As in `jax.tree.flatten`: says of a node whether it is a leaf, whatever it holds.
+        is_leaf: As in `jax.tree.flatten`: says whether to treat a node as a leaf.
 
     Raises:
-        ValueError: Two paths have one name, as "a/b" beside {"a": {"b": ...}} do.
+        ValueError: Two paths have the same name, such as "a/b" and {"a": {"b": ...}}.
 
     >>> flatten_with_paths({"dense": [1.0, 2.0]})
     ([('dense/0', 1.0), ('dense/1', 2.0)], PyTreeDef({'dense': [*, *]}))
@@ -57,7 +57,7 @@ def leaves_by_path(
         is_leaf: As in `flatten_with_paths`.
 
     Raises:
-        ValueError: Two paths have one name.
+        ValueError: Two paths have the same name.
 
     >>> leaves_by_path({"dense": [1.0, 2.0]})
     {'dense/0': 1.0, 'dense/1': 2.0}
@@ -73,7 +73,7 @@ def paths(tree: PyTree, is_leaf: Callable[[PyTree], bool] | None = None) -> list
         is_leaf: As in `flatten_with_paths`.
 
     Raises:
-        ValueError: Two paths have one name.
+        ValueError: Two paths have the same name.
 
     >>> paths({"dense": [1.0, 2.0], "scale": 3.0})
     ['dense/0', 'dense/1', 'scale']
@@ -92,7 +92,7 @@ def leaf_names(structure: PyTreeDef) -> list[str]:
 
 
 def tree_difference(expected: PyTreeDef, found: PyTreeDef) -> str:
-    """Say in a few words how two structures differ, for an error message.
+    """Say briefly how two structures differ, for an error message.
 
     >>> tree_difference(jax.tree.structure({"w": 1, "b": 2}), jax.tree.structure({"w": 1}))
     "they lack 'b'"

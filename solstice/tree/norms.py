@@ -1,4 +1,4 @@
-"""The length of a tree of numbers: what gradients and parameters are watched by."""
+"""The norm of a tree, for watching gradients and parameters."""
 
 import equinox as eqx
 import jax

@@ -1,7 +1,7 @@
-"""Parameters that their gradient overwrites, such as the scales of an 8-bit network.
+"""Parameters that are overwritten by their gradient, such as the scales of an 8-bit network.
 
-What a backward pass measures (the largest gradient, say) comes out of it as the gradient of such a
-parameter: its new value. An optimizer that took a step along it would spoil it.
+A backward pass returns a measured value (such as the largest gradient) as the gradient of such a
+parameter; it is the new value. An optimizer step along it would be wrong.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,9 @@ from solstice.tree.pytree import PyTree
 class Overwritten(eqx.Module):
     """A box around a leaf of `params` whose gradient is its next value.
 
-    An adapter puts it there, and so may the init function of a `FunctionModel`. Every
-    `compat.Optimizer` returns the gradient in its place; ready-made experiments neither average
-    it, nor scale it, nor compute it in a lower precision, and `freeze` passes it over. The network
-    itself gets the bare leaf.
+    Adapters add it, and the init function of a `FunctionModel` may. Every `compat.Optimizer`
+    returns the gradient as the new value; ready-made experiments do not average or scale it, nor
+    compute it in a lower precision, and `freeze` skips it. The network gets the bare leaf.
 
     >>> import jax.numpy as jnp, optax
     >>> from solstice import compat
@@ -34,7 +33,7 @@ class Overwritten(eqx.Module):
 
 
 def trained(tree: PyTree) -> PyTree:
-    """Return a tree like `params` with None in place of all that is overwritten.
+    """Return a tree like `params` with None for each overwritten leaf.
 
     >>> trained({"w": 1.0, "largest": Overwritten(None)})
     {'largest': None, 'w': 1.0}
@@ -43,10 +42,10 @@ def trained(tree: PyTree) -> PyTree:
 
 
 def overwrite(tree: PyTree, boxes: PyTree) -> PyTree:
-    """Return `tree` with what is overwritten as it is in `boxes`.
+    """Return `tree` with its overwritten leaves from `boxes`.
 
     Args:
-        tree: A tree like `params`, with a box or None in place of what is overwritten.
+        tree: A tree like `params`, with a box or None for each overwritten leaf.
         boxes: Gradients, or parameters.
 
     >>> overwrite({"w": 1.0, "largest": None}, {"w": 2.0, "largest": Overwritten(None)})
@@ -61,19 +60,20 @@ def overwrite(tree: PyTree, boxes: PyTree) -> PyTree:
 
 
 def unboxed(tree: PyTree) -> PyTree:
-    """Return a tree like `params` as the network takes it, without boxes."""
+    """Return a tree like `params` without boxes, for the network."""
     return jax.tree.map(lambda node: node.value if is_box(node) else node, tree, is_leaf=is_box)
 
 
 def set_apart(
     grads: PyTree, params: PyTree, extras: dict[str, PyTree]
 ) -> tuple[PyTree, PyTree, dict[str, PyTree], Callable[[PyTree], PyTree]]:
-    """Return what an optimizer's own rule takes, and what to call with the parameters it gives.
+    """Return the inputs of an optimizer's rule, and a function for the parameters it returns.
 
     Args:
         grads: The gradients that an `Optimizer` is called with.
-        params: The parameters likewise.
-        extras: The extras likewise: `grad` and `value_fn` among them are of the rule's own tree.
+        params: The parameters that it is called with.
+        extras: The extras that it is called with: `grad` and `value_fn` among them use the rule's
+            tree.
     """
     if not any(map(is_box, jax.tree.leaves(params, is_leaf=is_box))):
         return grads, params, extras, lambda after: after

@@ -1,4 +1,4 @@
-"""Arrays that are nobody else's: fresh buffers, strong types."""
+"""Owned arrays: fresh buffers, strong types."""
 
 import equinox as eqx
 import jax
@@ -16,8 +16,8 @@ from solstice.tree.pytree import AnyArray, PyTree
 def owned(tree: PyTree) -> PyTree:
     """Return `tree` with each array as a fresh, strongly typed jax array.
 
-    Fresh, so that donating it never takes a buffer that somebody else still holds; strongly
-    typed, so that the second step does not trace again. Anything but an array is left alone.
+    Fresh, so that donating it never takes a buffer in use elsewhere; strongly typed, so that the
+    second step does not trace again. Leaves that are not arrays do not change.
 
     >>> import jax.numpy as jnp
     >>> owned({"rate": jnp.asarray(0.1)})["rate"].weak_type
@@ -33,9 +33,9 @@ def _owned_array(leaf: AnyArray | np.generic) -> Array:
         )
     dtype = leaf.dtype if is_typed_key(leaf) else jax.dtypes.canonicalize_dtype(leaf.dtype)
     as_is = dtype == leaf.dtype and not getattr(leaf, "weak_type", False)
-    # Unlike a copy by jnp, device_put compiles nothing; that would be a program for each shape.
+    # Unlike jnp.copy, device_put does not compile a program for each shape.
     if not isinstance(leaf, jax.Array):
-        # Where numpy's memory lies as jax likes it, jax keeps it, may_alias=False or not.
+        # jax shares numpy's memory if it is aligned, even with may_alias=False.
         return jax.device_put(np.array(leaf))
     if as_is and not isinstance(leaf, Tracer):
         return jax.device_put(leaf, may_alias=False)

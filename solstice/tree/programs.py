@@ -1,4 +1,4 @@
-"""What a function computes and what of; traced, never run."""
+"""Programs: what a function computes and what it needs; traced, never run."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from solstice.tree.pytree import PyTree
 
-# Where jax's own functions are, such as relu.
+# The modules of jax's functions, such as relu.
 _JAX = f"{Path(jax.__file__).parent}{os.sep}"
 
 # Equations that only call another program.
@@ -24,10 +24,10 @@ class Program(NamedTuple):
 
     Attributes:
         used: Which leaves of its arguments it needs.
-        steps: What it computes of them. Two functions that compute the same, and differ in what
-            they do not need, have equal steps.
-        has_own_derivatives: Whether it calls a function whose derivative is given by hand, and not
-            by jax. What only that derivative takes is not needed.
+        steps: What it computes from them. Two functions that compute the same, and differ only in
+            what they do not need, have equal steps.
+        has_own_derivatives: Whether it calls a function with a custom derivative outside jax. What
+            only that derivative takes is not needed.
     """
 
     used: list[bool]
@@ -41,7 +41,7 @@ def program(function: Callable[..., PyTree], *arguments: PyTree) -> Program:
     >>> program(lambda x, y: x + 1, 1.0, 2.0)
     Program(used=[True, False], steps=[('add', ['1.0'], ['~float32[]'])], has_own_derivatives=False)
     """
-    # A function of its own: jax hashes what it traces, which a half-built module cannot do.
+    # A new function: jax hashes what it traces, and a half-built module cannot be hashed.
     jaxpr = jax.make_jaxpr(lambda *given: function(*given))(*arguments)  # noqa: PLW0108
     own = any(map(_has_own_derivative, _equations(jaxpr.jaxpr)))
     if own:
@@ -91,7 +91,7 @@ def inner_programs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
 def _evaluate(
     jaxpr: Jaxpr, consts: Iterable[ArrayLike], arguments: Iterable[ArrayLike]
 ) -> list[ArrayLike]:
-    """Evaluate a program, with functions that have a derivative of their own as any others."""
+    """Evaluate a program, treating functions with custom derivatives as any others."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
 
     def read(variable: Var | Literal) -> ArrayLike:
@@ -111,7 +111,7 @@ def _evaluate(
     return list(map(read, jaxpr.outvars))
 
 
-def bind(eqn: JaxprEqn, given: list[Any]) -> list[Any]:
+def bind(eqn: JaxprEqn, given: Iterable[Any]) -> list[Any]:
     """Return what an equation of a program gives for these operands.
 
     >>> bind(jax.make_jaxpr(jax.lax.add)(1.0, 1.0).eqns[0], [2.0, 3.0])

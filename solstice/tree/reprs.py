@@ -1,7 +1,7 @@
-"""What an object prints as: its class and what it was made with or holds, in a few lines.
+"""Reprs: an object's class and its arguments or fields, in a few lines.
 
-Of arrays, only shapes and dtypes are read, so an object prints anywhere: in a compiled step, after
-its arrays were donated, half made. No code of somebody else's runs, so nothing can fail.
+Only shapes and dtypes of arrays are read, so an object prints anywhere: in a compiled step, after
+its arrays were donated, half initialised. No foreign code runs, so nothing can fail.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ _BRACKETS = {list: "[]", tuple: "()", set: "{}", frozenset: "{}", dict: "{}"}
 
 
 class Shown:
-    """Prints what it holds: public attributes, and private ones that an argument or property names.
+    """Prints its public attributes, and private ones that an argument or property names.
 
-    What is None, empty or the argument's default is left out.
+    Values that are None, empty or the argument's default are left out.
 
     >>> class Ruler(Shown):
     ...     def __init__(self, length, unit="cm"):
@@ -47,11 +47,11 @@ class Shown:
     (Ruler(length=3), Ruler(length=[1, 1], unit='inch'))
     """
 
-    # What stands between the parts of an object that an operator makes.
+    # The text between the parts of an object made by an operator.
     _operator: ClassVar[str | None] = None
 
     def _shown(self) -> list[tuple[str, object]]:
-        """Return what is printed: pairs of a name, which may be empty, and a value."""
+        """Return what to print: pairs of a name, which may be empty, and a value."""
         return list(_held(self))
 
     def __repr__(self) -> str:
@@ -61,7 +61,7 @@ class Shown:
 
 
 class ShownAsMade:
-    """Prints the call it was made with, in which only plain values are written out.
+    """Prints the call that made it, with only plain values written out.
 
     >>> class Say(ShownAsMade):
     ...     def __init__(self, text, times=1, to=None): ...
@@ -69,7 +69,7 @@ class ShownAsMade:
     (Say('hello', to=<lambda>), Say(object(...), 3))
     """
 
-    # A text and not the arguments, which would keep alive what the object itself lets go of.
+    # A text, not the arguments, which would keep objects alive that this one drops.
     _made_with: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **options: object) -> None:
@@ -84,7 +84,7 @@ class ShownAsMade:
 def _noting(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def noting(self: object, *args: object, **options: object) -> None:
-        if "_made_with" not in vars(self):  # otherwise, a subclass's constructor calls
+        if "_made_with" not in vars(self):  # otherwise a subclass's constructor has set it
             texts = [_text(one, _WIDTH, 1) for one in args]
             texts += [f"{k}={_text(v, _WIDTH - len(k), 1)}" for k, v in options.items()]
             object.__setattr__(self, "_made_with", tuple(texts))
@@ -112,7 +112,7 @@ def _parts(value: object, room: int, depth: int) -> list[str]:
 
 
 def _held(value: object) -> Iterator[tuple[str, object]]:
-    """Yield names and values of attributes that are to be shown."""
+    """Yield names and values of the attributes to show."""
     attributes, arguments = vars(value), _arguments(type(value))
     fields = list(attributes)
     if dataclasses.is_dataclass(value):
@@ -139,7 +139,7 @@ def _arguments(cls: type) -> dict[str, object]:
 
 
 def _tree(value: object, room: int, depth: int) -> str:
-    """Return the text of a part of a pytree: how many numbers it holds, and of a few all shapes."""
+    """Return the text of a part of a pytree: how many numbers, and the shapes if they are few."""
     value = _unboxed(value)
     if isinstance(value, (Shown, *_ARRAYS)):
         return _text(value, room, depth)
@@ -157,7 +157,7 @@ def _tree(value: object, room: int, depth: int) -> str:
 def _leaves(value: object) -> list[object]:
     try:
         return jax.tree.leaves(value)
-    except (TypeError, ValueError, RecursionError):  # it is no tree
+    except (TypeError, ValueError, RecursionError):  # it is not a tree
         return [value]
 
 
@@ -193,7 +193,7 @@ def _text_of(value: Any, room: int, depth: int) -> str:
     if depth < _DEPTH and isinstance(value, Shown) and (operator := value._operator):
         return f" {operator} ".join(_text(one, room, depth + 1) for _, one in value._shown())
     if depth < _DEPTH and _has_parts(value):
-        # A part has no more room than the name and what says that more follows leave.
+        # The room for a part, without the name and the mark that more follows.
         within = room - len(f"{kind.__name__}(, ...)")
         return _joined(kind.__name__, _parts(value, max(0, within), depth), room)
     if depth < _DEPTH and isinstance(value, tuple) and (names := getattr(kind, "_fields", ())):
@@ -219,7 +219,7 @@ def _items(value: Any, room: int, depth: int) -> str:
     left, right = _BRACKETS[type(value)]
     if type(value) is tuple and len(value) == 1:
         right = ",)"
-    for within in (room, 0):  # with what the items hold, or with their names alone
+    for within in (room, 0):  # with the items' contents, or only their names
         parts = [
             f"{_text(one, within, depth + 1)}: {_text(value[one], within, depth + 1)}"
             if type(value) is dict
@@ -238,7 +238,7 @@ def _items(value: Any, room: int, depth: int) -> str:
 
 
 def _joined(name: str, parts: Iterable[str], room: int) -> str:
-    """Return a call on one line, with as many of its parts as there is room for."""
+    """Return a call on one line, with as many of its parts as fit."""
     parts = list(parts)
     line = f"{name}({', '.join(parts)})"
     while len(line) > room and parts:
@@ -251,12 +251,12 @@ def _quoted(value: str | bytes | PurePath) -> str:
     text = os.fspath(value) if isinstance(value, PurePath) else value
     if isinstance(text, bytes):
         return f"bytes[{len(text)}]"
-    # A URL's password is not for a log.
+    # Never log a URL's password.
     return repr(without_middle(re.sub(r"(?<=//)[^/@\s]*@", "...@", str(text)), _LETTERS))
 
 
 def _name_of(value: object) -> str:
-    """Return the name of a function or a class; of anything else, its class's."""
+    """Return the name of a function or a class; for anything else, of its class."""
     while isinstance(value, functools.partial):
         value = value.func
     name = inspect.getattr_static(value, "__qualname__", None)

@@ -14,8 +14,8 @@ _NUMBERS = (bool, int, float, complex)
 def size(tree: PyTree) -> int:
     """Return how many numbers a tree holds: the elements of its arrays, and Python's numbers.
 
-    A typed PRNG key counts as one; other leaves (strings, functions) count nothing.
-    `jax.ShapeDtypeStruct`s count as the arrays that they stand for.
+    A typed PRNG key counts as one; other leaves (strings, functions) do not count. A
+    `jax.ShapeDtypeStruct` counts as an array.
 
     >>> import jax.numpy as jnp
     >>> size({"kernel": jnp.ones((3, 4)), "scale": 2.0, "activation": "relu"})
@@ -25,9 +25,9 @@ def size(tree: PyTree) -> int:
 
 
 def nbytes(tree: PyTree) -> int:
-    """Return how many bytes the arrays of a tree have; other leaves count nothing.
+    """Return how many bytes the arrays of a tree have; other leaves do not count.
 
-    What is sharded counts once, whatever the devices; what is replicated too.
+    Sharded and replicated arrays count once, whatever the devices.
 
     >>> import jax.numpy as jnp
     >>> nbytes({"kernel": jnp.ones((3, 4)), "half": jnp.ones(2, jnp.bfloat16)})

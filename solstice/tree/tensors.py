@@ -1,7 +1,7 @@
-"""Named arrays in one safetensors file: written whole, read one by one, each with a digest.
+"""Named arrays in one safetensors file: written together, read one by one, each with a digest.
 
-Any tool that knows safetensors opens these files. The format lacks some of jax's dtypes: arrays of
-those are stored as bytes on a last axis, and whoever reads them says the dtype.
+Any tool for safetensors opens these files. The format lacks some of jax's dtypes: their arrays are
+stored as bytes on a last axis, and the reader must know the dtype.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from solstice.errors import (
 )
 from solstice.tree.kinds import dtype_name
 
-# The dtypes that the format and numpy have in common, and bfloat16.
+# The dtypes that the format and numpy share, and bfloat16.
 _KNOWN = {
     f"{kind}{bits}" for kind, sizes in
     {"int": (8, 16, 32, 64), "uint": (8, 16, 32, 64), "float": (16, 32, 64)}.items()
@@ -36,7 +36,7 @@ _KNOWN = {
 
 @functools.cache
 def packages() -> tuple[ModuleType, ModuleType]:
-    """Return the packages that files need, safetensors and xxhash.
+    """Return the packages for files, safetensors and xxhash.
 
     Raises:
         MissingPackageError: One is not installed.
@@ -53,7 +53,7 @@ def packages() -> tuple[ModuleType, ModuleType]:
 
 
 def array_digest(values: np.ndarray) -> str:
-    """Return the XXH3 digest of an array's numbers, which notices damage and is no signature."""
+    """Return the XXH3 digest of an array's numbers; it detects damage and is not a signature."""
     _, xxhash = packages()
     return xxhash.xxh3_128_hexdigest(_contiguous(values).reshape(-1).view(np.uint8).data)
 
@@ -65,7 +65,7 @@ def text_digest(text: str) -> str:
 
 
 def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
-    """Write arrays on the host into a new file, and wait until it is on the disk.
+    """Write arrays on the host into a new file, and wait until it is on disk.
 
     Args:
         path: The file.
@@ -131,25 +131,27 @@ class Tensors:
             place: Where it comes from, for messages, if it is a copy.
 
         Raises:
-            DamagedFileError: It is no whole file of this format.
+            DamagedFileError: It is not a complete file of this format.
             OSError: It cannot be read.
         """
         safetensors, _ = packages()
         try:
-            # Not mapped into memory, where a file that shrinks meanwhile would kill the process.
+            # Not memory-mapped, since a file that shrinks would then kill the process.
             file = safetensors.safe_open(path, framework="np", backend="pread")
         except safetensors.SafetensorError as error:
-            raise damaged(place or path, f"it is no whole safetensors file ({error})") from error
+            raise damaged(
+                place or path, f"it is not a complete safetensors file ({error})"
+            ) from error
         with file:
             yield cls(place or str(path), file)
 
     def read(
         self, name: str, dtype: np.dtype, shape: tuple[int, ...], digest: str | None = None
     ) -> np.ndarray:
-        """Return an array, whose dtype and shape are checked before memory is taken.
+        """Return an array; checks its dtype and shape before memory is allocated.
 
         Raises:
-            DamagedFileError: It is not there, of another form, or its digest is another one.
+            DamagedFileError: It is missing, has another form, or its digest does not match.
         """
         if name not in self.names:
             raise damaged(self.place, f"{name!r} is missing")
@@ -181,33 +183,35 @@ class Tensors:
 
 
 def check_regular(path: Path) -> None:
-    """Raise unless a path is that of a regular file: to read a pipe or a device may never end.
+    """Raise unless a path is a regular file: reading a pipe or a device may never end.
 
     Raises:
-        OSError: It is another thing, or is not there.
+        OSError: It is something else, or does not exist.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "It is no regular file", str(path))
+        raise OSError(errno.EINVAL, "It is not a regular file", str(path))
 
 
 def damaged(what: Path | str, why: str, *, is_file: bool = True) -> DamagedFileError:
-    """Return the error for a file, a directory or a part of one that is not what was written."""
+    """Return the error for a file, a directory or a part of one that was changed."""
     path = str(what) if is_file else None
     return DamagedFileError(f"{what} is damaged: {why}. Use another copy.", path=path)
 
 
 @contextlib.contextmanager
 def untrusted(what: Path | str, *, is_file: bool = True) -> Iterator[None]:
-    """Turn what goes wrong in taking apart a file's content into a DamagedFileError.
+    """Turn any error in decoding a file's content into a DamagedFileError.
 
-    A file may be changed, crafted even, so that it has right digests and odd content.
+    A file may be crafted to have correct digests and odd content.
     """
     try:
         yield
     except SolsticeError:
         raise
     except _ODD as error:
-        why = f"its content is not of the form that was written ({type(error).__name__}: {error})"
+        why = (
+            f"its content has another form than what was written ({type(error).__name__}: {error})"
+        )
         raise damaged(what, why[:300], is_file=is_file) from error
 
 
@@ -223,7 +227,7 @@ _ODD = (
 
 
 def _contiguous(values: np.ndarray) -> np.ndarray:
-    # safetensors takes the memory as it lies, and would save a transposed array wrongly.
+    # safetensors writes memory in its order, and would save a transposed array wrongly.
     return values if values.flags.c_contiguous else np.ascontiguousarray(values)
 
 
@@ -239,14 +243,14 @@ _CODES = {"bool": "BOOL", "bfloat16": "BF16", "complex64": "C64"}
 
 
 def _stored_form(dtype: np.dtype, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-    """Return how the format writes a dtype, and the shape that is stored."""
+    """Return the format's name of a dtype, and the shape that is stored."""
     if dtype.name not in _KNOWN:
         return "U8", (*shape, dtype.itemsize)
     return _CODES.get(dtype.name, f"{dtype.kind.upper()}{dtype.itemsize * 8}"), shape
 
 
 def as_dtype(name: str) -> np.dtype:
-    """Return the dtype of numbers of a name, jax's own included.
+    """Return the dtype of numbers with a name, also jax's.
 
     Raises:
         TypeError, DamagedFileError: There is none.
@@ -269,7 +273,7 @@ _READABLE = frozenset(_stored_form(as_dtype(name), ())[0] for name in _KNOWN)
 
 
 def sync_directory(path: Path) -> None:
-    """Have the names in a directory, new ones too, outlive a power cut."""
+    """Make a directory's names durable against a power cut."""
     if hasattr(os, "O_DIRECTORY"):
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:

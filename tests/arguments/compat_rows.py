@@ -23,6 +23,7 @@ from kinds import (
     number,
     only,
     optional,
+    text,
     texts,
     traced,
 )
@@ -157,6 +158,7 @@ row(
     example=EXAMPLE.telling(NEEDED),
     key=SEED.telling(NEEDED),
 )
+row("compat.convert", model=only(MODEL), like=only(MODEL), example=EXAMPLE)
 row("compat.freeze", model=only(MODEL), predicate=function(lambda path, leaf: True))
 row("compat.unfreeze", model=only(MODEL))
 row("compat.join_params", model=only(MODEL), like=only(MODEL._tree, "None"))
@@ -222,4 +224,60 @@ row(
     name=given("intermediates"),
     kwargs=given({}),
 )
+WHERE = function(lambda path: True)
+MATRIX = compat.FunctionModel(lambda key, x: {"w": jnp.ones((3, 4))}, apply, X, key=0)
+row(
+    "compat.lora",
+    model=only(MATRIX),
+    rank=count(1, most=3),
+    where=WHERE,
+    key=SEED,
+    alpha=optional(number(2)),
+    full=optional(given(None)),
+)
+row("compat.quantize", model=only(MATRIX), bits=choice(8), where=WHERE)
+row("compat.merge", model=only(MATRIX))
 row("compat.trained", tree=anything(WEIGHTS))
+TAGGED = compat.FunctionModel(
+    init, lambda params, x: compat.tag("hidden", apply(params, x)), X, key=0
+)
+PASS = {"inputs": given((X,)), "key": given(None), "train": flag(), "kwargs": given({})}
+row(
+    "compat.capture",
+    model=only(TAGGED),
+    where=function(lambda path: True),
+    **PASS,
+)
+row(
+    "compat.intervene",
+    model=only(TAGGED),
+    edits=only({"hidden": jnp.zeros_like}, "empty dict"),
+    **PASS,
+)
+row("compat.tag", name=text("hidden"), value=anything(1.0))
+
+
+ARRAYS = {"params/w": np.ones(2, np.float32)}
+row(
+    "compat.load",
+    model=only(MODEL),
+    source=only(ARRAYS),
+    example=only(None, "None", *_SEVEN, "matrix", "array without elements", "array of complex"),
+    rename=only(None, "None", "empty dict"),
+    strict=flag(True),
+    outputs=only(None, "None"),
+)
+row(
+    "compat.LoadReport.check",
+    on=lambda: compat.load(MODEL, ARRAYS)[1],
+    inputs=given(X),
+    outputs=only(X),
+    inside=only(None, "None"),
+    tolerance=number(0.5),
+)
+row(
+    "compat.save",
+    model=only(MODEL),
+    path=only("model.safetensors"),
+    names=only(None, "None", "empty dict"),
+)

@@ -134,5 +134,5 @@ row("metrics.named_values", metrics=only(MADE[0]))
 row(
     "metrics.MetricsDict.__getitem__",
     on=lambda: metrics.MetricsDict(loss=metrics.Mean(1.0)),
-    name=only("loss").called("none of the metrics 'loss'"),
+    name=only("loss").called("not one of the metrics 'loss'"),
 )

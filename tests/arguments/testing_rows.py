@@ -40,7 +40,7 @@ def checked(laws):
     names = [law.name for law in laws]
     none = "empty list", "empty tuple", "empty dict", "array without elements"
     return {
-        "exclude": only(names, *none).not_trying(*none).telling("exclude names no law"),
+        "exclude": only(names, *none).not_trying(*none).telling("exclude names unknown laws"),
         "examples": count(1),
         "on_failure": choice("raise"),
         "progress": flag(),

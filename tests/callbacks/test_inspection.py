@@ -94,7 +94,7 @@ def test_haiku_values_are_states_under_a_prefix():
 
 def test_what_notes_nothing_says_so():
     model = compat.as_model(eqx.nn.MLP(4, 3, 8, 1, key=jax.random.key(0)))
-    with pytest.raises(TypeError, match="Return the values beside the network's outputs"):
+    with pytest.raises(TypeError, match="Return the values with the network's outputs"):
         compat.intermediates(model, X)
     model = compat.as_model(Sowing(), X, key=jax.random.key(0))
     with pytest.raises(ValueError, match="the network noted nothing under 'theirs'"):

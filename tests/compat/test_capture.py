@@ -1,11 +1,14 @@
 """What sub-modules return: captured and changed, in every library, in and under transformations."""
 
 import equinox as eqx
+import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
+from flax import nnx
 from jax.example_libraries import stax
 from networks import LIBRARIES
 from networks.common import INPUTS
@@ -15,6 +18,7 @@ from test_laws import marks
 import solstice
 from solstice import compat
 from solstice.compat import capture, intervene
+from solstice.compat.surgery.difference import first_difference
 from solstice.testing.compare import assert_close, assert_same_bits
 
 KEY = jax.random.key(0)
@@ -188,6 +192,51 @@ def test_a_bare_path_stands_for_all_calls_of_a_shared_layer():
     assert list(capture(model, x, where=lambda path: path.endswith("1"))) == ["dense#1"]
 
 
+class HaikuChild(hk.Linear):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class NNXChild(nnx.Linear):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class EquinoxChild(eqx.nn.Linear):
+    def __call__(self, x, *, key=None):
+        return 2 * super().__call__(x)
+
+
+class KerasChild(keras.layers.Dense):
+    def call(self, x):
+        return 2 * super().call(x)
+
+
+def keras_child():
+    network = keras.Sequential([keras.layers.Input((4,)), KerasChild(2)])
+    return compat.KerasModel(network)
+
+
+CHILDREN = {
+    "linen": lambda: compat.FlaxModel(
+        nn.Sequential([nn.SelfAttention(2, qkv_features=4)]), X[None], key=KEY
+    ),
+    "nnx": lambda: compat.NNXModel(nnx.Sequential(NNXChild(4, 2, rngs=nnx.Rngs(0)))),
+    "haiku": lambda: compat.HaikuModel(hk.transform(lambda x: HaikuChild(2)(x)), X, key=KEY),
+    "equinox": lambda: compat.EquinoxModel(eqx.nn.Sequential([EquinoxChild(4, 2, key=KEY)])),
+    "keras": keras_child,
+}
+
+
+@pytest.mark.parametrize("library", CHILDREN)
+def test_a_call_of_the_parent_class_is_no_call_of_its_own(library):
+    model = CHILDREN[library]()
+    x = X[None] if library == "linen" else X
+    found = capture(model, x)
+    assert not [path for path in found if "#" in path]
+    np.testing.assert_array_equal(list(found.values())[-1], model(x)[0])
+
+
 def test_the_first_edit_that_matches_wins():
     subject = LIBRARIES["linen"]["mlp"]
     model, (x,) = subject.make_model(KEY), subject.inputs
@@ -318,6 +367,62 @@ def test_shapes_and_types_must_stay(edit, message):
     subject = LIBRARIES["nnx"]["mlp"]
     with pytest.raises(ValueError, match=message):
         intervene(subject.make_model(KEY), *subject.inputs, edits={"first": edit})
+
+
+class EquinoxTwin(eqx.Module):
+    """The Linen network of `twins` in Equinox, with channels first and an epsilon of its own."""
+
+    conv: eqx.nn.Conv2d
+    norm: eqx.nn.LayerNorm
+    head: eqx.nn.Linear
+
+    def __call__(self, x):
+        x = self.conv(jnp.moveaxis(x, -1, 0))
+        return self.head(self.norm(jnp.moveaxis(x, 0, -1).ravel()))
+
+
+def twins(eps):
+    x = INPUTS["cnn"][0]
+    network = nn.Sequential(
+        [nn.Conv(2, (3, 3)), lambda x: x.reshape(len(x), -1), nn.LayerNorm(eps), nn.Dense(3)]
+    )
+    linen = compat.FlaxModel(network, x, key=KEY)
+    conv, norm, head = (linen.params[f"layers_{i}"] for i in (0, 2, 3))
+    module = EquinoxTwin(
+        eqx.nn.Conv2d(1, 2, 3, padding=1, key=KEY),
+        eqx.nn.LayerNorm(32, eps=1e-5),
+        eqx.nn.Linear(32, 3, key=KEY),
+    )
+    module = eqx.tree_at(
+        lambda one: (
+            one.conv.weight,
+            one.conv.bias,
+            one.norm.weight,
+            one.head.weight,
+            one.head.bias,
+        ),
+        module,
+        (
+            conv["kernel"].transpose(3, 2, 0, 1),
+            conv["bias"].reshape(2, 1, 1),
+            norm["scale"],
+            head["kernel"].T,
+            head["bias"],
+        ),
+    )
+    return capture(linen, x), capture(compat.EquinoxModel(module), x)
+
+
+@pytest.mark.slow
+def test_the_first_layer_that_differs_between_libraries():
+    assert first_difference(*twins(1e-5)) is None
+    found, others = twins(1e-1)
+    different = first_difference(found, others)
+    assert (different.path, different.nearest) == ("layers_2", "norm")
+    assert different.distance > 1e-3
+    assert first_difference(others, found).path == "norm"
+    spoilt = found | {"layers_0": jnp.full_like(found["layers_0"], jnp.nan)}
+    assert first_difference(spoilt, others).path == "layers_0"
 
 
 def test_a_model_stays_as_it_was():

@@ -111,7 +111,7 @@ KERAS = {
 def test_losses_that_keras_adds_in_a_call_are_told_of(name):
     model = KerasModel(keras.Sequential([keras.Input((8,)), KERAS[name]]))
     model(X[0])
-    with pytest.warns(UserWarning, match=r"KerasModel: .*adds losses of its own.*add_loss"):
+    with pytest.warns(UserWarning, match=r"KerasModel: .*adds its own losses.*add_loss"):
         model(X[0], train=True)
 
 

@@ -346,7 +346,7 @@ def test_keras_networks_that_cannot_be_adapted_say_why():
         KerasModel(keras.Sequential([keras.layers.Dense(2)]))
     penalised = keras.layers.Dense(2, kernel_regularizer="l2")
     penalised.build((None, 3))
-    with pytest.warns(UserWarning, match=r"KerasModel: .* adds losses of its own \(regularizers, "):
+    with pytest.warns(UserWarning, match=r"KerasModel: .* adds its own losses \(regularizers, "):
         KerasModel(penalised)
 
 

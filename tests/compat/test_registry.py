@@ -261,7 +261,7 @@ def test_an_installed_package_registers_through_an_entry_point(tmp_path):
 
 def test_a_mapped_module_is_told_to_come_by_itself():
     network = jax.vmap(eqx.nn.Linear(2, 3, key=jax.random.key(0)))
-    with pytest.raises(TypeError, match=r"Of jax\.vmap\(module\), pass the module"):
+    with pytest.raises(TypeError, match=r"Instead of jax\.vmap\(module\), pass the module"):
         as_model(network, jnp.ones((1, 2)))
 
 

@@ -206,6 +206,15 @@ def test_values_noted_in_a_pass_are_those_of_the_wrapped_network():
     assert_same_bits([compat.intermediates(model, X)["hidden"]], [model(X)[0]])
 
 
+def test_sub_modules_are_those_of_the_wrapped_network():
+    model = LIBRARIES["linen"]["mlp"].make_model(KEY)
+    x = LIBRARIES["linen"]["mlp"].inputs
+    before, after = compat.capture(model, *x), compat.capture(lora(model), *x)
+    assert list(after) == list(before) and len(before) > 1
+    silent = compat.intervene(lora(model), *x, edits={"*": jnp.zeros_like})
+    assert not silent.any()
+
+
 def test_what_was_trained_before_is_trained_after_merging():
     model = compat.freeze(LIBRARIES["linen"]["mlp"].make_model(KEY), "Dense_0/*")
     for wrapper in WRAPPERS.values():
@@ -360,6 +369,35 @@ def test_wrapped_networks_are_made_under_vmap_and_eval_shape():
     ensemble = solstice.Ensemble.init(member, keys).train(2, [(X, Y)], progress=False)
     alone = member(keys[1]).train(2, [(X, Y)], progress=False)
     np.testing.assert_allclose(ensemble.member(1)(X), alone(X), rtol=1e-4, atol=1e-5)
+
+
+class PebbleModel(compat.Model):
+    """An adapter of somebody else, with a field of its own."""
+
+    params: dict
+    frozen: dict | None
+    state: jax.Array
+    pace: jax.Array
+
+    def __call__(self, *inputs, key=None, train=False, **kwargs):
+        train = compat.check_train(train, "PebbleModel")
+        outputs = inputs[0] @ compat.join_params(self)["w"] + self.state
+        return outputs, solstice.replace(self, state=self.state + self.pace) if train else self
+
+    def unwrap(self):
+        return compat.join_params(self), self.state
+
+
+def test_an_adapter_of_somebody_else_is_wrapped_too():
+    weights = {"b": jnp.ones(3), "w": jax.random.normal(KEY, (8, 3))}
+    model = PebbleModel(weights, None, jnp.zeros(()), jnp.ones(()))
+    wrapped = compat.lora(model, rank=2, where=lambda path: path == "w", key=0)
+    assert wrapped.made_of == {"b": "float32", "w": "float32 + rank 2"}
+    outputs, after = stirred(wrapped)(X, train=True)
+    np.testing.assert_allclose(outputs, compat.merge(stirred(wrapped))(X)[0])
+    assert float(after.state) == 1 and type(after) is compat.WrappedModel
+    own, state = compat.quantize(after).unwrap()
+    assert own["w"].shape == (8, 3) and float(state) == 1
 
 
 def test_a_scan_over_stacked_layers_is_adapted():

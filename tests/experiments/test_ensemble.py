@@ -258,7 +258,7 @@ def test_the_best_member_is_the_one_with_the_best_metric():
         rtol=0,
     )
     assert_close(ensemble.best("loss", DS), ensemble.best("average_loss", DS), rtol=0)
-    with pytest.raises(ValueError, match=r"'los' is none of .*average_loss, accuracy"):
+    with pytest.raises(ValueError, match=r"'los' is not one of .*average_loss, accuracy"):
         ensemble.best("los", DS)
     with pytest.raises(ValueError, match="pass a dataset"):
         ensemble.best("accuracy")
@@ -329,7 +329,7 @@ def test_the_metric_knows_which_member_is_the_best(metric, says, larger):
 
 def test_a_direction_that_nobody_knows_is_asked_for():
     ensemble = valued([1.0, 2.0], ("mine", None))
-    with pytest.raises(ValueError, match="those are mine"):
+    with pytest.raises(ValueError, match="which are mine"):
         ensemble.best("array", [0.0])
     with pytest.raises(ValueError, match=r"larger 'mine' is better .* mode='min' or mode='max'"):
         ensemble.best("mine", [0.0])

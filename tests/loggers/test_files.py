@@ -107,7 +107,9 @@ def test_appending_cuts_off_a_torn_line_and_says_so(path, caplog):
     write(sink, [3])
     sink.close()
     assert steps_of(path) == [1, 2, 3]
-    assert caplog.messages == [f"{str(path)!r} ended in a torn line, now cut off: b'torn'."]
+    assert caplog.messages == [
+        f"{str(path)!r} ended in an incomplete line, which is now cut off: b'torn'."
+    ]
 
 
 @pytest.mark.parametrize("left", [0, 1])
@@ -126,7 +128,7 @@ def test_a_file_that_has_lost_something_is_warned_about(path, caplog, left):
         write(sink, [3])
         sink.close()
     assert steps_of(path) == ([1, 3] if left else [3])
-    assert any("a part of the log is lost." in message for message in caplog.messages)
+    assert any("part of the log is lost." in message for message in caplog.messages)
 
 
 VALUES = {
@@ -286,7 +288,7 @@ def test_reading_leaves_out_a_last_torn_line_and_no_other(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert steps_of_file(path) == [1, 2]
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"Line 2 of '.*log' is no JSON: '\{\"st'"):
+    with pytest.raises(ValueError, match=r"Line 2 of '.*log' is not JSON: '\{\"st'"):
         read_json_lines(path)
 
 

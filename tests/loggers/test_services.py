@@ -112,5 +112,7 @@ def test_wandb_resumes_the_run_of_the_checkpoint(offline, train):
 
 
 def test_options_that_wandb_does_not_take_are_refused():
-    with pytest.raises(TypeError, match=r"wandb\.init; it takes no 'projet'\. It takes: .*project"):
+    with pytest.raises(
+        TypeError, match=r"wandb\.init; it does not take 'projet'\. It takes: .*project"
+    ):
         WandB(projet="digits")

@@ -118,7 +118,7 @@ def test_what_is_out_of_range_is_told(probability, target, caplog):
     arguments = np.array([0.2, 0.8, probability], "float32"), np.array([0, 1, target])
     message = r"in \[0, 1\] and targets to be 0 or 1; 1 of 3 examples are not\. "
     nan = np.isnan(probability)
-    message += "Those of 1 are NaN, as a network gives" if nan else "Pass logits through"
+    message += "1 are NaN: the network diverged" if nan else "Pass logits through"
     with pytest.raises(ValueError, match=message):
         BinaryMetrics(*arguments)
     metrics = count(*arguments)

@@ -125,7 +125,8 @@ def test_a_dict_refuses_what_does_not_fit():
     ):
         one.merge(MetricsDict(loss=Mean(1.0)))
     with pytest.raises(
-        solstice.UsageError, match=r"Mean\(.*merges with its own kind; it got .*Min"
+        solstice.UsageError,
+        match=r"Mean\(.*merges only with metrics of the same kind; it got .*Min",
     ):
         MetricsDict(loss=Mean(1.0)).merge(MetricsDict(loss=Min(1.0)))
     with pytest.raises(
@@ -133,7 +134,7 @@ def test_a_dict_refuses_what_does_not_fit():
     ):
         MetricsDict(Max(1.0), Max(2.0)).compute()
     assert one["loss"].compute()["mean"] == 1
-    with pytest.raises(KeyError, match="'accuracy' is none of the metrics"):
+    with pytest.raises(KeyError, match="'accuracy' is not one of the metrics"):
         one["accuracy"]
 
 

@@ -158,7 +158,7 @@ def test_the_average_loss_is_weighted_by_real_positions():
         (
             dict(preds=np.ones((4, 1)), targets=np.ones(4)),
             ValueError,
-            r"one shape; they are float32\[4,1\] and float32\[4\]\. If one has an axis of 1",
+            r"one shape; they are float32\[4,1\] and float32\[4\]\. If one has an extra axis",
         ),
         (
             dict(preds=np.ones(2, "complex64"), targets=np.ones(2)),

@@ -125,7 +125,9 @@ def test_bad_arguments_are_refused(changes, error, message):
     ids=["other shapes", "other names", "texts", "another metric"],
 )
 def test_samples_of_other_things_do_not_merge(other):
-    with pytest.raises(solstice.UsageError, match=r"Sample\(.*merges with its own kind; it got"):
+    with pytest.raises(
+        solstice.UsageError, match=r"Sample\(.*merges only with metrics of the same kind; it got"
+    ):
         sample([1, 2]).merge(other)
 
 

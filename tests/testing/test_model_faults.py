@@ -450,7 +450,7 @@ FAULTS = {
         (PopsFromInputs, "before and after calls: the leaves are"),
     ],
     "keys_decide_randomness": [
-        (ConstantMask, "a constant mask, a seed that was dropped"),
+        (ConstantMask, "a constant mask, a dropped seed"),
         (ConstantRounding, "but two keys give the same outputs"),
     ],
     "a_missing_key_is_told": [(AsksInItsOwnWords, r"TypeError: .*raise compat\.missing_key")],

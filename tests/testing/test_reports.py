@@ -123,7 +123,7 @@ def test_a_progress_bar_is_drawn_when_asked_for(capsys):
     [
         (
             {"exclude": ["no_such_law"]},
-            r"exclude names no law: 'no_such_law'\. The laws are: leaves",
+            r"exclude names unknown laws: 'no_such_law'\. The laws are: leaves",
         ),
         ({"on_failure": "ignore"}, r"on_failure is expected to be 'raise' or 'report'.*'ignore'"),
     ],

@@ -270,7 +270,7 @@ def test_an_array_in_the_other_byte_order_is_the_same_array(tmp_path):
     "text", ['{"$array": 1}', '{"$array": {"dtype": "f4"}}', '{"$key": []}', "{"]
 )
 def test_text_that_is_no_tree_is_a_value_error(text):
-    with pytest.raises(ValueError, match=r"This is no \$|Expecting property name"):
+    with pytest.raises(ValueError, match=r"This is not a \$|Expecting property name"):
         tree.from_json(text)
 
 

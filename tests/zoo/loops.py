@@ -58,7 +58,7 @@ def linen(network: Any, init: jax.Array, key: jax.Array, steps: int) -> Result:
             outputs, new = module.apply(
                 {"params": params, **state},
                 *inputs,
-                rngs={"dropout": key},
+                rngs={"dropout": key, "params": jax.random.fold_in(key, 1)},
                 mutable=list(state),
                 **on,
             )
@@ -70,7 +70,8 @@ def linen(network: Any, init: jax.Array, key: jax.Array, steps: int) -> Result:
 
     @jax.jit
     def evaluate(params: Any, state: Any, inputs: Any) -> Any:
-        return module.apply({"params": params, **state}, *inputs, **off)
+        rngs = {"params": jax.random.key(0)}  # AQT asks for a key and rounds to nearest
+        return module.apply({"params": params, **state}, *inputs, rngs=rngs, **off)
 
     batch, losses = (network.inputs, network.targets), []
     for one in keys_of(key, steps):

@@ -28,7 +28,8 @@ __all__ = ["NETWORKS", "NOT_INSTALLED", "Network", "Row"]
 
 # Network, package, library, and why it is not in this environment.
 NOT_INSTALLED = [
-    ("E(3) networks of segnn", "segnn-jax", "Haiku", "it pins optax==0.1.3"),
+    ("steerable graph network", "segnn-jax", "Haiku", "it pins optax==0.1.3"),
+    ("ResNet, vision transformer", "eqxvision", "Equinox", "it brings torch, of gigabytes"),
 ]
 
 CLASSES = jnp.array([0, 1, 2, 1])
@@ -141,6 +142,14 @@ def linen_vit_flax() -> Network:
     return Network(net, (normal(0, 4, 32, 32, 3),), cross_entropy, CLASSES)
 
 
+@row("DeepViT", "Linen", "deepvit-flax")
+def linen_deepvit() -> Network:
+    import deepvit_flax
+
+    net = deepvit_flax.DeepVIT(num_classes=3)
+    return Network(net, (normal(0, 4, 32, 32, 3),), cross_entropy, CLASSES)
+
+
 # --- NNX --------------------------------------------------------------------------------------
 
 
@@ -221,7 +230,7 @@ def _density(flow: Any, x: jax.Array) -> jax.Array:
     "normalizing flow (RealNVP)",
     "NNX",
     "bijx",
-    how="`NNXModel(flow, call=lambda flow, x: flow.log_density(x))`",
+    how="`compat.NNXModel(flow, call=lambda flow, x: flow.log_density(x))`",
 )
 def nnx_flow() -> Network:
     import bijx
@@ -249,6 +258,36 @@ def nnx_qwix() -> Network:
     rule = qwix.QuantizationRule(weight_qtype="int8", act_qtype="int8")
     net = qwix.quantize_model(net, qwix.QtProvider([rule]), x)
     return Network(net, (x,), cross_entropy, CLASSES, keeps_streams=True)
+
+
+@row(
+    "LoRA with Qwix, the base frozen",
+    "NNX",
+    "qwix",
+    how='`compat.freeze(compat.as_model(net), lambda path, leaf: "lora" not in path)`',
+)
+def nnx_lora() -> Network:
+    import qwix
+    from flax import nnx
+
+    rngs, x = nnx.Rngs(0), normal(0, 4, 8)
+    net = nnx.Sequential(nnx.Linear(8, 16, rngs=rngs), nnx.relu, nnx.Linear(16, 3, rngs=rngs))
+    net = qwix.apply_lora_to_model(
+        net, qwix.LoraProvider(module_path=".*", rank=2, alpha=2.0), x, rngs=nnx.Rngs(1)
+    )
+
+    def frozen(own: Any, inputs: Any, key: Any) -> compat.Model:
+        return compat.freeze(compat.as_model(own), lambda path, leaf: "lora" not in path)
+
+    return Network(
+        net,
+        (x,),
+        cross_entropy,
+        CLASSES,
+        model=frozen,
+        wrt=nnx.LoRAParam,
+        keeps_streams=True,
+    )
 
 
 # --- Haiku ------------------------------------------------------------------------------------
@@ -293,9 +332,7 @@ def haiku_egnn() -> Network:
 
     net = hk.transform(lambda graph, x: egnn_jax.EGNN(8, 3, num_layers=2)(graph, x))
     graph = _graph()._replace(edges=None, globals=None)
-    return Network(
-        net, (graph, normal(3, 4, 3)), lambda out, y: cross_entropy(out[0], y), CLASSES
-    )
+    return Network(net, (graph, normal(3, 4, 3)), lambda out, y: cross_entropy(out[0], y), CLASSES)
 
 
 @row("MLP-Mixer with stochastic depth", "Haiku", "x-mlps")
@@ -450,7 +487,7 @@ def _log_prob(distribution: Any, x: jax.Array) -> jax.Array:
     "normalizing flow (masked autoregressive)",
     "Equinox",
     "flowjax",
-    how="`EquinoxModel(flow, call=lambda flow, x: paramax.unwrap(flow).log_prob(x))`",
+    how="`compat.EquinoxModel(flow, call=lambda flow, x: paramax.unwrap(flow).log_prob(x))`",
 )
 def equinox_flow() -> Network:
     from flowjax.distributions import Normal
@@ -469,24 +506,26 @@ def equinox_flow() -> Network:
 
 
 def _log_probs(flow: Any, x: jax.Array) -> jax.Array:
-    return jax.vmap(lambda x: flow.log_prob(x, None))(x)
+    return jax.vmap(flow.log_prob, (0, None))(x, None)
 
 
 @row(
     "transformer flow",
     "Equinox",
     "transformer-flows",
-    how="`EquinoxModel(flow, call=lambda flow, x: jax.vmap(flow.log_prob)(x, None))`",
+    how="`compat.EquinoxModel(flow, state, call=lambda flow, x: "
+    "jax.vmap(flow.log_prob, (0, None))(x, None))`",
 )
 def equinox_transformer_flow() -> Network:
+    import equinox as eqx
     from transformer_flows import TransformerFlow
 
-    net = TransformerFlow(1, 4, 2, 8, 2, 1, head_dim=4, expansion=2, key=jax.random.key(0))
+    make = eqx.nn.make_with_state(TransformerFlow)  # it keeps a cache, for sampling
     return Network(
-        net,
+        make(1, 4, 2, 8, 2, 1, head_dim=4, expansion=2, key=jax.random.key(0)),
         (normal(0, 4, 1, 4, 4),),
         negative_mean,
-        model=lambda own, inputs, key: compat.EquinoxModel(own, call=_log_probs),
+        model=lambda own, inputs, key: compat.EquinoxModel(*own, call=_log_probs),
         batched=lambda module, state, inputs, key: (_log_probs(module, *inputs), state),
     )
 
@@ -496,7 +535,7 @@ def equinox_s5() -> Network:
     import equinox as eqx
     from discretax.models import S5
 
-    own = eqx.nn.make_with_state(S5)(4, 8, 2, key=jax.random.key(0))
+    own = eqx.nn.make_with_state(S5)(jax.random.key(0), hidden_dim=8, num_blocks=2, state_dim=4)
 
     def batched(module: Any, state: Any, inputs: Any, key: jax.Array) -> Any:
         keys = jax.random.split(key, len(inputs[0]))
@@ -566,9 +605,9 @@ def keras_resnet() -> Network:
     import keras_hub
 
     net = keras_hub.models.ResNetBackbone(
-        [8], [3], [8, 16], [1, 1], [1, 2], "basic_block", image_shape=(16, 16, 3)
+        [64], [3], [64], [1], [1], "basic_block", image_shape=(8, 8, 3)
     )
-    return _keras(net, normal(0, 4, 16, 16, 3))
+    return _keras(net, normal(0, 4, 8, 8, 3))
 
 
 @row("vision transformer", "Keras", "keras-hub")
@@ -604,3 +643,12 @@ def keras_gpt2() -> Network:
     tokens = jnp.arange(20).reshape(4, 5) % 11
     net = keras_hub.models.GPT2Backbone(11, 2, 2, 8, 16, dropout=0.1, max_sequence_length=8)
     return _keras(net, {"token_ids": tokens, "padding_mask": jnp.ones_like(tokens)})
+
+
+@row("float8 dense layers", "Keras", "keras")
+def keras_fp8() -> Network:
+    import keras
+
+    x = keras.layers.Input((8,))
+    net = keras.layers.Dense(16, "relu", dtype="float8_from_float32")(x)
+    return _keras(keras.Model(x, net), normal(0, 4, 8))

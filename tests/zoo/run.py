@@ -9,6 +9,7 @@ needs and runs it with `--write`.
 import argparse
 import datetime
 import platform
+import re
 import sys
 import time
 import traceback
@@ -128,7 +129,8 @@ def parity(row: Row) -> str:
     try:
         network = row.make()
     except ImportError as error:
-        return f"cannot be imported: {type(error).__name__}: {error}"
+        reason = re.sub(r" \(/.*\)$", "", str(error))  # where it lies on this machine
+        return f"cannot be imported: {type(error).__name__}: {reason}"
     theirs = (network.loop or loops.OWN[row.library])(network, INIT, KEY, STEPS)
     mine = ours(row.library, network)
     if not moved(network, mine):
@@ -156,15 +158,12 @@ def table(lines: list[str]) -> str:
     where = f"Python {platform.python_version()}, CPU"
     head = "| network | package | library | how it goes in | steps | parity |"
     absent = [
-        f"| {title} | {package} | {library} | | | cannot be installed: {why} |"
+        f"| {title} | {package} | {library} | | | not installed: {why} |"
         for title, package, library, why in NOT_INSTALLED
     ]
     today = datetime.datetime.now(datetime.UTC).date()
-    return "\n".join(
-        [f"{today}, with {versions}; {where}.", "", head, "|---|---|---|---|---|---|"]
-        + lines
-        + absent
-    )
+    title = f"{today}, with {versions}; {where}."
+    return "\n".join([title, "", head, "|---|---|---|---|---|---|", *lines, *absent])
 
 
 def main() -> int:
@@ -172,6 +171,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="parts of the rows' names")
     parser.add_argument("--write", action="store_true", help="into docs/zoo.md")
     options = parser.parse_args()
+    if options.only and options.write:
+        parser.error("--write is for the whole table")
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module="solstice")
     lines, failed = [], 0

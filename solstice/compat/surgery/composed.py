@@ -43,7 +43,9 @@ def joined(node: Any) -> Any:
 
 def form(node: Any) -> jax.ShapeDtypeStruct:
     """Return the shape and the dtype of the weight that a node is."""
-    return jax.eval_shape(joined, node)
+    if is_composed(node):
+        return jax.eval_shape(joined, node)
+    return jax.ShapeDtypeStruct(node.shape, node.dtype)
 
 
 def is_matrix(leaf: jax.ShapeDtypeStruct) -> bool:

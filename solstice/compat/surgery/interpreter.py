@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from solstice.arguments import describe
+from solstice.arguments import check_leaves, describe
 from solstice.compat.surgery.tags import Form, derivative_p, tag_p, tagging
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.naming import tree_difference
@@ -61,6 +61,7 @@ class Site(NamedTuple):
         Raises:
             ValueError: It has another structure, shape or dtype.
         """
+        check_leaves(value, what)
         shapes = self.shapes if shapes is None else shapes
         leaves, structure = jax.tree.flatten(value)
         if structure != self.form.structure:
@@ -141,7 +142,10 @@ class _Run:
         """Evaluate a program whose first tag has the `number`."""
         known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *given], strict=True))
         found: dict[int, Arrays] = {}
-        for eqn in jaxpr.eqns:
+        # What is not used again is let go of, as when the network runs by itself.
+        last = {id(one): i for i, eqn in enumerate(jaxpr.eqns) for one in eqn.invars}
+        last |= dict.fromkeys(map(id, jaxpr.outvars), len(jaxpr.eqns))
+        for i, eqn in enumerate(jaxpr.eqns):
             operands = [one.val if isinstance(one, Literal) else known[one] for one in eqn.invars]
             count = _count(eqn)
             inside = range(number, number + count)
@@ -157,6 +161,9 @@ class _Run:
                 outs = bind(eqn, operands)
             known.update(zip(eqn.outvars, outs, strict=True))
             number += count
+            for one in eqn.invars:
+                if last[id(one)] == i and not isinstance(one, Literal):
+                    known.pop(one, None)
         outs = [one.val if isinstance(one, Literal) else known[one] for one in jaxpr.outvars]
         return outs, found
 
@@ -210,9 +217,9 @@ def _scan(
     params = eqn.params
     closed, carried = params["num_consts"], params["num_carry"]
     consts, xs = operands[:closed], operands[closed + carried :]
-    kinds = jaxpr.invars[closed : closed + carried]
+    kinds: list[Any] = [one.aval for one in jaxpr.invars[closed : closed + carried]]
     carry = [
-        jnp.asarray(one, kind.aval.dtype) if not isinstance(one, jax.Array) else one
+        jnp.asarray(one, kind.dtype) if not isinstance(one, jax.Array) else one
         for one, kind in zip(operands[closed : closed + carried], kinds, strict=True)
     ]
 
@@ -232,10 +239,8 @@ def _sites(
     """Yield the tags of a program in the order in which a run meets them."""
     for eqn in jaxpr.eqns:
         if eqn.primitive is tag_p:
-            shapes = [
-                jax.ShapeDtypeStruct((*lengths, *one.aval.shape), one.aval.dtype)
-                for one in eqn.outvars
-            ]
+            avals: list[Any] = [one.aval for one in eqn.outvars]
+            shapes = [jax.ShapeDtypeStruct((*lengths, *aval.shape), aval.dtype) for aval in avals]
             name = eqn.params["path"]
             yield Site(name, name, eqn.params["form"].value, shapes, within)
             continue

@@ -37,20 +37,22 @@ def lora(
 ) -> WrappedModel:
     """Return a model that trains two thin factors beside each weight, and not the weight.
 
-    The network is called with `weight + alpha / rank * a @ b` in place of a weight, which is in
-    `frozen` from now on, where `unfreeze` leaves it; `params` hold the factors, "Dense_0/kernel/a"
-    and "Dense_0/kernel/b". `a` starts at random and `b` at zero, so that a fresh model gives the
-    very bits of the one it is made of. A weight of any layout is seen as a matrix of `m` by `n`,
-    divided between the axes where `m + n` is least; layers that a scan stacks are one weight, and
-    share a factor. Factors of weights narrower than float32 are in float32.
+    The network is called with `weight + alpha / rank * a @ b` in place of each weight that is
+    adapted. `params` hold the factors, "Dense_0/kernel/a" and "Dense_0/kernel/b"; all weights of
+    the network are in `frozen` from now on, where `unfreeze` leaves them. `a` starts at random and
+    `b` at zero, so that a fresh model gives the very bits of the one it is made of.
+
+    A weight of any layout is seen as a matrix of `m` by `n`, divided between the axes where `m + n`
+    is least; layers that a scan stacks are one weight, and share a factor. Factors of weights
+    narrower than float32 are in float32.
 
     Args:
         model: An adapted network of any library, also a quantized one (QLoRA). What is frozen in it
             is adapted as well. Its arrays are shared, not copied.
         rank: The inner size of the factors.
         where: Which weights to adapt, of those with two axes longer than 1: a glob for paths as in
-            `compat.by_path`, or a function of a path. Other weights that it chooses stay as they
-            are: `made_of` of what is returned says which.
+            `compat.by_path`, or a function of a path. Others that it chooses get no
+            factors: `made_of` of what is returned says which.
         key: A seed or PRNG key for the factors.
         alpha: How much the factors count; None is `rank`.
         full: Which weights to train in full, such as a new head; these get no factors.

@@ -148,12 +148,15 @@ def _is_float(dtype: np.dtype) -> bool:
 
 
 def _quantized(weight: Weight, bits: int) -> Weight:
-    return Weight(weight.path, *_exchanged(weight.node, (weight.trained, weight.trainable), bits))
-
-
-def _exchanged(node: Any, masks: tuple[Any, Any], bits: int) -> tuple[Any, Any, Any]:
+    path, node, trained, trainable = weight
     if isinstance(node, LowRank):
-        bases = _exchanged(node.base, tuple(mask.base for mask in masks), bits)
-        return tuple(replace(n, base=b) for n, b in zip((node, *masks), bases, strict=True))
-    new = Quantized.of(node, bits)
-    return new, *(Quantized(False, False, new.shape, new.dtype) for _ in masks)
+        base = _quantized(Weight(path, node.base, trained.base, trainable.base), bits)
+        return Weight(
+            path,
+            replace(node, base=base.node),
+            replace(trained, base=base.trained),
+            replace(trainable, base=base.trainable),
+        )
+    made = Quantized.of(node, bits)
+    never = Quantized(False, False, made.shape, made.dtype)
+    return Weight(path, made, never, never)

@@ -80,7 +80,8 @@ def tag(name: str, value: _T) -> _T:
     if type(given) is tuple and len(given) == 2 and all(map(callable, given)):
         init, apply = given
         return (init, tagged_call(name, apply))  # pyright: ignore[reportReturnType]
-    return tagged_call(name, given) if callable(given) else tagged(name, given)
+    new: Any = tagged_call(name, given) if callable(given) else tagged(name, given)
+    return new
 
 
 def tagged(path: str, value: PyTree) -> PyTree:
@@ -116,6 +117,32 @@ def tagged_class(cls: type[_T], path: str) -> type[_T]:
     functools.update_wrapper(__call__, cls.__call__)
     about = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(cls)(cls.__name__, (cls,), {"__call__": __call__, **about})
+
+
+def tag_calls(path_of: Callable[[Any], str]) -> Callable[..., PyTree]:
+    """Return an interceptor of methods that tags what each `__call__` of a module returns.
+
+    Args:
+        path_of: Returns a module's path; empty for the network itself, which gets no tag.
+    """
+    active: list[Any] = []
+
+    def intercept(
+        method: Callable[..., PyTree], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
+    ) -> PyTree:
+        module = context.module
+        inherited = any(one is module for one in active)  # called by super().__call__
+        if context.method_name != "__call__" or inherited:
+            return method(*args, **kwargs)
+        active.append(module)
+        try:
+            outputs = method(*args, **kwargs)
+        finally:
+            active.pop()
+        path = path_of(module)
+        return tagged(path, outputs) if path else outputs
+
+    return intercept
 
 
 def _is_array(leaf: object) -> bool:

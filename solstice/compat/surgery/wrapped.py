@@ -5,7 +5,7 @@ operation is intercepted, and what holds for the adapter holds for the wrapper.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import equinox as eqx
 import jax
@@ -17,8 +17,6 @@ from solstice.static import Static
 from solstice.tree.fields import replace
 from solstice.tree.naming import flatten_with_paths
 from solstice.tree.pytree import PyTree, PyTreeDef
-
-_M = TypeVar("_M", bound=Model)
 
 
 class Weight(NamedTuple):
@@ -103,7 +101,21 @@ class WrappedModel(Model):
     ) -> tuple[PyTree, Self]:
         before = self.merged()
         outputs, after = before(*inputs, key=key, train=train, **kwargs)
-        return outputs, self if after is before else replace(self, state=after.state)
+        return outputs, self._after(before, after)
+
+    def tagged(
+        self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
+    ) -> tuple[PyTree, Self]:
+        """Call it with a tag at what each sub-module returns; see `compat.capture`."""
+        before = self.merged()
+        outputs, after = before.tagged(*inputs, key=key, train=train, **kwargs)
+        return outputs, self._after(before, after)
+
+    def _after(self, before: Model, after: Model) -> Self:
+        return self if after is before else replace(self, state=after.state)
+
+    def settle_averages(self) -> Self:
+        return replace(self, state=self.merged().settle_averages().state)
 
     def intermediates(
         self, *inputs: PyTree, key: Keys = None, train: bool = False, name: str, **kwargs: PyTree
@@ -136,7 +148,7 @@ class WrappedModel(Model):
         return replace(self.inner, params=params, frozen=frozen, state=self.state)
 
 
-def merge(model: _M) -> Model:
+def merge(model: Model) -> Model:
     """Return the network's own model, its weights computed once and for all.
 
     Factors of `compat.lora` are added to their weights, what `compat.quantize` rounded is a float

@@ -25,6 +25,18 @@ LIKENESS, TIED = "likeness of names", "tied"
 _PARTS = (2, 3)  # a gate and a value in one array; query, key and value
 
 
+# What the layers of attention are called.
+_PROJECTIONS = {
+    kind: {(name,) for name in names.split()}
+    for kind, names in {
+        "query": "q query q_proj query_proj query_dense",
+        "key": "k key k_proj key_proj key_dense",
+        "value": "v value v_proj value_proj value_dense",
+        "output": "o out output o_proj out_proj output_proj output_dense attention_output",
+    }.items()
+}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Match:
     """A layer of the model and the layer of the source that goes there.
@@ -83,6 +95,7 @@ def assign(targets: Sequence[Layer], sources: Sequence[Layer]) -> Assignment:
     found = Assignment([], list(targets), list(sources))
     _by_name(found, normal)
     _by_name(found, lambda name: without_numbers(normal(name)))
+    _by_projection(found)
     _by_order(found)
     _split(found)
     _by_order(found)
@@ -119,7 +132,23 @@ def _by_name(found: Assignment, key: Callable[[str], tuple[str, ...]]) -> None:
         ]
         if all(readings):
             for target, source, uses in zip(ours, its, readings, strict=True):
-                found.add(target, source, uses or (), BY_NAME, None)
+                # Of several with one name but for numbers, their order decides.
+                alone = len(ours) == 1
+                group = None if alone else (name, signature_of(target.uses))
+                found.add(target, source, uses or (), BY_NAME, group)
+
+
+def _by_projection(found: Assignment) -> None:
+    """Match attention's projections of a kind in order of use, where names tell them apart."""
+    for kind, words in _PROJECTIONS.items():
+        ours = [layer for layer in found.targets if normal(layer.name)[-1:] in words]
+        its = [layer for layer in found.sources if normal(layer.name)[-1:] in words]
+        readings = [
+            source.reading(_signature(target)) for target, source in zip(ours, its, strict=False)
+        ]
+        if len(ours) == len(its) and all(readings):
+            for target, source, uses in zip(ours, its, readings, strict=True):
+                found.add(target, source, uses or (), BY_USE, (kind, _signature(target)))
 
 
 def _by_order(found: Assignment) -> None:

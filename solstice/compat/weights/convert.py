@@ -1,21 +1,22 @@
 """From a network of one library to a network of another with the same architecture, with proof."""
 
-import math
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.model import Model, as_inputs
 from solstice.compat.weights.arrays import float_arrays, with_arrays
+from solstice.compat.weights.divergence import first_divergence
 from solstice.compat.weights.matching import ClashError, MismatchError, candidates, values
 from solstice.compat.weights.pairs import Pair
 from solstice.compat.weights.proof import (
     FAR,
     TOLERANCE,
+    Arrays,
     difference,
     drawn,
     evaluation,
@@ -68,77 +69,106 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     arguments.instance(model, "model", Model, _WHAT)
     arguments.instance(like, "like", Model, _WHAT)
     inputs = as_inputs(example)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((model, like, inputs))):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, like, inputs))):
         raise InvalidTypeError(
             "convert() compares values, and is expected to be called outside of jax.jit and other "
             "transformations; an argument is traced."
         )
-    like = like.settle_averages()
-    run, run_like = evaluation(model, inputs), evaluation(like, inputs)
-    arrays, arrays_like = float_arrays(model), float_arrays(like)
-    reference = run(arrays)
+    source, target = _Side(model, inputs), _Side(like.settle_averages(), inputs)
+    reference = source.run(source.arrays)
     if not is_finite(reference):
         raise InvalidValueError(
             "convert() proves its result by outputs; those of model on the example are not finite."
         )
-    _check_outputs(reference, run_like(arrays_like))
-    uses, uses_like = trace(model, example), trace(like, example)
-    _check_used(uses_like)
-    probe = drawn(uses.uses, arrays)
-    if not is_finite(goal := run(probe)):
-        probe, goal = arrays, reference
-
-    def gap(pairs: tuple[Pair, ...]) -> float:
-        try:
-            found, wanted = values(pairs, probe, arrays_like), goal
-        except ClashError:  # a tied leaf, whose values agree in the network if it can be converted
-            found, wanted = values(pairs, arrays, arrays_like), reference
-        return difference(run_like(arrays_like | found), wanted)
-
+    _check_outputs(reference, target.run(target.arrays))
+    _check_used(target.trace)
     try:
-        pairs = _first_equal(candidates(uses_like.uses, uses.uses), gap, uses, uses_like)
+        pairs = _first_equal(source, target, reference)
     except MismatchError as error:
         raise MismatchError(
             f"convert() takes two networks of one architecture, model (the source) and like "
-            f"(the target). {error} Give a `like` that uses "
-            f"weights of the same sizes in the same layers.",
+            f"(the target). {error} Give a `like` that uses weights of the same sizes in the same "
+            f"layers.",
             target=error.target,
             source=error.source,
         ) from error
-    pairs = whole(pairs, arrays, arrays_like)
-    result = with_arrays(like, values(pairs, arrays, arrays_like)).settle_averages()
-    left = difference(evaluation(result, inputs)({}), reference)
-    if not left <= TOLERANCE:
-        raise InvalidValueError(_differ(left, uses, uses_like))
-    return result
+    pairs = whole(pairs, source.arrays, target.arrays)
+    arrays = values(pairs, source.arrays, target.arrays)
+    if not (gap := difference(target.run(target.arrays | arrays), reference)) <= TOLERANCE:
+        raise InvalidValueError(_refusal(gap, pairs, source, target, source.arrays, arrays))
+    return with_arrays(target.model, arrays).settle_averages()
 
 
-def _first_equal(
-    pairings: Iterable[tuple[Pair, ...]], gap: Any, uses: Trace, uses_like: Trace
-) -> tuple[Pair, ...]:
-    """Return the first pairing with which the outputs are equal."""
-    best = math.inf
+class _Side(Generic[_M]):
+    """One of the two networks, its values, and what a trace says of it."""
+
+    def __init__(self, model: _M, inputs: tuple[PyTree, ...]) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.arrays = float_arrays(model)
+        self.run = evaluation(model, inputs)
+        self.trace = trace(model, inputs)
+
+
+def _first_equal(source: _Side[Any], target: _Side[Any], reference: PyTree) -> tuple[Pair, ...]:
+    """Return the first pairing with which the outputs are equal, on values drawn at random."""
+    probe = drawn(source.trace.uses, source.arrays)
+    goal = source.run(probe)
+    if not is_finite(goal):
+        probe, goal = source.arrays, reference
+    best: tuple[float, tuple[Pair, ...], Arrays, Arrays] | None = None
     clash: ClashError | None = None
-    for pairs in pairings:
+    for pairs in candidates(target.trace.uses, source.trace.uses):
+        given, wanted = probe, goal
         try:
-            found = gap(pairs)
+            try:
+                found = values(pairs, given, target.arrays)
+            except ClashError:  # a tied leaf, for which the network's own values may agree
+                given, wanted = source.arrays, reference
+                found = values(pairs, given, target.arrays)
         except ClashError as error:
             clash = error
             continue
-        if found <= TOLERANCE:
+        gap = difference(target.run(target.arrays | found), wanted)
+        if gap <= TOLERANCE:
             return pairs
-        best = min(best, found)
-    if clash is not None and best == math.inf:
+        if best is None or gap < best[0]:
+            best = gap, pairs, given, found
+        if _has_one_order(source.trace) and unlike(source.trace, target.trace):
+            break  # no order of layers makes up for another epsilon or activation
+    if best is None and clash is not None:
         raise clash
-    raise InvalidValueError(_differ(best, uses, uses_like))
+    assert best is not None  # `candidates` yields one at least, or raises
+    gap, pairs, given, found = best
+    raise InvalidValueError(_refusal(gap, pairs, source, target, given, found))
 
 
-def _differ(gap: float, uses: Trace, uses_like: Trace) -> str:
-    found = unlike(uses, uses_like)
-    if found:
-        kind = f"the weights fit, and hyper-parameters differ: {'; '.join(found)}"
+def _has_one_order(found: Trace) -> bool:
+    return all(use.loop is None for use in found.uses)
+
+
+def _refusal(
+    gap: float,
+    pairs: tuple[Pair, ...],
+    source: _Side[Any],
+    target: _Side[Any],
+    given: Arrays,
+    found: Arrays,
+) -> str:
+    """Say by how much outputs differ, from which layer on, and why that may be."""
+    last, first = first_divergence(
+        pairs, (source.model, given), (target.model, {**target.arrays, **found}), source.inputs
+    )
+    place = f"from {first.leaf} of like on" if first else "after the last layer"
+    if last is not None:
+        place = f"up to {last.leaf} of like they agree, and differ {place}"
+    else:
+        place = f"they differ {place}"
+    hints = unlike(source.trace, target.trace)
+    if hints:
+        kind = f"the weights fit, and hyper-parameters differ: {'; '.join(hints)}"
         advice = "Give `like` the hyper-parameters of model."
-    elif any(use.loop is not None for use in uses.uses):
+    elif not _has_one_order(source.trace):
         kind = "the recurrent cells are of two kinds, for no order of gates makes them equal"
         advice = (
             "GRUs, for example, reset before the product with the carry or after it, with a bias "
@@ -152,7 +182,7 @@ def _differ(gap: float, uses: Trace, uses_like: Trace) -> str:
         advice = "Give a `like` that applies the same layers in the same order to the same values."
     return (
         f"convert() is expected to give outputs that differ by at most {TOLERANCE:g} of the "
-        f"largest; they differ by {gap:.2g}. It seems that {kind}. {advice}"
+        f"largest; they differ by {gap:.2g}: {place}. It seems that {kind}. {advice}"
     )
 
 

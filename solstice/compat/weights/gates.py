@@ -1,8 +1,8 @@
 """Which gate is which in a network's recurrent cells, found by running their loops.
 
-A cell's blocks are known from the trace, and which gate each is, from what the loop makes of numbers:
-its matrices are set to zero and its biases to a number for each block, and one turn of the loop
-changes a carry by the LSTM's formula for one order of the gates only.
+A cell's blocks are known from the trace, and which gate each is, from what the loop makes of
+numbers: its matrices are set to zero and its biases to a number for each block, and one turn of the
+loop changes a carry by the LSTM's formula for one order of the gates only.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from jax.extend.core import Literal, jaxpr_as_fun
 from solstice.compat.model import Model, as_inputs
 from solstice.compat.weights.arrays import float_arrays, with_arrays
 from solstice.compat.weights.recurrent import LSTM, SIMPLE, Cell
+from solstice.tree.programs import bind
 from solstice.tree.pytree import PyTree
 
 # Any four numbers whose gates differ well.
@@ -157,7 +158,6 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], loops: list[_Lo
             opened, own = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
             outs = _run(opened, own, ins, loops)
         else:
-            outs = eqn.primitive.bind(*ins, **p)
-            outs = outs if eqn.primitive.multiple_results else [outs]
+            outs = bind(eqn, ins)
         env |= dict(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]

@@ -1,6 +1,6 @@
 """Arrays of Keras's files, `.weights.h5` and `.keras`, by the names that Keras has for them.
 
-In the file, layers are numbered by class and variables by position, as in "layers/dense_1/vars/0"; a
+In the file, layers are numbered by class and variables by position: "layers/dense_1/vars/0". A
 layer's own name is an attribute there, and a variable's follows from the layer's class.
 """
 

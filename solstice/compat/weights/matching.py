@@ -75,7 +75,14 @@ def candidates(
            [2., 5.],
            [3., 6.]])}
     """
-    by_name, target, source = _by_name(target, source, named or {})
+    for turned in _flattened(target, source):
+        yield from _candidates(target, turned, named or {})
+
+
+def _candidates(
+    target: Sequence[Use], source: Sequence[Use], named: Mapping[str, str]
+) -> Iterator[tuple[Pair, ...]]:
+    by_name, target, source = _by_name(target, source, named)
     loose_target, cells_target = cells_of(target)
     loose_source, cells_source = cells_of(source)
     if len(cells_target) != len(cells_source):
@@ -120,6 +127,39 @@ def values(
         flat[index] = new
         given[leaf][index] = True
     return arrays
+
+
+def _flattened(target: Sequence[Use], source: Sequence[Use]) -> Iterator[list[Use]]:
+    """Yield the source's uses with the rows of matrices of flattened features in likely orders.
+
+    Where the target flattens (height, width, channels), the source may flatten channels first.
+    """
+    wanted = {use.index.shape: use.rows for use in target if use.rows}
+    moves = [
+        (_moved(use, wanted[use.shape]) if use.role == MATRIX and use.shape in wanted else [use])
+        for use in source
+    ]
+    for way in range(max(map(len, moves), default=1)):
+        yield [some[min(way, len(some) - 1)] for some in moves]
+
+
+def _moved(use: Use, wanted: tuple[int, ...]) -> list[Use]:
+    """Return a matrix with its rows in the order of the wanted axes, the likeliest first.
+
+    If it is not known which axes its rows had, they are the wanted ones, as they are or otherwise.
+    """
+    first, last = wanted[-1:] + wanted[:-1], wanted[1:] + wanted[:1]
+    orders = [
+        np.arange(use.shape[0]).reshape(wanted),
+        np.moveaxis(np.arange(use.shape[0]).reshape(first), 0, -1),
+        np.moveaxis(np.arange(use.shape[0]).reshape(last), -1, 0),
+    ]
+    possible = [
+        dataclasses.replace(use, index=use.index[order.reshape(-1)])
+        for order, axes in zip(orders, (wanted, first, last), strict=True)
+        if use.rows in ((), axes)
+    ]
+    return possible or [use]
 
 
 def _leaves(pair: Pair) -> str:

@@ -1,8 +1,8 @@
 """What the arrays of a source are for, by the names that libraries give them and their shapes.
 
-A name's last part says the role and the layout: a `weight` is (out, in), a `kernel` (in, out). Where
-it leaves several readings open (an embedding's `weight` is a table), all are kept, the likeliest
-first; the network that gets the arrays decides.
+A name's last part says the role and the layout: a `weight` is (out, in), a `kernel` (in, out).
+Where it leaves several readings open (an embedding's `weight` is a table), all are kept, the
+likeliest first; the network that gets the arrays decides.
 """
 
 import dataclasses
@@ -35,10 +35,10 @@ _VECTORS = {
 }
 _RECURRENT = re.compile(r"(weight|bias)_(ih|hh)((?:_l\d+)?(?:_reverse)?)$")
 _FUSED = re.compile(r"(?:in_proj_(weight|bias)|([qkv])_proj_weight)$")
-_GATE = re.compile(r"(.*?)[./]?\b([ih])([a-z])$")
+_GATE = re.compile(r"(.*?)[./]?\b([ih])([a-z])_?$")  # NNX has "if_"
 # What is no weight: counters, seeds, and the other half of Haiku's averages.
 _IGNORED = re.compile(
-    r"(^|[./])(num_batches_tracked|seed_generator_state|(mean|var)_ema[./](hidden|counter))$"
+    r"(^|[./])(num_batches_tracked|seed_generator_state|rngs[./](.*[./])?(count|key)|(mean|var)_ema[./](hidden|counter))$"
 )
 _LIKE_TABLES = re.compile(r"emb|wte|wpe|lookup|vocab|codebook", re.IGNORECASE)
 _FROM_HEADS = re.compile(r"(^|[./_])(out|o|output|attention_output|output_dense)$")
@@ -88,6 +88,26 @@ def is_ignored(name: str) -> bool:
     return _IGNORED.search(name) is not None
 
 
+def is_out_in(name: str) -> bool:
+    """Say whether a name is one of libraries that keep (out, in), and channels first.
+
+    >>> is_out_in("fc.weight"), is_out_in("fc/kernel")
+    (True, False)
+    """
+    return re.split(r"[./]", name)[-1] in _OUT_IN
+
+
+def says_layout(name: str) -> bool:
+    """Say whether the last part of a name tells how an array lies.
+
+    >>> says_layout("head.weight"), says_layout("head.mixing")
+    (True, False)
+    """
+    last = re.split(r"[./]", name)[-1]
+    known = last in _OUT_IN | _IN_OUT | _TABLES or last in _VECTORS or last == "recurrent_kernel"
+    return bool(known or _RECURRENT.search(name) or _FUSED.search(name))
+
+
 def read_names(
     arrays: Mapping[str, np.ndarray], names: Mapping[str, str], *, in_order: bool
 ) -> Named:
@@ -106,12 +126,30 @@ def read_names(
         for name in order
         if not is_ignored(name)
     ]
-    cells, entries = _cells(entries)
+    cells, entries = _cells(_numbered(entries))
     groups: dict[str, list[_Entry]] = {}
     for entry in (part for one in entries for part in _split(one)):
         groups.setdefault(entry.layer, []).append(entry)
     layers = [_layer(name, group) for name, group in groups.items()]
     return Named(layers, cells, ignored)
+
+
+def _numbered(entries: list["_Entry"]) -> list["_Entry"]:
+    """Give the variables of a layer one number, where each has its own, as `KerasModel` names them.
+
+    A layer's are those that follow each other with one name and other last parts.
+    """
+    found = [re.match(r"(\d+)_(.*[./])?([^./]+)$", entry.new) for entry in entries]
+    if not all(found):
+        return entries
+    numbered, words, layer, number = [], set(), "", ""
+    for entry, match in zip(entries, found, strict=True):
+        if match is None or match[2] != layer or match[3] in words:
+            words, layer, number = set(), match and match[2], match and match[1]
+        words.add(match and match[3])
+        new = entry.new if match is None else f"{number}_{match[2] or ''}{match[3]}"
+        numbered.append(dataclasses.replace(entry, new=new))
+    return numbered
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

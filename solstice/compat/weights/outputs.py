@@ -20,12 +20,15 @@ def as_expected(outputs: PyTree, found: PyTree) -> PyTree:
     Raises:
         ValueError: They have another structure or other shapes; both are described.
     """
-    if isinstance(found, np.ndarray):
-        expected = from_tensor(outputs) if is_tensor(outputs) else np.asarray(outputs)
-    else:
-        expected = jax.tree.map(
-            lambda leaf: from_tensor(leaf) if is_tensor(leaf) else np.asarray(leaf), outputs
-        )
+    try:
+        if isinstance(found, np.ndarray):
+            expected = from_tensor(outputs) if is_tensor(outputs) else np.asarray(outputs)
+        else:
+            expected = jax.tree.map(
+                lambda leaf: from_tensor(leaf) if is_tensor(leaf) else np.asarray(leaf), outputs
+            )
+    except ValueError:  # lists of no shape
+        expected = None
     shapes = [jax.tree.map(np.shape, tree) for tree in (found, expected)]
     if shapes[0] != shapes[1] or any(
         leaf.dtype.kind in "OSU" for leaf in jax.tree.leaves(expected)
@@ -42,7 +45,10 @@ def explained(
     tolerance: float,
     suspects: Sequence[str],
     epsilons: Sequence[float],
+    *,
     tries: int = 0,
+    layer: str | None = None,
+    where: str = "",
 ) -> UnequalOutputsError:
     """Return the error for outputs that are too far apart, with what that points to."""
     used = ", ".join(f"{one:g}" for one in dict.fromkeys(epsilons))
@@ -68,6 +74,7 @@ def explained(
         why += f". {tries} assignments of alike layers were tried"
     return UnequalOutputsError(
         f"The loaded model's outputs are expected to be those given, up to {tolerance:g}; they "
-        f"differ by {found:.2g} of the largest. {why}.",
+        f"differ by {found:.2g} of the largest{where}. {why}.",
         difference=found,
+        layer=layer,
     )

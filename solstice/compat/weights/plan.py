@@ -17,13 +17,13 @@ from solstice.compat.weights.gates import find_gates
 from solstice.compat.weights.layers import traced_layers
 from solstice.compat.weights.leaves import model_leaves, with_leaves
 from solstice.compat.weights.matching import values
-from solstice.compat.weights.named import NamedCell, is_ignored, read_names
+from solstice.compat.weights.named import NamedCell, is_ignored, is_out_in, read_names, says_layout
 from solstice.compat.weights.outputs import as_expected, explained
 from solstice.compat.weights.pairs import BY_NAME, Pair, describe
 from solstice.compat.weights.proof import TOLERANCE, difference, evaluation
 from solstice.compat.weights.recurrent import LSTM, Cell, cells_of, way
 from solstice.compat.weights.report import LoadedLeaf, LoadReport, check_left
-from solstice.compat.weights.roles import MEAN, VARIANCE, Trace, trace
+from solstice.compat.weights.roles import CONV, MATRIX, MEAN, VARIANCE, Trace, trace
 from solstice.compat.weights.sources import Source
 from solstice.tree.kinds import is_typed_key
 from solstice.tree.pytree import PyTree
@@ -70,8 +70,8 @@ class Plan:
             if name is None or not _is_like(self.source.arrays[name], old):
                 continue
             word = name.replace(".", "/").rpartition("/")[2]
-            kept = word == leaf.rpartition("/")[2] and (sure or not self.source.in_order)
-            if kept or np.ndim(old) < 2:
+            same = word == leaf.rpartition("/")[2] and (sure or not self.source.in_order)
+            if same or np.ndim(old) < 2 or not says_layout(word):
                 self.by_name[leaf] = name
 
     @property
@@ -101,6 +101,46 @@ class Plan:
         self._match_cells(inputs, cells, named.cells)
         self._found = assign(traced_layers(outside), named.layers)
         self._ties = tied_pairs(self._found)
+        self._turn_flattened()
+        guessed = {
+            use.leaf: None
+            for match in self._found.matches
+            for use in match.uses
+            if use.role == MATRIX and not says_layout(use.leaf)
+        }
+        self._notes += [f"The name {name!r} says no layout: it was guessed." for name in guessed]
+
+    def _turn_flattened(self) -> None:
+        """Put the rows of matrices that take flattened features into the model's order.
+
+        torch and Equinox flatten channels first, the others last; which axis is that of channels is
+        known from the convolution before.
+        """
+        channels = 0
+        by_step = {use.step: use for use in self._trace.uses} if self._trace else {}
+        convolved = {}
+        for step, use in sorted(by_step.items()):
+            channels = use.shape[-1] if use.role == CONV else channels
+            convolved[step] = channels
+        for place, match in enumerate(self._found.matches):
+            target, (use, *rest) = match.target.main, match.uses
+            rows, many = target.rows, convolved.get(target.step, 0)
+            if len(rows) < 2 or many not in (rows[0], rows[-1]) or use.role != MATRIX:
+                continue
+            if rows[0] == rows[-1]:
+                self._notes.append(
+                    f"{target.leaf!r} takes flattened features {rows}, whose axes cannot be told "
+                    f"apart: whether channels come first is unknown."
+                )
+            first, given_first = many == rows[0] != rows[-1], is_out_in(use.leaf)
+            if first == given_first or rows[0] == rows[-1]:
+                continue
+            old = (*rows[1:], rows[0]) if first else (rows[-1], *rows[:-1])
+            order = np.moveaxis(
+                np.arange(use.shape[0]).reshape(old), *((-1, 0) if first else (0, -1))
+            )
+            turned = dataclasses.replace(use, index=use.index[order.reshape(-1)])
+            self._found.matches[place] = dataclasses.replace(match, uses=(turned, *rest))
 
     def _match_cells(
         self, inputs: PyTree, ours: Sequence[Cell], theirs: Sequence[NamedCell]
@@ -193,7 +233,7 @@ class Plan:
         if alike := report.ambiguous:
             warnings.warn(
                 f"load(): {len(alike)} leaves were matched by order alone, {alike[0].leaf!r} with "
-                f"{alike[0].sources[0]!r} for one, and others have the same form. Prove the result: "
+                f"{alike[0].sources[0]!r} for one, where others have their form. Prove the result: "
                 f"report.check(inputs, outputs), or load(..., example=inputs, outputs=outputs).",
                 stacklevel=3,
             )

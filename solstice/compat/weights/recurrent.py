@@ -142,6 +142,13 @@ def way(
     offsets: dict[int, float] | None = None,
     inverted: int | None = None,
 ) -> Way:
+    """Return how to pair cells whose gates are in another order.
+
+    Args:
+        order: For each of the target's gates, which of the source's it is.
+        offsets: What is added to the bias of some of the target's gates.
+        inverted: The target's gate that is the source's with the other sign, if any.
+    """
     how = BY_USE if len(order) == 1 else BY_PROBING
     offsets = offsets or {}
 

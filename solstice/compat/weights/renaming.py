@@ -1,4 +1,4 @@
-"""A user's rules for names: regular expressions with what takes the place of a match, or a function."""
+"""A user's rules for names: regular expressions with what replaces a match, or a function."""
 
 import difflib
 import re
@@ -36,10 +36,12 @@ def renamed(names: Iterable[str], rename: Renames, argument: str = "rename") -> 
             new[name] = _text(rename(name), argument, name)
     elif rename is not None:
         for pattern, text in arguments.mapping(rename, argument).items():
-            _substitute(new, pattern, _text(text, argument, pattern), argument)
+            given = "" if text == "" else _text(text, argument, pattern)
+            _substitute(new, pattern, given, argument)
     kept = {name: text for name, text in new.items() if text is not None}
     by_new: dict[str, str] = {}
     for name, text in kept.items():
+        _text(text, argument, name)
         if text in by_new:
             raise InvalidValueError(
                 f"{argument} is expected to give each array a name of its own; {by_new[text]!r} "

@@ -1,14 +1,18 @@
 """What `compat.load` did, leaf by leaf, as a table; and the proof by outputs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from solstice import arguments
 from solstice.compat.model import Model
+from solstice.compat.surgery.capture import capture
+from solstice.compat.surgery.difference import first_difference
 from solstice.compat.weights.outputs import as_expected, explained
 from solstice.compat.weights.proof import difference, evaluation
+from solstice.compat.weights.sources import read
 from solstice.errors import InvalidValueError
 from solstice.tree.names import elided
 from solstice.tree.pytree import PyTree
@@ -65,12 +69,22 @@ class LoadReport:
         """The rows where another array of the same form could have been meant."""
         return tuple(row for row in self.rows if row.others)
 
-    def check(self, inputs: PyTree, outputs: PyTree, *, tolerance: float = 1e-5) -> float:
+    def check(
+        self,
+        inputs: PyTree,
+        outputs: PyTree,
+        *,
+        inside: Mapping[str, Any] | None = None,
+        tolerance: float = 1e-5,
+    ) -> float:
         """Run the loaded model, and return how far its outputs are from those expected.
 
         Args:
             inputs: A batch's inputs; a tuple holds several.
             outputs: What the network that the weights come from gives for them, in evaluation.
+            inside: What all layers of that network gave on the way, by any names (torch has
+                `register_forward_hook`): where the outputs differ, the first sub-module of the
+                model whose value is none of these is named. Axes may be in another order.
             tolerance: How far they may be apart, as a part of the largest output (at least 1).
 
         Returns:
@@ -92,12 +106,28 @@ class LoadReport:
         tolerance = arguments.number(tolerance, "tolerance", above=0)
         inputs = inputs if type(inputs) is tuple else (inputs,)
         arguments.check_leaves(inputs, "inputs")
+        others = None
+        if inside is not None:
+            others = read(arguments.mapping(inside, "inside"), "inside").arrays
         computed = evaluation(self._model, inputs)({})
         found = difference(computed, as_expected(outputs, computed))
         if found > tolerance or not np.isfinite(found):
             suspects = [row.leaf for row in self.ambiguous]
-            raise explained(found, tolerance, suspects, self._epsilons)
+            layer, where = (None, "") if others is None else self._layer(inputs, others, tolerance)
+            raise explained(found, tolerance, suspects, self._epsilons, layer=layer, where=where)
         return found
+
+    def _layer(
+        self, inputs: tuple[PyTree, ...], others: Mapping[str, np.ndarray], tolerance: float
+    ) -> tuple[str | None, str]:
+        """Return the first sub-module that gives what no layer of the other network does."""
+        first = first_difference(capture(self._model, *inputs), others, tolerance=tolerance)
+        if first is None:
+            return None, "; what its sub-modules give is among inside, so they differ after these"
+        return first.path, (
+            f"; they differ from {first.path!r} on: the nearest of inside is {first.nearest!r}, "
+            f"{first.distance:.2g} away"
+        )
 
     def __str__(self) -> str:
         names = elided([row.leaf for row in self.rows], _WIDTH)

@@ -8,6 +8,7 @@ its first real use. What is used in an operation not known here has that operati
 """
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from jax.interpreters import partial_eval
 
 from solstice.compat.model import Model, as_inputs
 from solstice.compat.weights.arrays import float_arrays, with_arrays
+from solstice.tree.programs import bind
 from solstice.tree.pytree import PyTree
 
 MATRIX, CONV, TABLE = "matrix", "conv", "table"
@@ -39,6 +41,9 @@ class Use:
         of: In a loop, what a matrix multiplies: "input" or "carry"; otherwise "".
         factor: The value that is used is `factor * leaf + shift`.
         shift: As above. Of a variance it is the epsilon.
+        step: The number of the operation in its network's trace; -1 where there was no trace.
+        rows: Of a matrix that takes flattened features, the axes they had, such as (height, width,
+            channels): what is first there and last elsewhere orders its rows. Otherwise empty.
     """
 
     leaf: str
@@ -48,6 +53,8 @@ class Use:
     of: str = ""
     factor: float = 1.0
     shift: float = 0.0
+    step: int = -1
+    rows: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,21 +102,45 @@ def trace(model: Model, example: PyTree) -> Trace:
     >>> print(*trace(model, x).uses, sep=", ")
     params/0/0 (matrix 3x2), params/0/1 (bias 2), params/2/0 (matrix 2x4), params/2/1 (bias 4)
     """
-    inputs, arrays = as_inputs(example), float_arrays(model)
+    arrays = float_arrays(model)
+    jaxpr, consts = forward_jaxpr(model, as_inputs(example))
+    walk = _Walk(list(arrays), [leaf.size for leaf in arrays.values()])
+    starts = zip(walk.starts, arrays.values(), strict=False)
+    leaves = [_Piece(start + np.arange(leaf.size).reshape(leaf.shape)) for start, leaf in starts]
+    flows = [_Flow()] * (len(jaxpr.invars) - len(leaves))
+    outs = walk.run(jaxpr, [_Known(lambda c=c: c) for c in consts], [*leaves, *flows])
+    walk.finish(outs)
+    used = {use.leaf for use in walk.uses}
+    unused = tuple(path for path in arrays if path not in used)
+    return Trace(tuple(walk.uses), unused, tuple(walk.epsilons), walk.operations)
+
+
+def forward_jaxpr(model: Model, inputs: tuple[PyTree, ...]) -> tuple[Any, list[Any]]:
+    """Return the jaxpr of a model's evaluation, a function of its float leaves and of inputs.
+
+    It holds only what the outputs depend on. Its constants come second.
+    """
+    arrays = float_arrays(model)
 
     def forward(values: list[jax.Array], inputs: PyTree) -> PyTree:
         return with_arrays(model, dict(zip(arrays, values, strict=True)))(*inputs)[0]
 
     closed = jax.make_jaxpr(forward)(list(arrays.values()), inputs)
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals), True)
-    walk = _Walk(list(arrays), [leaf.size for leaf in arrays.values()])
-    starts = zip(walk.starts, arrays.values(), strict=False)
-    leaves = [_Piece(start + np.arange(leaf.size).reshape(leaf.shape)) for start, leaf in starts]
-    flows = [_Flow()] * (len(jaxpr.invars) - len(leaves))
-    walk.run(jaxpr, [_Known(lambda c=c: c) for c in closed.consts], [*leaves, *flows])
-    used = {use.leaf for use in walk.uses}
-    unused = tuple(path for path in arrays if path not in used)
-    return Trace(tuple(walk.uses), unused, tuple(walk.epsilons), walk.operations)
+    return jaxpr, closed.consts
+
+
+def inlined(eqn: Any) -> Any:
+    """Return the jaxpr that an equation only calls, as one of `jit` does; None of any other."""
+    if eqn.primitive.name in ("scan", "while", "cond"):
+        return None
+    keys = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+    return next((eqn.params[key] for key in keys if key in eqn.params), None)
+
+
+def opened(jaxpr: Any) -> tuple[Any, list[Any]]:
+    """Return a jaxpr, closed or open, and its constants."""
+    return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "consts") else (jaxpr, [])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,12 +185,14 @@ class _Flow:
         parts: If it was just concatenated, along which axis, and the parts with their sizes.
         epsilon: A constant that was just added.
         uses: Places in the walk's uses of the matrices and biases that it is linear in.
+        merged: The sizes of axes that were just made one.
     """
 
     of: str = ""
     parts: tuple[int, tuple[tuple[int, str], ...]] | None = None
     epsilon: float | None = None
     uses: tuple[int, ...] = ()
+    merged: tuple[int, ...] = ()
 
 
 _Value = _Piece | _Known | _Flow
@@ -193,6 +226,8 @@ class _Walk:
         self._names = names
         self._loop: int | None = None
         self._loops = 0
+        self._step = -1
+        self._unrolled = 0
 
     def run(self, jaxpr: Any, consts: Sequence[_Value], args: Sequence[_Value]) -> list[_Value]:
         """Walk a jaxpr whose arguments are known as `args`; return what its outputs are."""
@@ -207,22 +242,27 @@ class _Walk:
             env |= dict(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
+    def finish(self, outs: Sequence[_Value]) -> None:
+        """Note leaves that are outputs as they are."""
+        for value in outs:
+            if isinstance(value, _Piece):
+                self._note("output", _distinct(value.index), "", value)
+
     def _equation(self, eqn: Any, ins: list[_Value]) -> list[_Value]:
         name, p = eqn.primitive.name, eqn.params
         outputs = len(eqn.outvars)
-        if ins and all(isinstance(value, _Known) for value in ins):
-            return _computed(eqn, ins, outputs)
-        if not ins:
+        inner = inlined(eqn)
+        if inner is not None:
+            return self.run(*_opened(inner), ins)
+        if self._loop is None and not self._unrolled:
+            self._step += 1
+        if all(isinstance(value, _Known) for value in ins):
             return _computed(eqn, ins, outputs)
         self.operations[name] += 1
         if name == "scan":
             return self._scan(eqn, ins)
         if name == "while":
             return self._while(eqn, ins)
-        inner = next((p[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in p), None)
-        if inner is not None:
-            self.operations[name] -= 1
-            return self.run(*_opened(inner), ins)
         if not any(isinstance(value, _Piece) for value in ins):
             return [self._flow(eqn, ins)] * outputs
         moved = self._moved(name, p, eqn, ins)
@@ -238,22 +278,24 @@ class _Walk:
 
     def _flow(self, eqn: Any, ins: list[_Value]) -> _Flow:
         name, of = eqn.primitive.name, _of(ins)
-        if name in _SAME and isinstance(ins[0], _Flow):
-            return ins[0]
+        flows = [place for place, value in enumerate(ins) if isinstance(value, _Flow)]
+        first = next(value for value in ins if isinstance(value, _Flow))
+        if name in _SAME:
+            return first
+        if name in _ROOTS and first.epsilon is not None:
+            self.epsilons.append(first.epsilon)
         if name == "concatenate":
             axis = eqn.params["dimension"]
             sizes = [atom.aval.shape[axis] for atom in eqn.invars]
             parts = zip(sizes, [_of([value]) for value in ins], strict=True)
             return _Flow(of, (axis, tuple(parts)))
-        if name == "add":
-            known = [value for value in ins if isinstance(value, _Known)]
-            return _Flow(of, epsilon=known[0].scalar() if known else None)
+        shapes = eqn.invars[flows[0]].aval.shape, eqn.outvars[0].aval.shape
         if name in _LAYOUTS or name == "split":
-            return _Flow(of, uses=_linear_in(ins))
-        first = ins[0]
-        if name in _ROOTS and isinstance(first, _Flow) and first.epsilon is not None:
-            self.epsilons.append(first.epsilon)
-        return _Flow(of)
+            return _Flow(of, uses=first.uses, merged=_merged(*shapes))
+        known = [value for value in ins if isinstance(value, _Known)]
+        epsilon = known[0].scalar() if name == "add" and known else None
+        alone = len(flows) == 1 and shapes[0] == shapes[1]
+        return _Flow(of, epsilon=epsilon, merged=first.merged if alone else ())
 
     def _moved(self, name: str, p: Any, eqn: Any, ins: list[_Value]) -> list[_Value] | None:
         """Return what is no use but a move of elements, or None."""
@@ -283,14 +325,14 @@ class _Walk:
             ]
             if name == "select_n":
                 return _selected(values, ins, pieces[0])
-            return [pieces[0].moved(np.asarray(eqn.primitive.bind(*values, **p)))]
+            return [pieces[0].moved(np.asarray(bind(eqn, values)[0]))]
         if name in _ARITHMETIC and len(pieces) == 1:
             return _affine(name, ins)
         return None
 
     def _use(self, eqn: Any, ins: list[_Value], place: int, piece: _Piece) -> None:
         name, p, index = eqn.primitive.name, eqn.params, piece.index
-        factor, of = piece.factor, ""
+        factor, of, merged = piece.factor, "", ()
         if name == "dot_general":
             contracted, batch = (axes[place] for axes in p["dimension_numbers"])
             other = ins[1 - place]
@@ -301,6 +343,8 @@ class _Walk:
             rows = int(np.prod(index.shape[len(batch) : len(batch) + len(contracted)]))
             index = index.reshape(*head, rows, -1)
             role = "matrices" if batch else MATRIX
+            if isinstance(other, _Flow) and math.prod(other.merged) == rows:
+                merged = other.merged
             if self._loop is not None:
                 of = _of([other])
                 parts = other.parts if isinstance(other, _Flow) and not batch else None
@@ -332,16 +376,22 @@ class _Walk:
             self.epsilons.append(piece.shift)
         else:
             role, index = name, _distinct(index)
-        self._note(role, index, of, dataclasses.replace(piece, factor=factor))
+        self._note(role, index, of, dataclasses.replace(piece, factor=factor), merged)
 
-    def _note(self, role: str, index: np.ndarray, of: str, piece: _Piece) -> None:
+    def _note(
+        self, role: str, index: np.ndarray, of: str, piece: _Piece, rows: tuple[int, ...] = ()
+    ) -> None:
         """Note a use, or one for each leaf that its elements are of."""
-        owner = np.searchsorted(self.starts, index, "right") - 1
-        for part in _blocks(index, owner):
-            leaf = int(np.searchsorted(self.starts, part.flat[0], "right") - 1)
+        first, last = self._owner(index.min()), self._owner(index.max())
+        parts = [index] if first == last else _blocks(index, self._owner(index))
+        for part in parts:
+            leaf = int(self._owner(part.flat[0]))
             index = part - self.starts[leaf]
-            signed = role, index, self._loop, of, piece.factor, piece.shift
+            signed = role, index, self._loop, of, piece.factor, piece.shift, self._step, rows
             self.uses.append(Use(self._names[leaf], *signed))
+
+    def _owner(self, positions: Any) -> Any:
+        return np.searchsorted(self.starts, positions, "right") - 1
 
     def _scan(self, eqn: Any, ins: list[_Value]) -> list[_Value]:
         p = eqn.params
@@ -350,6 +400,7 @@ class _Walk:
         jaxpr, closed = _opened(p["jaxpr"])
         count = len(eqn.outvars)
         if any(isinstance(value, _Piece) for value in xs):  # layers, one after the other
+            self._unrolled += 1
             order = range(p["length"])
             for step in reversed(order) if p["reverse"] else order:
                 sliced = [
@@ -358,9 +409,9 @@ class _Walk:
                 ]
                 outs = self.run(jaxpr, closed, [*consts, *carry, *sliced])
                 carry = outs[: len(carry)]
-            return [_Flow() if isinstance(v, _Known) else v for v in carry] + [_Flow()] * (
-                count - len(carry)
-            )
+            self._unrolled -= 1
+            last = [_Flow() if isinstance(value, _Known) else value for value in carry]
+            return [*last, *[_Flow()] * (count - len(carry))]
         for value in carry:
             if isinstance(value, _Piece):
                 self._note("initial", _distinct(value.index), "", value)
@@ -394,20 +445,26 @@ class _Walk:
 
 
 def _opened(jaxpr: Any) -> tuple[Any, list[_Value]]:
-    """Return a jaxpr, closed or open, and its constants."""
-    if not hasattr(jaxpr, "consts"):
-        return jaxpr, []
-    return jaxpr.jaxpr, [_Known(lambda c=c: c) for c in jaxpr.consts]
+    inner, consts = opened(jaxpr)
+    return inner, [_Known(lambda c=c: c) for c in consts]
 
 
 def _computed(eqn: Any, ins: list[_Value], outputs: int) -> list[_Value]:
     def compute() -> list[Any]:
         values = [value.value for value in ins if isinstance(value, _Known)]
-        found = eqn.primitive.bind(*values, **eqn.params)
-        return list(found) if eqn.primitive.multiple_results else [found]
+        return bind(eqn, values)
 
     every = _Known(compute)
     return [_Known(lambda i=i: every.value[i]) for i in range(outputs)]
+
+
+def _merged(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the sizes of the last axes that a reshape makes one, without those of one element."""
+    kept = len(after) - 1
+    if len(before) - kept < 2 or before[:kept] != after[:kept]:
+        return ()
+    sizes = tuple(size for size in before[kept:] if size > 1)
+    return sizes if len(sizes) > 1 else ()
 
 
 def _alike(pieces: Sequence[_Piece]) -> bool:
@@ -493,8 +550,6 @@ def _rows(name: str, p: Any, index: np.ndarray) -> list[int]:
 
 def _blocks(index: np.ndarray, owner: np.ndarray) -> list[np.ndarray]:
     """Cut an index where another leaf's elements begin, along its last axis or its first."""
-    if (owner == owner.flat[0]).all():
-        return [index]
     for axis in (owner.ndim - 1, 0):
         lines = np.moveaxis(owner, axis, 0).reshape(owner.shape[axis], -1)
         if (lines == lines[:, :1]).all():

@@ -57,8 +57,12 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-def read(source: Any) -> Source:
+def read(source: Any, name: str = "source") -> Source:
     """Return the arrays of a file, a folder or a mapping.
+
+    Args:
+        source: As `compat.load` takes it.
+        name: What the argument is called.
 
     Raises:
         DamagedFileError: A file is cut short, or is not of the format that its name says.
@@ -73,7 +77,7 @@ def read(source: Any) -> Source:
     if isinstance(source, str | os.PathLike):
         found = _read_path(arguments.path(source, "source"))
     elif isinstance(source, Mapping):
-        found = _of_mapping("the mapping", source)
+        found = _of_mapping("the mapping", source, name)
     elif isinstance(source, Model):
         raise InvalidTypeError(
             "source is expected to be a file, a folder or a mapping of arrays; it is a "
@@ -87,7 +91,9 @@ def read(source: Any) -> Source:
             f"{describe(source)}. Of a torch module, pass module.state_dict()."
         )
     if not found.arrays:
-        raise InvalidValueError(f"{found.place} is expected to hold arrays; it holds none.")
+        raise InvalidValueError(
+            f"{name}, {found.place}, is expected to hold arrays; it holds none."
+        )
     return found
 
 
@@ -114,7 +120,8 @@ def _read_path(path: Path) -> Source:
     content, notes = _READERS[suffix](path)
     if isinstance(content, dict) and _READERS[suffix] is not read_torch:
         return Source(place, content, in_order=suffix == ".npz", notes=notes)
-    return dataclasses.replace(_of_mapping(place, content), notes=notes)
+    found = _of_mapping(place, content)
+    return dataclasses.replace(found, notes=(*found.notes, *notes))
 
 
 def _read_folder(path: Path) -> Source:
@@ -129,7 +136,7 @@ def _read_folder(path: Path) -> Source:
     )
 
 
-def _of_mapping(place: str, mapping: Mapping[Any, Any]) -> Source:
+def _of_mapping(place: str, mapping: Mapping[Any, Any], argument: str = "source") -> Source:
     """Return a mapping's arrays, flat, in its order; those of the state dict in a checkpoint."""
     notes: tuple[str, ...] = ()
     if nest := _state_dict(mapping):
@@ -146,7 +153,7 @@ def _of_mapping(place: str, mapping: Mapping[Any, Any]) -> Source:
         torch = torch or is_tensor(leaf)
         if name in arrays:
             raise InvalidValueError(f"Two arrays of {place} are named {name!r}; rename one.")
-        arrays[name] = _as_array(place, name, leaf)
+        arrays[name] = _as_array(f"{argument}, {place},", name, leaf)
     # What flax.nnx writes has each array in a variable of its own.
     if arrays and all(name.endswith("/value") for name in arrays):
         arrays = {name.removesuffix("/value"): leaf for name, leaf in arrays.items()}
@@ -184,13 +191,13 @@ def _is_array(leaf: Any) -> bool:
     )
 
 
-def _as_array(place: str, name: str, leaf: Any) -> np.ndarray:
+def _as_array(what: str, name: str, leaf: Any) -> np.ndarray:
     if is_tensor(leaf):
         return from_tensor(leaf)
     numbers = np.asarray(leaf) if _is_array(leaf) else None
     if numbers is None or numbers.dtype.kind in "OSUMm":
         raise InvalidTypeError(
-            f"{place} is expected to hold arrays of numbers; {name!r} is {describe(leaf)}. Leave "
-            f"it out, or pass the part that holds the arrays."
+            f"{what} is expected to hold arrays of numbers; {name!r} is {describe(leaf)}. Leave it "
+            f"out, or pass the part that holds the arrays."
         )
     return numbers

@@ -181,6 +181,34 @@ def test_rows_that_the_example_does_not_use_go_over_too():
         compat.convert(shorter, like=like, example=x)
 
 
+@pytest.mark.parametrize("size", [3, 2])
+def test_features_flattened_channels_first_fit_those_flattened_last(size):
+    """Of a cube (size 2) the shapes do not tell which axis is which."""
+
+    class First(eqx.Module):
+        conv: eqx.nn.Conv2d
+        dense: eqx.nn.Linear
+
+        def __call__(self, x):
+            return self.dense(jax.nn.relu(self.conv(jnp.moveaxis(x, -1, 0)).ravel()))
+
+    class Last(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(2, (3, 3))(x))
+            return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+    x = np.random.default_rng(0).normal(size=(4, size, size, 1)).astype(np.float32)
+    one, other = jax.random.split(jax.random.key(0))
+    module = First(
+        eqx.nn.Conv2d(1, 2, 3, padding=1, key=one), eqx.nn.Linear(2 * size**2, 3, key=other)
+    )
+    first, last = compat.as_model(module), compat.as_model(Last(), x, key=0)
+    for model, like in ((first, last), (last, first)):
+        converted = compat.convert(model, like=like, example=x)
+        np.testing.assert_allclose(converted(x)[0], model(x)[0], rtol=1e-5, atol=1e-5)
+
+
 def zero_centred(p, x):
     return x * (1 + p["scale"]) - p["minus"]
 
@@ -270,6 +298,43 @@ def gelu(approximate):
 def test_other_hyper_parameters_are_named(model, like, said):
     with pytest.raises(ValueError, match=f"the weights fit, and hyper-parameters differ: {said}"):
         compat.convert(model, like=like, example=X)
+
+
+def test_the_first_layer_that_differs_is_named():
+    def network(second):
+        def apply(p, x):
+            x = jnp.tanh(x @ p["a"])
+            x = second(x @ p["b"])
+            return jnp.tanh(x @ p["c"]) @ p["d"]
+
+        return function(apply, X, **dict.fromkeys("abcd", (4, 4)))
+
+    model, like = network(jnp.tanh), network(lambda x: 2 * jnp.tanh(x))
+    said = "up to params/b of like they agree, and differ from params/c of like on"
+    with pytest.raises(ValueError, match=said):
+        compat.convert(model, like=like, example=X)
+    first = function(lambda p, x: x @ p["a"], X, a=(4, 4))
+    halved = function(lambda p, x: (x / 2) @ p["a"], X, a=(4, 4))
+    with pytest.raises(ValueError, match=": they differ from params/a of like on"):
+        compat.convert(first, like=halved, example=X)
+    after = function(lambda p, x: 2 * (x @ p["a"]), X, a=(4, 4))
+    with pytest.raises(ValueError, match="params/a of like they agree, and differ after the last"):
+        compat.convert(first, like=after, example=X)
+
+
+def test_heads_of_another_number_are_found_where_they_are_joined():
+    class Attention(nn.Module):
+        heads: int
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.MultiHeadDotProductAttention(self.heads)(x, x)
+
+    x = INPUTS["attention"]
+    model, like = (compat.as_model(Attention(heads), x, key=0) for heads in (2, 4))
+    said = "value/kernel of like they agree, and differ from .*/out/kernel of like on"
+    with pytest.raises(ValueError, match=said):
+        compat.convert(model, like=like, example=x)
 
 
 def test_layers_joined_otherwise_are_refused():

@@ -1,7 +1,7 @@
-"""Networks trained in torch, loaded by twins in every library: `nox -s interop`, `-- lstm` for one.
+"""Networks trained in torch, loaded by twins in every library: `nox -s interop [-- lstm]`.
 
-Each is trained for a few steps, saved with torch.save and with safetensors, and loaded from both. The
-twins' outputs must be those of torch to 1e-5; the figures are printed as a table.
+Each is trained for a few steps, saved with torch.save and with safetensors, and loaded from both.
+The twins' outputs must be those of torch to 1e-5; the figures are printed as a table.
 """
 
 import sys
@@ -276,6 +276,10 @@ NNX = {"mlp": NNXMLP, "resnet": NNXResNet, "lstm": NNXLSTM, "transformer": NNXTr
 # Haiku
 
 
+def haiku_mlp(x):
+    return hk.nets.MLP([16, 16, 3])(x)
+
+
 def haiku_resnet(x, is_training=False):
     def conv(x, outputs, size, stride=1):
         side = (size - 1) // 2
@@ -300,7 +304,9 @@ def haiku_lstm(x):
 
 
 def haiku_transformer(x):
-    norm = lambda x: hk.LayerNorm(-1, True, True)(x)  # noqa: E731
+    def norm(x):
+        return hk.LayerNorm(-1, True, True)(x)
+
     x = hk.Embed(11, 16)(x) + hk.get_parameter("position", (5, 16), init=jnp.zeros)
     for _ in range(2):
         h = norm(x)
@@ -310,7 +316,7 @@ def haiku_transformer(x):
 
 
 HAIKU = {
-    "mlp": lambda: hk.transform(lambda x: hk.nets.MLP([16, 16, 3])(x)),
+    "mlp": lambda: hk.transform(haiku_mlp),
     "resnet": lambda: hk.transform_with_state(haiku_resnet),
     "lstm": lambda: hk.transform(haiku_lstm),
     "transformer": lambda: hk.transform(haiku_transformer),
@@ -425,7 +431,7 @@ class EquinoxTransformer(eqx.Module):
 
 EQUINOX = {
     "mlp": lambda: eqx.nn.MLP(8, 3, 16, 2, key=KEYS[0]),
-    "resnet": lambda: eqx.nn.make_with_state(EquinoxResNet)(),
+    "resnet": eqx.nn.make_with_state(EquinoxResNet),
     "lstm": EquinoxLSTM,
     "transformer": EquinoxTransformer,
 }
@@ -444,9 +450,7 @@ class Position(LAYERS.Layer):
 
 def keras_mlp():
     dense = LAYERS.Dense
-    return keras.Sequential(
-        [LAYERS.Input((8,)), dense(16, "relu"), dense(16, "relu"), dense(3)]
-    )
+    return keras.Sequential([LAYERS.Input((8,)), dense(16, "relu"), dense(16, "relu"), dense(3)])
 
 
 def keras_resnet():
@@ -519,14 +523,17 @@ def refuse_code(folder):
 
 def main():
     folder, worst = Path(tempfile.mkdtemp()), 0.0
-    print(f"torch {torch.__version__}, largest difference of outputs (of the largest, at least 1)\n")
+    print(
+        f"torch {torch.__version__}, largest difference of outputs (of the largest, at least 1)\n"
+    )
     print("| network |", " | ".join(LIBRARIES), "|")
     print("| --- |" + " --- |" * len(LIBRARIES))
     for name in sys.argv[1:] or TORCH:
         network, outputs = trained(name)
         state = network.state_dict()
         files = [folder / f"{name}.pt", folder / f"{name}.safetensors"]
-        torch.save(state, files[0])
+        checkpoint = {"epoch": 10, "state_dict": {f"module.{key}": v for key, v in state.items()}}
+        torch.save(checkpoint, files[0])
         safetensors.torch.save_file(state, files[1])
         cells = []
         for library in LIBRARIES:
@@ -534,9 +541,7 @@ def main():
             for source in (*files, state):
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "load\\(\\): .* by order alone")
-                    model, report = compat.load(
-                        twin(library, name), source, example=INPUTS[name]
-                    )
+                    _, report = compat.load(twin(library, name), source, example=INPUTS[name])
                 gaps.append(report.check(INPUTS[name], outputs, tolerance=1e9))
                 if gaps[-1] > TOLERANCE:
                     print(report, file=sys.stderr)

@@ -1,0 +1,102 @@
+"""Where two networks that should be equal begin to differ."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import Literal
+
+from solstice.compat.model import Model
+from solstice.compat.weights.arrays import float_arrays
+from solstice.compat.weights.pairs import Pair
+from solstice.compat.weights.proof import difference
+from solstice.compat.weights.roles import CONV, MATRIX, TABLE, Use, forward_jaxpr, inlined, opened
+from solstice.tree.programs import bind
+from solstice.tree.pytree import PyTree
+
+# Elsewhere libraries may add, scale and subtract in another order.
+_PRODUCTS = MATRIX, CONV, TABLE
+_FAR = 1e-4
+
+
+def first_divergence(
+    pairs: Sequence[Pair],
+    model: tuple[Model, Mapping[str, Any]],
+    like: tuple[Model, Mapping[str, Any]],
+    inputs: tuple[PyTree, ...],
+) -> tuple[Use | None, Use | None]:
+    """Return the last layer of the target that gives the same, and the first that does not.
+
+    A layer is a product, a convolution or a lookup outside of loops over time; what it gives is
+    compared sorted, so that layouts do not matter. The first layer is None where none gives the
+    same, the second where all do, and the difference is after them.
+
+    Args:
+        pairs: Which leaf goes with which.
+        model: The source, with the values of its float leaves.
+        like: The target likewise.
+        inputs: What both are called with.
+    """
+    both = [pair for pair in pairs if _is_layer(pair.target) and len(pair.sources) == 1]
+    both.sort(key=lambda pair: pair.target.step)
+    theirs = _results(*model, inputs, {pair.sources[0].step for pair in both})
+    ours = _results(*like, inputs, {pair.target.step for pair in both})
+    last = None
+    for pair in both:
+        its, mine = theirs[pair.sources[0].step], ours[pair.target.step]
+        if its.size != mine.size:  # fused with others
+            continue
+        if difference(np.sort(mine, axis=None), np.sort(its, axis=None)) > _FAR:
+            return last, pair.target
+        last = pair.target
+    return last, None
+
+
+def _is_layer(use: Use) -> bool:
+    return use.role in _PRODUCTS and use.loop is None
+
+
+def _results(
+    model: Model, arrays: Mapping[str, Any], inputs: tuple[PyTree, ...], wanted: set[int]
+) -> dict[int, np.ndarray]:
+    """Return the first result of some operations of a model's evaluation."""
+    jaxpr, consts = forward_jaxpr(model, inputs)
+
+    def run(values: list[Any]) -> dict[int, Any]:
+        kept: dict[int, Any] = {}
+        with jax.default_matmul_precision("highest"):
+            _evaluate(jaxpr, consts, values, wanted, kept, [-1])
+        return kept
+
+    values = [arrays[path] for path in float_arrays(model)]
+    found = jax.jit(run)([*values, *jax.tree.leaves(inputs)])
+    return {step: np.asarray(value) for step, value in found.items()}
+
+
+def _evaluate(
+    jaxpr: Any,
+    consts: Sequence[Any],
+    values: Sequence[Any],
+    wanted: set[int],
+    kept: dict[int, Any],
+    step: list[int],
+) -> list[Any]:
+    """Evaluate a jaxpr; operations are counted as in `roles.trace`."""
+    env = dict(zip(jaxpr.constvars, consts, strict=True))
+    env |= dict(zip(jaxpr.invars, values, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        ins, inner = [read(atom) for atom in eqn.invars], inlined(eqn)
+        if inner is not None:
+            outs = _evaluate(*opened(inner), ins, wanted, kept, step)
+        else:
+            step[0] += 1
+            outs = bind(eqn, ins)
+            if step[0] in wanted:
+                kept[step[0]] = outs[0]
+        env |= dict(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
