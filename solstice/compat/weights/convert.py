@@ -4,6 +4,7 @@ from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -22,7 +23,8 @@ from solstice.compat.weights.proof import (
     is_finite,
     unlike,
 )
-from solstice.compat.weights.roles import Trace, trace
+from solstice.compat.weights.roles import trace
+from solstice.compat.weights.uses import Trace
 from solstice.compat.weights.whole import whole
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.pytree import PyTree
@@ -68,7 +70,7 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     arguments.instance(model, "model", Model, _WHAT)
     arguments.instance(like, "like", Model, _WHAT)
     inputs = as_inputs(example)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((model, like, inputs))):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, like, inputs))):
         raise InvalidTypeError(
             "convert() compares values, and is expected to be called outside of jax.jit and other "
             "transformations; an argument is traced."
@@ -156,7 +158,7 @@ def _refusal(
 ) -> str:
     """Say by how much outputs differ, from which layer on, and why that may be."""
     last, first = first_divergence(
-        pairs, (source.model, given), (target.model, target.arrays | found), source.inputs
+        pairs, (source.model, given), (target.model, {**target.arrays, **found}), source.inputs
     )
     place = f"from {first.leaf} of like on" if first else "after the last layer"
     if last is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from solstice.compat.weights.roles import VARIANCE, Use
+from solstice.compat.weights.uses import VARIANCE, Use
 
 BY_NAME, BY_USE, BY_PROBING = "name", "order of use", "probing"
 
@@ -142,7 +142,8 @@ def layout(
     single = [axis for axis in range(len(shape)) if shape[axis] == 1]
     axes = tuple(single + order)
     if not np.array_equal(
-        np.flip(np.arange(places.size).reshape(shape), flipped).transpose(axes).reshape(-1), places
+        np.flip(np.arange(places.size).reshape(shape), tuple(flipped)).transpose(axes).reshape(-1),
+        places,
     ):
         return None
     return axes if order != sorted(order) else tuple(range(len(shape))), tuple(flipped)

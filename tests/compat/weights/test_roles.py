@@ -129,6 +129,11 @@ def test_an_operation_not_known_gives_its_name():
     assert only(uses(lambda p, x: jnp.maximum(x, p["w"]), w=(4,)))[1] == "max"
 
 
+def test_a_leaf_that_is_an_output_is_used_as_one():
+    found = uses(lambda p, x: (x * p["a"], p["b"][:2]), a=(4,), b=(3,))
+    assert [(leaf, role) for leaf, role, _ in found] == [("a", "scale"), ("b", "output")]
+
+
 def test_what_the_outputs_do_not_depend_on_is_unused():
     model = compat.FunctionModel(
         lambda key, x: {"w": jnp.ones(4), "idle": jnp.ones(3)},
