@@ -142,7 +142,10 @@ class _Run:
         """Evaluate a program whose first tag has the `number`."""
         known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *given], strict=True))
         found: dict[int, Arrays] = {}
-        for eqn in jaxpr.eqns:
+        # What is not used again is let go of, as when the network runs by itself.
+        last = {id(one): i for i, eqn in enumerate(jaxpr.eqns) for one in eqn.invars}
+        last |= dict.fromkeys(map(id, jaxpr.outvars), len(jaxpr.eqns))
+        for i, eqn in enumerate(jaxpr.eqns):
             operands = [one.val if isinstance(one, Literal) else known[one] for one in eqn.invars]
             count = _count(eqn)
             inside = range(number, number + count)
@@ -158,6 +161,9 @@ class _Run:
                 outs = bind(eqn, operands)
             known.update(zip(eqn.outvars, outs, strict=True))
             number += count
+            for one in eqn.invars:
+                if last[id(one)] == i and not isinstance(one, Literal):
+                    known.pop(one, None)
         outs = [one.val if isinstance(one, Literal) else known[one] for one in jaxpr.outvars]
         return outs, found
 
