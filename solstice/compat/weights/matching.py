@@ -30,7 +30,7 @@ from solstice.compat.weights.uses import CONV, MATRIX, MEAN, TABLE, VARIANCE, Us
 from solstice.errors import InvalidValueError
 
 _T = TypeVar("_T")
-_SWAPS = 200  # how many other orders of alike layers are proposed
+_SWAPS = 100  # how many other orders of alike layers are proposed
 _LAYERS = MATRIX, CONV, TABLE
 
 

@@ -19,8 +19,8 @@ ARCHITECTURES = {
     "mlp": "MLP",
     "cnn": "CNN with batch norm",
     "lstm": "LSTM",
-    "attention": "attention block",
-    "embedding": "embedding",
+    "attention": "Attention block",
+    "embedding": "Embedding",
     "gru": "GRU",
 }
 
