@@ -190,7 +190,7 @@ class _Program:
             for aval in (*exported.in_avals[n:], *exported.out_avals)
         ]
         if found != forms:
-            raise ValueError("a program takes or gives other arrays than export.json says")
+            raise InvalidValueError("a program takes or gives other arrays than export.json says")
         self._weights, self._gives = weights, gives
         self._call = jax.jit(exported.call)
 

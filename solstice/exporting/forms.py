@@ -77,7 +77,7 @@ class Form(Shown):
         tree = from_json(json.dumps(about["tree"]))
         names = leaves_by_path(tree)
         if sorted(names.values()) != list(range(len(about["arrays"]))):
-            raise ValueError("arrays and tree of a form contradict each other")
+            raise InvalidValueError("arrays and tree of a form contradict each other")
         by_number = {i: about["arrays"][name] for name, i in names.items()}
         arrays = [
             ArrayForm(tuple(map(_size, by_number[i]["shape"])), as_dtype(by_number[i]["dtype"]))
