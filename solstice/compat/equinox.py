@@ -177,12 +177,15 @@ class EquinoxModel(Model):
     def settle_averages(self) -> Self:
         """Return the model with the steps of each batch norm counted high, and the first one past.
 
-        Moments are divided by `1 - momentum ** counter` in evaluation.
+        Evaluation divides moments by `1 - momentum ** counter`; here, they are divided for good.
         """
         module, state = self._module(train=False), jax.tree.map(lambda leaf: leaf, self.state)
         for norm in filter(_is_norm, jax.tree.leaves(module, is_leaf=_is_norm)):
             if norm.batch_counter is not None:
-                count = state.get(norm.batch_counter)
+                count, moments = state.get(norm.batch_counter), state.get(norm.batch_state_index)
+                part = jnp.where(count == 0, 1, 1 - norm.momentum**count)
+                moments = tuple((one / part).astype(one.dtype) for one in moments)
+                state = state.set(norm.batch_state_index, moments)
                 state = state.set(norm.batch_counter, jnp.full_like(count, 10**8))
             if norm.ema_first_time_index is not None:
                 state = state.set(norm.ema_first_time_index, jnp.array(False))

@@ -108,8 +108,8 @@ class Model(Shown, eqx.Module):
 
         Where weights of a trained network are put into this one, what corrects averages of few
         steps (a counter, a flag of the first step) must not correct the new ones: they would be
-        right in evaluation and wrong in the next training step. Networks without such corrections,
-        the default, return themselves.
+        right in evaluation and wrong in the next training step. Outputs in evaluation stay the
+        same. Networks without such corrections return themselves, which is the default.
         """
         return self
 
