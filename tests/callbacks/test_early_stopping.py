@@ -497,4 +497,4 @@ def test_a_misspelt_name_costs_no_step_where_evaluation_is_compiled(adding, comp
     ):
         with pytest.raises(solstice.UsageError, match="Did you mean 'mean'") as raised:
             solstice.train(exp, 1, batches, batches[:], [callback, step], progress=False)
-        assert "before the first step" in raised.value.__notes__[-1] and not taken
+        assert "before the first training step" in raised.value.__notes__[-1] and not taken
