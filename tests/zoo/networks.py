@@ -506,7 +506,7 @@ def equinox_flow() -> Network:
 
 
 def _log_probs(flow: Any, x: jax.Array) -> jax.Array:
-    return jax.vmap(lambda x: flow.log_prob(x, None))(x)
+    return jax.vmap(flow.log_prob, (0, None))(x, None)
 
 
 @row(
@@ -514,7 +514,7 @@ def _log_probs(flow: Any, x: jax.Array) -> jax.Array:
     "Equinox",
     "transformer-flows",
     how="`compat.EquinoxModel(flow, state, call=lambda flow, x: "
-    "jax.vmap(lambda x: flow.log_prob(x, None))(x))`",
+    "jax.vmap(flow.log_prob, (0, None))(x, None))`",
 )
 def equinox_transformer_flow() -> Network:
     import equinox as eqx
