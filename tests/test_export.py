@@ -123,6 +123,12 @@ def test_models_of_several_and_of_integer_inputs(library, kind, tmp_path):
         assert_same_bits(leaves_of(outputs), leaves_of(again))
 
 
+class Dense(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(8)(x)
+
+
 class Named(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -255,6 +261,18 @@ def test_predictions_are_the_experiments_by_the_names_of_classes(kind, tmp_path)
         predicted = np.array(classes)[predicted]
         assert found.classes == tuple(classes)
     assert_same_bits([predicted], [np.asarray(found.predict(X[:3]))])
+
+
+@pytest.mark.parametrize("of", ["lora", "quantize"])
+def test_a_wrapped_network_is_exported_as_it_computes(of, tmp_path):
+    model = compat.as_model(Dense(), X, key=0)
+    if of == "lora":
+        model = compat.lora(model, rank=2, key=1)
+        model = solstice.replace(model, params=jax.tree.map(jnp.ones_like, model.params))
+    else:
+        model = compat.quantize(model, bits=8)
+    exp = solstice.ClassificationExperiment(model, TX)
+    assert_same_bits([exp(X[:3])], [exported(exp, tmp_path)(X[:3])])
 
 
 @pytest.mark.parametrize(

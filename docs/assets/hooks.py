@@ -27,8 +27,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     changelog = (ROOT / "CHANGELOG.md").read_text()
     files.append(File.generated(config, "changelog.md", content=changelog))
     for name, path in PROGRAMS.items():
-        text = f"# {name}\n\n```python\n{path.read_text()}```\n"
         page = _page_of(name)
+        back = "../" * page.count("/") + "examples.md"
+        text = f"# {name}\n\n[All examples]({back})\n\n```python\n{path.read_text()}```\n"
         files.append(
             File.generated(config, page, content=text, inclusion=InclusionLevel.NOT_IN_NAV)
         )

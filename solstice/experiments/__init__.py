@@ -8,7 +8,7 @@ from solstice.experiments.multilabel import MultiLabel, MultiLabelExperiment
 from solstice.experiments.regression import Regression, RegressionExperiment
 from solstice.experiments.runnable import Runnable
 from solstice.experiments.supervised import SupervisedExperiment
-from solstice.experiments.task import Task
+from solstice.experiments.task import Names, Task
 
 __all__ = [
     "BinaryClassification",
@@ -19,6 +19,7 @@ __all__ = [
     "MemberStopping",
     "MultiLabel",
     "MultiLabelExperiment",
+    "Names",
     "Regression",
     "RegressionExperiment",
     "Runnable",

@@ -49,6 +49,8 @@ class Exported(Shown):
     `load_exported` makes it. The first call with each number of examples compiles the program.
 
     Attributes:
+        path: The folder.
+        of: The class of what was exported, such as "ClassificationExperiment".
         classes: The names of the classes or labels; None where the export has none.
         inputs: The shape and the type of the input, or a tuple of several; "batch" in a shape is
             any number of examples.

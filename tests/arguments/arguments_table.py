@@ -79,6 +79,7 @@ EXEMPT: dict[str, str] = {
     "data.pad_last": "as `pad_last`",
     "experiments.MemberStopping.is_about": _TRAINER,
     "experiments.Task.*": _TASK,
+    "experiments.Names": "a task makes it",
     **dict.fromkeys((f"experiments.{name}.*" for name in _TASKS), _TASK),
     "sklearn.*(X)": "scikit-learn checks it: see test_sklearn",
     "sklearn.*(y)": "as X",

@@ -179,6 +179,25 @@ def test_a_function_is_called_in_each_step_of_a_scan():
     assert set(seen) == {(3, 4)}
 
 
+def test_a_mapped_axis_comes_first():
+    def apply(params, x):
+        return jax.vmap(lambda column: compat.tag("column", 2 * column), 1, 1)(x)
+
+    model = compat.FunctionModel(lambda key, x: {"w": jnp.ones(1)}, apply, X, key=KEY)
+    found = capture(model, X)
+    np.testing.assert_array_equal(found["column"], 2 * X.T)
+    assert_same_bits(model(X)[0], intervene(model, X, edits=found), "with all put back")
+
+
+def test_masks_of_keras_pass_tags():
+    layers = keras.layers
+    inner = keras.Sequential([layers.Embedding(4, 3, mask_zero=True), layers.Dense(3)])
+    network = keras.Sequential([layers.Input((5,), dtype="int32"), inner, layers.SimpleRNN(2)])
+    model, tokens = compat.KerasModel(network), jnp.array([[1, 2, 0, 0, 0], [1, 2, 3, 1, 0]])
+    outputs, _ = model(tokens)
+    assert_close(outputs, intervene(model, tokens, edits={}), "without and with tags")
+
+
 def test_a_bare_path_stands_for_all_calls_of_a_shared_layer():
     subject = LIBRARIES["linen"]["shared"]
     model, (x,) = subject.make_model(KEY), subject.inputs

@@ -19,7 +19,7 @@ import numpy as np
 
 from solstice.compat.weights.layers import Layer, normal, signature_of, without_numbers
 from solstice.compat.weights.pairs import BY_NAME, BY_USE, Pair
-from solstice.compat.weights.roles import MATRIX, TABLE, Use
+from solstice.compat.weights.uses import MATRIX, TABLE, Use
 
 LIKENESS, TIED = "likeness of names", "tied"
 _PARTS = (2, 3)  # a gate and a value in one array; query, key and value

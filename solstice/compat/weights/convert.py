@@ -23,7 +23,8 @@ from solstice.compat.weights.proof import (
     is_finite,
     unlike,
 )
-from solstice.compat.weights.roles import Trace, trace
+from solstice.compat.weights.roles import trace
+from solstice.compat.weights.uses import Trace
 from solstice.compat.weights.whole import whole
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.pytree import PyTree

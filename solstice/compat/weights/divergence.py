@@ -11,7 +11,8 @@ from solstice.compat.model import Model
 from solstice.compat.weights.arrays import float_arrays
 from solstice.compat.weights.pairs import Pair
 from solstice.compat.weights.proof import difference
-from solstice.compat.weights.roles import CONV, MATRIX, TABLE, Use, forward_jaxpr, inlined, opened
+from solstice.compat.weights.roles import forward_jaxpr, inlined, opened
+from solstice.compat.weights.uses import CONV, MATRIX, TABLE, Use
 from solstice.tree.programs import bind
 from solstice.tree.pytree import PyTree
 

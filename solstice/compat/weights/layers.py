@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from solstice.compat.weights.roles import (
+from solstice.compat.weights.uses import (
     BIAS,
     CONV,
     MATRIX,

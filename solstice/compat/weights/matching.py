@@ -26,7 +26,7 @@ import numpy as np
 
 from solstice.compat.weights.pairs import BY_NAME, BY_USE, Pair
 from solstice.compat.weights.recurrent import Cell, cells_of, pairings_of_cells
-from solstice.compat.weights.roles import CONV, MATRIX, MEAN, TABLE, VARIANCE, Use
+from solstice.compat.weights.uses import CONV, MATRIX, MEAN, TABLE, VARIANCE, Use
 from solstice.errors import InvalidValueError
 
 _T = TypeVar("_T")

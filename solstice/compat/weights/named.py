@@ -14,7 +14,7 @@ import numpy as np
 from solstice.compat.weights.hdf5 import natural
 from solstice.compat.weights.layers import Layer, prefix
 from solstice.compat.weights.recurrent import Cell
-from solstice.compat.weights.roles import (
+from solstice.compat.weights.uses import (
     BIAS,
     MATRIX,
     MEAN,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from solstice.compat.weights.roles import VARIANCE, Use
+from solstice.compat.weights.uses import VARIANCE, Use
 
 BY_NAME, BY_USE, BY_PROBING = "name", "order of use", "probing"
 

@@ -23,8 +23,9 @@ from solstice.compat.weights.pairs import BY_NAME, Pair, describe
 from solstice.compat.weights.proof import TOLERANCE, difference, evaluation
 from solstice.compat.weights.recurrent import LSTM, Cell, cells_of, way
 from solstice.compat.weights.report import LoadedLeaf, LoadReport, check_left
-from solstice.compat.weights.roles import CONV, MATRIX, MEAN, VARIANCE, Trace, trace
+from solstice.compat.weights.roles import trace
 from solstice.compat.weights.sources import Source
+from solstice.compat.weights.uses import CONV, MATRIX, MEAN, VARIANCE, Trace
 from solstice.tree.kinds import is_typed_key
 from solstice.tree.pytree import PyTree
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from solstice.compat.model import Model
 from solstice.compat.weights.arrays import with_arrays
-from solstice.compat.weights.roles import BIAS, CONV, MEAN, SCALE, TABLE, VARIANCE, Trace, Use
+from solstice.compat.weights.uses import BIAS, CONV, MEAN, SCALE, TABLE, VARIANCE, Trace, Use
 from solstice.tree.pytree import PyTree
 
 TOLERANCE = 1e-5

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from solstice.compat.weights.pairs import BY_PROBING, BY_USE, Pair
-from solstice.compat.weights.roles import BIAS, MATRIX, Use
+from solstice.compat.weights.uses import BIAS, MATRIX, Use
 
 SIMPLE, GRU, LSTM = 1, 3, 4
 

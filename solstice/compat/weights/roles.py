@@ -21,74 +21,19 @@ from jax.interpreters import partial_eval
 
 from solstice.compat.model import Model, as_inputs
 from solstice.compat.weights.arrays import float_arrays, with_arrays
+from solstice.compat.weights.uses import (
+    BIAS,
+    MATRIX,
+    MEAN,
+    SCALE,
+    TABLE,
+    VARIANCE,
+    Trace,
+    Use,
+    conv_index,
+)
 from solstice.tree.programs import bind
 from solstice.tree.pytree import PyTree
-
-MATRIX, CONV, TABLE = "matrix", "conv", "table"
-BIAS, SCALE, MEAN, VARIANCE = "bias", "scale", "mean", "variance"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Use:
-    """One use of a leaf, or of a part of it.
-
-    Attributes:
-        leaf: The leaf's path or name.
-        role: `matrix` (in, out); `conv` (spatial..., in, out); `table` (rows, features); `bias`,
-            `scale`, `mean`, `variance` (elements,); or the name of an operation not known here.
-        index: Positions in the flattened leaf, with axes in the order of the role.
-        loop: Which loop over time the use is in, counted from 0; None outside of loops.
-        of: In a loop, what a matrix multiplies: "input" or "carry"; otherwise "".
-        factor: The value that is used is `factor * leaf + shift`.
-        shift: As above. Of a variance it is the epsilon.
-        step: The number of the operation in its network's trace; -1 where there was no trace.
-        rows: Of a matrix that takes flattened features, the axes they had, such as (height, width,
-            channels): what is first there and last elsewhere orders its rows. Otherwise empty.
-    """
-
-    leaf: str
-    role: str
-    index: np.ndarray
-    loop: int | None = None
-    of: str = ""
-    factor: float = 1.0
-    shift: float = 0.0
-    step: int = -1
-    rows: tuple[int, ...] = ()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape in the order of the role."""
-        return self.index.shape
-
-    def __str__(self) -> str:
-        return f"{self.leaf} ({self.role} {'x'.join(map(str, self.shape))})"
-
-
-@dataclasses.dataclass(frozen=True)
-class Trace:
-    """What a trace of a model's call says of its leaves.
-
-    Attributes:
-        uses: In the order of use; a leaf that is used twice is in it twice.
-        unused: Float leaves that the outputs do not depend on.
-        epsilons: The constants added before a square root, in their order.
-        operations: How often each operation occurs.
-    """
-
-    uses: tuple[Use, ...]
-    unused: tuple[str, ...]
-    epsilons: tuple[float, ...]
-    operations: Counter[str]
-
-
-def conv_index(index: np.ndarray) -> tuple[str, np.ndarray]:
-    """Return role and index of a convolution's kernel (spatial..., in, out).
-
-    One that looks at one position is a matrix, so that it fits a dense layer's.
-    """
-    pointwise = all(size == 1 for size in index.shape[:-2])
-    return (MATRIX, index.reshape(index.shape[-2:])) if pointwise else (CONV, index)
 
 
 def trace(model: Model, example: PyTree) -> Trace:

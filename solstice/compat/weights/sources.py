@@ -92,7 +92,7 @@ def read(source: Any, name: str = "source") -> Source:
         )
     if not found.arrays:
         raise InvalidValueError(
-            f"{name}, {found.place}, is expected to hold arrays; it holds none."
+            f"{name} is expected to hold arrays; {found.place} holds none: {describe(source)}."
         )
     return found
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from solstice.compat.weights.pairs import Pair
-from solstice.compat.weights.roles import Use
+from solstice.compat.weights.uses import Use
 from solstice.errors import InvalidValueError
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from networks.common import CLASSES, INPUTS, Subject, functional, rounded
-from solstice.compat import FunctionModel
+from solstice.compat import FunctionModel, tag
 
 
 def dense_init(key, inputs, outputs):
@@ -41,6 +41,7 @@ def cnn(params, x, *, state, key, train):
     x = jax.lax.conv_general_dilated(
         x, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+    x = tag("conv", x)
     if train:
         mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
         moved = {"mean": mean, "variance": variance}

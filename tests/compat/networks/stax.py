@@ -5,7 +5,7 @@ from jax.example_libraries import stax
 
 from networks import function
 from networks.common import CLASSES, INPUTS, Subject, functional, rounded
-from solstice.compat import StaxModel
+from solstice.compat import StaxModel, tag
 
 
 def layer(init, apply, shape):
@@ -23,7 +23,7 @@ def mlp(mode):
 
 def cnn(mode):
     return stax.serial(
-        stax.Conv(4, (3, 3), padding="SAME"),
+        tag("conv", stax.Conv(4, (3, 3), padding="SAME")),
         stax.BatchNorm(),
         stax.Relu,
         stax.Flatten,

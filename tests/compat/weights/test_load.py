@@ -605,3 +605,41 @@ def test_flattened_features_are_put_into_the_network_s_order(first):
                model_leaves(model).items()}  # fmt: skip
     _, back = compat.load(networks[not first](), weights, example=x)
     assert back.check(x, outputs) < 1e-5
+
+
+class Stacked(nn.Module):
+    """Two cells, one over the other, and a third that reads backwards."""
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.RNN(nn.LSTMCell(8))(nn.RNN(nn.LSTMCell(8))(x))
+        back = nn.RNN(nn.LSTMCell(8), reverse=True, keep_order=True)(x)
+        return nn.Dense(3)(h[:, -1] + back[:, 0])
+
+
+def test_several_cells_are_loaded_in_order():
+    cells = {"l0": 6, "l1": 8, "back_l0": 6}
+    state = linear("fc", 8, 3)
+    for name, inputs in cells.items():
+        place, _, layer = name.rpartition("_")
+        for what, shape in (
+            ("weight_ih", (32, inputs)), ("weight_hh", (32, 8)), ("bias_ih", 32), ("bias_hh", 32)
+        ):  # fmt: skip
+            state[f"{place or 'rnn'}.{what}_{layer}"] = normal(*np.atleast_1d(shape))
+
+    def run(place, layer, x):
+        h = c = np.zeros((len(x), 8))
+        weights = [state[f"{place}.{w}_{layer}"] for w in
+                   ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]  # fmt: skip
+        for t in range(x.shape[1]):
+            gates = x[:, t] @ weights[0].T + h @ weights[1].T + weights[2] + weights[3]
+            i, f, g, o = np.split(gates, 4, 1)
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            h = sigmoid(o) * np.tanh(c)
+            yield h
+
+    x = INPUTS["lstm"]
+    first = np.stack(list(run("rnn", "l0", x)), 1)
+    h = list(run("rnn", "l1", first))[-1] + list(run("back", "l0", x[:, ::-1]))[-1]
+    _, report = compat.load(compat.as_model(Stacked(), x, key=0), state)
+    assert report.check(x, dense(state, "fc", h)) < 1e-5

@@ -5,7 +5,7 @@ import pytest
 
 from solstice.compat.weights.matching import ClashError, MismatchError, candidates, values
 from solstice.compat.weights.pairs import describe
-from solstice.compat.weights.roles import Use
+from solstice.compat.weights.uses import Use
 
 
 def use(leaf, role, *shape):

@@ -207,7 +207,7 @@ def test_a_mapping_keeps_its_order_and_may_be_nested():
 @pytest.mark.parametrize(
     ("source", "error", "says"),
     [
-        ({}, InvalidValueError, "source, the mapping, is expected to hold arrays; it holds none"),
+        ({}, InvalidValueError, "source is expected to hold arrays; the mapping holds none: {}"),
         ({"w": "text"}, InvalidTypeError, "'w' is the str 'text'"),
         ({"w": 0.1}, InvalidTypeError, "'w' is the float 0.1"),
         ({"a/b": np.ones(1), "a": {"b": np.ones(1)}}, InvalidValueError, "are named 'a/b'"),
