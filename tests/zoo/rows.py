@@ -62,7 +62,7 @@ NETWORKS: list[Row] = []
 
 
 def row(
-    title: str, library: str, *packages: str, how: str = "as it is"
+    title: str, library: str, *packages: str, how: str = "`as_model`"
 ) -> Callable[[Callable[[], Network]], Callable[[], Network]]:
     """Put a function into the table."""
 

@@ -156,7 +156,7 @@ def table(lines: list[str]) -> str:
         for name in ("jax", "flax", "dm-haiku", "equinox", "keras", "optax")
     )
     where = f"Python {platform.python_version()}, CPU"
-    head = "| network | package | library | how it goes in | steps | parity |"
+    head = "| network | package | library | how to wrap it | steps | parity |"
     absent = [
         f"| {title} | {package} | {library} | | | not installed: {why} |"
         for title, package, library, why in NOT_INSTALLED
