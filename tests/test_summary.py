@@ -167,7 +167,8 @@ def test_long_paths_lose_their_middle():
         lambda i: "a/b" if i == 0 else "c",
     ],
 )
-def test_no_two_rows_read_alike(name):
+def test_no_two_rows_read_alike(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     value = {name(i): X for i in (0, 1)} | {"a": {"b": X}}
     value |= {name(i): X for i in range(2, 50)}
     lines = str(solstice.summary(value)).splitlines()
