@@ -245,7 +245,7 @@ def train_on(batch, **options):
         (
             (X, Y + 0.5),
             ValueError,
-            r"labels are expected.* whole values\. 8 of 8 .* such as [012]\.5",
+            r"labels are expected.* whole numbers\. 8 of 8 .* such as [012]\.5",
         ),
         ((X, Y * 1j), TypeError, r"labels are expected to be classes.*complex64\[8\]"),
         ((X, Y + 7), ValueError, r"classes from 0 to 2.*8 of 8 are not, such as 7"),
