@@ -21,6 +21,9 @@ class Reference(griffe.Extension):
             for attribute in module.attributes.values():
                 if not attribute.is_alias and attribute.name.endswith("_LAWS"):
                     _tell_laws(attribute, module)
+            for one in module.classes.values():
+                if not one.is_alias:
+                    _leave_out_private(one)
             variables = dict(_type_variables(module))
             for annotation in _annotations(module):
                 _make_public(annotation, variables)
@@ -58,6 +61,13 @@ def _annotations(scope: griffe.Object) -> Iterator[Any]:
         elif isinstance(one, griffe.Class):
             yield from one.bases
             yield from _annotations(one)
+
+
+def _leave_out_private(one: griffe.Class) -> None:
+    """Forget the fields that a dataclass takes for itself, such as `_model`: griffe shows them."""
+    if any(decorator.callable_path.startswith("dataclass") for decorator in one.decorators):
+        for name in [name for name in one.members if re.match("_[a-z]", name)]:
+            one.del_member(name)
 
 
 def _type_variables(module: griffe.Module) -> Iterator[tuple[str, str]]:

@@ -43,28 +43,29 @@ def export(
     classes: Iterable[str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write what a trained network computes into a folder that `load_exported` reads.
+    """Write a trained network to a folder that `load_exported` reads, as programs and weights.
 
-    Of an experiment, that is `exp(x)` and `exp.predict(x)`, with the parameters that evaluation
-    takes; of a model, `model(*inputs)[0]`. On one platform, and for batches of one size, an export
-    gives the same numbers, bit for bit.
+    For an experiment, these compute `exp(x)` and `exp.predict(x)`, with the parameters of
+    evaluation; for a model, `model(*inputs)[0]`. On one platform and with one batch size, an export
+    gives the same numbers as these, bit for bit.
 
     Args:
         exp_or_model: An experiment that can be called on inputs, an `Ensemble` of such, or a
             `compat.Model`.
-        path: A new folder; one that is empty will do.
-        example: A batch's inputs of any length, or their `jax.ShapeDtypeStruct`s, as the experiment
-            takes them, or `preprocess` where there is one; several are a tuple. None takes those
-            that the network was made with. Symbolic sizes (`jax.export.symbolic_shape`) are kept.
+        path: A new or empty folder.
+        example: A batch of inputs of any length, or their `jax.ShapeDtypeStruct`s, as `preprocess`
+            takes them, or the experiment if there is no `preprocess`; several as a tuple. None
+            means those with which the network was made. Symbolic sizes
+            (`jax.export.symbolic_shape`) are kept.
         batch: How many examples the program takes: "any" number, a fixed one, or the "example"'s,
             which keeps all its shapes.
-        platforms: What the program is to run on: some of "cpu", "cuda", "rocm" and "tpu". It is
-            written for all of them, wherever it is exported.
-        preprocess: What is done with inputs before, as a part of the program: a function that jax
-            can trace. It is called as `preprocess(*inputs)` and returns what the experiment takes.
-        classes: The names of the classes, in order; of a binary classifier, those of 0 and 1; of
-            labels, one for each. With them, a model's outputs are taken for logits.
-        overwrite: Whether an export that is there already is replaced. Nothing else ever is.
+        platforms: The platforms that the program can run on: some of "cpu", "cuda", "rocm" and
+            "tpu", whichever it is exported on.
+        preprocess: A function that JAX can trace, which becomes part of the program. It is called
+            as `preprocess(*inputs)` and returns the inputs of the experiment.
+        classes: The names of the classes, in order; for a binary classifier, those of 0 and 1; for
+            several labels, one name each. With them, a model's outputs are read as logits.
+        overwrite: Whether to replace an earlier export. Other files are never replaced.
 
     Raises:
         TypeError: It cannot be called, or an argument is of a wrong type.

@@ -18,14 +18,14 @@ from solstice.tree.tensors import untrusted
 
 
 def load_exported(path: str | os.PathLike[str]) -> "Exported":
-    """Return what `export` wrote into a folder, to be called; no network library is needed.
+    """Return an exported network, ready to be called; no network library is needed.
 
     Args:
-        path: The folder, with or without the machine it was written on.
+        path: The folder that `export` wrote, on this machine or another.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        DamagedFileError: It is none that `export` wrote, a part is missing, or was changed.
+        DamagedFileError: `export` did not write it, or a part is missing or was changed.
         ValueError: It is of a newer version, for other platforms than this process computes on, or
             needs 64-bit types that jax has turned off.
         ImportError: safetensors is not installed.
@@ -44,7 +44,7 @@ def load_exported(path: str | os.PathLike[str]) -> "Exported":
 
 
 class Exported(Shown):
-    """An exported network: called on batches, it gives what the experiment or the model gave.
+    """An exported network: call it on a batch to get the outputs.
 
     `load_exported` makes it. The first call with each number of examples compiles the program.
 
@@ -54,10 +54,10 @@ class Exported(Shown):
         classes: The names of the classes or labels; None where the export has none.
         inputs: The shape and the type of the input, or a tuple of several; "batch" in a shape is
             any number of examples.
-        outputs: Those of the outputs.
-        outputs_are: What these are, in words, such as "logits, one for each class".
+        outputs: The shape and the type of the outputs.
+        outputs_are: What the outputs are, in words, such as "logits, one for each class".
         platforms: What it runs on: "cpu", "cuda", "rocm", "tpu".
-        versions: Those of Solstice and jax that wrote it.
+        versions: The versions of Solstice and JAX that wrote it.
     """
 
     def __init__(self, path: str, content: folder.Content) -> None:
@@ -105,8 +105,8 @@ class Exported(Shown):
     def predict(self, *inputs: PyTree) -> Any:
         """Return what the experiment's `predict` does for a batch of inputs.
 
-        Where the export has the names of classes, an array of these names is returned; of several
-        labels an example, 0 or 1 for each label, in the order of `classes`.
+        If the export has names of classes, the result is an array of these names; with several
+        labels, 0 or 1 for each label, in the order of `classes`.
 
         Raises:
             TypeError: Nothing says what is predicted; or as a call does.

@@ -145,8 +145,8 @@ def cell(text: str) -> str:
 
 def line(row: Row, said: str) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in row.packages)
-    steps = str(STEPS) if said.startswith(("same", "differs")) else ""
-    parts = (row.title, packages, row.library, row.how if steps else "", steps, said)
+    how = row.how if said.startswith(("same", "differs")) else ""
+    parts = (row.title, packages, row.library, said, how)
     return f"| {' | '.join(map(cell, parts))} |"
 
 
@@ -156,14 +156,14 @@ def table(lines: list[str]) -> str:
         for name in ("jax", "flax", "dm-haiku", "equinox", "keras", "optax")
     )
     where = f"Python {platform.python_version()}, CPU"
-    head = "| network | package | library | how to wrap it | steps | parity |"
+    head = "| network | package | library | parity | how to wrap it |"
     absent = [
-        f"| {title} | {package} | {library} | | | not installed: {why} |"
+        f"| {title} | {package} | {library} | not installed: {why} | |"
         for title, package, library, why in NOT_INSTALLED
     ]
     today = datetime.datetime.now(datetime.UTC).date()
     title = f"{today}, with {versions}; {where}."
-    return "\n".join([title, "", head, "|---|---|---|---|---|---|", *lines, *absent])
+    return "\n".join([title, "", head, "|---|---|---|---|---|", *lines, *absent])
 
 
 def main() -> int:

@@ -34,28 +34,28 @@ _WHAT = "a compat.Model, such as exp.model or compat.as_model(network, example, 
 
 
 def convert(model: Model, *, like: _M, example: PyTree) -> _M:
-    """Return `like` with what `model` learned: a network of another library that computes the same.
+    """Return `like` with the weights of `model`: the same network in another library.
 
-    Leaves are matched by what they are for and in which order they are used, which a trace of each
-    network's call says; names and layouts do not matter. Orders of a recurrent cell's gates are
-    tried out. Then both networks run on the example, once with weights drawn at random and once
-    with `model`'s, and must agree. Neither model is changed.
+    Leaves are matched by how the networks use them and in which order, which a trace of each call
+    shows; names and layouts do not matter. Orders of a recurrent cell's gates are tried. Then both
+    networks run on the example, once with random weights and once with `model`'s, and must agree.
+    Neither model changes.
 
-    The result trains on as `model` would: running averages go over, and what corrects them in the
-    first steps (`Model.settle_averages`) is past.
+    The result continues training as `model` would: running averages are copied, and their
+    correction for the first steps (`Model.settle_averages`) is over.
 
     Args:
         model: The network that has the weights.
-        like: A network of the same architecture and of any library. Its structure and dtypes stay;
-            the values of its float leaves are exchanged.
-        example: A batch's inputs; a tuple holds several. Use one in which every weight plays a
-            part: a table of positions, for example, needs sequences of full length.
+        like: A network of the same architecture, in any library. The result has its structure and
+            dtypes.
+        example: A batch of inputs; several as a tuple. Use one that needs every weight: a table of
+            positions, for example, needs sequences of full length.
 
     Raises:
         TypeError: An argument is of a wrong type, or this is called under a jax transformation.
         ValueError: The networks use their weights differently (the message names the first place),
-            their outputs on the example differ by more than 1e-5 of the largest, or part of
-            `like` takes no part in its outputs there.
+            their outputs on the example differ by more than 1e-5 of the largest, or the outputs of
+            `like` do not depend on some of its weights there.
 
     >>> import equinox as eqx, flax.linen as nn, jax, jax.numpy as jnp
     >>> from solstice import compat
