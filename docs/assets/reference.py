@@ -36,7 +36,7 @@ def _program(found: re.Match[str]) -> str:
         if line.startswith((">>>", "...")):
             lines.append(re.sub(r"\s*# doctest: .*", "", line[4:]))
         else:
-            lines.append(f"# {line}")
+            lines.append(f"# {line}".replace(" <BLANKLINE>", ""))
     return "```python\n" + "\n".join(lines) + "\n```\n"
 
 
