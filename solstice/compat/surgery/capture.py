@@ -31,8 +31,8 @@ def capture(
         model: An adapted network. Those of Flax, Haiku, Equinox and Keras have the library's own
             paths; in others, name values by `compat.tag`.
         *inputs: Batched inputs, as the model's call takes them.
-        where: A glob over paths, such as `"*/attention*"`, whose `*` also matches `/`; or a function
-            that says whether to return the value of a path. "dense" chooses all its calls.
+        where: A glob over paths, such as `"*/attention*"`, whose `*` also matches `/`; or a
+            function that says whether to return the value of a path. "dense" chooses all its calls.
         key: As the model's call takes it.
         train: Whether the pass is one of training; the model does not change in any case.
         **kwargs: As the model's call takes them.
