@@ -197,7 +197,7 @@ def test_other_data_in_the_place_of_the_skipped_is_an_error(tmp_path):
     with pytest.raises(BangError):
         run(tmp_path, [Crash("train", 3)])
     other = [(X[:6] + 1, Y[:6])] * 5
-    with pytest.raises(ValueError, match=r"after 3 batches of epoch 0; train_ds now has a different one"):
+    with pytest.raises(ValueError, match=r"epoch 0; train_ds now has a different one"):
         run(tmp_path, train_ds=other)
     with pytest.raises(ValueError, match=r"train_ds now ends before it"):
         run(tmp_path, train_ds=lambda epoch: iter(list(shuffled(epoch))[:2]))

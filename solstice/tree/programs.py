@@ -88,6 +88,22 @@ def inner_programs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
                 yield inner
 
 
+def scan_parts(eqn: JaxprEqn) -> tuple[int, int]:
+    """Return how many operands of a scan are constants, and how many are carried.
+
+    The operands that follow are scanned over.
+
+    >>> count = lambda carry, x: (carry + x, carry)
+    >>> (scan,) = jax.make_jaxpr(lambda xs: jax.lax.scan(count, 0.0, xs))(jax.numpy.ones(3)).eqns
+    >>> scan_parts(scan)
+    (0, 1)
+    """
+    if "num_consts" in eqn.params:  # before jax 0.11
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry, _ = eqn.params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
 def _evaluate(
     jaxpr: Jaxpr, consts: Iterable[ArrayLike], arguments: Iterable[ArrayLike]
 ) -> list[ArrayLike]:

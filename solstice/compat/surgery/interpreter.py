@@ -20,7 +20,7 @@ from solstice.arguments import check_leaves, describe
 from solstice.compat.surgery.tags import Form, derivative_p, tag_p, tagging
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.naming import tree_difference
-from solstice.tree.programs import bind, inner_programs
+from solstice.tree.programs import bind, inner_programs, scan_parts
 from solstice.tree.pytree import PyTree
 
 Arrays = list[Any]
@@ -215,7 +215,7 @@ def _scan(
 ) -> tuple[Arrays, dict[int, Arrays]]:
     """Evaluate a scan; what is collected comes out stacked, and what is put there goes in so."""
     params = eqn.params
-    closed, carried = params["num_consts"], params["num_carry"]
+    closed, carried = scan_parts(eqn)
     consts, xs = operands[:closed], operands[closed + carried :]
     kinds: list[Any] = [one.aval for one in jaxpr.invars[closed : closed + carried]]
     carry = [

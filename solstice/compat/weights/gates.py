@@ -18,7 +18,7 @@ from jax.extend.core import Literal, jaxpr_as_fun
 from solstice.compat.model import Model, as_inputs
 from solstice.compat.weights.arrays import float_arrays, with_arrays
 from solstice.compat.weights.recurrent import LSTM, SIMPLE, Cell
-from solstice.tree.programs import bind
+from solstice.tree.programs import bind, scan_parts
 from solstice.tree.pytree import PyTree
 
 # Any four numbers whose gates differ well.
@@ -151,7 +151,8 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], loops: list[_Lo
         ins, p = [read(atom) for atom in eqn.invars], eqn.params
         inner = next((p[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in p), None)
         if eqn.primitive.name == "scan":
-            n, m = p["num_consts"], p["num_consts"] + p["num_carry"]
+            n, carried = scan_parts(eqn)
+            m = n + carried
             first = [leaf[-1 if p["reverse"] else 0] for leaf in ins[m:]]
             loops.append(_Loop(p["jaxpr"], ins[:n], ins[n:m], first))
         if inner is not None and eqn.primitive.name != "scan":

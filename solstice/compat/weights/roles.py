@@ -32,7 +32,7 @@ from solstice.compat.weights.uses import (
     Use,
     conv_index,
 )
-from solstice.tree.programs import bind
+from solstice.tree.programs import bind, scan_parts
 from solstice.tree.pytree import PyTree
 
 
@@ -340,7 +340,8 @@ class _Walk:
 
     def _scan(self, eqn: Any, ins: list[_Value]) -> list[_Value]:
         p = eqn.params
-        n, m = p["num_consts"], p["num_consts"] + p["num_carry"]
+        n, carried = scan_parts(eqn)
+        m = n + carried
         consts, carry, xs = ins[:n], ins[n:m], ins[m:]
         jaxpr, closed = _opened(p["jaxpr"])
         count = len(eqn.outvars)
