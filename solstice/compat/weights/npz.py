@@ -30,7 +30,7 @@ def read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: _array(path, file, name) for name in names}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError) as error:
-        raise damaged(path, f"it is no whole .npz file ({error})") from error
+        raise damaged(path, f"it is not a complete .npz file ({error})") from error
     halves = [name for name, leaf in arrays.items() if leaf.dtype == np.dtype("V2")]
     for name in halves:
         arrays[name] = arrays[name].view(jnp.bfloat16)

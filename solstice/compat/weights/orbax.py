@@ -44,7 +44,7 @@ def read_orbax(folder: Path) -> Any:
             return checkpointer.restore(folder, restore_args=numpys)
     except Exception as error:
         why = str(error).partition("\n")[0][:200]
-        raise damaged(folder, f"it is no whole checkpoint of Orbax ({why})") from error
+        raise damaged(folder, f"it is not a complete checkpoint of Orbax ({why})") from error
 
 
 def _steps(folder: Path) -> list[Path]:
