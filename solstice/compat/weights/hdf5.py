@@ -25,7 +25,7 @@ def read_hdf5(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Return the arrays, as "dense_1/kernel"; layers of one class are in the network's order.
 
     Raises:
-        DamagedFileError: It is no whole file of this format.
+        DamagedFileError: It is not a complete file of this format.
         MissingPackageError: h5py is not installed.
     """
     return _datasets(path, path), ()
@@ -35,7 +35,7 @@ def read_keras_archive(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ..
     """Return the weights in what Keras's `model.save` wrote; the rest of it is not read.
 
     Raises:
-        DamagedFileError: It is no whole file of this format.
+        DamagedFileError: It is not a complete file of this format.
         MissingPackageError: h5py is not installed.
     """
     _h5py()

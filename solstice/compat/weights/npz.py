@@ -17,7 +17,7 @@ def read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     numpy writes bfloat16 without saying so: numbers of 2 bytes and no type are taken for it.
 
     Raises:
-        DamagedFileError: It is no whole file of this format.
+        DamagedFileError: It is not a complete file of this format.
         InvalidValueError: It holds Python objects, or two arrays of one name.
     """
     try:

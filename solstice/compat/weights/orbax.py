@@ -23,7 +23,7 @@ def read_orbax(folder: Path) -> Any:
     """Return the tree of arrays of an item; of a checkpoint with one item, of that one.
 
     Raises:
-        DamagedFileError: It is no whole checkpoint.
+        DamagedFileError: It is not a complete checkpoint.
         InvalidValueError: It holds several steps or items; one is to be named.
         MissingPackageError: Orbax is not installed.
     """

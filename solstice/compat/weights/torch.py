@@ -19,7 +19,7 @@ def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
     """Return what `torch.save` wrote, a mapping, without running any code of the file's.
 
     Raises:
-        DamagedFileError: It is no whole file of torch.
+        DamagedFileError: It is not a complete file of torch.
         InvalidValueError: It holds more than tensors and plain values, as whole modules are.
         MissingPackageError: torch is not installed.
     """

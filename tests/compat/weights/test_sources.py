@@ -194,7 +194,7 @@ def test_an_orbax_checkpoint_is_read(tmp_path, manager):
     if not manager:
         (tmp_path / "run" / "_METADATA").write_text("{")
         (tmp_path / "run" / "manifest.ocdbt").unlink()
-        with pytest.raises(DamagedFileError, match="no whole checkpoint of Orbax"):
+        with pytest.raises(DamagedFileError, match="not a complete checkpoint of Orbax"):
             read(tmp_path / "run")
 
 
