@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from solstice import arguments
 from solstice.arguments import describe
-from solstice.compat import as_model, as_optimizer
+from solstice.compat.registry import as_model, as_optimizer
 from solstice.compat.drawing import needs_key
 from solstice.compat.model import Model, as_inputs, check_example, is_shaped
 from solstice.compat.optimizer import Optimizer, carried

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from solstice.compat import as_model
+from solstice.compat.registry import as_model
 from solstice.compat.freeze import freeze
 from solstice.compat.model import Model
 from solstice.testing.compare import (

@@ -357,11 +357,11 @@ def test_what_is_in_a_loop_of_unknown_length_or_a_branch_is_refused(loop):
 def test_unknown_paths_are_told_with_those_near_them():
     subject = LIBRARIES["nnx"]["attention"]
     model = subject.make_model(KEY)
-    with pytest.raises(ValueError, match=r"'atend/query' chooses none\. Near it are 'att"):
+    with pytest.raises(ValueError, match=r"the glob 'atend/query', .* none of attend/q"):
         intervene(model, *subject.inputs, edits={"atend/query": jnp.zeros_like})
-    with pytest.raises(ValueError, match=r"'\*\*\*x' chooses none\. The paths are 'attend/query'"):
+    with pytest.raises(ValueError, match=r"'\*\*\*x', .* sub-modules, .* none of .*attend/query"):
         capture(model, *subject.inputs, where="***x")
-    with pytest.raises(ValueError, match="the function chooses none"):
+    with pytest.raises(ValueError, match=r"where, the function, .* chooses none of attend/query"):
         capture(model, *subject.inputs, where=lambda path: False)
 
 

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from solstice.compat.weights.layers import Layer, normal, signature_of, without_numbers
-from solstice.compat.weights.pairs import BY_NAME, BY_USE, Pair
+from solstice.compat.weights.pairs import BY_LIKENESS, BY_NAME, BY_USE, TIED, Pair
 from solstice.compat.weights.uses import MATRIX, TABLE, Use
 
-LIKENESS, TIED = "likeness of names", "tied"
 _PARTS = (2, 3)  # a gate and a value in one array; query, key and value
 
 
@@ -144,11 +143,12 @@ def _by_projection(found: Assignment) -> None:
         ours = [layer for layer in found.targets if normal(layer.name)[-1:] in words]
         its = [layer for layer in found.sources if normal(layer.name)[-1:] in words]
         readings = [
-            source.reading(_signature(target)) for target, source in zip(ours, its, strict=False)
+            source.reading(signature_of(target.uses))
+            for target, source in zip(ours, its, strict=False)
         ]
         if len(ours) == len(its) and all(readings):
             for target, source, uses in zip(ours, its, readings, strict=True):
-                found.add(target, source, uses or (), BY_USE, (kind, _signature(target)))
+                found.add(target, source, uses or (), BY_USE, (kind, signature_of(target.uses)))
 
 
 def _by_order(found: Assignment) -> None:
@@ -158,16 +158,12 @@ def _by_order(found: Assignment) -> None:
             [layer for layer in found.sources if len(layer.readings) > depth],
             lambda layer: signature_of(layer.readings[depth]),  # noqa: B023
         )
-        for signature, ours in _grouped(found.targets, _signature).items():
+        for signature, ours in _grouped(found.targets, lambda one: signature_of(one.uses)).items():
             its = readings.get(signature, [])
             if len(its) != len(ours):
                 continue
             for target, source in zip(ours, its, strict=True):
                 found.add(target, source, source.readings[depth], BY_USE, signature)
-
-
-def _signature(layer: Layer) -> Any:
-    return signature_of(layer.uses)
 
 
 def _split(found: Assignment) -> None:
@@ -231,7 +227,7 @@ def _by_likeness(found: Assignment) -> None:
         target, source = ours[i], theirs[j]
         if target in found.targets and source in found.sources:
             uses = source.reading(signature_of(target.uses))
-            found.add(target, source, uses or (), LIKENESS, ("like", signature_of(target.uses)))
+            found.add(target, source, uses or (), BY_LIKENESS, ("like", signature_of(target.uses)))
 
 
 def _likeness(name: str, other: str) -> float:

@@ -9,10 +9,11 @@ from jax.core import Tracer
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.model import Model, as_inputs
-from solstice.compat.weights.arrays import float_arrays, with_arrays
+from solstice.compat.surgery.wrapped import WrappedModel, merge
 from solstice.compat.weights.divergence import first_divergence
-from solstice.compat.weights.matching import ClashError, MismatchError, candidates, values
-from solstice.compat.weights.pairs import Pair
+from solstice.compat.weights.leaves import float_leaves, with_leaves
+from solstice.compat.weights.matching import MismatchError, candidates
+from solstice.compat.weights.pairs import ClashError, Pair, values
 from solstice.compat.weights.proof import (
     FAR,
     TOLERANCE,
@@ -45,9 +46,10 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     first steps (`Model.settle_averages`) is past.
 
     Args:
-        model: The network that has the weights.
-        like: A network of the same architecture and of any library. Its structure and dtypes stay;
-            the values of its float leaves are exchanged.
+        model: The network that has the weights. A wrapped one (`compat.lora`, `compat.quantize`) is
+            merged first.
+        like: A network of the same architecture and of any library, not wrapped. The result has its
+            structure and dtypes, and other values in its float leaves.
         example: A batch's inputs; a tuple holds several. Use one in which every weight plays a
             part: a table of positions, for example, needs sequences of full length.
 
@@ -69,13 +71,19 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     """
     arguments.instance(model, "model", Model, _WHAT)
     arguments.instance(like, "like", Model, _WHAT)
+    if isinstance(like, WrappedModel):
+        raise InvalidTypeError(
+            "like is expected to be a network's own model; it is a WrappedModel, whose factors or "
+            "codes no other network has. Convert first, then wrap: "
+            "compat.lora(compat.convert(model, like=compat.merge(like), example=x), ...)."
+        )
     inputs = as_inputs(example)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, like, inputs))):
         raise InvalidTypeError(
             "convert() compares values, and is expected to be called outside of jax.jit and other "
             "transformations; an argument is traced."
         )
-    source, target = _Side(model, inputs), _Side(like.settle_averages(), inputs)
+    source, target = _Side(merge(model), inputs), _Side(like.settle_averages(), inputs)
     reference = source.run(source.arrays)
     if not is_finite(reference):
         raise InvalidValueError(
@@ -97,7 +105,7 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     arrays = values(pairs, source.arrays, target.arrays)
     if not (gap := difference(target.run(target.arrays | arrays), reference)) <= TOLERANCE:
         raise InvalidValueError(_refusal(gap, pairs, source, target, source.arrays, arrays))
-    return with_arrays(target.model, arrays).settle_averages()
+    return with_leaves(target.model, arrays).settle_averages()
 
 
 class _Side(Generic[_M]):
@@ -106,7 +114,7 @@ class _Side(Generic[_M]):
     def __init__(self, model: _M, inputs: tuple[PyTree, ...]) -> None:
         self.model = model
         self.inputs = inputs
-        self.arrays = float_arrays(model)
+        self.arrays = float_leaves(model)
         self.run = evaluation(model, inputs)
         self.trace = trace(model, inputs)
 

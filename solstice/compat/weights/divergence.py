@@ -8,7 +8,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from solstice.compat.model import Model
-from solstice.compat.weights.arrays import float_arrays
+from solstice.compat.weights.leaves import float_leaves
 from solstice.compat.weights.pairs import Pair
 from solstice.compat.weights.proof import difference
 from solstice.compat.weights.roles import forward_jaxpr, inlined, opened
@@ -70,7 +70,7 @@ def _results(
             _evaluate(jaxpr, consts, values, wanted, kept, [-1])
         return kept
 
-    values = [arrays[path] for path in float_arrays(model)]
+    values = [arrays[path] for path in float_leaves(model)]
     found = jax.jit(run)([*values, *jax.tree.leaves(inputs)])
     return {step: np.asarray(value) for step, value in found.items()}
 

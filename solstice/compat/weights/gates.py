@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend.core import Literal, jaxpr_as_fun
 
 from solstice.compat.model import Model, as_inputs
-from solstice.compat.weights.arrays import float_arrays, with_arrays
+from solstice.compat.weights.leaves import float_leaves, with_leaves
 from solstice.compat.weights.recurrent import LSTM, SIMPLE, Cell
 from solstice.tree.programs import bind
 from solstice.tree.pytree import PyTree
@@ -51,10 +51,10 @@ def find_gates(model: Model, example: PyTree, cells: Sequence[Cell]) -> list[Gat
     """
     if all(cell.gates != LSTM for cell in cells):
         return [Gates("h") if cell.gates == SIMPLE else None for cell in cells]
-    inputs, arrays = as_inputs(example), float_arrays(model)
+    inputs, arrays = as_inputs(example), float_leaves(model)
 
     def forward(values: dict[str, Any], inputs: PyTree) -> PyTree:
-        return with_arrays(model, values)(*inputs)[0]
+        return with_leaves(model, values)(*inputs)[0]
 
     zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
     closed = jax.make_jaxpr(forward)(zeros, inputs)

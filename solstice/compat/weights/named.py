@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from solstice.compat.weights.hdf5 import natural
+from solstice.compat.weights.files.hdf5 import natural
 from solstice.compat.weights.layers import Layer, prefix
 from solstice.compat.weights.recurrent import Cell
 from solstice.compat.weights.uses import (

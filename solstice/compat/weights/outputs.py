@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from solstice.arguments import describe
-from solstice.compat.weights.torch import from_tensor, is_tensor
+from solstice.compat.weights.files.torch import from_tensor, is_tensor
 from solstice.errors import InvalidValueError, UnequalOutputsError
 from solstice.tree.pytree import PyTree
 

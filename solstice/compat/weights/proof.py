@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from solstice.compat.model import Model
-from solstice.compat.weights.arrays import with_arrays
+from solstice.compat.weights.leaves import with_leaves
 from solstice.compat.weights.uses import BIAS, CONV, MEAN, SCALE, TABLE, VARIANCE, Trace, Use
 from solstice.tree.pytree import PyTree
 
@@ -26,7 +26,7 @@ def evaluation(model: Model, inputs: tuple[PyTree, ...]) -> Callable[[Arrays], P
 
     def run(arrays: Arrays, inputs: tuple[PyTree, ...]) -> PyTree:
         with jax.default_matmul_precision("highest"):
-            return with_arrays(model, arrays)(*inputs)[0]
+            return with_leaves(model, arrays)(*inputs)[0]
 
     compiled = jax.jit(run)
     return lambda arrays: jax.tree.map(np.asarray, compiled(dict(arrays), inputs))

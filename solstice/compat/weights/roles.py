@@ -20,7 +20,7 @@ from jax.extend.core import Literal
 from jax.interpreters import partial_eval
 
 from solstice.compat.model import Model, as_inputs
-from solstice.compat.weights.arrays import float_arrays, with_arrays
+from solstice.compat.weights.leaves import float_leaves, with_leaves
 from solstice.compat.weights.uses import (
     BIAS,
     MATRIX,
@@ -47,7 +47,7 @@ def trace(model: Model, example: PyTree) -> Trace:
     >>> print(*trace(model, x).uses, sep=", ")
     params/0/0 (matrix 3x2), params/0/1 (bias 2), params/2/0 (matrix 2x4), params/2/1 (bias 4)
     """
-    arrays = float_arrays(model)
+    arrays = float_leaves(model)
     jaxpr, consts = forward_jaxpr(model, as_inputs(example))
     walk = _Walk(list(arrays), [leaf.size for leaf in arrays.values()])
     starts = zip(walk.starts, arrays.values(), strict=False)
@@ -65,10 +65,10 @@ def forward_jaxpr(model: Model, inputs: tuple[PyTree, ...]) -> tuple[Any, list[A
 
     It holds only what the outputs depend on. Its constants come second.
     """
-    arrays = float_arrays(model)
+    arrays = float_leaves(model)
 
     def forward(values: list[jax.Array], inputs: PyTree) -> PyTree:
-        return with_arrays(model, dict(zip(arrays, values, strict=True)))(*inputs)[0]
+        return with_leaves(model, dict(zip(arrays, values, strict=True)))(*inputs)[0]
 
     closed = jax.make_jaxpr(forward)(list(arrays.values()), inputs)
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals), True)

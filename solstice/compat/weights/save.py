@@ -3,13 +3,11 @@
 import json
 import os
 
-import numpy as np
-
 from solstice import arguments
 from solstice.compat.model import Model
+from solstice.compat.weights.files.shards import DTYPES
 from solstice.compat.weights.leaves import model_leaves
 from solstice.compat.weights.renaming import Renames, renamed
-from solstice.compat.weights.shards import DTYPES
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.encoding import check_data, host_array
 from solstice.tree.files import replacing
@@ -20,9 +18,11 @@ def save(model: Model, path: str | os.PathLike[str], *, names: Renames = None) -
     """Write a model's arrays into one safetensors file, under the names its library has for them.
 
     All are written: parameters, frozen ones too, and the state, so that `compat.load` gives back
-    the same bits. Typed PRNG keys (streams of Flax NNX) are written as the numbers behind. The file
-    is written at once or not at all. How each library's own tools read it is on the page
-    [Weights](../weights.md#saving).
+    the same bits. A wrapped model (`compat.lora`, `compat.quantize`) is written with its factors
+    and codes, and loads into a model that was wrapped alike; for the network's own names, save
+    `compat.merge(model)`. Typed PRNG keys (streams of Flax NNX) are written as the numbers that
+    they are made of. The file is written at once or not at all. How each library's own tools read
+    it is on the page [Weights](../weights.md#saving).
 
     Args:
         model: An adapted network of any library.
@@ -70,8 +70,3 @@ def save(model: Model, path: str | os.PathLike[str], *, names: Renames = None) -
     about = {DTYPES: json.dumps(odd)} if odd else {}
     with replacing(file_path) as file:
         write_tensors(file, arrays, about)
-
-
-def host_leaves(model: Model) -> dict[str, np.ndarray]:
-    """Return a model's arrays on the host, by name; of typed keys, the numbers behind."""
-    return {name: host_array(leaf) for name, leaf in model_leaves(model).items()}

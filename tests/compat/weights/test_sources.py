@@ -15,8 +15,8 @@ import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 
+from solstice.compat.weights.files.sources import read
 from solstice.compat.weights.renaming import renamed
-from solstice.compat.weights.sources import read
 from solstice.errors import (
     DamagedFileError,
     InvalidTypeError,

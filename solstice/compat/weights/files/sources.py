@@ -14,11 +14,11 @@ import numpy as np
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.model import Model
-from solstice.compat.weights.hdf5 import read_hdf5, read_keras_archive
-from solstice.compat.weights.npz import read_npz
-from solstice.compat.weights.orbax import is_orbax, read_orbax
-from solstice.compat.weights.shards import SHARDS, is_sharded, read_safetensors, read_shards
-from solstice.compat.weights.torch import from_tensor, is_tensor, read_torch
+from solstice.compat.weights.files.hdf5 import read_hdf5, read_keras_archive
+from solstice.compat.weights.files.npz import read_npz
+from solstice.compat.weights.files.orbax import is_orbax, read_orbax
+from solstice.compat.weights.files.shards import SHARDS, is_sharded, read_safetensors, read_shards
+from solstice.compat.weights.files.torch import from_tensor, is_tensor, read_torch
 from solstice.errors import InvalidTypeError, InvalidValueError, MissingFileError
 from solstice.tree.naming import flatten_with_paths
 from solstice.tree.tensors import damaged
