@@ -7,18 +7,19 @@ loop changes a carry by the LSTM's formula for one order of the gates only.
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal, jaxpr_as_fun
+from jax.extend.core import JaxprEqn, jaxpr_as_fun
 
 from solstice.compat.model import Model, as_inputs
 from solstice.compat.weights.leaves import float_leaves, with_leaves
 from solstice.compat.weights.recurrent import LSTM, SIMPLE, Cell
-from solstice.tree.programs import bind
+from solstice.tree.programs import bind, called, evaluate
 from solstice.tree.pytree import PyTree
 
 # Any four numbers whose gates differ well.
@@ -63,7 +64,8 @@ def find_gates(model: Model, example: PyTree, cells: Sequence[Cell]) -> list[Gat
     @jax.jit
     def entered(values: dict[str, Any], inputs: PyTree) -> list[Any]:
         loops: list[_Loop] = []
-        _run(closed.jaxpr, closed.consts, jax.tree.leaves((values, inputs)), loops)
+        given = jax.tree.leaves((values, inputs))
+        evaluate(closed.jaxpr, closed.consts, given, _noting_loops(loops))
         bodies[:] = [loop.body for loop in loops]
         return [(loop.consts, loop.carry, loop.inputs) for loop in loops]
 
@@ -105,14 +107,14 @@ class _Loop:
 
     def differs(self, other: "_Loop") -> bool:
         pairs = zip(self.consts, other.consts, strict=True)
-        return any(_is_float(a) and not np.array_equal(a, b) for a, b in pairs)
+        return any(eqx.is_inexact_array(a) and not np.array_equal(a, b) for a, b in pairs)
 
     def lstm(self, hidden: int) -> Gates | None:
         """Return the order of gates by whose formula a turn changes the carry."""
         places = [
             i
             for i, leaf in enumerate(self.carry)
-            if np.ndim(leaf) and leaf.shape[-1] == hidden and _is_float(leaf)
+            if np.ndim(leaf) and leaf.shape[-1] == hidden and eqx.is_inexact_array(leaf)
         ]
         turn = jax.jit(jaxpr_as_fun(self.body))
         for cell, output in itertools.permutations(places, 2):
@@ -131,33 +133,20 @@ class _Loop:
         return None
 
 
-def _is_float(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
 def _sigmoid(x: float) -> float:
     return float(1 / (1 + np.exp(-x)))
 
 
-def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], loops: list[_Loop]) -> list[Any]:
-    """Evaluate a jaxpr, and note the loops over time in it, in their order."""
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-    env |= dict(zip(jaxpr.invars, args, strict=True))
+def _noting_loops(loops: list[_Loop]) -> Callable[[JaxprEqn, list[Any]], list[Any]]:
+    """Return how to evaluate an equation and note the loops over time in it, in their order."""
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else env[atom]
-
-    for eqn in jaxpr.eqns:
-        ins, p = [read(atom) for atom in eqn.invars], eqn.params
-        inner = next((p[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in p), None)
+    def equation(eqn: JaxprEqn, ins: list[Any]) -> list[Any]:
+        p = eqn.params
         if eqn.primitive.name == "scan":
             n, m = p["num_consts"], p["num_consts"] + p["num_carry"]
             first = [leaf[-1 if p["reverse"] else 0] for leaf in ins[m:]]
             loops.append(_Loop(p["jaxpr"], ins[:n], ins[n:m], first))
-        if inner is not None and eqn.primitive.name != "scan":
-            opened, own = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
-            outs = _run(opened, own, ins, loops)
-        else:
-            outs = bind(eqn, ins)
-        env |= dict(zip(eqn.outvars, outs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+        inner = called(eqn)
+        return bind(eqn, ins) if inner is None else evaluate(*inner, ins, equation)
+
+    return equation
