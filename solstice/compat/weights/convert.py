@@ -15,16 +15,15 @@ from solstice.compat.weights.leaves import float_leaves, with_leaves
 from solstice.compat.weights.matching import MismatchError, candidates
 from solstice.compat.weights.pairs import ClashError, Pair, values
 from solstice.compat.weights.proof import (
-    FAR,
     TOLERANCE,
     Arrays,
     difference,
     drawn,
     evaluation,
     is_finite,
-    unlike,
 )
 from solstice.compat.weights.roles import trace
+from solstice.compat.weights.unequal import causes, has_one_order, unlike
 from solstice.compat.weights.uses import Trace
 from solstice.compat.weights.whole import whole
 from solstice.errors import InvalidTypeError, InvalidValueError
@@ -143,17 +142,13 @@ def _first_equal(source: _Side[Any], target: _Side[Any], reference: PyTree) -> t
             return pairs
         if best is None or gap < best[0]:
             best = gap, pairs, given, found
-        if _has_one_order(source.trace) and unlike(source.trace, target.trace):
+        if has_one_order(source.trace) and unlike(source.trace, target.trace):
             break  # no order of layers makes up for another epsilon or activation
     if best is None and clash is not None:
         raise clash
     assert best is not None  # `candidates` yields one at least, or raises
     gap, pairs, given, found = best
     raise InvalidValueError(_refusal(gap, pairs, source, target, given, found))
-
-
-def _has_one_order(found: Trace) -> bool:
-    return all(use.loop is None for use in found.uses)
 
 
 def _refusal(
@@ -173,25 +168,9 @@ def _refusal(
         place = f"up to {last.leaf} of like they agree, and differ {place}"
     else:
         place = f"they differ {place}"
-    hints = unlike(source.trace, target.trace)
-    if hints:
-        kind = f"the weights fit, and hyper-parameters differ: {'; '.join(hints)}"
-        advice = "Give `like` the hyper-parameters of model."
-    elif not _has_one_order(source.trace):
-        kind = "the recurrent cells are of two kinds, for no order of gates makes them equal"
-        advice = (
-            "GRUs, for example, reset before the product with the carry or after it, with a bias "
-            "of its own there or without. Give a `like` with the cell of model."
-        )
-    elif gap <= FAR:
-        kind = "the weights fit, and hyper-parameters differ"
-        advice = "Give `like` those of model: strides, paddings, numbers of heads, scales."
-    else:
-        kind = "the weights fit by role and shape, and the networks join them differently"
-        advice = "Give a `like` that applies the same layers in the same order to the same values."
     return (
         f"convert() is expected to give outputs that differ by at most {TOLERANCE:g} of the "
-        f"largest; they differ by {gap:.2g}: {place}. It seems that {kind}. {advice}"
+        f"largest; they differ by {gap:.2g}: {place}. {causes(gap, source.trace, target.trace)}"
     )
 
 

@@ -17,8 +17,9 @@ import numpy as np
 from jax.extend.core import JaxprEqn, jaxpr_as_fun
 
 from solstice.compat.model import Model, as_inputs
-from solstice.compat.weights.leaves import float_leaves, with_leaves
+from solstice.compat.weights.leaves import float_leaves
 from solstice.compat.weights.recurrent import LSTM, SIMPLE, Cell
+from solstice.compat.weights.roles import forward_jaxpr
 from solstice.tree.programs import bind, called, evaluate
 from solstice.tree.pytree import PyTree
 
@@ -54,18 +55,15 @@ def find_gates(model: Model, example: PyTree, cells: Sequence[Cell]) -> list[Gat
         return [Gates("h") if cell.gates == SIMPLE else None for cell in cells]
     inputs, arrays = as_inputs(example), float_leaves(model)
 
-    def forward(values: dict[str, Any], inputs: PyTree) -> PyTree:
-        return with_leaves(model, values)(*inputs)[0]
-
     zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
-    closed = jax.make_jaxpr(forward)(zeros, inputs)
+    jaxpr, consts = forward_jaxpr(model, inputs)
     bodies: list[Any] = []
 
     @jax.jit
     def entered(values: dict[str, Any], inputs: PyTree) -> list[Any]:
         loops: list[_Loop] = []
-        given = jax.tree.leaves((values, inputs))
-        evaluate(closed.jaxpr, closed.consts, given, _noting_loops(loops))
+        given = [*map(values.__getitem__, arrays), *jax.tree.leaves(inputs)]
+        evaluate(jaxpr, consts, given, _noting_loops(loops))
         bodies[:] = [loop.body for loop in loops]
         return [(loop.consts, loop.carry, loop.inputs) for loop in loops]
 

@@ -22,15 +22,17 @@ from solstice.compat.weights.leaves import (
     numbers_like,
     with_leaves,
 )
-from solstice.compat.weights.named import NamedCell, is_ignored, is_out_in, read_names, says_layout
-from solstice.compat.weights.outputs import as_expected, explained
+from solstice.compat.weights.named import read_names
+from solstice.compat.weights.named_cells import NamedCell
 from solstice.compat.weights.pairs import BY_GATES, BY_NAME, BY_OUTPUTS, Pair, values
-from solstice.compat.weights.proof import TOLERANCE, difference, evaluation
+from solstice.compat.weights.proof import TOLERANCE, as_expected, difference, evaluation
 from solstice.compat.weights.recurrent import LSTM, Cell, cells_of, way
 from solstice.compat.weights.report import LoadedLeaf, LoadReport, check_left
 from solstice.compat.weights.roles import trace
 from solstice.compat.weights.turned import turnings
+from solstice.compat.weights.unequal import explained
 from solstice.compat.weights.uses import MATRIX, MEAN, VARIANCE, Trace
+from solstice.compat.weights.words import is_ignored, is_out_in, says_layout
 from solstice.tree.kinds import is_typed_key
 from solstice.tree.pytree import PyTree
 

@@ -11,8 +11,8 @@ from solstice.compat.model import Model
 from solstice.compat.surgery.capture import capture
 from solstice.compat.surgery.difference import first_difference
 from solstice.compat.weights.files.sources import read
-from solstice.compat.weights.outputs import as_expected, explained
-from solstice.compat.weights.proof import difference, evaluation
+from solstice.compat.weights.proof import as_expected, difference, evaluation
+from solstice.compat.weights.unequal import explained
 from solstice.errors import InvalidValueError
 from solstice.tree.names import elided
 from solstice.tree.pytree import PyTree

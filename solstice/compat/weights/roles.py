@@ -114,7 +114,7 @@ class _Walk:
                 self._note("output", distinct(value.index), "", value)
 
     def _equation(self, eqn: Any, ins: list[Value]) -> list[Value]:
-        name, p = eqn.primitive.name, eqn.params
+        name = eqn.primitive.name
         outputs = len(eqn.outvars)
         if (inner := called(eqn)) is not None:
             return self.run(inner[0], all_known(inner[1]), ins)
