@@ -45,7 +45,7 @@ def program(function: Callable[..., PyTree], *arguments: PyTree) -> Program:
     """
     # A new function: jax hashes what it traces, and a half-built module cannot be hashed.
     jaxpr = jax.make_jaxpr(lambda *given: function(*given))(*arguments)  # noqa: PLW0108
-    own = any(map(_has_own_derivative, _equations(jaxpr.jaxpr)))
+    own = any(map(_has_own_derivative, equations(jaxpr.jaxpr)))
     if own:
         traced = jaxpr
         jaxpr = jax.make_jaxpr(
@@ -58,7 +58,7 @@ def program(function: Callable[..., PyTree], *arguments: PyTree) -> Program:
             [str(one.val) for one in eqn.invars if isinstance(one, Literal)],
             [str(one.aval) for one in eqn.outvars],
         )
-        for eqn in _equations(needed)
+        for eqn in equations(needed)
     ]
     return Program(used, steps, own)
 
@@ -69,12 +69,17 @@ def _has_own_derivative(eqn: JaxprEqn) -> bool:
     return _JAX not in str(eqn.params["call_jaxpr"].jaxpr.debug_info.func_src_info)
 
 
-def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    """Yield a program's equations, and those of the programs that it calls."""
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Yield a program's equations, and those of the programs that it calls.
+
+    >>> nested = jax.make_jaxpr(jax.jit(lambda x: x + 1))(1.0).jaxpr
+    >>> [eqn.primitive.name for eqn in equations(nested)]
+    ['jit', 'add']
+    """
     for eqn in jaxpr.eqns:
         yield eqn
         for inner in inner_programs(eqn):
-            yield from _equations(inner)
+            yield from equations(inner)
 
 
 def inner_programs(eqn: JaxprEqn) -> Iterator[Jaxpr]:

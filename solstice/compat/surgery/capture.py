@@ -34,7 +34,7 @@ def capture(
             function that says of a path whether to return its value. "dense" stands for all its
             calls.
         key: As the model's call takes it.
-        train: Whether the pass is one of training; the model stays as it is anyway.
+        train: Whether the pass is one of training; the model does not change in either case.
         **kwargs: As the model's call takes them.
 
     Raises:
@@ -75,16 +75,16 @@ def intervene(
     Args:
         model: An adapted network, as for `compat.capture`.
         *inputs: Batched inputs, as the model's call takes them.
-        edits: By path, or glob for paths, what the network goes on with: a value, such as one of
+        edits: By path, or glob for paths, what replaces the value: a value, such as one of
             `compat.capture`; or a function of what the sub-module returned, which in a scan is
             called in each step. The first that matches wins. Shapes and dtypes must stay.
         key: As the model's call takes it.
-        train: Whether the pass is one of training; the model stays as it is anyway.
+        train: Whether the pass is one of training; the model does not change in either case.
         **kwargs: As the model's call takes them.
 
     Raises:
         ValueError: A path or glob matches nothing that is still to be changed; a value has another
-            structure, shape or dtype; or it is where nothing can be exchanged.
+            structure, shape or dtype; or nothing can be exchanged there.
 
     >>> import equinox as eqx, jax, jax.numpy as jnp
     >>> from solstice import compat

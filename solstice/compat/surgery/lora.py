@@ -1,4 +1,4 @@
-"""Low-rank adaptation (LoRA, Hu et al. 2021): few numbers are trained beside weights that stay."""
+"""Low-rank adaptation (LoRA, Hu et al. 2021): factors are trained, weights are frozen."""
 
 import math
 from typing import Any
@@ -35,16 +35,16 @@ def lora(
     alpha: float | None = None,
     full: Where | None = None,
 ) -> WrappedModel:
-    """Return a model that trains two thin factors beside each weight, and not the weight.
+    """Return a model that trains two thin factors for each weight, and not the weight.
 
     The network is called with `weight + alpha / rank * a @ b` in place of each weight that is
     adapted. `params` hold the factors, "Dense_0/kernel/a" and "Dense_0/kernel/b"; all weights of
     the network are in `frozen` from now on, where `unfreeze` leaves them. `a` starts at random and
     `b` at zero, so that a fresh model gives the very bits of the one it is made of.
 
-    A weight of any layout is seen as a matrix of `m` by `n`, divided between the axes where `m + n`
-    is least; layers that a scan stacks are one weight, and share a factor. Factors of weights
-    narrower than float32 are in float32.
+    A weight of any layout is seen as a matrix of `m` by `n`, divided between the axes such that
+    `m + n` is least; layers that a scan stacks are one weight, and share a factor. Factors of
+    weights narrower than float32 are in float32.
 
     Args:
         model: An adapted network of any library, also a quantized one (QLoRA). What is frozen in it

@@ -76,7 +76,7 @@ class WrappedModel(Model):
     _before: tuple[bool, ...] = eqx.field(static=True)
 
     def __init__(self, model: Model, weights: Sequence[Weight], structure: PyTreeDef) -> None:
-        """Put other weights into a network, which stays as it is; arrays are shared.
+        """Put other weights into a network, which does not change; arrays are shared.
 
         Args:
             model: The network, wrapped before or not.
@@ -149,13 +149,13 @@ class WrappedModel(Model):
 
 
 def merge(model: Model) -> Model:
-    """Return the network's own model, its weights computed once and for all.
+    """Return the network's own model, with its weights computed once.
 
-    Factors of `compat.lora` are added to their weights, what `compat.quantize` rounded is a float
-    again. What was among the `params` of the network before it was wrapped, is so now.
+    Factors of `compat.lora` are added to their weights, quantized weights are floats again. The
+    `params` are those that the network had before it was wrapped.
 
     Args:
-        model: An adapted network; one that nothing was done to is returned as it is.
+        model: An adapted network; one that is not wrapped is returned unchanged.
 
     Raises:
         TypeError: It is no `compat.Model`.

@@ -1,4 +1,4 @@
-"""From a network of one library to a network of another with the same architecture, with proof."""
+"""A network's weights in a network of another library, with proof that both compute the same."""
 
 from typing import Any, Generic, TypeVar
 
@@ -36,27 +36,27 @@ _WHAT = "a compat.Model, such as exp.model or compat.as_model(network, example, 
 def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     """Return `like` with what `model` learned: a network of another library that computes the same.
 
-    Leaves are matched by what they are for and in which order they are used, which a trace of each
-    network's call says; names and layouts do not matter. Orders of a recurrent cell's gates are
-    tried out. Then both networks run on the example, once with weights drawn at random and once
+    Leaves are matched by their roles and their order of use, both from a trace of each network's
+    call; names and layouts do not matter. Orders of a recurrent cell's gates are
+    tried. Then both networks run on the example, once with weights drawn at random and once
     with `model`'s, and must agree. Neither model is changed.
 
-    The result trains on as `model` would: running averages go over, and what corrects them in the
-    first steps (`Model.settle_averages`) is past.
+    The result continues training as `model` would: running averages are copied, and corrections
+    of the first steps are switched off (`Model.settle_averages`).
 
     Args:
         model: The network that has the weights. A wrapped one (`compat.lora`, `compat.quantize`) is
             merged first.
         like: A network of the same architecture and of any library, not wrapped. The result has its
             structure and dtypes, and other values in its float leaves.
-        example: A batch's inputs; a tuple holds several. Use one in which every weight plays a
-            part: a table of positions, for example, needs sequences of full length.
+        example: A batch's inputs; a tuple holds several. The outputs for it must depend on
+            every weight: a table of positions, for example, needs sequences of full length.
 
     Raises:
         TypeError: An argument is of a wrong type, or this is called under a jax transformation.
-        ValueError: The networks use their weights differently (the message names the first place),
-            their outputs on the example differ by more than 1e-5 of the largest, or part of
-            `like` takes no part in its outputs there.
+        ValueError: The networks use their weights differently (the message names the first use),
+            their outputs on the example differ by more than 1e-5 of the largest, or the
+            outputs of `like` do not depend on all of its parameters.
 
     >>> import equinox as eqx, flax.linen as nn, jax, jax.numpy as jnp
     >>> from solstice import compat
@@ -108,7 +108,7 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
 
 
 class _Side(Generic[_M]):
-    """One of the two networks, its values, and what a trace says of it."""
+    """One of the two networks, its values, and its trace."""
 
     def __init__(self, model: _M, inputs: tuple[PyTree, ...]) -> None:
         self.model = model
@@ -187,7 +187,7 @@ def _check_outputs(reference: PyTree, outputs: PyTree) -> None:
 
 
 def _check_used(uses: Trace) -> None:
-    """Raise where a parameter's value could not be told."""
+    """Raise if the outputs do not depend on a parameter of `like`."""
     idle = [path for path in uses.unused if path.startswith("params/")]
     if idle:
         raise InvalidValueError(

@@ -1,4 +1,4 @@
-"""Where two networks that should be equal begin to differ."""
+"""The first layer at which two networks that should be equal differ."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -31,8 +31,8 @@ def first_divergence(
     """Return the last layer of the target that gives the same, and the first that does not.
 
     A layer is a product, a convolution or a lookup outside of loops over time; what it gives is
-    compared sorted, so that layouts do not matter. The first layer is None where none gives the
-    same, the second where all do, and the difference is after them.
+    compared sorted, so that layouts do not matter. The first layer is None if none gives the
+    same; the second is None if all do, and the difference is after them.
 
     Args:
         pairs: Which leaf goes with which.

@@ -12,7 +12,7 @@ from solstice.compat.weights.uses import CONV, MATRIX, Use
 
 
 def likely_rows(target: Sequence[Use], source: Sequence[Use]) -> Iterator[list[Use]]:
-    """Yield the source's uses with rows in each likely order, where both sides are traced.
+    """Yield the source's uses with rows in each likely order; both sides are traced.
 
     If the target flattens (height, width, channels), the source may flatten channels first.
     """

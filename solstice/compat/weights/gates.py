@@ -34,7 +34,7 @@ class Gates:
 
     Attributes:
         order: A letter a block: input, forget, candidate, output, as "ifgo".
-        forget: What the network adds to the forget gate, beside the bias.
+        forget: What the network adds to the forget gate, besides the bias.
     """
 
     order: str
@@ -42,9 +42,9 @@ class Gates:
 
 
 def find_gates(model: Model, example: PyTree, cells: Sequence[Cell]) -> list[Gates | None]:
-    """Return what the blocks of a model's cells are; None where that is not to be found out.
+    """Return which gate each block of a model's cells is; None if it cannot be found out.
 
-    Found are those of LSTMs with a bias, and simple cells, whose one block needs no name.
+    It finds those of LSTMs with a bias, and of simple cells, which have one block.
 
     Args:
         model: The model.
@@ -96,7 +96,7 @@ def find_gates(model: Model, example: PyTree, cells: Sequence[Cell]) -> list[Gat
 
 @dataclasses.dataclass
 class _Loop:
-    """A loop over time as it is entered: what it does in a turn, and with which values."""
+    """A loop over time: the program of one step, and the values with which it starts."""
 
     body: Any
     consts: list[Any]

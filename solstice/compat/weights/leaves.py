@@ -35,7 +35,7 @@ def model_leaves(model: Model) -> dict[str, Array]:
 
 
 def float_leaves(model: Model) -> dict[str, Array]:
-    """Return those of a model's arrays that are floats, which is all that it learned.
+    """Return the floats among a model's arrays: all that it has learned.
 
     >>> import jax, jax.numpy as jnp
     >>> from jax.example_libraries import stax

@@ -30,12 +30,12 @@ def load(
 ) -> tuple[_M, LoadReport]:
     r"""Return the model with the weights of a source, and a report of what went where.
 
-    Arrays of the source's that have a leaf's own name and shape go there (all of a file that
-    `compat.save` wrote do). The others are understood by their names' last parts and shapes, and
-    a trace of the model says what each of its leaves is for: layers of one name go together, then
-    the k-th layer of a form to the k-th such layer in order of use, then the likest names. Layouts
-    are turned on the way. Where another array of the same form could have been meant, the report
-    says so, and a warning.
+    An array with the name and shape of a leaf goes there (all arrays of a `compat.save` file do).
+    For the others, the last part of the name and the shape say the role, and a trace of the model
+    says the role of each leaf: layers of one name are matched, then the k-th layer of a form with
+    the k-th such layer in order of use, then the most similar names. Layouts are transposed if
+    needed. If another array of the same form could have been meant, the report says so, with a
+    warning.
 
     Args:
         model: An adapted network of any library; it does not change. A wrapped one (`compat.lora`,
@@ -45,23 +45,25 @@ def load(
             `.keras`, or the folder of an Orbax checkpoint; or a mapping of arrays, nested ones too,
             as a torch module's `state_dict()`. Nothing is unpickled.
         example: A batch's inputs, or as many `jax.ShapeDtypeStruct`, for the trace; a tuple is
-            several. Needed where the model knows none (`model.example`) and names do not suffice.
+            several. Needed if the model has none (`model.example`) and names are not enough.
         rename: New names for arrays before they are matched: from regular expressions, found
-            anywhere in a name, to what takes the place of the match, or to None to leave the array
-            out; or a function from a name to its new one, or to None. The layout goes by the old.
-        strict: Whether what is left over on either side is an error, or is told in the report.
-        outputs: What the network that the weights come from gives for `example` (which must be
-            values then), in evaluation. Alike layers are exchanged until the model gives it too.
+            anywhere in a name, to what replaces the match, or to None to leave the array out;
+            or a function from a name to its new one, or to None. The old name still decides
+            the layout.
+        strict: Whether leaves or arrays that are left over are an error, or listed in the report.
+        outputs: The outputs of the network that the weights come from, in evaluation, for
+            `example`, which must be arrays then. Layers of one form are exchanged until the model
+            gives them too.
 
     Returns:
         The loaded model, each leaf in its own dtype, and the report, which prints as a table.
 
     Raises:
-        DamagedFileError: A file is cut short, or not of the format that its name says.
+        DamagedFileError: A file is cut short, or has another format than its name says.
         UnequalOutputsError: No assignment that was tried gives `outputs`.
         ImportError: A format needs a package that is not installed; the message says which.
         FileNotFoundError: There is no such file.
-        TypeError: An argument is of another type, or the source holds something else than arrays.
+        TypeError: An argument has another type, or the source holds something other than arrays.
         ValueError: Something is left over, or does not fit; `rename` matches nothing or makes two
             names one; a file is empty or of an unknown format.
 
@@ -97,10 +99,10 @@ def load(
         if inputs is None:
             leaf, name = plan.first_open
             raise InvalidValueError(
-                f"example is expected to be a batch's inputs: names do not suffice here (the model "
+                f"example is expected to be a batch's inputs: names are not enough here (the model "
                 f"has {leaf!r} and {found.place} {name!r}), and this {type(model).__name__} does "
-                f"not know what its inputs look like. Pass load(..., example=x), or say what "
-                f"belongs together: rename=."
+                f"not know the shapes of its inputs. Pass load(..., example=x), or rename the "
+                f"arrays: rename=."
             )
         plan.match_uses(inputs)
     if outputs is not None:

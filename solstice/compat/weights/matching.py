@@ -7,7 +7,7 @@
 Uses are matched layer by layer: a layer is a matrix, a convolution or a table with all that follows
 it, and the k-th layer of some roles and shapes goes with the k-th such layer. If that gives no
 whole pairing, uses go by role and shape in order of use, with fused matrices split. If other uses
-have the same role and shape, only the outputs tell, and `candidates` goes on with them exchanged.
+have the same role and shape, only the outputs tell, and `candidates` also yields them exchanged.
 
 `assign`, for `compat.load`, pairs layers of which one side has names and no trace, so it may leave
 some over and must say what was ambiguous; here all uses are paired, those of tied leaves too.
@@ -35,7 +35,7 @@ class MismatchError(InvalidValueError):
     """Two networks do not use their weights alike: the message names the first place.
 
     Attributes:
-        target: The first leaf of the target that nothing fits; None where it has none left.
+        target: The first leaf of the target that nothing fits; None if all of its leaves fit.
         source: The first leaf of the source that fits nothing; None likewise.
     """
 
@@ -198,7 +198,7 @@ def _cell_orders(target: Sequence[Cell], source: Sequence[Cell]) -> Iterator[tup
 
 
 def _mismatch(target: Sequence[Use], source: Sequence[Use], why: str = "") -> MismatchError:
-    """Name the first place where two sequences of uses differ."""
+    """Return an error that names the first use in which two sequences differ."""
     statistics = [{use.role for use in uses} & {MEAN, VARIANCE} for uses in (target, source)]
     if not why and statistics[0] != statistics[1]:
         without = "target" if statistics[1] else "source"

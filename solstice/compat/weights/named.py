@@ -41,7 +41,7 @@ def read_names(
 
     Args:
         arrays: By the names they have in the source, which say roles and layouts.
-        names: By those, the names to be matched by: a user's new ones.
+        names: From those names to the ones to match by, which `rename` may have changed.
         in_order: Whether they are in the order of the network's definition. Otherwise they are
             sorted, by the numbers in their names.
     """
@@ -60,7 +60,7 @@ def read_names(
 
 
 def _numbered(entries: list[Entry]) -> list[Entry]:
-    """Give the variables of a layer one number, where each has its own, as `KerasModel` names them.
+    """Give the variables of a layer one number, if each has its own, as in `KerasModel`.
 
     A layer's are those that follow each other with one name and other last parts.
     """

@@ -25,7 +25,7 @@ class NamedCell:
         name: What its arrays' names begin with.
         cell: Its uses.
         gates: Which gate each block is, as "ifgo": input, forget, candidate, output.
-        forget: What the network adds to the forget gate, beside the bias.
+        forget: What the network adds to the forget gate, besides the bias.
     """
 
     name: str
@@ -54,7 +54,7 @@ def split_cells(entries: list[Entry]) -> tuple[list[NamedCell], list[Entry]]:
         if maker is not None:
             groups.setdefault(group, {})[part] = entry
             makers[group] = maker
-    # An Equinox cell has its one bias beside torch's names.
+    # An Equinox cell has torch's names for its matrices, and one bias.
     for entry in entries:
         if entry.last in ("bias", "bias_n") and "weight_ih" in groups.get(prefix(entry.new), {}):
             groups[prefix(entry.new)][entry.last] = entry

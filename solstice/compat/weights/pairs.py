@@ -19,13 +19,13 @@ class Pair:
     """What one use of a target's leaf gets.
 
     Attributes:
-        target: Where values go.
-        sources: Where they come from, added up (the two biases of a cell); none gives zeros.
+        target: The use that gets values.
+        sources: The uses that give them, added up (the two biases of a cell); none gives zeros.
         how: One of the words above.
         others: Source leaves of the same role and shape, each of which could be meant as well;
-            empty where there is none, and where a name decided.
+            empty if there is none, or if a name decided.
         factor: What is given is `factor * source + offset`.
-        offset: As above: 1 where one cell adds 1 to its forget gate and the other does not.
+        offset: As above: 1 if one cell adds 1 to its forget gate and the other does not.
     """
 
     target: Use
@@ -53,7 +53,7 @@ class Pair:
 
 
 def _plain(pair: Pair, use: Use) -> bool:
-    """Say whether values go over as they are, bit for bit."""
+    """Say whether values are copied without change, bit for bit."""
     target = pair.target
     shifts = target.role == VARIANCE or use.shift == target.shift
     same = use.factor == target.factor and shifts

@@ -43,8 +43,8 @@ class Plan:
     Attributes:
         model: The model that is loaded into.
         source: Where the arrays come from.
-        names: The arrays that are to be used, with the names to match them by.
-        by_name: Leaves that get an array as it is, by its name.
+        names: From the arrays to use, to the names to match them by.
+        by_name: From leaves that were matched by name to their arrays.
     """
 
     def __init__(self, model: Model, source: Source, names: Mapping[str, str]) -> None:
@@ -208,9 +208,10 @@ class Plan:
         )
         if alike := report.ambiguous:
             warnings.warn(
-                f"load(): {len(alike)} leaves were matched by order alone, {alike[0].leaf!r} with "
-                f"{alike[0].sources[0]!r} for one, where others have their form. Prove the result: "
-                f"report.check(inputs, outputs), or load(..., example=inputs, outputs=outputs).",
+                f"load(): {len(alike)} leaves were matched by order alone, such as "
+                f"{alike[0].leaf!r} with {alike[0].sources[0]!r}, and other arrays have their "
+                f"form. Prove the result: report.check(inputs, outputs), or "
+                f"load(..., example=inputs, outputs=outputs).",
                 stacklevel=3,
             )
         return loaded, report
@@ -286,7 +287,7 @@ _SURE = (BY_NAME, BY_GATES)
 
 
 def _is_like(array: np.ndarray, leaf: Any) -> bool:
-    """Say whether an array can take a leaf's place as it is."""
+    """Say whether an array can replace a leaf without a change of its layout."""
     leaf = numbers_like(leaf)
     floats = all(jax.numpy.issubdtype(one.dtype, np.inexact) for one in (array, leaf))
     return array.shape == leaf.shape and (floats or array.dtype.kind == leaf.dtype.kind)

@@ -1,4 +1,4 @@
-"""Whether two networks compute the same: on values drawn at random, and on the real ones."""
+"""Whether two networks compute the same, on random weights and on the real ones."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ def evaluation(model: Model, inputs: tuple[PyTree, ...]) -> Callable[[Arrays], P
 def difference(outputs: PyTree, reference: PyTree) -> float:
     """Return the largest difference, as a part of the largest output (of 1, if that is greater).
 
-    Infinite where the outputs are other trees, shapes or not finite where the reference is.
+    Infinite if trees or shapes differ, or if one is finite where the other is not.
 
     >>> difference([np.ones(3)], [np.array([1, 1, 1.5])])
     0.3333333333333333

@@ -26,11 +26,11 @@ class LoadedLeaf:
 
     Attributes:
         leaf: Its path, from "params/" or "state/" on.
-        sources: The names of the arrays that it got its numbers from.
+        sources: The names of the arrays that its numbers came from.
         how: "name", "order of use", "likeness of names", "tied" (to an embedding, which holds its
             numbers), "gates" (of a recurrent cell) or "outputs" (that were given).
         turned: How the layout changed: "transposed (1, 0)", or "as it is".
-        others: Other arrays that could have been meant, where neither names nor outputs decided.
+        others: Other arrays that could have been meant, if neither names nor outputs decided.
     """
 
     leaf: str
@@ -49,9 +49,9 @@ class LoadReport:
         rows: The leaves that got numbers, in the model's order.
         missing: Leaves that got none, with their shapes; empty unless `strict=False`.
         unused: Arrays of the source that went nowhere, with their shapes; likewise.
-        kept: Leaves that are no weights, counters and seeds, and were left as they were.
+        kept: Leaves that are no weights (counters, seeds) and did not change.
         ignored: Arrays of the source that are no weights, such as torch's `num_batches_tracked`.
-        notes: What else is to be known.
+        notes: Further remarks, such as a guessed layout.
     """
 
     source: str
@@ -66,7 +66,7 @@ class LoadReport:
 
     @property
     def ambiguous(self) -> tuple[LoadedLeaf, ...]:
-        """The rows where another array of the same form could have been meant."""
+        """The rows for which another array of the same form could have been meant."""
         return tuple(row for row in self.rows if row.others)
 
     def check(
@@ -81,10 +81,10 @@ class LoadReport:
 
         Args:
             inputs: A batch's inputs; a tuple holds several.
-            outputs: What the network that the weights come from gives for them, in evaluation.
-            inside: What all layers of that network gave on the way, by any names (torch has
-                `register_forward_hook`): where the outputs differ, the first sub-module of the
-                model whose value is none of these is named. Axes may be in another order.
+            outputs: The outputs of the network that the weights come from, in evaluation.
+            inside: What each layer of that network returned, under any names (torch has
+                `register_forward_hook`): if the outputs differ, the error names the first
+                sub-module of the model whose value is none of these. Axes may be in another order.
             tolerance: How far they may be apart, as a part of the largest output (at least 1).
 
         Returns:
@@ -200,10 +200,10 @@ def check_left(
     advice = "Pass strict=False to load what fits"
     if fits:
         name, leaf = fits[0]
-        advice += f", or say what belongs together: rename={{{name!r}: {leaf!r}}}"
+        advice += f", or match them: rename={{{name!r}: {leaf!r}}}"
     elif unused:
         advice += f", or leave arrays out: rename={{{next(iter(unused))!r}: None}}"
     raise InvalidValueError(
-        f"load() is expected to use each array of the source, for each leaf of the model; "
+        f"load() is expected to use every array of the source and to fill every leaf of the model; "
         f"{', and '.join(parts)}. {''.join(f'{reason} ' for reason in reasons)}{advice}."
     )

@@ -1,10 +1,10 @@
-"""What each leaf of a network is for, and in which order leaves are used, from a trace of its call.
+"""The role of each leaf of a network, and the order in which leaves are used, by a trace of a call.
 
 Names say little: `Dense_0` can be the last layer, and a norm's four vectors have one shape. The
-operations of a forward pass say all: the leaf that a `dot_general` takes is a matrix, and its
-dimension numbers say which axis is contracted. Here a call is traced and walked; every leaf is
-followed through reshapes, transposes, slices and the like as an array of its own positions, to
-its first real use. What is used in an operation not known here has that operation's name as role.
+operations of a forward pass say more: a leaf that a `dot_general` takes is a matrix, and its
+dimension numbers say which axis is contracted. So a call is traced, and every leaf is followed, as
+an array of its elements' positions, through reshapes, transposes and slices to its first use. A
+use in an operation that is not known here has that operation's name as its role.
 """
 
 import dataclasses
@@ -108,7 +108,7 @@ class _Walk:
         return evaluate(jaxpr, consts, args, self._equation, lambda value: Known(lambda: value))
 
     def finish(self, outs: Sequence[Value]) -> None:
-        """Note leaves that are outputs as they are."""
+        """Note leaves that are returned unchanged."""
         for value in outs:
             if isinstance(value, Piece):
                 self._note("output", distinct(value.index), "", value)
@@ -294,7 +294,7 @@ def _rows(name: str, p: Any, index: np.ndarray) -> list[int]:
 
 
 def _blocks(index: np.ndarray, owner: np.ndarray) -> list[np.ndarray]:
-    """Cut an index where another leaf's elements begin, along its last axis or its first."""
+    """Cut an index at the boundaries between leaves, along its last axis or its first."""
     for axis in (owner.ndim - 1, 0):
         lines = np.moveaxis(owner, axis, 0).reshape(owner.shape[axis], -1)
         if (lines == lines[:, :1]).all():

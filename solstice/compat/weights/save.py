@@ -1,4 +1,4 @@
-"""A model's arrays in a safetensors file that tools of its own library, or another's, read."""
+"""A model's arrays in a safetensors file, under names that its library's tools read."""
 
 import json
 import os
@@ -27,8 +27,8 @@ def save(model: Model, path: str | os.PathLike[str], *, names: Renames = None) -
     Args:
         model: An adapted network of any library.
         path: The file, whose name ends with ".safetensors"; its directory exists.
-        names: Other names: from regular expressions, found anywhere in a name, to what takes the
-            place of the match, or to None to leave an array out; or a function from a name to its
+        names: Other names: from regular expressions, found anywhere in a name, to what
+            replaces the match, or to None to leave an array out; or a function from a name to its
             new one, or to None. For another library's names and layouts, save what
             `compat.convert` returns.
 

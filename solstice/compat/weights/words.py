@@ -59,10 +59,10 @@ class Entry:
 
     Attributes:
         name: In the source.
-        new: What it is to be matched by.
+        new: The name to match by.
         index: Positions in the array.
-        word: What the last part of its name would be, where it is a part of an array.
-        within: What its layer's name ends with, likewise.
+        word: The last part of its name, if it is a part of an array.
+        within: The end of its layer's name, likewise.
     """
 
     name: str

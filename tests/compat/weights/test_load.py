@@ -261,7 +261,7 @@ def test_alike_layers_are_told_and_settled_by_outputs():
     assert "n1.weight" in {one for row in report.ambiguous for one in row.others}
     assert "* another array has this form" in str(report)
     expected = attention(ATTENTION, x)
-    with pytest.raises(UnequalOutputsError, match=r"each other's numbers: .*outputs=outputs"):
+    with pytest.raises(UnequalOutputsError, match=r"may be exchanged: .*outputs=outputs"):
         report.check(x, expected)
     _, settled = compat.load(build("Linen", "attention", 1), odd, example=x, outputs=expected)
     assert settled.check(x, expected) < 1e-5

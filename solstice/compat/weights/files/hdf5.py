@@ -58,7 +58,7 @@ def _datasets(path: Path, file: Path | io.BytesIO) -> dict[str, np.ndarray]:
         elif name.endswith("/vars") and isinstance(node.attrs.get("name"), str):
             own[name.removesuffix("/vars")] = node.attrs["name"]
 
-    # What HDF5 finds wrong in a file that was cut or changed are these, by where it finds it.
+    # HDF5 raises these for a file that was cut or changed.
     try:
         with contextlib.closing(h5py.File(file, "r")) as opened:
             opened.visititems(note)

@@ -29,7 +29,7 @@ def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
         raise MissingPackageError(
             f"Reading {path.name!r} needs the package 'torch', which is not installed (and without "
             f"it, the file would have to be unpickled, which runs code): pip install torch "
-            f"--index-url https://download.pytorch.org/whl/cpu. Or, where torch is: "
+            f"--index-url https://download.pytorch.org/whl/cpu. Or, on a machine with torch: "
             f"safetensors.torch.save_file(module.state_dict(), 'weights.safetensors')."
         ) from error
     try:
