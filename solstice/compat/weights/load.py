@@ -92,8 +92,9 @@ def load(
     inputs = _inputs(model, example, outputs)
     found = read(source)
     plan = Plan(model, found, renamed(found.arrays, rename))
-    plan.match_names(leaves, sure=inputs is None)
-    if isinstance(model, WrappedModel):
+    wrapped = isinstance(model, WrappedModel)
+    plan.match_names(leaves, sure=inputs is None or wrapped)
+    if wrapped:
         _check_wrapped(plan, leaves, strict=strict)
     if plan.is_open:
         if inputs is None:
