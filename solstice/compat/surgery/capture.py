@@ -20,21 +20,20 @@ def capture(
     train: bool = False,
     **kwargs: PyTree,
 ) -> OrderedDict[str, PyTree]:
-    """Return what sub-modules return in a forward pass, by their paths, in order of execution.
+    """Return the outputs of sub-modules in a forward pass, by path, in order of execution.
 
-    A sub-module comes before the one that calls it; the network itself is not among them. What is
-    called several times has a path for each call: "dense#0", "dense#1". The values in a scan are
-    stacked along a leading axis; those in a vmap have the mapped axis first.
+    A sub-module comes before the one that calls it; the network itself is not included. One that is
+    called several times has a path for each call: "dense#0", "dense#1". Values in a scan are
+    stacked along a leading axis; in a vmap, the mapped axis comes first.
 
     Args:
         model: An adapted network. Those of Flax, Haiku, Equinox and Keras have the library's own
-            paths; others return what was named by `compat.tag`.
+            paths; in others, name values by `compat.tag`.
         *inputs: Batched inputs, as the model's call takes them.
-        where: A glob for paths, such as "*/attention*", whose `*` stands for slashes too, or a
-            function that says of a path whether to return its value. "dense" stands for all its
-            calls.
+        where: A glob over paths, such as `"*/attention*"`, whose `*` also matches `/`; or a
+            function that says whether to return the value of a path. "dense" chooses all its calls.
         key: As the model's call takes it.
-        train: Whether the pass is one of training; the model does not change in either case.
+        train: Whether the pass is one of training; the model does not change in any case.
         **kwargs: As the model's call takes them.
 
     Raises:
@@ -47,7 +46,7 @@ def capture(
     >>> {path: value.shape for path, value in compat.capture(model, x).items()}
     {'layers_0': (4, 8), 'layers_2': (4, 2)}
 
-    It goes into a compiled function as any other call:
+    It works in compiled functions too:
 
     >>> @jax.jit
     ... def dead(model, x):
@@ -70,21 +69,21 @@ def intervene(
     train: bool = False,
     **kwargs: PyTree,
 ) -> PyTree:
-    """Return a network's outputs in a pass in which what sub-modules return is changed.
+    """Return a network's outputs in a pass with some outputs of sub-modules changed.
 
     Args:
         model: An adapted network, as for `compat.capture`.
         *inputs: Batched inputs, as the model's call takes them.
-        edits: By path, or glob for paths, what replaces the value: a value, such as one of
-            `compat.capture`; or a function of what the sub-module returned, which in a scan is
-            called in each step. The first that matches wins. Shapes and dtypes must stay.
+        edits: From paths, or globs over paths, to a value that replaces the output, such as one
+            from `compat.capture`, or to a function of the output, which in a scan is called in each
+            step. The first that matches wins. Shapes and dtypes must not change.
         key: As the model's call takes it.
-        train: Whether the pass is one of training; the model does not change in either case.
+        train: Whether the pass is one of training; the model does not change in any case.
         **kwargs: As the model's call takes them.
 
     Raises:
         ValueError: A path or glob matches nothing that is still to be changed; a value has another
-            structure, shape or dtype; or nothing can be exchanged there.
+            structure, shape or dtype; or values there cannot be changed.
 
     >>> import equinox as eqx, jax, jax.numpy as jnp
     >>> from solstice import compat

@@ -35,31 +35,31 @@ def lora(
     alpha: float | None = None,
     full: Where | None = None,
 ) -> WrappedModel:
-    """Return a model that trains two thin factors for each weight, and not the weight.
+    """Return a model that trains two low-rank factors for each weight, and freezes the weight.
 
-    The network is called with `weight + alpha / rank * a @ b` in place of each weight that is
-    adapted. `params` hold the factors, "Dense_0/kernel/a" and "Dense_0/kernel/b"; all weights of
-    the network are in `frozen` from now on, where `unfreeze` leaves them. `a` starts at random and
-    `b` at zero, so that a fresh model gives the very bits of the one it is made of.
+    The network is called with `weight + alpha / rank * a @ b` instead of each adapted weight.
+    `params` has the factors, "Dense_0/kernel/a" and "Dense_0/kernel/b"; all weights of the network
+    are in `frozen`, and `unfreeze` leaves them there. `a` starts at random and `b` at zero, so a
+    fresh model gives the same bits as the original.
 
-    A weight of any layout is seen as a matrix of `m` by `n`, divided between the axes such that
-    `m + n` is least; layers that a scan stacks are one weight, and share a factor. Factors of
-    weights narrower than float32 are in float32.
+    A weight of any layout is treated as an `m` by `n` matrix: its axes are split so that `m + n` is
+    smallest. Layers stacked for a scan are one weight and share factors. Factors of weights
+    narrower than float32 are in float32.
 
     Args:
-        model: An adapted network of any library, also a quantized one (QLoRA). What is frozen in it
-            is adapted as well. Its arrays are shared, not copied.
+        model: An adapted network of any library, which may be quantized (QLoRA). Frozen weights are
+            adapted too. Its arrays are shared, not copied.
         rank: The inner size of the factors.
-        where: Which weights to adapt, of those with two axes longer than 1: a glob for paths as in
-            `compat.by_path`, or a function of a path. Others that it chooses get no
-            factors: `made_of` of what is returned says which.
+        where: Which weights to adapt, of those with two axes longer than 1: a glob over paths as in
+            `compat.by_path`, or a function of a path. Other weights get no factors; `made_of` of
+            the result says which.
         key: A seed or PRNG key for the factors.
-        alpha: How much the factors count; None is `rank`.
+        alpha: The factors' scale times `rank`; None means `rank`.
         full: Which weights to train in full, such as a new head; these get no factors.
 
     Raises:
         TypeError: An argument is of another type.
-        ValueError: `where` or `full` chooses nothing that it can, or a weight is too thin for the
+        ValueError: `where` or `full` chooses no suitable weight, or a weight is too small for the
             rank.
 
     >>> import flax.linen as nn, jax.numpy as jnp, optax, solstice

@@ -23,22 +23,22 @@ _LINE = 64
 
 
 def quantize(model: Model, *, bits: int = 8, where: Where = "*") -> WrappedModel:
-    """Return a model whose weights take 8 or 4 bits a number, and are floats only in a call.
+    """Return a model that stores weights in 8 or 4 bits; they are floats only during a call.
 
-    A weight is kept as integers and scales, "Dense_0/kernel/values" and "Dense_0/kernel/scale", in
-    `frozen`, where `unfreeze` leaves them; other weights are trained, or frozen, as before. The
-    network is called with `scale * values`, which differ from the weight by half a scale at most
-    (and the rounding of the weight's own dtype). One scale serves a line of numbers along the
-    shortest axis of at least 64, or else the longest one: the largest number of that line is 127
-    scales, or 7 in 4 bits. Two integers of 4 bits are stored in a byte.
+    A weight is stored as integers and scales, "Dense_0/kernel/values" and "Dense_0/kernel/scale",
+    in `frozen`, and `unfreeze` leaves them there. Other weights are trained or frozen as before.
+    The network is called with `scale * values`, which differs from the weight by at most half a
+    scale (plus the rounding of the weight's dtype). One scale serves a line of numbers along the
+    shortest axis of at least 64, or else along the longest axis: the largest magnitude of that line
+    is 127 scales, or 7 in 4 bits. Two 4-bit integers share a byte.
 
     Args:
-        model: An adapted network of any library; of one that `compat.lora` adapted, the weights
-            that the factors are beside. Arrays that are not quantized are shared, not copied.
+        model: An adapted network of any library. If `compat.lora` adapted it, its weights are
+            quantized and the factors are not. Other arrays are shared, not copied.
         bits: 8 or 4.
-        where: Which weights to quantize, of those of floats with two axes longer than 1: a glob for
-            paths as in `compat.by_path`, or a function of a path. Others that it chooses stay as
-            they are: `made_of` of what is returned says which.
+        where: Which weights to quantize, of the float ones with two axes longer than 1: a glob over
+            paths as in `compat.by_path`, or a function of a path. Other weights do not change;
+            `made_of` of the result says which.
 
     Raises:
         TypeError: An argument is of another type.

@@ -41,8 +41,8 @@ class Form(NamedTuple):
 def tag(name: str, value: _T) -> _T:
     """Name a value inside of a network, for `compat.capture` and `compat.intervene`.
 
-    The sub-modules of Flax, Haiku, Equinox and Keras need no tag: they have their paths. A plain
-    function names what it computes, and a Stax network the layers that it is joined of.
+    The sub-modules of Flax, Haiku, Equinox and Keras need no tag: they have paths. In a plain
+    function, tag values; in a Stax network, tag layers before they are joined.
 
     Args:
         name: Its path, such as "block/attention". A name that is used several times in a pass

@@ -106,7 +106,7 @@ class WrappedModel(Model):
     def tagged(
         self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
     ) -> tuple[PyTree, Self]:
-        """Call it with a tag at what each sub-module returns; see `compat.capture`."""
+        """Call it with tags at the outputs of sub-modules; see `compat.capture`."""
         before = self.merged()
         outputs, after = before.tagged(*inputs, key=key, train=train, **kwargs)
         return outputs, self._after(before, after)
@@ -123,11 +123,11 @@ class WrappedModel(Model):
         return self.merged().intermediates(*inputs, key=key, train=train, name=name, **kwargs)
 
     def trainable(self) -> PyTree:
-        """Return what `unfreeze` gives to the optimizer: never what the weights are based on."""
+        """Return what `unfreeze` may train: never weights that have factors or are quantized."""
         return jax.tree.unflatten(self._tree.value, self._trainable)
 
     def unwrap(self) -> Any:
-        """Return what the library itself would use, with the weights joined."""
+        """Return the library's own object, with the computed weights."""
         return self.merged().unwrap()
 
     @property
@@ -136,12 +136,12 @@ class WrappedModel(Model):
 
     @property
     def made_of(self) -> dict[str, str]:
-        """What each of the network's weights is made of, by path; a mere dtype is an array."""
+        """How each weight is made, by path, such as "int4 + rank 2"; an array has its dtype."""
         named, _ = flatten_with_paths(boxed_weights(self), is_weight)
         return {path: words(node) for path, node in named}
 
     def merged(self) -> Model:
-        """Return the network's own model with the weights joined: `compat.merge`."""
+        """Return a model of the network's own adapter with the computed weights: `compat.merge`."""
         tree = jax.tree.map(joined, checked_weights(self, self._tree), is_leaf=is_composed)
         before = jax.tree.unflatten(jax.tree.structure(tree), self._before)
         params, frozen = divide(tree, before)
@@ -149,13 +149,13 @@ class WrappedModel(Model):
 
 
 def merge(model: Model) -> Model:
-    """Return the network's own model, with its weights computed once.
+    """Return a model of the network's own adapter, with plain arrays as weights.
 
-    Factors of `compat.lora` are added to their weights, quantized weights are floats again. The
-    `params` are those that the network had before it was wrapped.
+    Factors of `compat.lora` are added to their weights, and weights of `compat.quantize` become
+    floats. The `params` are those that the network had before it was wrapped.
 
     Args:
-        model: An adapted network; one that is not wrapped is returned unchanged.
+        model: An adapted network; one without computed weights is returned unchanged.
 
     Raises:
         TypeError: It is no `compat.Model`.

@@ -34,29 +34,29 @@ _WHAT = "a compat.Model, such as exp.model or compat.as_model(network, example, 
 
 
 def convert(model: Model, *, like: _M, example: PyTree) -> _M:
-    """Return `like` with what `model` learned: a network of another library that computes the same.
+    """Return `like` with the weights of `model`: the same network in another library.
 
-    Leaves are matched by their roles and their order of use, both from a trace of each network's
-    call; names and layouts do not matter. Orders of a recurrent cell's gates are
-    tried. Then both networks run on the example, once with weights drawn at random and once
-    with `model`'s, and must agree. Neither model is changed.
+    Leaves are matched by how the networks use them and in which order, which a trace of each call
+    shows; names and layouts do not matter. Orders of a recurrent cell's gates are tried. Then both
+    networks run on the example, once with random weights and once with `model`'s, and must agree.
+    Neither model changes.
 
-    The result continues training as `model` would: running averages are copied, and corrections
-    of the first steps are switched off (`Model.settle_averages`).
+    The result continues training as `model` would: running averages are copied, and their
+    correction for the first steps (`Model.settle_averages`) is over.
 
     Args:
         model: The network that has the weights. A wrapped one (`compat.lora`, `compat.quantize`) is
             merged first.
-        like: A network of the same architecture and of any library, not wrapped. The result has its
-            structure and dtypes, and other values in its float leaves.
-        example: A batch's inputs; a tuple holds several. The outputs for it must depend on
-            every weight: a table of positions, for example, needs sequences of full length.
+        like: A network of the same architecture, in any library, not wrapped. The result has its
+            structure, dtypes and placement.
+        example: A batch of inputs; several as a tuple. Use one that needs every weight: a table of
+            positions, for example, needs sequences of full length.
 
     Raises:
         TypeError: An argument is of a wrong type, or this is called under a jax transformation.
-        ValueError: The networks use their weights differently (the message names the first use),
-            their outputs on the example differ by more than 1e-5 of the largest, or the
-            outputs of `like` do not depend on all of its parameters.
+        ValueError: The networks use their weights differently (the message names the first place),
+            their outputs on the example differ by more than 1e-5 of the largest, or the outputs of
+            `like` do not depend on some of its weights there.
 
     >>> import equinox as eqx, flax.linen as nn, jax, jax.numpy as jnp
     >>> from solstice import compat

@@ -127,7 +127,7 @@ def moved(eqn: JaxprEqn, ins: list[Value]) -> list[Value] | None:
     return None
 
 
-def computed(eqn: Any, ins: list[Value], outputs: int) -> list[Value]:
+def computed(eqn: JaxprEqn, ins: list[Value], outputs: int) -> list[Value]:
     """Return the results of an equation whose operands are all known, computed when asked for."""
 
     def compute() -> list[Any]:

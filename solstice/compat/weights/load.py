@@ -30,52 +30,49 @@ def load(
 ) -> tuple[_M, LoadReport]:
     r"""Return the model with the weights of a source, and a report of what went where.
 
-    An array with the name and shape of a leaf goes there (all arrays of a `compat.save` file do).
-    For the others, the last part of the name and the shape say the role, and a trace of the model
-    says the role of each leaf: layers of one name are matched, then the k-th layer of a form with
-    the k-th such layer in order of use, then the most similar names. Layouts are transposed if
-    needed. If another array of the same form could have been meant, the report says so, with a
-    warning.
+    An array with the name and shape of a leaf goes there, as all of a file from `compat.save` do.
+    For the others, names and shapes show what an array is for, and a trace of the model what a leaf
+    is for. Layers with equal names are matched first, then the k-th layer of a kind with the k-th
+    in order of use, then the most similar names. Layouts are converted. If another array of the
+    same kind could have been meant, the report and a warning say so.
 
     Args:
         model: An adapted network of any library; it does not change. A wrapped one (`compat.lora`,
             `compat.quantize`) takes only what `compat.save` wrote of a model like it.
         source: The path of a `.safetensors` file or a folder of them (shards with their index), an
-            `.npz`, a checkpoint of torch (`.pt`, `.pth`, `.ckpt`, `.bin`), Keras's `.weights.h5` or
-            `.keras`, or the folder of an Orbax checkpoint; or a mapping of arrays, nested ones too,
-            as a torch module's `state_dict()`. Nothing is unpickled.
-        example: A batch's inputs, or as many `jax.ShapeDtypeStruct`, for the trace; a tuple is
-            several. Needed if the model has none (`model.example`) and names are not enough.
+            `.npz`, a torch checkpoint (`.pt`, `.pth`, `.ckpt`, `.bin`), Keras's `.weights.h5` or
+            `.keras`, or the folder of an Orbax checkpoint; or a mapping of arrays, flat or nested,
+            such as a torch module's `state_dict()`. Nothing is unpickled.
+        example: A batch of inputs, or their `jax.ShapeDtypeStruct`s, for the trace; several inputs
+            as a tuple. Needed if the model has no `model.example` and not all names match.
         rename: New names for arrays before they are matched: from regular expressions, found
-            anywhere in a name, to what replaces the match, or to None to leave the array out;
-            or a function from a name to its new one, or to None. The old name still decides
-            the layout.
-        strict: Whether leaves or arrays that are left over are an error, or listed in the report.
-        outputs: The outputs of the network that the weights come from, in evaluation, for
-            `example`, which must be arrays then. Layers of one form are exchanged until the model
-            gives them too.
+            anywhere in a name, to their replacements, or to None to leave the array out; or a
+            function from a name to the new one, or to None. The layout follows the old name.
+        strict: Whether leftovers on either side are an error; otherwise the report lists them.
+        outputs: What the original network returns for `example`, in evaluation; `example` must then
+            be arrays. Layers of equal shapes are exchanged until the model returns it too.
 
     Returns:
         The loaded model, each leaf in its own dtype, and the report, which prints as a table.
 
     Raises:
-        DamagedFileError: A file is cut short, or has another format than its name says.
+        DamagedFileError: A file is truncated, or has another format than its name says.
         UnequalOutputsError: No assignment that was tried gives `outputs`.
         ImportError: A format needs a package that is not installed; the message says which.
         FileNotFoundError: There is no such file.
-        TypeError: An argument has another type, or the source holds something other than arrays.
+        TypeError: An argument has a wrong type, or the source holds other things than arrays.
         ValueError: Something is left over, or does not fit; `rename` matches nothing or makes two
             names one; a file is empty or of an unknown format.
 
-    A torch network's weights, (out, in), go to Flax's kernels, (in, out):
+    Weights of torch are (out, in), kernels of Flax (in, out):
 
     >>> import flax.linen as nn, numpy as np
     >>> from solstice import compat
     >>> x = np.ones((1, 3), np.float32)
     >>> model = compat.as_model(nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)]), x, key=0)
-    >>> torchs = {"0.weight": np.ones((4, 3)), "0.bias": np.zeros(4)}
-    >>> torchs |= {"2.weight": np.ones((2, 4)), "2.bias": np.zeros(2)}
-    >>> model, report = compat.load(model, torchs)
+    >>> state_dict = {"0.weight": np.ones((4, 3)), "0.bias": np.zeros(4)}
+    >>> state_dict |= {"2.weight": np.ones((2, 4)), "2.bias": np.zeros(2)}
+    >>> model, report = compat.load(model, state_dict)
     >>> print(report)
     LoadReport of the mapping
     <BLANKLINE>

@@ -22,15 +22,15 @@ _WIDTH = 44
 
 @dataclasses.dataclass(frozen=True)
 class LoadedLeaf:
-    """One leaf of the model, and what it got.
+    """One leaf of the model, and where its numbers came from.
 
     Attributes:
         leaf: Its path, from "params/" or "state/" on.
         sources: The names of the arrays that its numbers came from.
-        how: "name", "order of use", "likeness of names", "tied" (to an embedding, which holds its
-            numbers), "gates" (of a recurrent cell) or "outputs" (that were given).
+        how: How it was matched: "name", "order of use", "likeness of names", "tied" (to an
+            embedding), "gates" (of a recurrent cell) or "outputs" (that were passed).
         turned: How the layout changed: "transposed (1, 0)", or "as it is".
-        others: Other arrays that could have been meant, if neither names nor outputs decided.
+        others: Other arrays that could have been meant; empty if names or outputs decided.
     """
 
     leaf: str
@@ -42,16 +42,17 @@ class LoadedLeaf:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class LoadReport:
-    """What `compat.load` did; its text is a table.
+    """What `compat.load` did; it prints as a table.
 
     Attributes:
         source: Where the arrays came from.
-        rows: The leaves that got numbers, in the model's order.
-        missing: Leaves that got none, with their shapes; empty unless `strict=False`.
-        unused: Arrays of the source that went nowhere, with their shapes; likewise.
-        kept: Leaves that are no weights (counters, seeds) and did not change.
+        rows: The leaves that were loaded, in the model's order.
+        missing: Leaves that were not, with their shapes; empty unless `strict=False`.
+        unused: Arrays of the source that were not used, with their shapes; empty unless
+            `strict=False`.
+        kept: Leaves that are counters or seeds, and kept their values.
         ignored: Arrays of the source that are no weights, such as torch's `num_batches_tracked`.
-        notes: Further remarks, such as a guessed layout.
+        notes: Remarks on how the source was read.
     """
 
     source: str
@@ -66,7 +67,7 @@ class LoadReport:
 
     @property
     def ambiguous(self) -> tuple[LoadedLeaf, ...]:
-        """The rows for which another array of the same form could have been meant."""
+        """The rows for which another array of the same kind could have been meant."""
         return tuple(row for row in self.rows if row.others)
 
     def check(
@@ -77,22 +78,22 @@ class LoadReport:
         inside: Mapping[str, Any] | None = None,
         tolerance: float = 1e-5,
     ) -> float:
-        """Run the loaded model, and return how far its outputs are from those expected.
+        """Run the loaded model and return how much its outputs differ from those expected.
 
         Args:
-            inputs: A batch's inputs; a tuple holds several.
-            outputs: The outputs of the network that the weights come from, in evaluation.
-            inside: What each layer of that network returned, under any names (torch has
-                `register_forward_hook`): if the outputs differ, the error names the first
-                sub-module of the model whose value is none of these. Axes may be in another order.
-            tolerance: How far they may be apart, as a part of the largest output (at least 1).
+            inputs: A batch of inputs; several as a tuple.
+            outputs: What the original network returns for them, in evaluation.
+            inside: The outputs of all layers of that network, under any names (in torch, from
+                `register_forward_hook`). If the outputs differ, the error names the first
+                sub-module of the model whose value is not among these, in any order of axes.
+            tolerance: The largest difference allowed, divided by the largest output (at least 1).
 
         Returns:
             The largest difference, as `tolerance` measures it.
 
         Raises:
-            UnequalOutputsError: They are further apart. The message says what that points to: a
-                hyper-parameter (an epsilon, the form of GELU) or leaves that got another's numbers.
+            UnequalOutputsError: They differ by more. The message says what that points to: a
+                hyper-parameter (an epsilon, the form of GELU) or exchanged leaves.
             ValueError: The outputs have another structure or shape.
 
         >>> import equinox as eqx, jax, numpy as np

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn
 from jax.interpreters import partial_eval
 
 from solstice.compat.model import Model, as_inputs
@@ -74,7 +75,7 @@ def trace(model: Model, example: PyTree) -> Trace:
     return Trace(tuple(walk.uses), unused, tuple(walk.epsilons), walk.operations)
 
 
-def forward_jaxpr(model: Model, inputs: tuple[PyTree, ...]) -> tuple[Any, list[Any]]:
+def forward_jaxpr(model: Model, inputs: tuple[PyTree, ...]) -> tuple[Jaxpr, list[Any]]:
     """Return the jaxpr of a model's evaluation, a function of its float leaves and of inputs.
 
     It holds only what the outputs depend on. Its constants come second.
@@ -103,7 +104,7 @@ class _Walk:
         self._step = -1
         self._unrolled = 0
 
-    def run(self, jaxpr: Any, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
+    def run(self, jaxpr: Jaxpr, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
         """Walk a jaxpr whose arguments are known as `args`; return what its outputs are."""
         return evaluate(jaxpr, consts, args, self._equation, lambda value: Known(lambda: value))
 
@@ -113,7 +114,7 @@ class _Walk:
             if isinstance(value, Piece):
                 self._note("output", distinct(value.index), "", value)
 
-    def _equation(self, eqn: Any, ins: list[Value]) -> list[Value]:
+    def _equation(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
         name = eqn.primitive.name
         outputs = len(eqn.outvars)
         if (inner := called(eqn)) is not None:
@@ -139,8 +140,9 @@ class _Walk:
         linear = {"dot_general": new, "add": (*linear_in(ins), *new)}.get(name, ())
         return [Flow(dependence(ins), uses=linear)] * outputs
 
-    def _flow(self, eqn: Any, ins: list[Value]) -> Flow:
+    def _flow(self, eqn: JaxprEqn, ins: list[Value]) -> Flow:
         name, of = eqn.primitive.name, dependence(ins)
+        avals: list[Any] = [atom.aval for atom in eqn.invars]
         flows = [place for place, value in enumerate(ins) if isinstance(value, Flow)]
         first = next(value for value in ins if isinstance(value, Flow))
         if name in SAME:
@@ -149,18 +151,19 @@ class _Walk:
             self.epsilons.append(first.epsilon)
         if name == "concatenate":
             axis = eqn.params["dimension"]
-            sizes = [atom.aval.shape[axis] for atom in eqn.invars]
+            sizes = [aval.shape[axis] for aval in avals]
             parts = zip(sizes, [dependence([value]) for value in ins], strict=True)
             return Flow(of, (axis, tuple(parts)))
-        shapes = eqn.invars[flows[0]].aval.shape, eqn.outvars[0].aval.shape
+        result: Any = eqn.outvars[0].aval
+        before, after = avals[flows[0]].shape, result.shape
         if name in LAYOUTS or name == "split":
-            return Flow(of, uses=first.uses, merged=_merged(*shapes))
+            return Flow(of, uses=first.uses, merged=_merged(before, after))
         known = [value for value in ins if isinstance(value, Known)]
         epsilon = known[0].scalar() if name == "add" and known else None
-        alone = len(flows) == 1 and shapes[0] == shapes[1]
+        alone = len(flows) == 1 and before == after
         return Flow(of, epsilon=epsilon, merged=first.merged if alone else ())
 
-    def _use(self, eqn: Any, ins: list[Value], place: int, piece: Piece) -> None:
+    def _use(self, eqn: JaxprEqn, ins: list[Value], place: int, piece: Piece) -> None:
         name, p, index = eqn.primitive.name, eqn.params, piece.index
         factor, of, merged = piece.factor, "", ()
         if name == "dot_general":
@@ -223,7 +226,7 @@ class _Walk:
     def _owner(self, positions: Any) -> Any:
         return np.searchsorted(self.starts, positions, "right") - 1
 
-    def _scan(self, eqn: Any, ins: list[Value]) -> list[Value]:
+    def _scan(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
         p = eqn.params
         n, m = p["num_consts"], p["num_consts"] + p["num_carry"]
         consts, carry, xs = ins[:n], ins[n:m], ins[m:]
@@ -255,7 +258,7 @@ class _Walk:
                 self.uses[place] = dataclasses.replace(use, loop=self._loops - 1, of="input")
         return [Flow()] * count
 
-    def _while(self, eqn: Any, ins: list[Value]) -> list[Value]:
+    def _while(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
         p = eqn.params
         skipped = p["cond_nconsts"]
         jaxpr, known = opened(p["body_jaxpr"])
@@ -266,7 +269,7 @@ class _Walk:
         self._in_loop(jaxpr, known, inside)
         return [Flow()] * len(eqn.outvars)
 
-    def _in_loop(self, jaxpr: Any, known: list[Any], inside: list[Value]) -> None:
+    def _in_loop(self, jaxpr: Jaxpr, known: list[Any], inside: list[Value]) -> None:
         outer = self._loop
         if outer is None:
             self._loop, self._loops = self._loops, self._loops + 1

@@ -15,22 +15,24 @@ from solstice.tree.tensors import is_storable, write_tensors
 
 
 def save(model: Model, path: str | os.PathLike[str], *, names: Renames = None) -> None:
-    """Write a model's arrays into one safetensors file, under the names its library has for them.
+    """Write a model's arrays to one safetensors file, under the names that its library uses.
 
-    All are written: parameters, frozen ones too, and the state, so that `compat.load` gives back
-    the same bits. A wrapped model (`compat.lora`, `compat.quantize`) is written with its factors
-    and codes, and loads into a model that was wrapped alike; for the network's own names, save
-    `compat.merge(model)`. Typed PRNG keys (streams of Flax NNX) are written as the numbers that
-    they are made of. The file is written at once or not at all. How each library's own tools read
-    it is on the page [Weights](../weights.md#saving).
+    Parameters, frozen ones included, and state are written, so `compat.load` restores the same
+    bits. Typed PRNG keys (streams of Flax NNX) are written as the numbers behind them. The file is
+    written completely or not at all. The guide's page on weights says how each library's own tools
+    read it.
+
+    A wrapped model (`compat.lora`, `compat.quantize`) is written with its factors and codes, and
+    loads into a model that was wrapped the same way. For the library's own names, save
+    `compat.merge(model)`.
 
     Args:
         model: An adapted network of any library.
         path: The file, whose name ends with ".safetensors"; its directory exists.
-        names: Other names: from regular expressions, found anywhere in a name, to what
-            replaces the match, or to None to leave an array out; or a function from a name to its
-            new one, or to None. For another library's names and layouts, save what
-            `compat.convert` returns.
+        names: Other names: from regular expressions, found anywhere in a name, to their
+            replacements, or to None to leave an array out; or a function from a name to the new
+            one, or to None. For another library's names and layouts, save what `compat.convert`
+            returns.
 
     Raises:
         ValueError: Two arrays get one name, a pattern matches none, or the path ends otherwise.

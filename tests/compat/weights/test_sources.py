@@ -194,7 +194,7 @@ def test_an_orbax_checkpoint_is_read(tmp_path, manager):
     if not manager:
         (tmp_path / "run" / "_METADATA").write_text("{")
         (tmp_path / "run" / "manifest.ocdbt").unlink()
-        with pytest.raises(DamagedFileError, match="no whole checkpoint of Orbax"):
+        with pytest.raises(DamagedFileError, match="not a complete Orbax checkpoint"):
             read(tmp_path / "run")
 
 
@@ -246,7 +246,7 @@ def test_a_file_that_was_cut_is_damage(tmp_path, suffix, part):
 @pytest.mark.parametrize("suffix", ["safetensors", "npz", "h5", "keras"])
 def test_a_file_of_another_format_is_damage(tmp_path, suffix):
     (path := tmp_path / f"a.{suffix}").write_bytes(b"Call me Ishmael. " * 40)
-    with pytest.raises(DamagedFileError, match="it is no whole"):
+    with pytest.raises(DamagedFileError, match="it is not a complete"):
         read(path)
 
 

@@ -25,7 +25,7 @@ def read_hdf5(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Return the arrays, as "dense_1/kernel"; layers of one class are in the network's order.
 
     Raises:
-        DamagedFileError: It is no whole file of this format.
+        DamagedFileError: It is not a complete file of this format.
         MissingPackageError: h5py is not installed.
     """
     return _datasets(path, path), ()
@@ -35,7 +35,7 @@ def read_keras_archive(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ..
     """Return the weights in what Keras's `model.save` wrote; the rest of it is not read.
 
     Raises:
-        DamagedFileError: It is no whole file of this format.
+        DamagedFileError: It is not a complete file of this format.
         MissingPackageError: h5py is not installed.
     """
     _h5py()
@@ -43,7 +43,7 @@ def read_keras_archive(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ..
         with zipfile.ZipFile(path) as archive:
             content = archive.read(_WEIGHTS)
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
-        raise damaged(path, f"it is no whole archive of Keras ({error})") from error
+        raise damaged(path, f"it is not a complete Keras archive ({error})") from error
     return _datasets(path, io.BytesIO(content)), ()
 
 
@@ -63,7 +63,7 @@ def _datasets(path: Path, file: Path | io.BytesIO) -> dict[str, np.ndarray]:
         with contextlib.closing(h5py.File(file, "r")) as opened:
             opened.visititems(note)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise damaged(path, f"it is no whole file of HDF5 ({error})") from error
+        raise damaged(path, f"it is not a complete HDF5 file ({error})") from error
     names = {name: _name(name, arrays, own) for name in sorted(arrays, key=natural)}
     if len(set(names.values())) < len(names):  # two layers of a name, in parts of the network
         return {name: arrays[name] for name in names}

@@ -17,7 +17,7 @@ def read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     numpy writes bfloat16 without saying so: numbers of 2 bytes and no type are taken for it.
 
     Raises:
-        DamagedFileError: It is no whole file of this format.
+        DamagedFileError: It is not a complete file of this format.
         InvalidValueError: It holds Python objects, or two arrays of one name.
     """
     try:
@@ -30,7 +30,7 @@ def read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: _array(path, file, name) for name in names}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError) as error:
-        raise damaged(path, f"it is no whole .npz file ({error})") from error
+        raise damaged(path, f"it is not a complete .npz file ({error})") from error
     halves = [name for name, leaf in arrays.items() if leaf.dtype == np.dtype("V2")]
     for name in halves:
         arrays[name] = arrays[name].view(jnp.bfloat16)
@@ -48,7 +48,7 @@ def _array(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
                 f"{path} is expected to hold arrays of numbers; {name!r} holds Python objects, "
                 f"which are not unpickled: that runs code. Write arrays of numbers."
             ) from error
-        raise damaged(path, f"{name!r} is no whole array ({error})") from error
+        raise damaged(path, f"{name!r} is not a complete array ({error})") from error
     if not isinstance(found, np.ndarray) or found.dtype.kind in "OSUMm":
         kind = found.dtype if isinstance(found, np.ndarray) else type(found).__name__
         raise InvalidValueError(

@@ -23,7 +23,7 @@ def read_orbax(folder: Path) -> Any:
     """Return the tree of arrays of an item; of a checkpoint with one item, of that one.
 
     Raises:
-        DamagedFileError: It is no whole checkpoint.
+        DamagedFileError: It is not a complete checkpoint.
         InvalidValueError: It holds several steps or items; name one.
         MissingPackageError: Orbax is not installed.
     """
@@ -44,7 +44,7 @@ def read_orbax(folder: Path) -> Any:
             return checkpointer.restore(folder, restore_args=numpys)
     except Exception as error:
         why = str(error).partition("\n")[0][:200]
-        raise damaged(folder, f"it is no whole checkpoint of Orbax ({why})") from error
+        raise damaged(folder, f"it is not a complete Orbax checkpoint ({why})") from error
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]
     """Return the arrays by name.
 
     Raises:
-        DamagedFileError: It is no whole file of this format.
+        DamagedFileError: It is not a complete file of this format.
         InvalidValueError: An array is of a dtype that numpy lacks.
     """
     with Tensors.open(path) as file, untrusted(path):

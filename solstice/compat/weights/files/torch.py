@@ -19,7 +19,7 @@ def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
     """Return what `torch.save` wrote, a mapping, without running any code of the file's.
 
     Raises:
-        DamagedFileError: It is no whole file of torch.
+        DamagedFileError: It is not a complete torch file.
         InvalidValueError: It holds more than tensors and plain values, as whole modules are.
         MissingPackageError: torch is not installed.
     """
@@ -40,14 +40,16 @@ def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
         lines = [line.strip() for line in str(error).splitlines()]
         why = next((line for line in lines if "GLOBAL" in line), "")
         if not why:
-            raise damaged(path, f"it is no whole file of torch ({lines[0]})") from error
+            raise damaged(path, f"it is not a complete torch file ({lines[0]})") from error
         raise InvalidValueError(
             f"{path} is expected to hold tensors; it holds other objects, which are not unpickled: "
             f"that runs code. ({why}) Save torch.save(module.state_dict(), path)."
         ) from error
     except (RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError) as error:
         why = str(error).partition("\n")[0][:200]
-        raise damaged(path, f"it is no whole file of torch ({why or 'it ends early'})") from error
+        raise damaged(
+            path, f"it is not a complete torch file ({why or 'it ends early'})"
+        ) from error
     if not isinstance(found, Mapping):
         raise InvalidTypeError(
             f"{path} is expected to hold a state dict, names with their tensors; it holds "
