@@ -57,6 +57,7 @@ def candidates(target: Sequence[Use], source: Sequence[Use]) -> Iterator[tuple[P
     Raises:
         MismatchError: No way gives every use of the target one of the source's, and the reverse.
 
+    >>> import numpy as np
     >>> from solstice.compat.weights.pairs import values
     >>> column, row = np.arange(6).reshape(3, 2), np.arange(6).reshape(2, 3)
     >>> (pairs,) = candidates([Use("kernel", "matrix", column)], [Use("weight", "matrix", row.T)])
