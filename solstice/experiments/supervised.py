@@ -16,10 +16,10 @@ from jaxtyping import Array
 
 from solstice import arguments
 from solstice.arguments import describe
-from solstice.compat import as_model, as_optimizer
 from solstice.compat.drawing import needs_key
 from solstice.compat.model import Model, as_inputs, check_example, is_shaped
 from solstice.compat.optimizer import Optimizer, carried
+from solstice.compat.registry import as_model, as_optimizer
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.experiments import batches, precision
 from solstice.experiments.batches import BatchKeys

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from solstice.compat import as_model
 from solstice.compat.freeze import freeze
 from solstice.compat.model import Model
+from solstice.compat.registry import as_model
 from solstice.testing.compare import (
     assert_close,
     assert_same_bits,

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from solstice import arguments
-from solstice.compat import FunctionModel
+from solstice.compat.function import FunctionModel
 from solstice.compat.model import Model
 from solstice.errors import InvalidValueError
 from solstice.metrics.classification import ClassificationMetrics

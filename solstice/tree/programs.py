@@ -1,14 +1,13 @@
 """Programs: what a function computes and what it needs; traced, never run."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax.interpreters import partial_eval
-from numpy.typing import ArrayLike
 
 from solstice.tree.pytree import PyTree
 
@@ -17,6 +16,9 @@ _JAX = f"{Path(jax.__file__).parent}{os.sep}"
 
 # Equations that only call another program.
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
+# Equations that call a program more than once or not at all.
+_LOOPS = ("scan", "while", "cond")
+_T = TypeVar("_T")
 
 
 class Program(NamedTuple):
@@ -43,12 +45,12 @@ def program(function: Callable[..., PyTree], *arguments: PyTree) -> Program:
     """
     # A new function: jax hashes what it traces, and a half-built module cannot be hashed.
     jaxpr = jax.make_jaxpr(lambda *given: function(*given))(*arguments)  # noqa: PLW0108
-    own = any(map(_has_own_derivative, _equations(jaxpr.jaxpr)))
+    own = any(map(_has_own_derivative, equations(jaxpr.jaxpr)))
     if own:
         traced = jaxpr
-        jaxpr = jax.make_jaxpr(lambda *leaves: _evaluate(traced.jaxpr, traced.consts, leaves))(
-            *jax.tree.leaves(arguments)
-        )
+        jaxpr = jax.make_jaxpr(
+            lambda *leaves: evaluate(traced.jaxpr, traced.consts, leaves, _without_own_derivative)
+        )(*jax.tree.leaves(arguments))
     needed, used = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.out_avals))
     steps = [
         (
@@ -56,7 +58,7 @@ def program(function: Callable[..., PyTree], *arguments: PyTree) -> Program:
             [str(one.val) for one in eqn.invars if isinstance(one, Literal)],
             [str(one.aval) for one in eqn.outvars],
         )
-        for eqn in _equations(needed)
+        for eqn in equations(needed)
     ]
     return Program(used, steps, own)
 
@@ -67,12 +69,17 @@ def _has_own_derivative(eqn: JaxprEqn) -> bool:
     return _JAX not in str(eqn.params["call_jaxpr"].jaxpr.debug_info.func_src_info)
 
 
-def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    """Yield a program's equations, and those of the programs that it calls."""
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Yield a program's equations, and those of the programs that it calls.
+
+    >>> nested = jax.make_jaxpr(jax.jit(lambda x: x + 1))(1.0).jaxpr
+    >>> [eqn.primitive.name for eqn in equations(nested)]
+    ['jit', 'add']
+    """
     for eqn in jaxpr.eqns:
         yield eqn
         for inner in inner_programs(eqn):
-            yield from _equations(inner)
+            yield from equations(inner)
 
 
 def inner_programs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
@@ -104,27 +111,64 @@ def scan_parts(eqn: JaxprEqn) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
-def _evaluate(
-    jaxpr: Jaxpr, consts: Iterable[ArrayLike], arguments: Iterable[ArrayLike]
-) -> list[ArrayLike]:
-    """Evaluate a program, treating functions with custom derivatives as any others."""
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+def evaluate(
+    jaxpr: Jaxpr,
+    consts: Iterable[_T],
+    given: Iterable[_T],
+    equation: Callable[[JaxprEqn, list[_T]], Sequence[_T]],
+    literal: Callable[[Any], _T] = lambda value: value,
+) -> list[_T]:
+    """Evaluate a program, one equation after the other, with any kind of values.
 
-    def read(variable: Var | Literal) -> ArrayLike:
-        return variable.val if isinstance(variable, Literal) else values[variable]
+    Args:
+        jaxpr: The program.
+        consts: The values of its constants.
+        given: The values of its arguments.
+        equation: Returns the values that an equation gives for its operands' values, as `bind`
+            does for arrays.
+        literal: Returns the value of a number in the program.
+
+    >>> closed = jax.make_jaxpr(lambda x: x * 2 + 1)(1.0)
+    >>> evaluate(closed.jaxpr, closed.consts, [3.0], bind)
+    [Array(7., dtype=float32, weak_type=True)]
+    """
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *given], strict=True))
+
+    def read(atom: Var | Literal) -> _T:
+        return literal(atom.val) if isinstance(atom, Literal) else values[atom]
 
     for eqn in jaxpr.eqns:
-        given = list(map(read, eqn.invars))
-        if _has_own_derivative(eqn):
-            inner = eqn.params["call_jaxpr"]
-            outs = _evaluate(inner.jaxpr, inner.consts, given)
-        elif eqn.primitive.name in _CALLS:
-            inner = eqn.params["jaxpr"]
-            outs = _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), given)
-        else:
-            outs = bind(eqn, given)
-        values.update(zip(eqn.outvars, outs, strict=True))
+        values.update(zip(eqn.outvars, equation(eqn, list(map(read, eqn.invars))), strict=True))
     return list(map(read, jaxpr.outvars))
+
+
+def called(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]] | None:
+    """Return the program that an equation only calls, as one of `jit` does, and its constants.
+
+    >>> eqn = jax.make_jaxpr(jax.jit(jax.lax.sin))(1.0).eqns[0]
+    >>> program, constants = called(eqn)
+    >>> len(program.eqns), constants
+    (1, [])
+    """
+    keys = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+    inner = next((eqn.params[key] for key in keys if key in eqn.params), None)
+    return None if inner is None or eqn.primitive.name in _LOOPS else opened(inner)
+
+
+def opened(jaxpr: Any) -> tuple[Jaxpr, list[Any]]:
+    """Return a program, closed or open, and its constants."""
+    return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "consts") else (jaxpr, [])
+
+
+def _without_own_derivative(eqn: JaxprEqn, given: list[Any]) -> list[Any]:
+    """Evaluate an equation; a function with a custom derivative outside jax like any other."""
+    if _has_own_derivative(eqn):
+        inner = eqn.params["call_jaxpr"]
+    elif eqn.primitive.name in _CALLS:
+        inner = eqn.params["jaxpr"]
+    else:
+        return bind(eqn, given)
+    return evaluate(*opened(inner), given, _without_own_derivative)
 
 
 def bind(eqn: JaxprEqn, given: Iterable[Any]) -> list[Any]:

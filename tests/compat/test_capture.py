@@ -328,7 +328,7 @@ def test_a_derivative_of_ones_own_stays_and_what_is_inside_has_none():
 
     grads = jax.grad(lambda params: after(params, where="out")["out"].sum())(model.params)
     np.testing.assert_allclose(grads["w"], 7 * X.sum(0), rtol=1e-5)
-    with pytest.raises(TypeError, match="with a derivative of its own"):
+    with pytest.raises(TypeError, match="with a custom derivative"):
         jax.grad(lambda params: after(params)["inside"].sum())(model.params)
     assert not intervene(model, X, edits={"inside": jnp.zeros_like}).any()
 
@@ -357,11 +357,11 @@ def test_what_is_in_a_loop_of_unknown_length_or_a_branch_is_refused(loop):
 def test_unknown_paths_are_told_with_those_near_them():
     subject = LIBRARIES["nnx"]["attention"]
     model = subject.make_model(KEY)
-    with pytest.raises(ValueError, match=r"'atend/query' chooses none\. Near it are 'att"):
+    with pytest.raises(ValueError, match=r"the glob 'atend/query', .* none of attend/q"):
         intervene(model, *subject.inputs, edits={"atend/query": jnp.zeros_like})
-    with pytest.raises(ValueError, match=r"'\*\*\*x' chooses none\. The paths are 'attend/query'"):
+    with pytest.raises(ValueError, match=r"'\*\*\*x', .* sub-modules, .* none of .*attend/query"):
         capture(model, *subject.inputs, where="***x")
-    with pytest.raises(ValueError, match="the function chooses none"):
+    with pytest.raises(ValueError, match=r"where, the function, .* chooses none of attend/query"):
         capture(model, *subject.inputs, where=lambda path: False)
 
 

@@ -508,3 +508,44 @@ def test_weights_of_one_axis_alone_are_told():
         with pytest.raises(ValueError, match=r"chooses none of Dense_0/kernel, .* more\.|Dense_1"):
             change("Dense_0/kernl")
         assert change("Dense_0/*").made_of["Dense_0/bias"] == "float32"
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_what_is_saved_wrapped_loads_into_a_model_wrapped_alike(tmp_path, wrap):
+    model, other = wrap(network()), wrap(stirred(network()), jax.random.key(5))
+    compat.save(model, tmp_path / "wrapped.safetensors")
+    loaded, report = compat.load(other, tmp_path / "wrapped.safetensors")
+    assert_same_bits(jax.tree.leaves(loaded), jax.tree.leaves(model))
+    assert {row.how for row in report.rows} == {"name"}
+    own = compat.merge(model)
+    compat.save(own, tmp_path / "merged.safetensors")
+    merged, _ = compat.load(compat.merge(other), tmp_path / "merged.safetensors")
+    assert_same_bits(jax.tree.leaves(merged), jax.tree.leaves(own))
+
+
+def test_factors_alone_load_into_a_model_that_has_the_rest(tmp_path):
+    path = tmp_path / "factors.safetensors"
+    compat.save(lora(network()), path, names={"/base$": None})
+    other = lora(network(), jax.random.key(5))
+    with pytest.raises(ValueError, match=r"the model has 'params/0/base'\. Load into the network"):
+        compat.load(other, path)
+    loaded, report = compat.load(other, path, strict=False)
+    assert_same_bits(jax.tree.leaves(loaded), jax.tree.leaves(lora(network())))
+    assert "params/0/base" in report.missing
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_wrapped_model_takes_no_other_weights(wrap):
+    source = {path: np.asarray(leaf) for path, leaf in leaves_by_path(network().params).items()}
+    for strict in (True, False):
+        with pytest.raises(ValueError, match=r"of this WrappedModel, .* has '0'\. .*before compat"):
+            compat.load(wrap(network()), source, example=X, strict=strict)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_wrapped_model_is_converted_merged(wrap):
+    model = wrap(network())
+    converted = compat.convert(model, like=stirred(network()), example=X)
+    assert_same_bits(jax.tree.leaves(converted), jax.tree.leaves(compat.merge(model)))
+    with pytest.raises(TypeError, match=r"it is a WrappedModel.*Convert first, then wrap"):
+        compat.convert(network(), like=model, example=X)

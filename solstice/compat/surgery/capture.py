@@ -2,21 +2,20 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from solstice import arguments
 from solstice.compat.model import Keys, Model
-from solstice.compat.surgery.interpreter import Site, TaggedProgram
+from solstice.compat.surgery.interpreter import TaggedProgram
+from solstice.compat.surgery.where import Where, chosen
 from solstice.errors import InvalidValueError
-from solstice.tree.names import matches
 from solstice.tree.pytree import PyTree
 
 
 def capture(
     model: Model,
     *inputs: PyTree,
-    where: str | Callable[[str], Any] = "*",
+    where: Where = "*",
     key: Keys = None,
     train: bool = False,
     **kwargs: PyTree,
@@ -57,8 +56,7 @@ def capture(
     ()
     """
     program = _traced(model, inputs, key, train, kwargs)
-    chosen = _chosen(model, program, where)
-    _, found = program.run(chosen, {}, {})
+    _, found = program.run(_sites(model, program, where), {}, {})
     # Ordered, since jax sorts the keys of a plain dict where it comes out of a compiled function.
     return OrderedDict((program.sites[number].path, value) for number, value in found.items())
 
@@ -99,8 +97,8 @@ def intervene(
     program = _traced(model, inputs, key, train, kwargs)
     taken: dict[int, str] = {}
     for glob in edits:
-        chosen = _chosen(model, program, glob, f"edits[{glob!r}]")
-        fresh = [number for number in chosen if number not in taken]
+        found = _sites(model, program, glob, f"edits[{glob!r}]")
+        fresh = [number for number in found if number not in taken]
         if not fresh:
             raise InvalidValueError(
                 f"edits[{glob!r}] matches only what earlier edits change. The first match wins: "
@@ -153,23 +151,17 @@ def _traced(
     return TaggedProgram(forward, model, inputs, key, kwargs)
 
 
-def _chosen(
-    model: Model,
-    program: TaggedProgram,
-    where: str | Callable[[str], Any],
-    name: str = "where",
-) -> list[int]:
+def _sites(model: Model, program: TaggedProgram, where: Where, name: str = "where") -> list[int]:
     """Return the numbers of the tags that `where` chooses."""
-    if isinstance(where, str):
-        glob = where
-        chooses: Any = lambda site: matches(site.path, glob) or matches(site.name, glob)  # noqa: E731
-    else:
-        where = arguments.function(where, "where", "path")
-        chooses = lambda site: where(site.path)  # noqa: E731
-    chosen = [number for number, site in enumerate(program.sites) if chooses(site)]
-    if not chosen:
-        raise InvalidValueError(_nothing(model, program.sites, where, name))
-    for number in chosen:
+    if not program.sites:
+        raise InvalidValueError(
+            f"{type(model).__name__}: this network called no sub-modules in this pass, so there is "
+            f"nothing to capture or to change. Name values inside of its functions with "
+            f"compat.tag(name, value), and layers of Stax before they are joined."
+        )
+    paths, names = [site.path for site in program.sites], [site.name for site in program.sites]
+    found = chosen(paths, where, name, what="sub-modules", groups=names)
+    for number in found:
         site = program.sites[number]
         if site.within is not None:
             raise InvalidValueError(
@@ -177,24 +169,4 @@ def _chosen(
                 f"how often it is computed is known only when the network runs, so there is no "
                 f"one value. Choose others, such as the module around it."
             )
-    return chosen
-
-
-def _nothing(model: Model, sites: list[Site], where: Any, name: str) -> str:
-    """Say why nothing was chosen."""
-    if not sites:
-        return (
-            f"{type(model).__name__}: this network called no sub-modules in this pass, so there is "
-            f"nothing to capture or to change. Name values inside of its functions with "
-            f"compat.tag(name, value), and layers of Stax before they are joined."
-        )
-    paths = [site.path for site in sites]
-    near = get_close_matches(where, paths, 5, 0.5) if isinstance(where, str) else []
-    which = repr(where) if isinstance(where, str) else "the function"
-    listed = ", ".join(map(repr, near or paths[:8]))
-    more = "" if near or len(paths) <= 8 else f" and {len(paths) - 8} more"
-    said = "Near it are" if near else "The paths are"
-    return (
-        f"{name} is expected to choose sub-modules, and {which} chooses none. {said} "
-        f"{listed}{more}."
-    )
+    return found

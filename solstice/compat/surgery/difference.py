@@ -27,7 +27,7 @@ class Difference(NamedTuple):
 def first_difference(
     found: Mapping[str, PyTree], others: Mapping[str, PyTree], *, tolerance: float = 1e-5
 ) -> Difference | None:
-    """Return the first value of `found` that is not among `others`; None where all are.
+    """Return the first value of `found` that is not among `others`; None if all are.
 
     Libraries order axes in their ways, split heads or not, and call other sub-modules around the
     same layers. So values are compared as sorted numbers, with all of the other network's that are

@@ -20,7 +20,7 @@ from solstice.arguments import check_leaves, describe
 from solstice.compat.surgery.tags import Form, derivative_p, tag_p, tagging
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.naming import tree_difference
-from solstice.tree.programs import bind, inner_programs, scan_parts
+from solstice.tree.programs import bind, equations, inner_programs, scan_parts
 from solstice.tree.pytree import PyTree
 
 Arrays = list[Any]
@@ -37,7 +37,7 @@ class Site(NamedTuple):
     """A tag in a program: a call of one sub-module.
 
     Attributes:
-        path: The sub-module's path, with "#" and a number where there are several calls.
+        path: The sub-module's path, with "#" and a number if there are several calls.
         name: The path alone.
         form: How its value is put together.
         shapes: The value's arrays, stacked by the scans around them.
@@ -108,7 +108,7 @@ class TaggedProgram:
         self._structure = jax.tree.structure(shapes)
         self.sites = _named(_sites(self._jaxpr))
         self.differentiated = {
-            eqn.params["path"] for eqn in _all(self._jaxpr) if eqn.primitive is derivative_p
+            eqn.params["path"] for eqn in equations(self._jaxpr) if eqn.primitive is derivative_p
         }
 
     def run(
@@ -269,13 +269,6 @@ def _count(eqn: JaxprEqn) -> int:
     return sum(_count(inner) for jaxpr in inner_programs(eqn) for inner in jaxpr.eqns)
 
 
-def _all(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in inner_programs(eqn):
-            yield from _all(inner)
-
-
 @jax.custom_jvp
 def _without_derivative(tree: PyTree) -> PyTree:
     return tree
@@ -285,6 +278,6 @@ def _without_derivative(tree: PyTree) -> PyTree:
 def _refuse(primals: Any, tangents: Any) -> Any:
     raise InvalidTypeError(
         "A value is expected to be differentiated by the network's own rule; it is captured or "
-        "changed inside of a function with a derivative of its own (jax.custom_vjp or custom_jvp), "
+        "changed inside of a function with a custom derivative (jax.custom_vjp or custom_jvp), "
         "which says nothing of it. Choose sub-modules outside of it, or take no derivative."
     )

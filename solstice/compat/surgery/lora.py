@@ -1,4 +1,4 @@
-"""Low-rank adaptation (LoRA, Hu et al. 2021): few numbers are trained beside weights that stay."""
+"""Low-rank adaptation (LoRA, Hu et al. 2021): factors are trained, weights are frozen."""
 
 import math
 from typing import Any
@@ -81,8 +81,8 @@ def lora(
     key = as_key(key)
     weights, structure = weights_of(model)
     paths = [weight.path for weight in weights]
-    whole = set() if full is None else set(chosen(paths, full, "full"))
-    adapted = set(chosen(paths, where)) - whole
+    whole = set() if full is None else {paths[i] for i in chosen(paths, full, "full")}
+    adapted = {paths[i] for i in chosen(paths, where)} - whole
     if not any(weight.path in adapted and _suits(weight) for weight in weights):
         found = ", ".join(described(one.path, one.node) for one in weights if one.path in adapted)
         raise InvalidValueError(

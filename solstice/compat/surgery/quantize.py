@@ -55,7 +55,7 @@ def quantize(model: Model, *, bits: int = 8, where: Where = "*") -> WrappedModel
     """
     arguments.choice(bits, "bits", (8, 4))
     weights, structure = weights_of(model)
-    among = set(chosen([weight.path for weight in weights], where))
+    among = {weights[i].path for i in chosen([weight.path for weight in weights], where)}
     if not any(weight.path in among and _suits(weight.node) for weight in weights):
         found = ", ".join(described(one.path, one.node) for one in weights if one.path in among)
         raise InvalidValueError(

@@ -1,4 +1,4 @@
-"""Which of a network's parts a change is for: a glob over their paths, or a predicate."""
+"""Which of a network's parts a call is about: a glob over their paths, or a predicate."""
 
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -15,20 +15,29 @@ Where = str | Callable[[str], Any]
 _MANY = 8
 
 
-def chosen(paths: Sequence[str], where: Where, name: str = "where") -> list[str]:
-    """Return the paths that `where` chooses.
+def chosen(
+    paths: Sequence[str],
+    where: Where,
+    name: str = "where",
+    *,
+    what: str = "weights",
+    groups: Sequence[str] | None = None,
+) -> list[int]:
+    """Return the indices of the paths that `where` chooses.
 
     Args:
-        paths: All that there are.
-        where: The argument of the user.
-        name: What it is called.
+        paths: All paths that exist.
+        where: The user's argument.
+        name: The name of that argument.
+        what: What the paths are of, for messages.
+        groups: A second name for each path, which a glob may match too.
 
     Raises:
-        TypeError: It is neither a text nor a function of a path.
+        TypeError: `where` is neither a string nor a function of a path.
         ValueError: It chooses none; the message lists the nearest.
 
     >>> chosen(["head/kernel", "body/kernel"], "head/*")
-    ['head/kernel']
+    [0]
     >>> chosen(["head/kernel", "body/kernel"], "haed/*")
     Traceback (most recent call last):
         ...
@@ -36,12 +45,13 @@ def chosen(paths: Sequence[str], where: Where, name: str = "where") -> list[str]
 network's weights, and chooses none of head/kernel, body/kernel.
     """
     if isinstance(where, str):
-        found = [path for path in paths if matches(path, where)]
+        names = zip(paths, groups or paths, strict=True)
+        found = [i for i, some in enumerate(names) if any(matches(one, where) for one in some)]
         said, near = f"the glob {where!r}", get_close_matches(where, paths, _MANY, cutoff=0)
     elif callable(where):
         arguments.function(where, name, "path")
-        found = [path for path in paths if where(path)]
-        said, near = describe(where), list(paths[:_MANY])
+        found = [i for i, path in enumerate(paths) if where(path)]
+        said, near = "the function", list(paths[:_MANY])
     else:
         raise InvalidTypeError(
             f"{name} is expected to be a glob for paths, such as 'head/*', or a function of "
@@ -51,6 +61,6 @@ network's weights, and chooses none of head/kernel, body/kernel.
         return found
     rest = f" and {len(paths) - len(near)} more" * (len(paths) > len(near))
     raise InvalidValueError(
-        f"{name}, {said}, is expected to choose some of the network's weights, and chooses none of "
+        f"{name}, {said}, is expected to choose some of the network's {what}, and chooses none of "
         f"{', '.join(near) or 'them, for there are none'}{rest}."
     )

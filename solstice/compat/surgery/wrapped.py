@@ -76,7 +76,7 @@ class WrappedModel(Model):
     _before: tuple[bool, ...] = eqx.field(static=True)
 
     def __init__(self, model: Model, weights: Sequence[Weight], structure: PyTreeDef) -> None:
-        """Put other weights into a network, which stays as it is; arrays are shared.
+        """Put other weights into a network, which does not change; arrays are shared.
 
         Args:
             model: The network, wrapped before or not.

@@ -3,9 +3,9 @@
     first    layers of one name, then of one name but for its numbers, in the order of these
     then     the k-th layer of some roles and shapes goes to the k-th such layer in order of use
     then     fused and split projections, and layers of which one has a bias more than the other
-    at last  where one side has more alike layers than the other, the likest names
+    last     if one side has more layers of a form than the other, the most similar names
 
-Nothing is guessed silently: where another layer of the same form could have been meant, the pairs
+Nothing is guessed silently: if another layer of the same form could have been meant, the pairs
 say which.
 """
 
@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from solstice.compat.weights.layers import Layer, normal, signature_of, without_numbers
-from solstice.compat.weights.pairs import BY_NAME, BY_USE, Pair
+from solstice.compat.weights.pairs import BY_LIKENESS, BY_NAME, BY_USE, TIED, Pair
 from solstice.compat.weights.uses import MATRIX, TABLE, Use
 
-LIKENESS, TIED = "likeness of names", "tied"
 _PARTS = (2, 3)  # a gate and a value in one array; query, key and value
 
 
@@ -45,8 +44,8 @@ class Match:
         target: Of the model.
         source: Of the source.
         uses: How the source's layer is read.
-        how: By what it was found.
-        group: Which matches it could be exchanged with; None where a name decided.
+        how: How it was found.
+        group: Which matches it could be exchanged with; None if a name decided.
     """
 
     target: Layer
@@ -63,7 +62,7 @@ class Match:
         pairs = []
         for use in self.target.uses:
             if found := left[use.role, use.shape]:
-                # What a network does with a weight is its own, in both.
+                # Each network keeps its own factor and shift.
                 plain = dataclasses.replace(found.pop(0), factor=use.factor, shift=use.shift)
                 pairs.append(Pair(use, (plain,), self.how, others))
         return pairs
@@ -139,16 +138,17 @@ def _by_name(found: Assignment, key: Callable[[str], tuple[str, ...]]) -> None:
 
 
 def _by_projection(found: Assignment) -> None:
-    """Match attention's projections of a kind in order of use, where names tell them apart."""
+    """Match attention's projections of a kind in order of use, if names tell them apart."""
     for kind, words in _PROJECTIONS.items():
         ours = [layer for layer in found.targets if normal(layer.name)[-1:] in words]
         its = [layer for layer in found.sources if normal(layer.name)[-1:] in words]
         readings = [
-            source.reading(_signature(target)) for target, source in zip(ours, its, strict=False)
+            source.reading(signature_of(target.uses))
+            for target, source in zip(ours, its, strict=False)
         ]
         if len(ours) == len(its) and all(readings):
             for target, source, uses in zip(ours, its, readings, strict=True):
-                found.add(target, source, uses or (), BY_USE, (kind, _signature(target)))
+                found.add(target, source, uses or (), BY_USE, (kind, signature_of(target.uses)))
 
 
 def _by_order(found: Assignment) -> None:
@@ -158,7 +158,7 @@ def _by_order(found: Assignment) -> None:
             [layer for layer in found.sources if len(layer.readings) > depth],
             lambda layer: signature_of(layer.readings[depth]),  # noqa: B023
         )
-        for signature, ours in _grouped(found.targets, _signature).items():
+        for signature, ours in _grouped(found.targets, lambda one: signature_of(one.uses)).items():
             its = readings.get(signature, [])
             if len(its) != len(ours):
                 continue
@@ -166,12 +166,8 @@ def _by_order(found: Assignment) -> None:
                 found.add(target, source, source.readings[depth], BY_USE, signature)
 
 
-def _signature(layer: Layer) -> Any:
-    return signature_of(layer.uses)
-
-
 def _split(found: Assignment) -> None:
-    """Cut layers whose matrix holds several side by side, where the other side has them apart."""
+    """Cut layers whose matrix holds several side by side, if the other side has them apart."""
     for ours, theirs in ((found.targets, found.sources), (found.sources, found.targets)):
         wanted = {key for layer in ours for key in map(signature_of, layer.readings)}
         for layer in list(theirs):
@@ -200,7 +196,7 @@ def _cut(uses: tuple[Use, ...], parts: int) -> list[tuple[Use, ...]]:
 
 
 def _by_main(found: Assignment) -> None:
-    """Match layers by what they are named for, where one has a bias more than the other."""
+    """Match layers by their main use, if one has a bias and the other has none."""
     for (role, shape), ours in _grouped(found.targets, _main).items():
         its = [
             (layer, reading)
@@ -217,7 +213,7 @@ def _main(layer: Layer) -> Any:
 
 
 def _by_likeness(found: Assignment) -> None:
-    """Match the likest names first, where one side has more layers of a form than the other."""
+    """Match the most similar names first, if one side has more layers of a form than the other."""
     likenesses = sorted(
         (
             (-_likeness(target.name, source.name), i, j)
@@ -231,7 +227,7 @@ def _by_likeness(found: Assignment) -> None:
         target, source = ours[i], theirs[j]
         if target in found.targets and source in found.sources:
             uses = source.reading(signature_of(target.uses))
-            found.add(target, source, uses or (), LIKENESS, ("like", signature_of(target.uses)))
+            found.add(target, source, uses or (), BY_LIKENESS, ("like", signature_of(target.uses)))
 
 
 def _likeness(name: str, other: str) -> float:
@@ -239,7 +235,7 @@ def _likeness(name: str, other: str) -> float:
 
 
 def tied_pairs(found: Assignment) -> list[Pair]:
-    """Return pairs for matrices that nothing is left for, whose transpose is a table of the source.
+    """Return pairs for unmatched matrices whose transpose is a table of the source.
 
     A source of tied weights holds the array once, as the embedding.
     """

@@ -1,4 +1,4 @@
-"""From a network of one library to a network of another with the same architecture, with proof."""
+"""A network's weights in a network of another library, with proof that both compute the same."""
 
 from typing import Any, Generic, TypeVar
 
@@ -9,21 +9,21 @@ from jax.core import Tracer
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.model import Model, as_inputs
-from solstice.compat.weights.arrays import float_arrays, with_arrays
+from solstice.compat.surgery.wrapped import WrappedModel, merge
 from solstice.compat.weights.divergence import first_divergence
-from solstice.compat.weights.matching import ClashError, MismatchError, candidates, values
-from solstice.compat.weights.pairs import Pair
+from solstice.compat.weights.leaves import float_leaves, with_leaves
+from solstice.compat.weights.matching import MismatchError, candidates
+from solstice.compat.weights.pairs import ClashError, Pair, values
 from solstice.compat.weights.proof import (
-    FAR,
     TOLERANCE,
     Arrays,
     difference,
     drawn,
     evaluation,
     is_finite,
-    unlike,
 )
 from solstice.compat.weights.roles import trace
+from solstice.compat.weights.unequal import causes, has_one_order, unlike
 from solstice.compat.weights.uses import Trace
 from solstice.compat.weights.whole import whole
 from solstice.errors import InvalidTypeError, InvalidValueError
@@ -45,9 +45,10 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     correction for the first steps (`Model.settle_averages`) is over.
 
     Args:
-        model: The network that has the weights.
-        like: A network of the same architecture, in any library. The result has its structure and
-            dtypes.
+        model: The network that has the weights. A wrapped one (`compat.lora`, `compat.quantize`) is
+            merged first.
+        like: A network of the same architecture, in any library, not wrapped. The result has its
+            structure, dtypes and placement.
         example: A batch of inputs; several as a tuple. Use one that needs every weight: a table of
             positions, for example, needs sequences of full length.
 
@@ -69,13 +70,19 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     """
     arguments.instance(model, "model", Model, _WHAT)
     arguments.instance(like, "like", Model, _WHAT)
+    if isinstance(like, WrappedModel):
+        raise InvalidTypeError(
+            "like is expected to be a network's own model; it is a WrappedModel, whose factors or "
+            "codes no other network has. Convert first, then wrap: "
+            "compat.lora(compat.convert(model, like=compat.merge(like), example=x), ...)."
+        )
     inputs = as_inputs(example)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, like, inputs))):
         raise InvalidTypeError(
             "convert() compares values, and is expected to be called outside of jax.jit and other "
             "transformations; an argument is traced."
         )
-    source, target = _Side(model, inputs), _Side(like.settle_averages(), inputs)
+    source, target = _Side(merge(model), inputs), _Side(like.settle_averages(), inputs)
     reference = source.run(source.arrays)
     if not is_finite(reference):
         raise InvalidValueError(
@@ -97,16 +104,16 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     arrays = values(pairs, source.arrays, target.arrays)
     if not (gap := difference(target.run(target.arrays | arrays), reference)) <= TOLERANCE:
         raise InvalidValueError(_refusal(gap, pairs, source, target, source.arrays, arrays))
-    return with_arrays(target.model, arrays).settle_averages()
+    return with_leaves(target.model, arrays).settle_averages()
 
 
 class _Side(Generic[_M]):
-    """One of the two networks, its values, and what a trace says of it."""
+    """One of the two networks, its values, and its trace."""
 
     def __init__(self, model: _M, inputs: tuple[PyTree, ...]) -> None:
         self.model = model
         self.inputs = inputs
-        self.arrays = float_arrays(model)
+        self.arrays = float_leaves(model)
         self.run = evaluation(model, inputs)
         self.trace = trace(model, inputs)
 
@@ -135,17 +142,13 @@ def _first_equal(source: _Side[Any], target: _Side[Any], reference: PyTree) -> t
             return pairs
         if best is None or gap < best[0]:
             best = gap, pairs, given, found
-        if _has_one_order(source.trace) and unlike(source.trace, target.trace):
+        if has_one_order(source.trace) and unlike(source.trace, target.trace):
             break  # no order of layers makes up for another epsilon or activation
     if best is None and clash is not None:
         raise clash
     assert best is not None  # `candidates` yields one at least, or raises
     gap, pairs, given, found = best
     raise InvalidValueError(_refusal(gap, pairs, source, target, given, found))
-
-
-def _has_one_order(found: Trace) -> bool:
-    return all(use.loop is None for use in found.uses)
 
 
 def _refusal(
@@ -165,25 +168,9 @@ def _refusal(
         place = f"up to {last.leaf} of like they agree, and differ {place}"
     else:
         place = f"they differ {place}"
-    hints = unlike(source.trace, target.trace)
-    if hints:
-        kind = f"the weights fit, and hyper-parameters differ: {'; '.join(hints)}"
-        advice = "Give `like` the hyper-parameters of model."
-    elif not _has_one_order(source.trace):
-        kind = "the recurrent cells are of two kinds, for no order of gates makes them equal"
-        advice = (
-            "GRUs, for example, reset before the product with the carry or after it, with a bias "
-            "of its own there or without. Give a `like` with the cell of model."
-        )
-    elif gap <= FAR:
-        kind = "the weights fit, and hyper-parameters differ"
-        advice = "Give `like` those of model: strides, paddings, numbers of heads, scales."
-    else:
-        kind = "the weights fit by role and shape, and the networks join them differently"
-        advice = "Give a `like` that applies the same layers in the same order to the same values."
     return (
         f"convert() is expected to give outputs that differ by at most {TOLERANCE:g} of the "
-        f"largest; they differ by {gap:.2g}: {place}. It seems that {kind}. {advice}"
+        f"largest; they differ by {gap:.2g}: {place}. {causes(gap, source.trace, target.trace)}"
     )
 
 
@@ -200,7 +187,7 @@ def _check_outputs(reference: PyTree, outputs: PyTree) -> None:
 
 
 def _check_used(uses: Trace) -> None:
-    """Raise where a parameter's value could not be told."""
+    """Raise if the outputs do not depend on a parameter of `like`."""
     idle = [path for path in uses.unused if path.startswith("params/")]
     if idle:
         raise InvalidValueError(

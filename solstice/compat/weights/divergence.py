@@ -1,19 +1,20 @@
-"""Where two networks that should be equal begin to differ."""
+"""The first layer at which two networks that should be equal differ."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Literal
+from jax.extend.core import JaxprEqn
 
 from solstice.compat.model import Model
-from solstice.compat.weights.arrays import float_arrays
+from solstice.compat.weights.leaves import float_leaves
 from solstice.compat.weights.pairs import Pair
 from solstice.compat.weights.proof import difference
-from solstice.compat.weights.roles import forward_jaxpr, inlined, opened
+from solstice.compat.weights.roles import forward_jaxpr
 from solstice.compat.weights.uses import CONV, MATRIX, TABLE, Use
-from solstice.tree.programs import bind
+from solstice.tree.programs import bind, called, evaluate
 from solstice.tree.pytree import PyTree
 
 # Elsewhere libraries may add, scale and subtract in another order.
@@ -30,8 +31,8 @@ def first_divergence(
     """Return the last layer of the target that gives the same, and the first that does not.
 
     A layer is a product, a convolution or a lookup outside of loops over time; what it gives is
-    compared sorted, so that layouts do not matter. The first layer is None where none gives the
-    same, the second where all do, and the difference is after them.
+    compared sorted, so that layouts do not matter. The first layer is None if none gives the
+    same; the second is None if all do, and the difference is after them.
 
     Args:
         pairs: Which leaf goes with which.
@@ -66,38 +67,21 @@ def _results(
 
     def run(values: list[Any]) -> dict[int, Any]:
         kept: dict[int, Any] = {}
+        steps = itertools.count()  # as `roles.trace` counts them
+
+        def equation(eqn: JaxprEqn, ins: list[Any]) -> list[Any]:
+            inner = called(eqn)
+            if inner is not None:
+                return evaluate(*inner, ins, equation)
+            step, outs = next(steps), bind(eqn, ins)
+            if step in wanted:
+                kept[step] = outs[0]
+            return outs
+
         with jax.default_matmul_precision("highest"):
-            _evaluate(jaxpr, consts, values, wanted, kept, [-1])
+            evaluate(jaxpr, consts, values, equation)
         return kept
 
-    values = [arrays[path] for path in float_arrays(model)]
+    values = [arrays[path] for path in float_leaves(model)]
     found = jax.jit(run)([*values, *jax.tree.leaves(inputs)])
     return {step: np.asarray(value) for step, value in found.items()}
-
-
-def _evaluate(
-    jaxpr: Any,
-    consts: Sequence[Any],
-    values: Sequence[Any],
-    wanted: set[int],
-    kept: dict[int, Any],
-    step: list[int],
-) -> list[Any]:
-    """Evaluate a jaxpr; operations are counted as in `roles.trace`."""
-    env = dict(zip(jaxpr.constvars, consts, strict=True))
-    env |= dict(zip(jaxpr.invars, values, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else env[atom]
-
-    for eqn in jaxpr.eqns:
-        ins, inner = [read(atom) for atom in eqn.invars], inlined(eqn)
-        if inner is not None:
-            outs = _evaluate(*opened(inner), ins, wanted, kept, step)
-        else:
-            step[0] += 1
-            outs = bind(eqn, ins)
-            if step[0] in wanted:
-                kept[step[0]] = outs[0]
-        env |= dict(zip(eqn.outvars, outs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]

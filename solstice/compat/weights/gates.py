@@ -7,18 +7,20 @@ loop changes a carry by the LSTM's formula for one order of the gates only.
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal, jaxpr_as_fun
+from jax.extend.core import JaxprEqn, jaxpr_as_fun
 
 from solstice.compat.model import Model, as_inputs
-from solstice.compat.weights.arrays import float_arrays, with_arrays
+from solstice.compat.weights.leaves import float_leaves
 from solstice.compat.weights.recurrent import LSTM, SIMPLE, Cell
-from solstice.tree.programs import bind, scan_parts
+from solstice.compat.weights.roles import forward_jaxpr
+from solstice.tree.programs import bind, called, evaluate, scan_parts
 from solstice.tree.pytree import PyTree
 
 # Any four numbers whose gates differ well.
@@ -32,7 +34,7 @@ class Gates:
 
     Attributes:
         order: A letter a block: input, forget, candidate, output, as "ifgo".
-        forget: What the network adds to the forget gate, beside the bias.
+        forget: What the network adds to the forget gate, besides the bias.
     """
 
     order: str
@@ -40,9 +42,9 @@ class Gates:
 
 
 def find_gates(model: Model, example: PyTree, cells: Sequence[Cell]) -> list[Gates | None]:
-    """Return what the blocks of a model's cells are; None where that is not to be found out.
+    """Return which gate each block of a model's cells is; None if it cannot be found out.
 
-    Found are those of LSTMs with a bias, and simple cells, whose one block needs no name.
+    It finds those of LSTMs with a bias, and of simple cells, which have one block.
 
     Args:
         model: The model.
@@ -51,19 +53,17 @@ def find_gates(model: Model, example: PyTree, cells: Sequence[Cell]) -> list[Gat
     """
     if all(cell.gates != LSTM for cell in cells):
         return [Gates("h") if cell.gates == SIMPLE else None for cell in cells]
-    inputs, arrays = as_inputs(example), float_arrays(model)
-
-    def forward(values: dict[str, Any], inputs: PyTree) -> PyTree:
-        return with_arrays(model, values)(*inputs)[0]
+    inputs, arrays = as_inputs(example), float_leaves(model)
 
     zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
-    closed = jax.make_jaxpr(forward)(zeros, inputs)
+    jaxpr, consts = forward_jaxpr(model, inputs)
     bodies: list[Any] = []
 
     @jax.jit
     def entered(values: dict[str, Any], inputs: PyTree) -> list[Any]:
         loops: list[_Loop] = []
-        _run(closed.jaxpr, closed.consts, jax.tree.leaves((values, inputs)), loops)
+        given = [*map(values.__getitem__, arrays), *jax.tree.leaves(inputs)]
+        evaluate(jaxpr, consts, given, _noting_loops(loops))
         bodies[:] = [loop.body for loop in loops]
         return [(loop.consts, loop.carry, loop.inputs) for loop in loops]
 
@@ -96,7 +96,7 @@ def find_gates(model: Model, example: PyTree, cells: Sequence[Cell]) -> list[Gat
 
 @dataclasses.dataclass
 class _Loop:
-    """A loop over time as it is entered: what it does in a turn, and with which values."""
+    """A loop over time: the program of one step, and the values with which it starts."""
 
     body: Any
     consts: list[Any]
@@ -105,14 +105,14 @@ class _Loop:
 
     def differs(self, other: "_Loop") -> bool:
         pairs = zip(self.consts, other.consts, strict=True)
-        return any(_is_float(a) and not np.array_equal(a, b) for a, b in pairs)
+        return any(eqx.is_inexact_array(a) and not np.array_equal(a, b) for a, b in pairs)
 
     def lstm(self, hidden: int) -> Gates | None:
         """Return the order of gates by whose formula a turn changes the carry."""
         places = [
             i
             for i, leaf in enumerate(self.carry)
-            if np.ndim(leaf) and leaf.shape[-1] == hidden and _is_float(leaf)
+            if np.ndim(leaf) and leaf.shape[-1] == hidden and eqx.is_inexact_array(leaf)
         ]
         turn = jax.jit(jaxpr_as_fun(self.body))
         for cell, output in itertools.permutations(places, 2):
@@ -131,34 +131,21 @@ class _Loop:
         return None
 
 
-def _is_float(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
 def _sigmoid(x: float) -> float:
     return float(1 / (1 + np.exp(-x)))
 
 
-def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], loops: list[_Loop]) -> list[Any]:
-    """Evaluate a jaxpr, and note the loops over time in it, in their order."""
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-    env |= dict(zip(jaxpr.invars, args, strict=True))
+def _noting_loops(loops: list[_Loop]) -> Callable[[JaxprEqn, list[Any]], list[Any]]:
+    """Return how to evaluate an equation and note the loops over time in it, in their order."""
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else env[atom]
-
-    for eqn in jaxpr.eqns:
-        ins, p = [read(atom) for atom in eqn.invars], eqn.params
-        inner = next((p[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in p), None)
+    def equation(eqn: JaxprEqn, ins: list[Any]) -> list[Any]:
+        p = eqn.params
         if eqn.primitive.name == "scan":
             n, carried = scan_parts(eqn)
             m = n + carried
             first = [leaf[-1 if p["reverse"] else 0] for leaf in ins[m:]]
             loops.append(_Loop(p["jaxpr"], ins[:n], ins[n:m], first))
-        if inner is not None and eqn.primitive.name != "scan":
-            opened, own = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
-            outs = _run(opened, own, ins, loops)
-        else:
-            outs = bind(eqn, ins)
-        env |= dict(zip(eqn.outvars, outs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+        inner = called(eqn)
+        return bind(eqn, ins) if inner is None else evaluate(*inner, ins, equation)
+
+    return equation

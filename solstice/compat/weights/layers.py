@@ -20,7 +20,7 @@ from solstice.compat.weights.uses import (
 _MAIN = MATRIX, CONV, TABLE
 _NORM = MEAN, VARIANCE, SCALE
 Signature = tuple[tuple[Any, int], ...]
-# What stands before the names of a whole network, and says nothing.
+# Prefixes of all names in a network, which say nothing.
 _OUTSIDE = {"params", "state", "module", "model", "_orig_mod", "vars", "batch_stats", "variables"}
 
 
@@ -63,7 +63,7 @@ def signature_of(uses: Sequence[Use]) -> Signature:
 
 
 def traced_layers(uses: Sequence[Use]) -> list[Layer]:
-    """Return the layers of a model, of the uses outside of loops that its trace found.
+    """Return the layers of a model, from the uses outside of loops in its trace.
 
     A layer is a matrix, a convolution or a table with the bias that follows, or the statistics,
     scale and bias of a norm. What repeats an earlier use (a tied weight) is left out.
@@ -88,7 +88,7 @@ def traced_layers(uses: Sequence[Use]) -> list[Layer]:
 
 
 def _belongs(use: Use, layer: list[Use]) -> bool:
-    """Say whether a use goes on with a layer, or begins another."""
+    """Say whether a use belongs to a layer, or begins another."""
     roles = {one.role for one in layer}
     if use.role in _MAIN or use.role in roles:
         return False

@@ -1,17 +1,18 @@
 """Weights from anywhere into a network of any library."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.model import Model, as_inputs, check_example
+from solstice.compat.surgery.wrapped import WrappedModel
+from solstice.compat.weights.files.sources import read
 from solstice.compat.weights.leaves import model_leaves
 from solstice.compat.weights.plan import Plan
 from solstice.compat.weights.renaming import Renames, renamed
 from solstice.compat.weights.report import LoadReport
-from solstice.compat.weights.sources import read
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.pytree import PyTree
 
@@ -36,7 +37,8 @@ def load(
     same kind could have been meant, the report and a warning say so.
 
     Args:
-        model: An adapted network of any library; it does not change.
+        model: An adapted network of any library; it does not change. A wrapped one (`compat.lora`,
+            `compat.quantize`) takes only what `compat.save` wrote of a model like it.
         source: The path of a `.safetensors` file or a folder of them (shards with their index), an
             `.npz`, a torch checkpoint (`.pt`, `.pth`, `.ckpt`, `.bin`), Keras's `.weights.h5` or
             `.keras`, or the folder of an Orbax checkpoint; or a mapping of arrays, flat or nested,
@@ -87,20 +89,42 @@ def load(
     inputs = _inputs(model, example, outputs)
     found = read(source)
     plan = Plan(model, found, renamed(found.arrays, rename))
-    plan.match_names(leaves, sure=inputs is None)
+    wrapped = isinstance(model, WrappedModel)
+    plan.match_names(leaves, sure=inputs is None or wrapped)
+    if wrapped:
+        _check_wrapped(plan, leaves, strict=strict)
     if plan.is_open:
         if inputs is None:
             leaf, name = plan.first_open
             raise InvalidValueError(
-                f"example is expected to be a batch's inputs: names do not suffice here (the model "
+                f"example is expected to be a batch's inputs: names are not enough here (the model "
                 f"has {leaf!r} and {found.place} {name!r}), and this {type(model).__name__} does "
-                f"not know what its inputs look like. Pass load(..., example=x), or say what "
-                f"belongs together: rename=."
+                f"not know the shapes of its inputs. Pass load(..., example=x), or rename the "
+                f"arrays: rename=."
             )
         plan.match_uses(inputs)
     if outputs is not None:
         plan.settle(as_inputs(example), outputs)
     return plan.finish(strict=strict)
+
+
+def _check_wrapped(plan: Plan, leaves: Iterable[str], *, strict: bool) -> None:
+    """Raise unless names alone match: a trace cannot tell a base weight from its factors.
+
+    Raises:
+        ValueError: The message names the first leaf or array that is left over.
+    """
+    left = next(iter(plan.rest), None)
+    missing = next((leaf for leaf in leaves if leaf not in plan.by_name), None)
+    if left is None and (missing is None or not strict):
+        return
+    found = f"the model has {missing!r}" if missing else "the model has no leaf for its arrays"
+    found += f", and {plan.source.place} has {left!r}" if left else ""
+    raise InvalidValueError(
+        f"source is expected to have the names and shapes of this WrappedModel, as compat.save "
+        f"writes them; {found}. Load into the network before compat.lora or compat.quantize, or "
+        f"merge the model first: load(compat.merge(model), ...)."
+    )
 
 
 def _inputs(model: Model, example: PyTree, outputs: PyTree) -> PyTree:

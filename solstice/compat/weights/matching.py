@@ -1,30 +1,27 @@
-"""Which leaf gets which: uses of a target paired with uses of a source, and the values that follow.
+"""Which use gets which, in `compat.convert`: every way to pair the uses of two traced networks.
 
-It does not matter where uses come from: a trace of a model (`roles.trace`) or the names in a file.
-A source of names alone makes `Use`s with the roles that its format implies, in their order there.
-
-    pairings = candidates(target_uses, source_uses, named={"params/out/kernel": "head.weight"})
-    for pairs in pairings:                      # the likeliest first
+    for pairs in candidates(target_uses, source_uses):    # the likeliest first
         arrays = values(pairs, source_arrays, target_arrays)
-        ...                                     # the first that gives the right outputs
-    matches = [match for pair in pairs for match in describe(pair, source_shapes, target_shapes)]
+        ...                                               # the first that gives the right outputs
 
-Names go first, as given. What is left is matched layer by layer: a layer is a matrix, a convolution
-or a table with the vectors that follow, and the k-th layer of some roles and shapes goes with the
-k-th such layer. Where that gives no whole pairing, uses go by role and shape in order of use, then
-with fused matrices split. Where another leaf of the same role and shape could have been meant, the
-pair says so in `others`: only the outputs tell, and `candidates` goes on with those alternatives.
+Uses are matched layer by layer: a layer is a matrix, a convolution or a table with all that follows
+it, and the k-th layer of some roles and shapes goes with the k-th such layer. If that gives no
+whole pairing, uses go by role and shape in order of use, with fused matrices split. If other uses
+have the same role and shape, only the outputs tell, and `candidates` also yields them exchanged.
+
+`assign`, for `compat.load`, pairs layers of which one side has names and no trace, so it may leave
+some over and must say what was ambiguous; here all uses are paired, those of tied leaves too.
 """
 
 import dataclasses
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
-
-from solstice.compat.weights.pairs import BY_NAME, BY_USE, Pair
+from solstice.compat.weights.flattened import likely_rows
+from solstice.compat.weights.layers import Signature, signature_of
+from solstice.compat.weights.pairs import BY_USE, Pair
 from solstice.compat.weights.recurrent import Cell, cells_of, pairings_of_cells
 from solstice.compat.weights.uses import CONV, MATRIX, MEAN, TABLE, VARIANCE, Use
 from solstice.errors import InvalidValueError
@@ -38,7 +35,7 @@ class MismatchError(InvalidValueError):
     """Two networks do not use their weights alike: the message names the first place.
 
     Attributes:
-        target: The first leaf of the target that nothing fits; None where it has none left.
+        target: The first leaf of the target that nothing fits; None if all of its leaves fit.
         source: The first leaf of the source that fits nothing; None likewise.
     """
 
@@ -50,24 +47,18 @@ class MismatchError(InvalidValueError):
         self.source = source
 
 
-class ClashError(InvalidValueError):
-    """A leaf of the target would get two values: it is tied, and the source's leaves differ."""
-
-
-def candidates(
-    target: Sequence[Use], source: Sequence[Use], *, named: Mapping[str, str] | None = None
-) -> Iterator[tuple[Pair, ...]]:
+def candidates(target: Sequence[Use], source: Sequence[Use]) -> Iterator[tuple[Pair, ...]]:
     """Yield ways to pair the uses of a target with those of a source, the likeliest first.
 
     Args:
         target: Of the network that gets values, in order.
         source: Of what gives them, in order.
-        named: Leaves of the target whose source leaf is known, by name. Their uses are paired with
-            those of that leaf alone, first with first.
 
     Raises:
         MismatchError: No way gives every use of the target one of the source's, and the reverse.
 
+    >>> import numpy as np
+    >>> from solstice.compat.weights.pairs import values
     >>> column, row = np.arange(6).reshape(3, 2), np.arange(6).reshape(2, 3)
     >>> (pairs,) = candidates([Use("kernel", "matrix", column)], [Use("weight", "matrix", row.T)])
     >>> values(pairs, {"weight": np.float32([[1, 2, 3], [4, 5, 6]])}, {"kernel": np.zeros((3, 2))})
@@ -75,14 +66,11 @@ def candidates(
            [2., 5.],
            [3., 6.]])}
     """
-    for turned in _flattened(target, source):
-        yield from _candidates(target, turned, named or {})
+    for turned in likely_rows(target, source):
+        yield from _candidates(target, turned)
 
 
-def _candidates(
-    target: Sequence[Use], source: Sequence[Use], named: Mapping[str, str]
-) -> Iterator[tuple[Pair, ...]]:
-    by_name, target, source = _by_name(target, source, named)
+def _candidates(target: Sequence[Use], source: Sequence[Use]) -> Iterator[tuple[Pair, ...]]:
     loose_target, cells_target = cells_of(target)
     loose_source, cells_source = cells_of(source)
     if len(cells_target) != len(cells_source):
@@ -90,103 +78,11 @@ def _candidates(
             target, source, f"{len(cells_target)} loops over time against {len(cells_source)}"
         )
     if not cells_target:
-        for pairs in _orders(loose_target, loose_source):
-            yield by_name + pairs
+        yield from _orders(loose_target, loose_source)
         return
     straight = next(_orders(loose_target, loose_source))
     for cells in _cell_orders(cells_target, cells_source):
-        yield by_name + straight + cells
-
-
-def values(
-    pairs: Sequence[Pair], source: Mapping[str, Any], target: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
-    """Return new arrays for the target's leaves that the pairs concern.
-
-    Elements that no pair concerns keep the target's values.
-
-    Raises:
-        ClashError: A leaf of the target would get two values.
-    """
-    arrays: dict[str, np.ndarray] = {}
-    given: dict[str, np.ndarray] = {}
-    for pair in pairs:
-        leaf = pair.target.leaf
-        if leaf not in arrays:
-            arrays[leaf] = np.array(target[leaf])
-            given[leaf] = np.zeros(arrays[leaf].size, bool)
-        flat, index = arrays[leaf].reshape(-1), pair.target.index.reshape(-1)
-        new = pair.value(source).astype(flat.dtype).reshape(-1)
-        again = given[leaf][index]
-        if not np.array_equal(flat[index][again], new[again], equal_nan=True):
-            first = next(one for one in pairs if one.target.leaf == leaf)
-            raise ClashError(
-                f"{leaf} is used twice in the target, and would get {_leaves(first)} and "
-                f"{_leaves(pair)}, whose values differ. Untie it, or tie them in the source."
-            )
-        flat[index] = new
-        given[leaf][index] = True
-    return arrays
-
-
-def _flattened(target: Sequence[Use], source: Sequence[Use]) -> Iterator[list[Use]]:
-    """Yield the source's uses with the rows of matrices of flattened features in likely orders.
-
-    Where the target flattens (height, width, channels), the source may flatten channels first.
-    """
-    wanted = {use.index.shape: use.rows for use in target if use.rows}
-    moves = [
-        (_moved(use, wanted[use.shape]) if use.role == MATRIX and use.shape in wanted else [use])
-        for use in source
-    ]
-    for way in range(max(map(len, moves), default=1)):
-        yield [some[min(way, len(some) - 1)] for some in moves]
-
-
-def _moved(use: Use, wanted: tuple[int, ...]) -> list[Use]:
-    """Return a matrix with its rows in the order of the wanted axes, the likeliest first.
-
-    If it is not known which axes its rows had, they are the wanted ones, as they are or otherwise.
-    """
-    first, last = wanted[-1:] + wanted[:-1], wanted[1:] + wanted[:1]
-    orders = [
-        np.arange(use.shape[0]).reshape(wanted),
-        np.moveaxis(np.arange(use.shape[0]).reshape(first), 0, -1),
-        np.moveaxis(np.arange(use.shape[0]).reshape(last), -1, 0),
-    ]
-    possible = [
-        dataclasses.replace(use, index=use.index[order.reshape(-1)])
-        for order, axes in zip(orders, (wanted, first, last), strict=True)
-        if use.rows in ((), axes)
-    ]
-    return possible or [use]
-
-
-def _leaves(pair: Pair) -> str:
-    return " + ".join(use.leaf for use in pair.sources) or "zeros"
-
-
-def _by_name(
-    target: Sequence[Use], source: Sequence[Use], named: Mapping[str, str]
-) -> tuple[tuple[Pair, ...], list[Use], list[Use]]:
-    """Return the pairs that names decide, and the uses that are left."""
-    pairs = []
-    for leaf, name in named.items():
-        ours = [use for use in target if use.leaf == leaf]
-        theirs = [use for use in source if use.leaf == name]
-        for use in ours:
-            same = [one for one in theirs if (one.role, one.shape) == (use.role, use.shape)]
-            if not same:
-                raise MismatchError(
-                    f"{name} is named for {use}, and is used otherwise: "
-                    f"{', '.join(map(str, theirs)) or 'not at all'}.",
-                    target=leaf,
-                    source=name,
-                )
-            pairs.append(Pair(use, (same[0],), BY_NAME))
-    left = [use for use in target if use.leaf not in named]
-    taken = set(named.values())
-    return tuple(pairs), left, [use for use in source if use.leaf not in taken]
+        yield straight + cells
 
 
 def _orders(target: Sequence[Use], source: Sequence[Use]) -> Iterator[tuple[Pair, ...]]:
@@ -200,7 +96,7 @@ def _orders(target: Sequence[Use], source: Sequence[Use]) -> Iterator[tuple[Pair
         yield first
     else:
         yield first
-        for other in itertools.islice(_exchanged(theirs, _signature), _SWAPS):
+        for other in itertools.islice(_exchanged(theirs, signature_of), _SWAPS):
             yield _in_order(ours, other) or first
     for other in itertools.islice(_exchanged(source, lambda use: (use.role, use.shape)), _SWAPS):
         yield _by_role(target, other)
@@ -232,34 +128,21 @@ def _layers(uses: Sequence[Use]) -> list[list[Use]]:
     return layers
 
 
-_Signature = tuple[tuple[Any, int], ...]
-
-
-def _signature(layer: Sequence[Use]) -> _Signature:
-    return tuple(sorted(Counter((use.role, use.shape) for use in layer).items()))
-
-
 def _in_order(
     ours: Sequence[Sequence[Use]], theirs: Sequence[Sequence[Use]]
 ) -> tuple[Pair, ...] | None:
     """Pair the k-th layer of some roles and shapes with the k-th such; None if some are left."""
-    layers: dict[_Signature, list[Sequence[Use]]] = defaultdict(list)
-    alike: dict[Any, dict[str, None]] = defaultdict(dict)
+    layers: dict[Signature, list[Sequence[Use]]] = defaultdict(list)
     for layer in theirs:
-        layers[_signature(layer)].append(layer)
-        for use in layer:
-            alike[use.role, use.shape].setdefault(use.leaf)
-    if Counter(map(_signature, ours)) != {kind: len(some) for kind, some in layers.items()}:
+        layers[signature_of(layer)].append(layer)
+    if Counter(map(signature_of, ours)) != {kind: len(some) for kind, some in layers.items()}:
         return None
     pairs = []
     for mine in ours:
         left: dict[Any, list[Use]] = defaultdict(list)
-        for use in layers[_signature(mine)].pop(0):
+        for use in layers[signature_of(mine)].pop(0):
             left[use.role, use.shape].append(use)
-        for use in mine:
-            found = left[use.role, use.shape].pop(0)
-            others = tuple(leaf for leaf in alike[use.role, use.shape] if leaf != found.leaf)
-            pairs.append(Pair(use, (found,), BY_USE, others))
+        pairs += [Pair(use, (left[use.role, use.shape].pop(0),), BY_USE) for use in mine]
     return tuple(pairs)
 
 
@@ -276,9 +159,7 @@ def _by_role(target: Sequence[Use], source: Sequence[Use]) -> tuple[Pair, ...]:
                 raise _mismatch(target, source)
             ours[:1] = _halves(mine, width)
             theirs[:1] = _halves(its, width)
-            same = {use.leaf: None for use in source if (use.role, use.shape) == (role, its.shape)}
-            others = tuple(leaf for leaf in same if leaf != its.leaf)
-            pairs.append(Pair(ours.pop(0), (theirs.pop(0),), BY_USE, others))
+            pairs.append(Pair(ours.pop(0), (theirs.pop(0),), BY_USE))
         if ours or theirs:
             raise _mismatch(target, source)
     return tuple(pairs)
@@ -318,7 +199,7 @@ def _cell_orders(target: Sequence[Cell], source: Sequence[Cell]) -> Iterator[tup
 
 
 def _mismatch(target: Sequence[Use], source: Sequence[Use], why: str = "") -> MismatchError:
-    """Name the first place where two sequences of uses differ."""
+    """Return an error that names the first use in which two sequences differ."""
     statistics = [{use.role for use in uses} & {MEAN, VARIANCE} for uses in (target, source)]
     if not why and statistics[0] != statistics[1]:
         without = "target" if statistics[1] else "source"

@@ -1,7 +1,6 @@
 """What goes where in `compat.load`: first what names say, then what a trace does, then outputs."""
 
 import dataclasses
-import itertools
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,27 +10,31 @@ import jax
 import numpy as np
 
 from solstice.compat.model import Model
-from solstice.compat.weights.arrays import float_arrays
 from solstice.compat.weights.assign import Assignment, Match, ambiguous, assign, tied_pairs
+from solstice.compat.weights.exchanges import nearest_exchange
+from solstice.compat.weights.files.sources import Source
+from solstice.compat.weights.flattened import channels_before, with_rows_of
 from solstice.compat.weights.gates import find_gates
 from solstice.compat.weights.layers import traced_layers
-from solstice.compat.weights.leaves import model_leaves, with_leaves
-from solstice.compat.weights.matching import values
-from solstice.compat.weights.named import NamedCell, is_ignored, is_out_in, read_names, says_layout
-from solstice.compat.weights.outputs import as_expected, explained
-from solstice.compat.weights.pairs import BY_NAME, Pair, describe
-from solstice.compat.weights.proof import TOLERANCE, difference, evaluation
+from solstice.compat.weights.leaves import (
+    float_leaves,
+    model_leaves,
+    numbers_like,
+    with_leaves,
+)
+from solstice.compat.weights.named import read_names
+from solstice.compat.weights.named_cells import NamedCell
+from solstice.compat.weights.pairs import BY_GATES, BY_NAME, BY_OUTPUTS, Pair, values
+from solstice.compat.weights.proof import TOLERANCE, as_expected, difference, evaluation
 from solstice.compat.weights.recurrent import LSTM, Cell, cells_of, way
 from solstice.compat.weights.report import LoadedLeaf, LoadReport, check_left
 from solstice.compat.weights.roles import trace
-from solstice.compat.weights.sources import Source
-from solstice.compat.weights.uses import CONV, MATRIX, MEAN, VARIANCE, Trace
+from solstice.compat.weights.turned import turnings
+from solstice.compat.weights.unequal import explained
+from solstice.compat.weights.uses import MATRIX, MEAN, VARIANCE, Trace
+from solstice.compat.weights.words import is_ignored, is_out_in, says_layout
 from solstice.tree.kinds import is_typed_key
 from solstice.tree.pytree import PyTree
-
-BY_GATES, BY_OUTPUTS = "gates", "outputs"
-# How many assignments of alike layers are tried for given outputs.
-_TRIES = 200
 
 
 class Plan:
@@ -40,8 +43,8 @@ class Plan:
     Attributes:
         model: The model that is loaded into.
         source: Where the arrays come from.
-        names: The arrays that are to be used, with the names to match them by.
-        by_name: Leaves that get an array as it is, by its name.
+        names: From the arrays to use, to the names to match them by.
+        by_name: From leaves that were matched by name to their arrays.
     """
 
     def __init__(self, model: Model, source: Source, names: Mapping[str, str]) -> None:
@@ -89,7 +92,7 @@ class Plan:
     @property
     def first_open(self) -> tuple[str | None, str | None]:
         """The first leaf, and the first array, that are left."""
-        leaf = next((leaf for leaf in float_arrays(self.model) if leaf not in self.by_name), None)
+        leaf = next((leaf for leaf in float_leaves(self.model) if leaf not in self.by_name), None)
         return leaf, next((name for name in self.rest if self._is_weight(name)), None)
 
     def match_uses(self, inputs: PyTree) -> None:
@@ -102,7 +105,13 @@ class Plan:
         self._match_cells(inputs, cells, named.cells)
         self._found = assign(traced_layers(outside), named.layers)
         self._ties = tied_pairs(self._found)
-        self._turn_flattened()
+        channels = channels_before(self._trace.uses)
+        for place, match in enumerate(self._found.matches):
+            target, (use, *rest) = match.target.main, match.uses
+            first, many = is_out_in(use.leaf), channels.get(target.step, 0)
+            turned, doubt = with_rows_of(target, use, many, channels_first=first)
+            self._found.matches[place] = dataclasses.replace(match, uses=(turned, *rest))
+            self._notes += [doubt] if doubt else []
         guessed = {
             use.leaf: None
             for match in self._found.matches
@@ -110,38 +119,6 @@ class Plan:
             if use.role == MATRIX and not says_layout(use.leaf)
         }
         self._notes += [f"The name {name!r} says no layout: it was guessed." for name in guessed]
-
-    def _turn_flattened(self) -> None:
-        """Put the rows of matrices that take flattened features into the model's order.
-
-        torch and Equinox flatten channels first, the others last; which axis is that of channels is
-        known from the convolution before.
-        """
-        channels = 0
-        by_step = {use.step: use for use in self._trace.uses} if self._trace else {}
-        convolved = {}
-        for step, use in sorted(by_step.items()):
-            channels = use.shape[-1] if use.role == CONV else channels
-            convolved[step] = channels
-        for place, match in enumerate(self._found.matches):
-            target, (use, *rest) = match.target.main, match.uses
-            rows, many = target.rows, convolved.get(target.step, 0)
-            if len(rows) < 2 or many not in (rows[0], rows[-1]) or use.role != MATRIX:
-                continue
-            if rows[0] == rows[-1]:
-                self._notes.append(
-                    f"{target.leaf!r} takes flattened features {rows}, whose axes cannot be told "
-                    f"apart: whether channels come first is unknown."
-                )
-            first, given_first = many == rows[0] != rows[-1], is_out_in(use.leaf)
-            if first == given_first or rows[0] == rows[-1]:
-                continue
-            old = (*rows[1:], rows[0]) if first else (rows[-1], *rows[:-1])
-            order = np.moveaxis(
-                np.arange(use.shape[0]).reshape(old), *((-1, 0) if first else (0, -1))
-            )
-            turned = dataclasses.replace(use, index=use.index[order.reshape(-1)])
-            self._found.matches[place] = dataclasses.replace(match, uses=(turned, *rest))
 
     def _match_cells(
         self, inputs: PyTree, ours: Sequence[Cell], theirs: Sequence[NamedCell]
@@ -173,7 +150,7 @@ class Plan:
             UnequalOutputsError: No assignment that was tried does.
         """
         base = self._based()
-        run, floats = evaluation(base, inputs), float_arrays(base)
+        run, floats = evaluation(base, inputs), float_leaves(base)
         best, tries = math.inf, 0
 
         def far(matches: list[Match]) -> float:
@@ -184,18 +161,16 @@ class Plan:
             best = min(best, gap := difference(found, as_expected(outputs, found)))
             return gap
 
-        for matches in _exchanges(self._found.matches, far):
-            self._found.matches[:] = matches
-            groups = ambiguous(matches)
-            self._how = BY_OUTPUTS if tries > 1 or groups else ""
-            if groups:
-                self._notes.append(
-                    f"The outputs given decided between alike layers, at try {tries}."
-                )
-            return
-        suspects = [one.target.main.leaf for some in ambiguous(self._found.matches) for one in some]
-        epsilons = self._trace.epsilons if self._trace else ()
-        raise explained(best, TOLERANCE, suspects, epsilons, tries=tries)
+        matches = nearest_exchange(self._found.matches, far)
+        groups = ambiguous(self._found.matches if matches is None else matches)
+        if matches is None:
+            suspects = [match.target.main.leaf for group in groups for match in group]
+            epsilons = self._trace.epsilons if self._trace else ()
+            raise explained(best, TOLERANCE, suspects, epsilons, tries=tries)
+        self._found.matches[:] = matches
+        self._how = BY_OUTPUTS if tries > 1 or groups else ""
+        if groups:
+            self._notes.append(f"The outputs given decided between alike layers, at try {tries}.")
 
     def finish(self, *, strict: bool) -> tuple[Any, LoadReport]:
         """Return the loaded model and the report, with a warning of what is ambiguous.
@@ -204,10 +179,10 @@ class Plan:
             ValueError: Something is left over on either side, and `strict`.
         """
         pairs, base = self._pairs(self._found.matches), self._based()
-        leaves, floats = model_leaves(base), float_arrays(base)
+        leaves, floats = model_leaves(base), float_leaves(base)
         loaded = with_leaves(base, values(pairs, self.source.arrays, floats))
         if self._has_statistics(pairs):
-            loaded = with_leaves(loaded.settle_averages(), self._plain(leaves))
+            loaded = with_leaves(loaded.settle_averages(), self._plain())
         given = {pair.target.leaf for pair in pairs} | set(self.by_name)
         parts = _left_parts(pairs, floats)
         idle = set(self._trace.unused) if self._trace else set()
@@ -233,9 +208,10 @@ class Plan:
         )
         if alike := report.ambiguous:
             warnings.warn(
-                f"load(): {len(alike)} leaves were matched by order alone, {alike[0].leaf!r} with "
-                f"{alike[0].sources[0]!r} for one, where others have their form. Prove the result: "
-                f"report.check(inputs, outputs), or load(..., example=inputs, outputs=outputs).",
+                f"load(): {len(alike)} leaves were matched by order alone, such as "
+                f"{alike[0].leaf!r} with {alike[0].sources[0]!r}, and other arrays have their "
+                f"form. Prove the result: report.check(inputs, outputs), or "
+                f"load(..., example=inputs, outputs=outputs).",
                 stacklevel=3,
             )
         return loaded, report
@@ -255,14 +231,10 @@ class Plan:
         model = self.model
         if self._has_statistics(self._pairs(self._found.matches)):
             model = model.settle_averages()
-        return with_leaves(model, self._plain(model_leaves(model)))
+        return with_leaves(model, self._plain())
 
-    def _plain(self, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        plain = {leaf: self.source.arrays[name] for leaf, name in self.by_name.items()}
-        return {
-            leaf: array if is_typed_key(leaves[leaf]) else array.astype(leaves[leaf].dtype)
-            for leaf, array in plain.items()
-        }
+    def _plain(self) -> dict[str, np.ndarray]:
+        return {leaf: self.source.arrays[name] for leaf, name in self.by_name.items()}
 
     def _has_statistics(self, pairs: Sequence[Pair]) -> bool:
         return any(pair.target.role in (MEAN, VARIANCE) for pair in pairs)
@@ -300,8 +272,8 @@ class Plan:
                 names, turned, how, others = [self.by_name[leaf]], "as it is", BY_NAME, ()
             elif some := by_leaf.get(leaf):
                 names = list(dict.fromkeys(use.leaf for pair in some for use in pair.sources))
-                lines = [line for pair in some for line in describe(pair, shapes, wanted)]
-                turned = lines[0].turned if len(lines) == 1 else f"{len(lines)} parts"
+                lines = [line for pair in some for line in turnings(pair, shapes, wanted)]
+                turned = lines[0] if len(lines) == 1 else f"{len(lines)} parts"
                 how = self._how if self._how and some[0].how not in _SURE else some[0].how
                 others = tuple(dict.fromkeys(one for pair in some for one in pair.others))
             else:
@@ -315,9 +287,8 @@ _SURE = (BY_NAME, BY_GATES)
 
 
 def _is_like(array: np.ndarray, leaf: Any) -> bool:
-    """Say whether an array can take a leaf's place as it is."""
-    if is_typed_key(leaf):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    """Say whether an array can replace a leaf without a change of its layout."""
+    leaf = numbers_like(leaf)
     floats = all(jax.numpy.issubdtype(one.dtype, np.inexact) for one in (array, leaf))
     return array.shape == leaf.shape and (floats or array.dtype.kind == leaf.dtype.kind)
 
@@ -337,48 +308,3 @@ def _left_parts(pairs: Sequence[Pair], leaves: Mapping[str, Any]) -> set[str]:
     for pair in pairs:
         counts[pair.target.leaf] = counts.get(pair.target.leaf, 0) + pair.target.index.size
     return {leaf for leaf, count in counts.items() if count < leaves[leaf].size}
-
-
-def _exchanges(matches: Sequence[Match], far: Any) -> Iterator[list[Match]]:
-    """Yield the first assignment that is near enough: all are tried if they are few, or swaps."""
-    groups = ambiguous(matches)
-    fixed = [match for match in matches if not any(match in group for group in groups)]
-    many = math.prod(math.factorial(len(group)) for group in groups)
-    if many <= _TRIES:
-        for orders in itertools.product(*map(itertools.permutations, groups)):
-            moved = [
-                _moved(match, other)
-                for group, order in zip(groups, orders, strict=True)
-                for match, other in zip(group, order, strict=True)
-            ]
-            if far([*fixed, *moved]) <= TOLERANCE:
-                yield [*fixed, *moved]
-                return
-        return
-    best, left = list(matches), _TRIES - 1
-    nearest = far(best)
-    improved = True
-    while improved and nearest > TOLERANCE:
-        improved = False
-        for group in ambiguous(best):
-            for one, other in itertools.combinations(group, 2):
-                if left == 0 or one not in best or other not in best:
-                    continue
-                swapped = [
-                    _moved(match, other)
-                    if match is one
-                    else _moved(match, one)
-                    if match is other
-                    else match
-                    for match in best
-                ]
-                left -= 1
-                if (gap := far(swapped)) < nearest:
-                    best, nearest, improved = swapped, gap, True
-    if nearest <= TOLERANCE:
-        yield best
-
-
-def _moved(match: Match, other: Match) -> Match:
-    """Return a match with the source's layer of another."""
-    return dataclasses.replace(match, source=other.source, uses=other.uses)

@@ -1,4 +1,4 @@
-"""Whether two networks compute the same: on values drawn at random, and on the real ones."""
+"""Whether two networks compute the same, on random weights and on the real ones."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -7,16 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from solstice.arguments import describe
 from solstice.compat.model import Model
-from solstice.compat.weights.arrays import with_arrays
-from solstice.compat.weights.uses import BIAS, CONV, MEAN, SCALE, TABLE, VARIANCE, Trace, Use
+from solstice.compat.weights.files.torch import from_tensor, is_tensor
+from solstice.compat.weights.leaves import with_leaves
+from solstice.compat.weights.uses import BIAS, CONV, MEAN, SCALE, TABLE, VARIANCE, Use
+from solstice.errors import InvalidValueError
 from solstice.tree.pytree import PyTree
 
 TOLERANCE = 1e-5
-# A larger difference is not one of hyper-parameters.
-FAR = 1e-1
-# Operations by which activations differ.
-_ACTIVATIONS = "cos", "erf", "erfc", "exp", "log1p", "logistic", "max", "sin", "tanh"
 
 Arrays = Mapping[str, Any]
 
@@ -26,7 +25,7 @@ def evaluation(model: Model, inputs: tuple[PyTree, ...]) -> Callable[[Arrays], P
 
     def run(arrays: Arrays, inputs: tuple[PyTree, ...]) -> PyTree:
         with jax.default_matmul_precision("highest"):
-            return with_arrays(model, arrays)(*inputs)[0]
+            return with_leaves(model, arrays)(*inputs)[0]
 
     compiled = jax.jit(run)
     return lambda arrays: jax.tree.map(np.asarray, compiled(dict(arrays), inputs))
@@ -35,7 +34,7 @@ def evaluation(model: Model, inputs: tuple[PyTree, ...]) -> Callable[[Arrays], P
 def difference(outputs: PyTree, reference: PyTree) -> float:
     """Return the largest difference, as a part of the largest output (of 1, if that is greater).
 
-    Infinite where the outputs are other trees, shapes or not finite where the reference is.
+    Infinite if trees or shapes differ, or if one is finite where the other is not.
 
     >>> difference([np.ones(3)], [np.array([1, 1, 1.5])])
     0.3333333333333333
@@ -88,23 +87,27 @@ def is_finite(outputs: PyTree) -> bool:
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(outputs))
 
 
-def unlike(model: Trace, like: Trace) -> list[str]:
-    """Say in what two networks differ whose weights fit.
+def as_expected(outputs: PyTree, found: PyTree) -> PyTree:
+    """Return outputs that are expected as numpy's arrays, in the structure of those found.
 
-    >>> from collections import Counter
-    >>> unlike(Trace((), (), (1e-3,), Counter(erf=1)), Trace((), (), (1e-5,), Counter(tanh=1)))
-    ['epsilon: 0.001 in model, 1e-05 in like', 'activation: erf in model, tanh in like']
+    Raises:
+        ValueError: They have another structure or other shapes; both are described.
     """
-    found = []
-    if (ours := _numbers(model.epsilons)) != (theirs := _numbers(like.epsilons)):
-        found.append(f"epsilon: {ours or 'none'} in model, {theirs or 'none'} in like")
-    here = [name for name in _ACTIVATIONS if model.operations[name] and not like.operations[name]]
-    there = [name for name in _ACTIVATIONS if like.operations[name] and not model.operations[name]]
-    if here or there:
-        ours, theirs = ", ".join(here) or "none", ", ".join(there) or "none"
-        found.append(f"activation: {ours} in model, {theirs} in like")
-    return found
-
-
-def _numbers(epsilons: Sequence[float]) -> str:
-    return ", ".join(dict.fromkeys(f"{one:.3g}" for one in epsilons))
+    try:
+        if isinstance(found, np.ndarray):
+            expected = from_tensor(outputs) if is_tensor(outputs) else np.asarray(outputs)
+        else:
+            expected = jax.tree.map(
+                lambda leaf: from_tensor(leaf) if is_tensor(leaf) else np.asarray(leaf), outputs
+            )
+    except ValueError:  # lists of no shape
+        expected = None
+    shapes = [jax.tree.map(np.shape, tree) for tree in (found, expected)]
+    if shapes[0] != shapes[1] or any(
+        leaf.dtype.kind in "OSU" for leaf in jax.tree.leaves(expected)
+    ):
+        raise InvalidValueError(
+            f"outputs is expected to be like the model's own outputs, {describe(found)}; it is "
+            f"{describe(outputs)}. Pass what the other network gives for the same inputs."
+        )
+    return expected

@@ -58,7 +58,7 @@ class Cell:
 
     @property
     def hidden(self) -> int:
-        """The size of the carry; 0 where it is not to be seen."""
+        """The size of the carry; 0 if it is unknown."""
         rows = {use.shape[0] for use in self.uses if (use.role, use.of) == (MATRIX, "carry")}
         return rows.pop() if len(rows) == 1 else 0
 

@@ -16,13 +16,13 @@ def renamed(names: Iterable[str], rename: Renames, argument: str = "rename") -> 
 
     Args:
         names: The names.
-        rename: From regular expressions, found anywhere in a name, to what takes the place of the
+        rename: From regular expressions, found anywhere in a name, to what replaces the
             match, as in `re.sub`; one after the other. None leaves out each name that matches. Or
             a function from a name to its new one, or to None.
-        argument: What it is called.
+        argument: The name of the user's argument.
 
     Raises:
-        TypeError: A rule is neither a text nor None.
+        TypeError: A rule is neither a string nor None.
         ValueError: A rule is no regular expression, or matches no name, or two names become one.
 
     >>> renamed(["layer1.w", "layer2.w", "step"], {r"layer(\d)\.": r"stage\1/", "step": None})
@@ -44,8 +44,8 @@ def renamed(names: Iterable[str], rename: Renames, argument: str = "rename") -> 
         _text(text, argument, name)
         if text in by_new:
             raise InvalidValueError(
-                f"{argument} is expected to give each array a name of its own; {by_new[text]!r} "
-                f"and {name!r} both become {text!r}. Make the pattern match one of them."
+                f"{argument} is expected to give each array another name; {by_new[text]!r} and "
+                f"{name!r} both become {text!r}. Make the pattern match one of them."
             )
         by_new[text] = name
     if names and not kept:
@@ -62,8 +62,8 @@ def _substitute(new: dict[str, str | None], pattern: str, text: str | None, argu
             new[name] = None if text is None else expression.sub(text, new[name] or "")
     except (re.error, IndexError) as error:
         raise InvalidValueError(
-            f"{argument} is expected to map regular expressions to what takes their place, as "
-            f"re.sub has them; {pattern!r}: {text!r} is none: {error}."
+            f"{argument} is expected to map regular expressions to replacements, as re.sub "
+            f"takes them; {pattern!r}: {text!r} is invalid: {error}."
         ) from error
     if not found:
         current = [now for now in new.values() if now is not None]

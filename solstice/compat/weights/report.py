@@ -10,9 +10,9 @@ from solstice import arguments
 from solstice.compat.model import Model
 from solstice.compat.surgery.capture import capture
 from solstice.compat.surgery.difference import first_difference
-from solstice.compat.weights.outputs import as_expected, explained
-from solstice.compat.weights.proof import difference, evaluation
-from solstice.compat.weights.sources import read
+from solstice.compat.weights.files.sources import read
+from solstice.compat.weights.proof import as_expected, difference, evaluation
+from solstice.compat.weights.unequal import explained
 from solstice.errors import InvalidValueError
 from solstice.tree.names import elided
 from solstice.tree.pytree import PyTree
@@ -201,10 +201,10 @@ def check_left(
     advice = "Pass strict=False to load what fits"
     if fits:
         name, leaf = fits[0]
-        advice += f", or say what belongs together: rename={{{name!r}: {leaf!r}}}"
+        advice += f", or match them: rename={{{name!r}: {leaf!r}}}"
     elif unused:
         advice += f", or leave arrays out: rename={{{next(iter(unused))!r}: None}}"
     raise InvalidValueError(
-        f"load() is expected to use each array of the source, for each leaf of the model; "
+        f"load() is expected to use every array of the source and to fill every leaf of the model; "
         f"{', and '.join(parts)}. {''.join(f'{reason} ' for reason in reasons)}{advice}."
     )

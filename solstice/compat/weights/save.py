@@ -1,15 +1,13 @@
-"""A model's arrays in a safetensors file that tools of its own library, or another's, read."""
+"""A model's arrays in a safetensors file, under names that its library's tools read."""
 
 import json
 import os
 
-import numpy as np
-
 from solstice import arguments
 from solstice.compat.model import Model
+from solstice.compat.weights.files.shards import DTYPES
 from solstice.compat.weights.leaves import model_leaves
 from solstice.compat.weights.renaming import Renames, renamed
-from solstice.compat.weights.shards import DTYPES
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.encoding import check_data, host_array
 from solstice.tree.files import replacing
@@ -23,6 +21,10 @@ def save(model: Model, path: str | os.PathLike[str], *, names: Renames = None) -
     bits. Typed PRNG keys (streams of Flax NNX) are written as the numbers behind them. The file is
     written completely or not at all. The guide's page on weights says how each library's own tools
     read it.
+
+    A wrapped model (`compat.lora`, `compat.quantize`) is written with its factors and codes, and
+    loads into a model that was wrapped the same way. For the library's own names, save
+    `compat.merge(model)`.
 
     Args:
         model: An adapted network of any library.
@@ -70,8 +72,3 @@ def save(model: Model, path: str | os.PathLike[str], *, names: Renames = None) -
     about = {DTYPES: json.dumps(odd)} if odd else {}
     with replacing(file_path) as file:
         write_tensors(file, arrays, about)
-
-
-def host_leaves(model: Model) -> dict[str, np.ndarray]:
-    """Return a model's arrays on the host, by name; of typed keys, the numbers behind."""
-    return {name: host_array(leaf) for name, leaf in model_leaves(model).items()}

@@ -22,7 +22,7 @@ class Use:
         of: In a loop, what a matrix multiplies: "input" or "carry"; otherwise "".
         factor: The value that is used is `factor * leaf + shift`.
         shift: As above. Of a variance it is the epsilon.
-        step: The number of the operation in its network's trace; -1 where there was no trace.
+        step: The number of the operation in its network's trace; -1 without a trace.
         rows: Of a matrix that takes flattened features, the axes they had, such as (height, width,
             channels): what is first there and last elsewhere orders its rows. Otherwise empty.
     """

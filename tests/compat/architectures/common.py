@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from solstice.compat.weights.arrays import float_arrays, with_arrays
+from solstice.compat.weights.leaves import float_leaves, with_leaves
 
 EPSILON = 1e-5
 _generator = np.random.default_rng(0)
@@ -26,8 +26,8 @@ def drawn(model, seed):
         normal = 0.4 * generator.normal(size=leaf.shape)
         return np.abs(normal) + 0.5 if path.startswith("state/") else normal
 
-    arrays = {path: value(path, leaf) for path, leaf in float_arrays(model).items()}
-    return with_arrays(model, arrays).settle_averages()
+    arrays = {path: value(path, leaf) for path, leaf in float_leaves(model).items()}
+    return with_leaves(model, arrays).settle_averages()
 
 
 def keys(count):

@@ -13,7 +13,7 @@ from jax.example_libraries import stax
 import solstice
 from solstice import compat
 from solstice.compat.weights import convert as converting
-from solstice.compat.weights.arrays import float_arrays
+from solstice.compat.weights.leaves import float_leaves
 
 # Each library on both sides, each architecture; `conversions.py` runs every pair.
 CELLS = [
@@ -33,7 +33,7 @@ CELLS = [
 @pytest.mark.parametrize(("source", "target", "architecture"), CELLS)
 def test_a_converted_network_computes_the_same(source, target, architecture):
     model, like = build(source, architecture, 1), build(target, architecture, 2)
-    before = jax.tree.map(np.array, float_arrays(model)), jax.tree.map(np.array, float_arrays(like))
+    before = jax.tree.map(np.array, float_leaves(model)), jax.tree.map(np.array, float_leaves(like))
     x = INPUTS[architecture]
     converted = compat.convert(model, like=like, example=x)
     assert type(converted) is type(like)
@@ -44,7 +44,7 @@ def test_a_converted_network_computes_the_same(source, target, architecture):
     np.testing.assert_allclose(converted(other)[0], model(other)[0], rtol=1e-5, atol=1e-5)
     assert not np.allclose(like(other)[0], model(other)[0], atol=1e-2)
     for arrays, one in zip(before, (model, like), strict=True):
-        jax.tree.map(np.testing.assert_array_equal, arrays, float_arrays(one))
+        jax.tree.map(np.testing.assert_array_equal, arrays, float_leaves(one))
 
 
 def _form(leaf):

@@ -256,12 +256,12 @@ def test_alike_layers_are_told_and_settled_by_outputs():
     names = ["norm2", "norm1", "up", "down", "attn"]
     odd = {k: v for name in names for k, v in ATTENTION.items() if k.startswith(name)}
     odd = {k.replace("norm", "n"): v for k, v in odd.items()}
-    with pytest.warns(UserWarning, match="matched by order alone, 'params/.*' with"):
+    with pytest.warns(UserWarning, match="matched by order alone, such as 'params/.*' with"):
         _, report = compat.load(build("Linen", "attention", 1), odd, example=x)
     assert "n1.weight" in {one for row in report.ambiguous for one in row.others}
     assert "* another array has this form" in str(report)
     expected = attention(ATTENTION, x)
-    with pytest.raises(UnequalOutputsError, match=r"each other's numbers: .*outputs=outputs"):
+    with pytest.raises(UnequalOutputsError, match=r"may be exchanged: .*outputs=outputs"):
         report.check(x, expected)
     _, settled = compat.load(build("Linen", "attention", 1), odd, example=x, outputs=expected)
     assert settled.check(x, expected) < 1e-5

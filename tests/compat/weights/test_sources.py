@@ -15,8 +15,8 @@ import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 
+from solstice.compat.weights.files.sources import read
 from solstice.compat.weights.renaming import renamed
-from solstice.compat.weights.sources import read
 from solstice.errors import (
     DamagedFileError,
     InvalidTypeError,
@@ -194,7 +194,7 @@ def test_an_orbax_checkpoint_is_read(tmp_path, manager):
     if not manager:
         (tmp_path / "run" / "_METADATA").write_text("{")
         (tmp_path / "run" / "manifest.ocdbt").unlink()
-        with pytest.raises(DamagedFileError, match="not a complete checkpoint of Orbax"):
+        with pytest.raises(DamagedFileError, match="not a complete Orbax checkpoint"):
             read(tmp_path / "run")
 
 

@@ -43,7 +43,7 @@ def read_keras_archive(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ..
         with zipfile.ZipFile(path) as archive:
             content = archive.read(_WEIGHTS)
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
-        raise damaged(path, f"it is not a complete archive of Keras ({error})") from error
+        raise damaged(path, f"it is not a complete Keras archive ({error})") from error
     return _datasets(path, io.BytesIO(content)), ()
 
 
@@ -58,12 +58,12 @@ def _datasets(path: Path, file: Path | io.BytesIO) -> dict[str, np.ndarray]:
         elif name.endswith("/vars") and isinstance(node.attrs.get("name"), str):
             own[name.removesuffix("/vars")] = node.attrs["name"]
 
-    # What HDF5 finds wrong in a file that was cut or changed are these, by where it finds it.
+    # HDF5 raises these for a file that was cut or changed.
     try:
         with contextlib.closing(h5py.File(file, "r")) as opened:
             opened.visititems(note)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise damaged(path, f"it is not a complete file of HDF5 ({error})") from error
+        raise damaged(path, f"it is not a complete HDF5 file ({error})") from error
     names = {name: _name(name, arrays, own) for name in sorted(arrays, key=natural)}
     if len(set(names.values())) < len(names):  # two layers of a name, in parts of the network
         return {name: arrays[name] for name in names}

@@ -19,7 +19,7 @@ def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
     """Return what `torch.save` wrote, a mapping, without running any code of the file's.
 
     Raises:
-        DamagedFileError: It is not a complete file of torch.
+        DamagedFileError: It is not a complete torch file.
         InvalidValueError: It holds more than tensors and plain values, as whole modules are.
         MissingPackageError: torch is not installed.
     """
@@ -29,7 +29,7 @@ def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
         raise MissingPackageError(
             f"Reading {path.name!r} needs the package 'torch', which is not installed (and without "
             f"it, the file would have to be unpickled, which runs code): pip install torch "
-            f"--index-url https://download.pytorch.org/whl/cpu. Or, where torch is: "
+            f"--index-url https://download.pytorch.org/whl/cpu. Or, on a machine with torch: "
             f"safetensors.torch.save_file(module.state_dict(), 'weights.safetensors')."
         ) from error
     try:
@@ -40,14 +40,16 @@ def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
         lines = [line.strip() for line in str(error).splitlines()]
         why = next((line for line in lines if "GLOBAL" in line), "")
         if not why:
-            raise damaged(path, f"it is not a complete file of torch ({lines[0]})") from error
+            raise damaged(path, f"it is not a complete torch file ({lines[0]})") from error
         raise InvalidValueError(
             f"{path} is expected to hold tensors; it holds other objects, which are not unpickled: "
             f"that runs code. ({why}) Save torch.save(module.state_dict(), path)."
         ) from error
     except (RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError) as error:
         why = str(error).partition("\n")[0][:200]
-        raise damaged(path, f"it is not a complete file of torch ({why or 'it ends early'})") from error
+        raise damaged(
+            path, f"it is not a complete torch file ({why or 'it ends early'})"
+        ) from error
     if not isinstance(found, Mapping):
         raise InvalidTypeError(
             f"{path} is expected to hold a state dict, names with their tensors; it holds "

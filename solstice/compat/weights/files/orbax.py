@@ -24,7 +24,7 @@ def read_orbax(folder: Path) -> Any:
 
     Raises:
         DamagedFileError: It is not a complete checkpoint.
-        InvalidValueError: It holds several steps or items; one is to be named.
+        InvalidValueError: It holds several steps or items; name one.
         MissingPackageError: Orbax is not installed.
     """
     folder = _item(folder)
@@ -35,7 +35,7 @@ def read_orbax(folder: Path) -> Any:
             "Reading an Orbax checkpoint needs the package 'orbax-checkpoint', which is not "
             "installed: pip install orbax-checkpoint"
         ) from error
-    # Orbax names no errors of its own: what a missing or changed file raises is of many kinds.
+    # Orbax has no error classes: a missing or changed file raises many kinds.
     try:
         with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
             warnings.simplefilter("ignore")
@@ -44,7 +44,7 @@ def read_orbax(folder: Path) -> Any:
             return checkpointer.restore(folder, restore_args=numpys)
     except Exception as error:
         why = str(error).partition("\n")[0][:200]
-        raise damaged(folder, f"it is not a complete checkpoint of Orbax ({why})") from error
+        raise damaged(folder, f"it is not a complete Orbax checkpoint ({why})") from error
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -14,11 +14,11 @@ import numpy as np
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.model import Model
-from solstice.compat.weights.hdf5 import read_hdf5, read_keras_archive
-from solstice.compat.weights.npz import read_npz
-from solstice.compat.weights.orbax import is_orbax, read_orbax
-from solstice.compat.weights.shards import SHARDS, is_sharded, read_safetensors, read_shards
-from solstice.compat.weights.torch import from_tensor, is_tensor, read_torch
+from solstice.compat.weights.files.hdf5 import read_hdf5, read_keras_archive
+from solstice.compat.weights.files.npz import read_npz
+from solstice.compat.weights.files.orbax import is_orbax, read_orbax
+from solstice.compat.weights.files.shards import SHARDS, is_sharded, read_safetensors, read_shards
+from solstice.compat.weights.files.torch import from_tensor, is_tensor, read_torch
 from solstice.errors import InvalidTypeError, InvalidValueError, MissingFileError
 from solstice.tree.naming import flatten_with_paths
 from solstice.tree.tensors import damaged
@@ -35,7 +35,7 @@ _READERS = {
     ".bin": read_torch,
 }
 _PICKLES = (".pkl", ".pickle", ".joblib", ".dill", ".npy")
-# Under what programs of torch keep the state dict in a checkpoint with other things.
+# Keys under which torch programs keep the state dict in a checkpoint.
 _NESTS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
 _NOTED = 3
 
@@ -45,10 +45,10 @@ class Source:
     """The arrays of a source, by name.
 
     Attributes:
-        place: What it is, for messages: a path, or "the mapping".
+        place: Its name in messages: a path, or "the mapping".
         arrays: By name, on the host.
         in_order: Whether the names are in the order in which the network defines them.
-        notes: What a user is to know of the reading.
+        notes: Remarks on the reading for the user.
     """
 
     place: str
@@ -62,13 +62,13 @@ def read(source: Any, name: str = "source") -> Source:
 
     Args:
         source: As `compat.load` takes it.
-        name: What the argument is called.
+        name: The name of the user's argument.
 
     Raises:
-        DamagedFileError: A file is cut short, or is not of the format that its name says.
+        DamagedFileError: A file is cut short, or has another format than its name says.
         MissingFileError: There is no such file.
         MissingPackageError: The format needs a package that is not installed.
-        TypeError: It is no source, or holds something else than arrays.
+        TypeError: It is no source, or holds something other than arrays.
         ValueError: It is empty, of an unknown format, or two of its arrays have one name.
 
     >>> read({"layer": {"w": np.ones((2, 3)), "b": np.zeros(3)}}).arrays.keys()
@@ -88,7 +88,7 @@ def read(source: Any, name: str = "source") -> Source:
         raise InvalidTypeError(
             f"source is expected to be the path of a file ({', '.join(_READERS)}) or of a folder "
             f"(shards of safetensors, an Orbax checkpoint), or a mapping of arrays; it is "
-            f"{describe(source)}. Of a torch module, pass module.state_dict()."
+            f"{describe(source)}. For a torch module, pass module.state_dict()."
         )
     if not found.arrays:
         raise InvalidValueError(
@@ -154,7 +154,7 @@ def _of_mapping(place: str, mapping: Mapping[Any, Any], argument: str = "source"
         if name in arrays:
             raise InvalidValueError(f"Two arrays of {place} are named {name!r}; rename one.")
         arrays[name] = _as_array(f"{argument}, {place},", name, leaf)
-    # What flax.nnx writes has each array in a variable of its own.
+    # flax.nnx writes each array as {"value": array}.
     if arrays and all(name.endswith("/value") for name in arrays):
         arrays = {name.removesuffix("/value"): leaf for name, leaf in arrays.items()}
     return Source(place, arrays, torch or "." in "".join(arrays), notes)

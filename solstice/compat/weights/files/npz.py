@@ -48,7 +48,7 @@ def _array(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
                 f"{path} is expected to hold arrays of numbers; {name!r} holds Python objects, "
                 f"which are not unpickled: that runs code. Write arrays of numbers."
             ) from error
-        raise damaged(path, f"{name!r} is no whole array ({error})") from error
+        raise damaged(path, f"{name!r} is not a complete array ({error})") from error
     if not isinstance(found, np.ndarray) or found.dtype.kind in "OSUMm":
         kind = found.dtype if isinstance(found, np.ndarray) else type(found).__name__
         raise InvalidValueError(

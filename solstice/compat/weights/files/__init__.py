@@ -1,0 +1,1 @@
+"""Files of weights, and mappings of arrays, read as arrays by name; a format a file."""

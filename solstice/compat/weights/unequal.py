@@ -1,0 +1,110 @@
+"""What it points to when two networks give unequal outputs: the words of the errors."""
+
+from collections.abc import Sequence
+
+from solstice.compat.weights.uses import Trace
+from solstice.errors import UnequalOutputsError
+
+# Up to here, weights fit and something around them differs: an epsilon, the form of GELU.
+_HYPER_PARAMETERS = 1e-2
+# The same for weights drawn at random, with which such differences are larger.
+_HYPER_PARAMETERS_DRAWN = 1e-1
+# Operations by which activations differ.
+_ACTIVATIONS = "cos", "erf", "erfc", "exp", "log1p", "logistic", "max", "sin", "tanh"
+
+
+def explained(
+    found: float,
+    tolerance: float,
+    suspects: Sequence[str],
+    epsilons: Sequence[float],
+    *,
+    tries: int = 0,
+    layer: str | None = None,
+    where: str = "",
+) -> UnequalOutputsError:
+    """Return the error for outputs that are too far apart, with what that points to."""
+    used = ", ".join(f"{one:g}" for one in dict.fromkeys(epsilons))
+    if found <= _HYPER_PARAMETERS:
+        why = (
+            "A difference of this size says that the weights fit and a hyper-parameter differs: "
+            f"the epsilon of a norm{f' (here {used})' if used else ''} or the form of GELU "
+            "(by tanh, or exact)"
+        )
+    elif suspects:
+        few = ", ".join(suspects[:4]) + (", ..." if len(suspects) > 4 else "")
+        why = (
+            f"Leaves may be exchanged: {few} have the form of others. Pass the "
+            f"outputs to load(..., example=inputs, outputs=outputs), which tries, or name them: "
+            f"rename="
+        )
+    else:
+        why = (
+            "Every leaf had one array that fits, so the networks differ: in an activation, the "
+            "order of axes before a flatten, padding, or what is done to the inputs"
+        )
+    if tries > 1:
+        why += f". {tries} assignments of alike layers were tried"
+    return UnequalOutputsError(
+        f"The loaded model's outputs are expected to be those given, up to {tolerance:g}; they "
+        f"differ by {found:.2g} of the largest{where}. {why}.",
+        difference=found,
+        layer=layer,
+    )
+
+
+def causes(gap: float, model: Trace, like: Trace) -> str:
+    """Say why two networks that are traced may differ by a gap, and what to do.
+
+    Args:
+        gap: How far their outputs are apart, as `proof.difference` measures it.
+        model: What is known of the source's uses.
+        like: What is known of the target's.
+    """
+    if hints := unlike(model, like):
+        return (
+            f"It seems that the weights fit, and hyper-parameters differ: {'; '.join(hints)}. "
+            f"Give `like` the hyper-parameters of model."
+        )
+    if not has_one_order(model):
+        return (
+            "It seems that the recurrent cells are of two kinds: no order of gates makes them "
+            "equal. GRUs, for example, reset before the product with the carry or after it, with "
+            "a second bias there or without. Give a `like` with the cell of model."
+        )
+    if gap <= _HYPER_PARAMETERS_DRAWN:
+        return (
+            "It seems that the weights fit, and hyper-parameters differ. Give `like` those of "
+            "model: strides, paddings, numbers of heads, scales."
+        )
+    return (
+        "It seems that the weights fit by role and shape, and the networks join them differently. "
+        "Give a `like` that applies the same layers in the same order to the same values."
+    )
+
+
+def has_one_order(found: Trace) -> bool:
+    """Say whether a network has no recurrent cells, whose gates come in several orders."""
+    return all(use.loop is None for use in found.uses)
+
+
+def unlike(model: Trace, like: Trace) -> list[str]:
+    """Say in what two networks differ whose weights fit.
+
+    >>> from collections import Counter
+    >>> unlike(Trace((), (), (1e-3,), Counter(erf=1)), Trace((), (), (1e-5,), Counter(tanh=1)))
+    ['epsilon: 0.001 in model, 1e-05 in like', 'activation: erf in model, tanh in like']
+    """
+    found = []
+    if (ours := _numbers(model.epsilons)) != (theirs := _numbers(like.epsilons)):
+        found.append(f"epsilon: {ours or 'none'} in model, {theirs or 'none'} in like")
+    here = [name for name in _ACTIVATIONS if model.operations[name] and not like.operations[name]]
+    there = [name for name in _ACTIVATIONS if like.operations[name] and not model.operations[name]]
+    if here or there:
+        ours, theirs = ", ".join(here) or "none", ", ".join(there) or "none"
+        found.append(f"activation: {ours} in model, {theirs} in like")
+    return found
+
+
+def _numbers(epsilons: Sequence[float]) -> str:
+    return ", ".join(dict.fromkeys(f"{one:.3g}" for one in epsilons))

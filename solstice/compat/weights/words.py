@@ -1,0 +1,86 @@
+"""What the words in an array's name say: its role, its layout, or that it is no weight."""
+
+import dataclasses
+import re
+
+import numpy as np
+
+from solstice.compat.weights.layers import prefix
+from solstice.compat.weights.uses import BIAS, MEAN, SCALE, VARIANCE, Use
+
+OUT_IN, IN_OUT = {"weight"}, {"kernel", "w"}
+TABLES = {"embedding", "embeddings"}
+VECTORS = {
+    **dict.fromkeys(("bias", "b", "beta", "offset"), BIAS),
+    **dict.fromkeys(("scale", "gamma"), SCALE),
+    **dict.fromkeys(("running_mean", "moving_mean", "mean"), MEAN),
+    **dict.fromkeys(("running_var", "moving_variance", "var"), VARIANCE),
+}
+RECURRENT = re.compile(r"(weight|bias)_(ih|hh)((?:_l\d+)?(?:_reverse)?)$")
+FUSED = re.compile(r"(?:in_proj_(weight|bias)|([qkv])_proj_weight)$")
+# What is no weight: counters, seeds, and the other half of Haiku's averages.
+_IGNORED = re.compile(
+    r"(^|[./])(num_batches_tracked|seed_generator_state|rngs[./](.*[./])?(count|key)|(mean|var)_ema[./](hidden|counter))$"
+)
+
+
+def is_ignored(name: str) -> bool:
+    """Say whether an array is no weight: a counter or a seed.
+
+    >>> is_ignored("bn1.num_batches_tracked"), is_ignored("bn1.running_mean")
+    (True, False)
+    """
+    return _IGNORED.search(name) is not None
+
+
+def is_out_in(name: str) -> bool:
+    """Say whether a name is one of libraries that keep (out, in), and channels first.
+
+    >>> is_out_in("fc.weight"), is_out_in("fc/kernel")
+    (True, False)
+    """
+    return re.split(r"[./]", name)[-1] in OUT_IN
+
+
+def says_layout(name: str) -> bool:
+    """Say whether the last part of a name tells how an array lies.
+
+    >>> says_layout("head.weight"), says_layout("head.mixing")
+    (True, False)
+    """
+    last = re.split(r"[./]", name)[-1]
+    known = last in OUT_IN | IN_OUT | TABLES or last in VECTORS or last == "recurrent_kernel"
+    return bool(known or RECURRENT.search(name) or FUSED.search(name))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entry:
+    """An array, or a part of one.
+
+    Attributes:
+        name: In the source.
+        new: The name to match by.
+        index: Positions in the array.
+        word: The last part of its name, if it is a part of an array.
+        within: The end of its layer's name, likewise.
+    """
+
+    name: str
+    new: str
+    index: np.ndarray
+    word: str = ""
+    within: str = ""
+
+    @property
+    def last(self) -> str:
+        name = re.sub(r"(mean|var)_ema[./]average$", r"\1", self.name)
+        return self.word or re.split(r"[./]", name)[-1]
+
+    @property
+    def layer(self) -> str:
+        known = self.last in VECTORS or self.last in {*OUT_IN, *IN_OUT, *TABLES}
+        name = prefix(self.new) if known else self.new
+        return f"{name}/{self.within}" if self.within else name
+
+    def use(self, role: str, index: np.ndarray) -> Use:
+        return Use(self.name, role, index)
