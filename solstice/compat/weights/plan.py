@@ -14,7 +14,7 @@ from solstice.compat.model import Model
 from solstice.compat.weights.arrays import float_arrays
 from solstice.compat.weights.assign import Assignment, Match, ambiguous, assign, tied_pairs
 from solstice.compat.weights.gates import find_gates
-from solstice.compat.weights.layers import traced_layers
+from solstice.compat.weights.layers import signature_of, traced_layers
 from solstice.compat.weights.leaves import model_leaves, with_leaves
 from solstice.compat.weights.matching import values
 from solstice.compat.weights.named import NamedCell, is_ignored, is_out_in, read_names, says_layout
@@ -381,4 +381,5 @@ def _exchanges(matches: Sequence[Match], far: Any) -> Iterator[list[Match]]:
 
 def _moved(match: Match, other: Match) -> Match:
     """Return a match with the source's layer of another."""
-    return dataclasses.replace(match, source=other.source, uses=other.uses)
+    uses = other.source.reading(signature_of(match.target.uses)) or other.uses
+    return dataclasses.replace(match, source=other.source, uses=uses)
