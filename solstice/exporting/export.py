@@ -89,6 +89,7 @@ def export(
     batch, platforms, names = _batch(batch), _platforms(platforms), _names(classes)
     place = folder.vacant(path, overwrite=arguments.flag(overwrite, "overwrite"))
     known = subject(exp_or_model, names)
+    arguments.check_untraced((exp_or_model, example), "export()")
     inputs = example_of(known, example, raw=preprocess is not None)
     if preprocess is not None:
         takes = ", ".join(["x", *(f"x{i}" for i in range(1, len(inputs)))])
