@@ -327,6 +327,18 @@ def mapping(value: Any, name: str) -> dict[str, Any]:
     return dict(value)
 
 
+def check_untraced(tree: Any, function: str) -> None:
+    """Raise if a tree holds a value that is being traced, whose numbers nobody knows yet.
+
+    >>> check_untraced({"w": jax.numpy.ones(2)}, "save()")
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+        raise InvalidTypeError(
+            f"{function} needs the values of arrays, and is expected to be called outside of "
+            f"jax.jit and other transformations; an argument is traced."
+        )
+
+
 def check_leaves(tree: Any, name: str) -> None:
     """Raise if a leaf of a tree is not something that jax computes with, such as a text.
 

@@ -608,3 +608,59 @@ def test_types_that_are_turned_off_are_told(tmp_path):
         exported(model, tmp_path)
     with pytest.raises(solstice.errors.InvalidValueError, match="jax_enable_x64"):
         solstice.load_exported(tmp_path / "export")
+
+
+def function_model(function, x=X):
+    return compat.FunctionModel(lambda key, x: jnp.ones((4, 3)), function, x, key=0)
+
+
+BRANCHES = {
+    "another value": lambda w, x: x @ w * (2 if x.shape[0] == 1 else 1),
+    "another operation": lambda w, x: jnp.tanh(x @ w) if x.shape[0] == 1 else x @ w,
+}
+
+
+@pytest.mark.parametrize("kind", BRANCHES)
+def test_a_network_that_treats_one_example_otherwise_is_refused(kind, tmp_path):
+    model = function_model(BRANCHES[kind])
+    with pytest.raises(solstice.errors.InvalidValueError, match=r"for one example.*batch=32"):
+        exported(model, tmp_path)
+    assert not os.listdir(tmp_path)
+    found = exported(model, tmp_path, batch=1)
+    np.testing.assert_allclose(found(X[:1]), model(X[:1])[0], rtol=1e-6)
+
+
+def test_a_network_that_computes_the_same_by_other_operations_is_exported(tmp_path):
+    model = function_model(lambda w, x: x @ w if x.shape[0] == 1 else (w.T @ x.T).T)
+    found = exported(model, tmp_path)
+    for size in 1, 5:
+        np.testing.assert_allclose(found(X[:size]), model(X[:size])[0], rtol=1e-5)
+
+
+def test_what_cannot_be_transformed_is_told(tmp_path):
+    with pytest.raises(solstice.errors.InvalidTypeError, match=r"preprocess is expected.*jax.numpy"):
+        exported(linear(), tmp_path, example=X, preprocess=lambda x: np.asarray(x) / 2)
+    found = exported(linear(), tmp_path, classes=["a", "b", "c"])
+    with pytest.raises(solstice.errors.InvalidTypeError, match=r"names of classes.*outside"):
+        jax.jit(found.predict)(X)
+    with pytest.raises(solstice.errors.InvalidTypeError, match=r"jax\.vmap"):
+        jax.vmap(found)(X[None])
+
+
+def test_long_names_of_folders_are_cut_by_bytes(tmp_path):
+    solstice.export(linear(), tmp_path / ("é" * 120), platforms="cpu")
+    model = compat.as_model(stax.serial(stax.Dense(2)), X, key=0)
+    compat.save(model, tmp_path / ("é" * 110 + ".safetensors"))
+    assert len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("x", [None, {"x": X}])
+def test_a_message_names_no_empty_part(x, loaded):
+    with pytest.raises(solstice.errors.InvalidTypeError, match=r"float32\[batch,4\]") as raised:
+        loaded(x)
+    assert "''" not in str(raised.value)
+
+
+def test_a_batch_without_examples_is_told_why(loaded):
+    with pytest.raises(solstice.errors.InvalidValueError, match=r"batch is 0; .* at least 1"):
+        loaded(X[:0])

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.model import Model
-from solstice.errors import InvalidValueError, SolsticeError
+from solstice.errors import InvalidTypeError, InvalidValueError, SolsticeError
 from solstice.experiment import Experiment
 from solstice.experiments.task import Names
 from solstice.exporting import folder
 from solstice.exporting.forms import Form
 from solstice.exporting.programs import Traced, lowered, traced, with_batch
+from solstice.exporting.single import check_single
 from solstice.exporting.subject import Function, example_of, subject
 from solstice.tree.kinds import is_array
 from solstice.tree.naming import flatten_with_paths
@@ -90,6 +91,7 @@ def export(
     batch, platforms, names = _batch(batch), _platforms(platforms), _names(classes)
     place = folder.vacant(path, overwrite=arguments.flag(overwrite, "overwrite"))
     known = subject(exp_or_model, names)
+    arguments.check_untraced((exp_or_model, example), "export()")
     inputs = example_of(known, example, raw=preprocess is not None)
     if preprocess is not None:
         takes = ", ".join(["x", *(f"x{i}" for i in range(1, len(inputs)))])
@@ -136,7 +138,15 @@ def _prepared(function: Function, preprocess: Callable[..., PyTree] | None) -> F
         return function
 
     def prepared(thing: Any, inputs: tuple[PyTree, ...]) -> PyTree:
-        found = preprocess(*inputs)
+        try:
+            found = preprocess(*inputs)
+        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+            first = str(error).partition("\n")[0]
+            raise InvalidTypeError(
+                f"preprocess is expected to be a function that jax can trace; it asks for the "
+                f"values of its inputs: {first} Write it with jax.numpy, and without an `if` on "
+                f"values."
+            ) from error
         return function(thing, found if type(found) is tuple else (found,))
 
     return prepared
@@ -164,7 +174,7 @@ def _traced(
         return jax.tree.map(jnp.asarray, found)
 
     try:
-        return traced(flat, arrays, leaves)
+        found = traced(flat, arrays, leaves)
     except Exception as error:
         fixed = jax.tree.leaves(with_batch(inputs, "example"))
         if isinstance(error, SolsticeError) or fixed == leaves or not _traces(flat, arrays, fixed):
@@ -177,6 +187,11 @@ def _traced(
             f"for len(x) in a reshape, no `if` on it. Or fix it, batch=32 say, and pad what has "
             f"fewer."
         ) from error
+    if not all(isinstance(n, int) for leaf in leaves for n in leaf.shape):
+        one, two = (jax.tree.leaves(with_batch(inputs, size)) for size in (1, 2))
+        if one != two:  # no sizes that the user named
+            check_single(flat, arrays, found, one, two)
+    return found
 
 
 def _traces(function: Callable[..., PyTree], arrays: Mapping[str, Any], inputs: list[Any]) -> bool:

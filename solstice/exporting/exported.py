@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
@@ -119,6 +120,11 @@ class Exported(Shown):
         found = self._programs["predictions"](self._arrays(inputs))
         if self.classes is None or self._each:
             return found
+        if isinstance(found, Tracer):
+            raise InvalidTypeError(
+                "predict() returns the names of classes, which are no arrays of jax, and is "
+                "expected to be called outside of jax.jit. Inside, take exported(x).argmax(-1)."
+            )
         numbers = np.asarray(found)
         outside = (numbers < 0) | (numbers >= len(self.classes))
         if outside.any():
@@ -201,6 +207,11 @@ class _Program:
             raise InvalidValueError(
                 f"inputs are expected to be what the exported program takes; they are "
                 f"{describe(list(arrays))}: {error}"
+            ) from error
+        except NotImplementedError as error:
+            raise InvalidTypeError(
+                f"An exported program is compiled as a whole: jax.jit can contain it, and jax.vmap "
+                f"cannot ({error}). It takes a batch; call it on that."
             ) from error
         return self._gives.whole(found)
 

@@ -32,6 +32,8 @@ from solstice.tree.tensors import (
 ABOUT = "export.json"
 WEIGHTS = "weights.safetensors"
 _FORMAT, _VERSION = "solstice export", 1
+# A name may have 255 bytes, up to 4 a character, and temporary ones are longer.
+_SHORT = 50
 # Says in the file of weights which export it belongs to.
 _EXPORT = "of export"
 _PROGRAM = "{}.jax_export"
@@ -81,7 +83,7 @@ def write(place: Path, content: Content) -> None:
     """Write a folder, which appears when it is whole, in the place of an older export if any."""
     place.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
-    room = place.with_name(f".{place.name[:200]}.{token}.tmp")
+    room = place.with_name(f".{place.name[:_SHORT]}.{token}.tmp")
     room.mkdir()
     try:
         digests = {}
@@ -163,7 +165,7 @@ def _take_place(room: Path, place: Path, token: str) -> None:
     if not os.path.lexists(place) or not os.listdir(place):
         room.rename(place)
         return
-    old = place.with_name(f".{place.name[:200]}.{token}.old")
+    old = place.with_name(f".{place.name[:_SHORT]}.{token}.old")
     place.rename(old)
     try:
         room.rename(place)

@@ -114,7 +114,7 @@ class Form(Shown):
                 both = (jax.tree.structure(_whole(one)) for one in (self.tree, numbered))
                 raise InvalidTypeError(
                     f"{what} is expected to be {self._described()}; it is "
-                    f"{describe(_whole(tree))}: {tree_difference(*both)}."
+                    f"{describe(_whole(tree))}{self._differs(*both)}."
                 )
             leaves = [leaves[i] for i in jax.tree.leaves(numbered)]
         found = dict(zip(self._order, leaves, strict=True))
@@ -138,6 +138,10 @@ class Form(Shown):
                     f"{part} is expected to be {wanted}; it is {describe(found)}"
                     f"{_why(wanted.shape, sizes)}."
                 )
+
+    def _differs(self, ours: Any, its: Any) -> str:
+        """Say which parts differ, unless one array is expected, which has no parts."""
+        return "" if jax.tree_util.treedef_is_leaf(ours) else f": {tree_difference(ours, its)}"
 
     def _described(self) -> str:
         return describe(_whole(self.whole()))
@@ -171,7 +175,7 @@ def _fits(wanted: Shape, found: Sequence[int], sizes: dict[str, int]) -> bool:
         if isinstance(one, int):
             if one != size:
                 return False
-        elif one.isidentifier() and (size < 1 or sizes.setdefault(one, size) != size):
+        elif one.isidentifier() and (sizes.setdefault(one, size) != size or size < 1):
             return False
     return True
 
@@ -180,4 +184,5 @@ def _why(wanted: Shape, sizes: dict[str, int]) -> str:
     known = [
         f"{name} is {sizes[name]}" for name in wanted if isinstance(name, str) and name in sizes
     ]
-    return f", where {' and '.join(known)}" if known else ""
+    said = f", where {' and '.join(known)}" if known else ""
+    return f"{said}; a size with a name is at least 1" if 0 in sizes.values() else said

@@ -220,7 +220,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path = Path(os.path.realpath(path))  # a link keeps pointing to the replaced file
     if os.path.lexists(path):
         check_regular(path)
-    room = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+    room = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.tmp")
     room.mkdir()
     try:
         file = room / path.name

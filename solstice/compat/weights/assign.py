@@ -13,7 +13,7 @@ import dataclasses
 import difflib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from solstice.compat.weights.layers import Layer, normal, signature_of, without_
 from solstice.compat.weights.pairs import BY_LIKENESS, BY_NAME, BY_USE, TIED, Pair
 from solstice.compat.weights.uses import MATRIX, TABLE, Use
 
+_T = TypeVar("_T")
 _PARTS = (2, 3)  # a gate and a value in one array; query, key and value
 
 
@@ -112,8 +113,8 @@ def ambiguous(matches: Iterable[Match]) -> list[list[Match]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _grouped(layers: Iterable[Layer], key: Callable[[Layer], Any]) -> dict[Any, list[Layer]]:
-    groups: dict[Any, list[Layer]] = defaultdict(list)
+def _grouped(layers: Iterable[_T], key: Callable[[_T], Any]) -> dict[Any, list[_T]]:
+    groups: dict[Any, list[_T]] = defaultdict(list)
     for layer in layers:
         groups[key(layer)].append(layer)
     return groups
@@ -223,11 +224,19 @@ def _by_likeness(found: Assignment) -> None:
         ),
     )
     ours, theirs = list(found.targets), list(found.sources)
+    # A source that two forms of layers could read, as a square table and a matrix, joins them.
+    forms = {i: {signature_of(target.uses)} for i, target in enumerate(ours)}
+    by_source = _grouped(likenesses, lambda one: one[2])
+    for some in by_source.values():
+        joined = frozenset[Any]().union(*(forms[i] for _, i, _ in some))
+        for i in forms:
+            if forms[i] & joined:
+                forms[i] = set(joined)
     for _, i, j in likenesses:
         target, source = ours[i], theirs[j]
         if target in found.targets and source in found.sources:
             uses = source.reading(signature_of(target.uses))
-            found.add(target, source, uses or (), BY_LIKENESS, ("like", signature_of(target.uses)))
+            found.add(target, source, uses or (), BY_LIKENESS, ("like", frozenset(forms[i])))
 
 
 def _likeness(name: str, other: str) -> float:

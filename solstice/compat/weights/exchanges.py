@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from solstice.compat.weights.assign import Match, ambiguous
+from solstice.compat.weights.layers import signature_of
 from solstice.compat.weights.proof import TOLERANCE
 
 # How many assignments are tried.
@@ -59,4 +60,5 @@ def nearest_exchange(
 
 def _moved(match: Match, other: Match) -> Match:
     """Return a match with the source's layer of another."""
-    return dataclasses.replace(match, source=other.source, uses=other.uses)
+    uses = other.source.reading(signature_of(match.target.uses)) or other.uses
+    return dataclasses.replace(match, source=other.source, uses=uses)

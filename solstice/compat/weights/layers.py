@@ -95,6 +95,8 @@ def _belongs(use: Use, layer: list[Use]) -> bool:
     main = layer[0]
     if main.role in _MAIN:
         return use.role == BIAS and use.index.size == main.shape[-1]
+    if use.role in (MEAN, VARIANCE) and BIAS in roles:
+        return False  # a norm's bias comes last: these are the statistics of the next
     known = use.role in _NORM or use.role == BIAS
     return known and bool(roles & set(_NORM)) and use.index.size == main.index.size
 

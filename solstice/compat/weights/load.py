@@ -1,8 +1,12 @@
 """Weights from anywhere into a network of any library."""
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -85,6 +89,7 @@ def load(
     0.0
     """
     leaves = model_leaves(model)
+    arguments.check_untraced((leaves, source, example, outputs), "load()")
     strict = arguments.flag(strict, "strict")
     inputs = _inputs(model, example, outputs)
     found = read(source)
@@ -105,7 +110,33 @@ def load(
         plan.match_uses(inputs)
     if outputs is not None:
         plan.settle(as_inputs(example), outputs)
-    return plan.finish(strict=strict)
+    with warnings.catch_warnings():
+        # What a cast loses is an error below.
+        warnings.simplefilter("ignore", np.exceptions.ComplexWarning)
+        warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
+        loaded, report = plan.finish(strict=strict)
+    _check_casts(report, found.arrays, model_leaves(loaded))
+    return loaded, report
+
+
+def _check_casts(
+    report: LoadReport, arrays: Mapping[str, np.ndarray], leaves: Mapping[str, Any]
+) -> None:
+    """Raise where a leaf's dtype cannot hold the numbers that it got."""
+    for row in report.rows:
+        leaf = leaves[row.leaf]
+        for name in row.sources:
+            array = arrays[name]
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact) or array.dtype == leaf.dtype:
+                continue
+            lossy = array.dtype.kind == "c" and leaf.dtype.kind != "c" and bool(array.imag.any())
+            if not lossy and (np.isfinite(leaf).all() or not np.isfinite(array).all()):
+                continue
+            why = "has imaginary parts" if lossy else "holds numbers that are infinite in it"
+            raise InvalidValueError(
+                f"{row.leaf} of the model is {leaf.dtype.name}, and {name!r} of {report.source}, "
+                f"{array.dtype.name}, {why}. Give the model a wider dtype, or change the array."
+            )
 
 
 def _check_wrapped(plan: Plan, leaves: Iterable[str], *, strict: bool) -> None:

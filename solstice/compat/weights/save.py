@@ -64,6 +64,7 @@ def save(model: Model, path: str | os.PathLike[str], *, names: Renames = None) -
             f"{type(names).__name__}. For its names and layouts: "
             "compat.save(compat.convert(model, like=other, example=x), path)."
         )
+    arguments.check_untraced(leaves, "save()")
     check_data(leaves)
     own = {model.library_name(name): leaf for name, leaf in leaves.items()}
     new = renamed(own, names, "names")

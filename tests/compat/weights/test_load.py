@@ -643,3 +643,66 @@ def test_several_cells_are_loaded_in_order():
     h = list(run("rnn", "l1", first))[-1] + list(run("back", "l0", x[:, ::-1]))[-1]
     _, report = compat.load(compat.as_model(Stacked(), x, key=0), state)
     assert report.check(x, dense(state, "fc", h)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("weight", "says"),
+    [
+        (np.full((2, 3), 1e300), "infinite in it"),
+        (np.full((2, 3), 1 + 1j), "imaginary parts"),
+    ],
+)
+def test_numbers_that_a_leaf_cannot_hold_are_refused(weight, says):
+    model = compat.as_model(eqx.nn.Linear(3, 2, key=jax.random.key(0)))
+    with pytest.raises(InvalidValueError, match=f"params/weight .*{says}"):
+        compat.load(model, {"weight": weight, "bias": np.ones(2)})
+
+
+def test_loading_and_saving_under_a_transformation_are_refused(tmp_path):
+    model = compat.as_model(eqx.nn.Linear(3, 2, key=jax.random.key(0)))
+    source = {"weight": np.ones((2, 3)), "bias": np.ones(2)}
+    functions = {
+        "load": lambda model: compat.load(model, source),
+        "load from": lambda weight: compat.load(model, source | {"weight": weight}),
+        "save": lambda model: compat.save(model, tmp_path / "a.safetensors"),
+        "export": lambda model: solstice.export(model, tmp_path / "a", example=X),
+    }
+    for name, function in functions.items():
+        argument = np.ones((2, 3)) if name == "load from" else model
+        with pytest.raises(InvalidTypeError, match=r"outside of jax\.jit"):
+            jax.jit(function)(argument)
+
+
+class Norms(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.BatchNorm(True)(nn.LayerNorm(epsilon=1e-5)(x))
+
+
+def test_a_batch_norm_after_a_layer_norm_of_its_size_keeps_its_scale():
+    state = {"ln.weight": normal(3), "ln.bias": normal(3), "bn.weight": normal(3)}
+    state |= {"bn.bias": normal(3), "bn.running_mean": normal(3)}
+    state |= {"bn.running_var": 0.5 + normal(3) ** 2}
+    _, report = compat.load(compat.as_model(Norms(), X, key=0), state)
+    centred = X - X.mean(-1, keepdims=True)
+    scaled = centred / np.sqrt(X.var(-1, keepdims=True) + 1e-5)
+    scaled = scaled * state["ln.weight"] + state["ln.bias"]
+    assert report.check(X, batch_norm(scaled, state, "bn")) < 1e-5
+
+
+class Looked(nn.Module):
+    @nn.compact
+    def __call__(self, ids):
+        return nn.Dense(8, use_bias=False)(jnp.tanh(nn.Embed(8, 8)(ids)))
+
+
+def test_a_square_table_that_could_be_a_matrix_is_told_and_settled():
+    state, ids = {"head.weight": normal(8, 8), "tok.weight": normal(8, 8)}, np.arange(8)[None]
+    model = compat.as_model(Looked(), ids, key=0)
+    with pytest.warns(UserWarning, match="by order alone"):
+        _, report = compat.load(model, state)
+    assert len(report.ambiguous) == 2
+    expected = np.tanh(state["tok.weight"])[None] @ state["head.weight"].T
+    loaded, report = compat.load(model, state, example=ids, outputs=expected)
+    assert not report.ambiguous
+    np.testing.assert_allclose(loaded(ids)[0], expected, rtol=1e-5, atol=1e-5)

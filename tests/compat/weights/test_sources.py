@@ -1,6 +1,7 @@
 """Files that weights come from: every format read, and everything else refused clearly."""
 
 import builtins
+import io
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import sys
 import zipfile
 
 import h5py
+import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -337,3 +339,98 @@ def test_renames_are_applied_one_after_the_other():
 def test_a_wrong_rename_is_told(rules, error, says):
     with pytest.raises(error, match=says):
         renamed(NAMES, rules)
+
+
+TENSORS = {
+    "conjugate": (lambda tensor: (tensor + 0j).conj(), np.complex64),
+    "negative": (lambda tensor: (-1j * tensor).conj().imag, np.float32),
+    "sparse": (lambda tensor: tensor.to_sparse(), np.float32),
+    "float8": (lambda tensor: tensor.to(_torch().float8_e4m3fn), jnp.float8_e4m3fn),
+}
+
+
+def _torch():
+    return pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_tensors_that_numpy_takes_no_view_of_are_read(kind):
+    make, dtype = TENSORS[kind]
+    found = read({"w": make(_torch().arange(6.0).reshape(2, 3))}).arrays["w"]
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found.real.astype(np.float32), np.arange(6.0).reshape(2, 3))
+
+
+NO_NUMBERS = {
+    "meta": lambda: _torch().empty(2, device="meta"),
+    "quantized": lambda: _torch().quantize_per_tensor(_torch().ones(2), 0.1, 0, _torch().quint8),
+    "key": lambda: jax.random.key(0),
+    "masked": lambda: np.ma.masked_array(np.ones(2), [True, False]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize")
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+def test_what_has_no_plain_numbers_is_refused(kind):
+    with pytest.raises(InvalidTypeError, match=r"expected to (be one of|hold arrays of) numbers"):
+        read({"w": NO_NUMBERS[kind]()})
+
+
+def claims(path, change):
+    """Write an .npz whose zip or header claims something odd."""
+    np.savez(path, w=np.ones(3, np.float32))
+    content = path.read_bytes()
+    path.write_bytes(change(content))
+
+
+def at(content, mark, offset, byte):
+    found = bytearray(content)
+    found[content.index(mark) + offset] = byte
+    return bytes(found)
+
+
+CLAIMS = {
+    "another start": lambda content: b"\0" + content[1:],
+    "a password": lambda content: at(at(content, b"PK\x01\x02", 8, 1), b"PK\x03\x04", 6, 1),
+    "another compression": lambda content: at(
+        at(content, b"PK\x01\x02", 10, 99), b"PK\x03\x04", 8, 99
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CLAIMS)
+def test_a_zip_that_claims_odd_things_is_damage(kind, tmp_path):
+    claims(path := tmp_path / "a.npz", CLAIMS[kind])
+    with pytest.raises(DamagedFileError, match=re.escape(str(path))):
+        read(path)
+
+
+def test_an_array_that_claims_more_than_fits_in_memory_is_damage(tmp_path):
+    header = io.BytesIO()
+    form = {"descr": "<f8", "fortran_order": False, "shape": (10**14,)}
+    np.lib.format.write_array_header_1_0(header, form)
+    with zipfile.ZipFile(path := tmp_path / "a.npz", "w") as file:
+        file.writestr("w.npy", header.getvalue())
+    with pytest.raises(DamagedFileError, match=r"'w'|Unable to allocate"):
+        read(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_no_message_advises_to_run_a_file(tmp_path):
+    torch = _torch()
+    (tmp_path / "a.pt").write_bytes(pickle.dumps(Evil(tmp_path / "mark")))
+    (tmp_path / "b.pt").write_bytes(bytes(range(256)) * 9)
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), tmp_path / "c.pt")
+    for name in "abc":
+        with pytest.raises((DamagedFileError, InvalidValueError)) as raised:
+            read(tmp_path / f"{name}.pt")
+        assert "weights_only" not in str(raised.value)
+    assert "TorchScript" in str(raised.value)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_names_that_were_sorted_as_texts_are_put_in_the_order_of_their_numbers():
+    names = [f"layers.{number}.weight" for number in range(12)]
+    for given in (names, sorted(names)):
+        assert list(read(dict.fromkeys(given, np.ones((2, 2)))).arrays) == names
+    assert list(read({"b.2": np.ones(2), "b.1": np.ones(2)}).arrays) == ["b.2", "b.1"]

@@ -42,7 +42,7 @@ def read_keras_archive(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ..
     try:
         with zipfile.ZipFile(path) as archive:
             content = archive.read(_WEIGHTS)
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, RuntimeError) as error:
         raise damaged(path, f"it is not a complete Keras archive ({error})") from error
     return _datasets(path, io.BytesIO(content)), ()
 

@@ -7,8 +7,21 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from solstice.errors import InvalidValueError
+from solstice.errors import InvalidValueError, SolsticeError
 from solstice.tree.tensors import damaged
+
+# What zipfile and numpy raise for a file that was cut or changed, or whose parts claim any size.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
 
 
 def read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -29,7 +42,9 @@ def read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
             raise InvalidValueError(f"Two arrays of {path} are named {double!r}; rename one.")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: _array(path, file, name) for name in names}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError) as error:
+    except SolsticeError:
+        raise
+    except _DAMAGE as error:
         raise damaged(path, f"it is not a complete .npz file ({error})") from error
     halves = [name for name, leaf in arrays.items() if leaf.dtype == np.dtype("V2")]
     for name in halves:

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.core import Tracer
 
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.model import Model
-from solstice.compat.weights.files.hdf5 import read_hdf5, read_keras_archive
+from solstice.compat.weights.files.hdf5 import natural, read_hdf5, read_keras_archive
 from solstice.compat.weights.files.npz import read_npz
 from solstice.compat.weights.files.orbax import is_orbax, read_orbax
 from solstice.compat.weights.files.shards import SHARDS, is_sharded, read_safetensors, read_shards
 from solstice.compat.weights.files.torch import from_tensor, is_tensor, read_torch
 from solstice.errors import InvalidTypeError, InvalidValueError, MissingFileError
+from solstice.tree.kinds import is_typed_key
 from solstice.tree.naming import flatten_with_paths
 from solstice.tree.tensors import damaged
 
@@ -94,6 +96,10 @@ def read(source: Any, name: str = "source") -> Source:
         raise InvalidValueError(
             f"{name} is expected to hold arrays; {found.place} holds none: {describe(source)}."
         )
+    if found.in_order and list(found.arrays) == sorted(found.arrays):
+        # Somebody sorted them as texts, "10" before "2", which is no network's order.
+        by_number = {one: found.arrays[one] for one in sorted(found.arrays, key=natural)}
+        return dataclasses.replace(found, arrays=by_number)
     return found
 
 
@@ -194,7 +200,8 @@ def _is_array(leaf: Any) -> bool:
 def _as_array(what: str, name: str, leaf: Any) -> np.ndarray:
     if is_tensor(leaf):
         return from_tensor(leaf)
-    numbers = np.asarray(leaf) if _is_array(leaf) else None
+    odd = isinstance(leaf, Tracer | np.ma.MaskedArray) or is_typed_key(leaf)
+    numbers = np.asarray(leaf) if _is_array(leaf) and not odd else None
     if numbers is None or numbers.dtype.kind in "OSUMm":
         raise InvalidTypeError(
             f"{what} is expected to hold arrays of numbers; {name!r} is {describe(leaf)}. Leave it "

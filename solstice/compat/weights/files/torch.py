@@ -40,12 +40,20 @@ def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
         lines = [line.strip() for line in str(error).splitlines()]
         why = next((line for line in lines if "GLOBAL" in line), "")
         if not why:
-            raise damaged(path, f"it is not a complete torch file ({lines[0]})") from error
+            # torch also advises to read the file without `weights_only`, which runs its code.
+            said = (line for line in lines if line.startswith("Unsupported"))
+            why = f"weights are not read from it: {next(said, 'its pickle is odd')[:99]}"
+            raise damaged(path, f"it is not a complete torch file ({why})") from error
         raise InvalidValueError(
             f"{path} is expected to hold tensors; it holds other objects, which are not unpickled: "
             f"that runs code. ({why}) Save torch.save(module.state_dict(), path)."
         ) from error
     except (RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError) as error:
+        if "TorchScript" in str(error):
+            raise InvalidValueError(
+                f"{path} is expected to hold tensors; it is a program of TorchScript. Save "
+                f"torch.save(torch.jit.load(path).state_dict(), other)."
+            ) from error
         why = str(error).partition("\n")[0][:200]
         raise damaged(
             path, f"it is not a complete torch file ({why or 'it ends early'})"
@@ -65,9 +73,24 @@ def is_tensor(leaf: object) -> bool:
 
 
 def from_tensor(tensor: Any) -> np.ndarray:
-    """Return the numbers of a tensor, bfloat16 as jax has it."""
+    """Return the numbers of a tensor, types that numpy lacks as jax has them.
+
+    Raises:
+        InvalidTypeError: It is on torch's meta device, quantized, or otherwise without numbers.
+    """
     torch = sys.modules["torch"]
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(jnp.bfloat16)
-    return np.array(tensor.numpy())
+    try:
+        tensor = tensor.detach().cpu()
+        tensor = tensor if tensor.layout is torch.strided else tensor.to_dense()
+        tensor = tensor.resolve_conj().resolve_neg().contiguous()
+        name = str(tensor.dtype).removeprefix("torch.")
+        if name == "bfloat16" or name.startswith("float8"):
+            bits = torch.int16 if name == "bfloat16" else torch.uint8
+            return tensor.view(bits).numpy().view(jnp.dtype(name))
+        return np.array(tensor.numpy())
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise InvalidTypeError(
+            f"A tensor of torch is expected to be one of numbers that numpy or jax has; it is "
+            f"{describe(tensor)}: {str(error).partition(chr(10))[0][:200]} Of a quantized one, "
+            f"pass tensor.dequantize(); of one on the device 'meta', load its weights first."
+        ) from error

@@ -1,0 +1,105 @@
+"""Whether a program for any number of examples is right for one example alone.
+
+A comparison of the unknown number with a constant, `x.shape[0] == 1`, is not refused when jax
+traces: it is false. So the network is traced for one example and for two. If the operations differ,
+both programs are run for one example, and must agree.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from solstice.errors import InvalidValueError
+from solstice.exporting.programs import Traced
+
+Flat = Callable[[dict[str, Any], list[Any]], Any]
+# Differences of shapes alone: an axis of one element is broadcast otherwise.
+_SHAPES = {"broadcast_in_dim", "reshape", "squeeze", "expand_dims"}
+_TOLERANCE = 1e-3  # of the largest output: two compilations differ by less, two branches by more
+
+
+def check_single(
+    function: Flat,
+    arrays: dict[str, Any],
+    program: Traced,
+    one: Sequence[jax.ShapeDtypeStruct],
+    two: Sequence[jax.ShapeDtypeStruct],
+) -> None:
+    """Raise where a program for any number of examples computes something else for one.
+
+    Args:
+        function: What was traced, of named arrays and inputs.
+        arrays: The arrays.
+        program: The function, traced for any number of examples.
+        one: The inputs' shapes for one example.
+        two: Those for two.
+
+    Raises:
+        ValueError: The network branches on the number of examples.
+    """
+    if _operations(function, arrays, one) == _operations(function, arrays, two):
+        return
+    if any(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in one):
+        return
+    inputs = _drawn(one)
+    weights = {name: jax.eval_shape(lambda a: a, array) for name, array in program.weights.items()}
+    exported = jax.export.export(jax.jit(program.program))(weights, program.inputs)
+    ours = jax.tree.leaves(exported.call(program.weights, inputs))
+    its = jax.tree.leaves(jax.jit(function)(arrays, inputs))
+    if not all(map(_are_near, ours, its)):
+        raise InvalidValueError(
+            "batch='any' is expected to suit a network whose program is the same for any number of "
+            "examples; for one example, this network computes something else than the program. "
+            "Leave out an `if` on the number of examples (x.shape[0] == 1), or fix the number: "
+            "batch=32, say."
+        )
+
+
+def _operations(
+    function: Flat, arrays: dict[str, Any], inputs: Sequence[jax.ShapeDtypeStruct]
+) -> Counter[str] | None:
+    """Return how often each operation occurs with its numbers; None if none are traced."""
+    try:
+        closed = jax.make_jaxpr(function)(arrays, list(inputs))
+    except Exception:  # noqa: BLE001 - it refuses such a batch itself, whatever it raises
+        return None
+    return Counter(_names(closed.jaxpr))
+
+
+def _names(jaxpr: Jaxpr) -> Iterator[str]:
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name not in _SHAPES:
+            numbers = [str(one.val) for one in eqn.invars if isinstance(one, Literal)]
+            yield " ".join((eqn.primitive.name, *numbers))
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(inner, ClosedJaxpr):
+                    yield from _names(inner.jaxpr)
+                elif isinstance(inner, Jaxpr):
+                    yield from _names(inner)
+
+
+def _drawn(shapes: Sequence[jax.ShapeDtypeStruct]) -> list[np.ndarray]:
+    """Return inputs: random numbers, and zeros where whole numbers may be positions."""
+    generator = np.random.default_rng(0)
+    return [
+        generator.normal(size=leaf.shape).astype(leaf.dtype)
+        if jax.numpy.issubdtype(leaf.dtype, np.inexact)
+        else np.zeros(leaf.shape, leaf.dtype)
+        for leaf in shapes
+    ]
+
+
+def _are_near(ours: Any, its: Any) -> bool:
+    ours, its = np.asarray(ours), np.asarray(its)
+    if ours.shape != its.shape:
+        return False
+    if not jax.numpy.issubdtype(its.dtype, np.inexact):
+        return bool((ours == its).all())
+    ours, its = (one.astype(np.promote_types(one.dtype, np.float64)) for one in (ours, its))
+    largest = max(1.0, np.nanmax(np.abs(its), initial=0.0, where=np.isfinite(its)))
+    return bool(np.isclose(ours, its, 0, _TOLERANCE * largest, equal_nan=True).all())
