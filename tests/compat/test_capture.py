@@ -378,7 +378,10 @@ def test_a_network_without_names_is_told_of_tag(library):
         (jnp.zeros((4, 6)), r"float32\[4,5\], as the value at 'first'; it is float32\[4,6\]"),
         (lambda value: value[:, :2], r"edits\['first'\] returns is expected to be float32\[4,5\]"),
         (lambda value: value.astype(jnp.bfloat16), r"it is bfloat16\[4,5\]"),
-        (lambda value: (value, value), "expected to be a tree like the value at 'first'"),
+        (
+            lambda value: (value, value),
+            r"the value at 'first', float32\[4,5\]; it is \(float32\[4,5\], float32\[4,5\]\)",
+        ),
         (0.0, r"it is float32\[\]"),
     ],
 )
@@ -386,6 +389,37 @@ def test_shapes_and_types_must_stay(edit, message):
     subject = LIBRARIES["nnx"]["mlp"]
     with pytest.raises(ValueError, match=message):
         intervene(subject.make_model(KEY), *subject.inputs, edits={"first": edit})
+
+
+@pytest.mark.parametrize(
+    ("given", "edit"),
+    [
+        (np.ones(3, np.float32), np.zeros(3, np.float32)),
+        (2, 3),
+        (2.0, jnp.array(3.0)),
+    ],
+    ids=["numpy", "int", "float"],
+)
+def test_a_change_of_what_is_no_array_is_refused(given, edit):
+    def apply(params, x):
+        value = compat.tag("value", {"gain": given, "x": x @ params["w"]})
+        return value["x"] * value["gain"]
+
+    x = jnp.ones((2, 3))
+    model = compat.FunctionModel(lambda key, x: {"w": jnp.eye(3)}, apply, x, key=0)
+    seen = capture(model, x)
+    for new in ({**seen["value"], "gain": edit}, lambda value: {**value, "gain": edit}):
+        with pytest.raises(ValueError, match="to keep what is no jax array"):
+            intervene(model, x, edits={"value": new})
+    np.testing.assert_array_equal(intervene(model, x, edits=seen), model(x)[0])
+    doubled = {"value": lambda value: {**value, "x": 2 * value["x"]}}
+    np.testing.assert_array_equal(intervene(model, x, edits=doubled), 2 * model(x)[0])
+
+
+def test_where_says_what_it_may_be():
+    subject = LIBRARIES["nnx"]["mlp"]
+    with pytest.raises(TypeError, match=r"where is expected to be a glob .* it is the int 3"):
+        capture(subject.make_model(KEY), *subject.inputs, where=3)
 
 
 class EquinoxTwin(eqx.Module):

@@ -6,9 +6,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.compat.model import Keys, Model
 from solstice.compat.surgery.interpreter import Site, TaggedProgram
-from solstice.errors import InvalidValueError
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.names import matches
 from solstice.tree.pytree import PyTree
 
@@ -164,8 +165,13 @@ def _chosen(
     if isinstance(where, str):
         glob = where
         chooses: Any = lambda site: matches(site.path, glob) or matches(site.name, glob)  # noqa: E731
+    elif not callable(where):
+        raise InvalidTypeError(
+            f"{name} is expected to be a glob for paths, such as '*/attention', or a function of "
+            f"(path); it is {describe(where)}."
+        )
     else:
-        where = arguments.function(where, "where", "path")
+        where = arguments.function(where, name, "path")
         chooses = lambda site: where(site.path)  # noqa: E731
     chosen = [number for number, site in enumerate(program.sites) if chooses(site)]
     if not chosen:

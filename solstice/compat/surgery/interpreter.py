@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from solstice.arguments import check_leaves, describe
@@ -66,10 +67,19 @@ class Site(NamedTuple):
         leaves, structure = jax.tree.flatten(value)
         if structure != self.form.structure:
             raise InvalidValueError(
-                f"{what} is expected to be a tree like the value at {self.path!r}; "
+                f"{what} is expected to be a tree like the value at {self.path!r}, "
+                f"{describe(self.form.join(shapes))}; it is {describe(value)}: "
                 f"{tree_difference(self.form.structure, structure)}."
             )
-        own = zip(leaves, self.form.parts, strict=True)
+        own = list(zip(leaves, self.form.parts, strict=True))
+        for leaf, part in own:
+            if part is not None and not _is_same(leaf, part):
+                raise InvalidValueError(
+                    f"{what} is expected to keep what is no jax array in the value at "
+                    f"{self.path!r}, {describe(part)}: the network has computed with it already, "
+                    f"and a change would do nothing. Return it as it is, or make it an array in "
+                    f"the network: jnp.asarray(...)."
+                )
         arrays = [jnp.asarray(leaf) for leaf, part in own if part is None]
         for array, shape in zip(arrays, shapes, strict=True):
             if (array.shape, array.dtype) != (shape.shape, shape.dtype):
@@ -274,6 +284,15 @@ def _all(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
         yield eqn
         for inner in inner_programs(eqn):
             yield from _all(inner)
+
+
+def _is_same(leaf: Any, part: Any) -> bool:
+    """Say whether what is no array of jax, such as a number or an array of numpy, is unchanged."""
+    if leaf is part:
+        return True
+    if isinstance(leaf, jax.core.Tracer) or type(leaf) is not type(part):
+        return False
+    return np.array_equal(leaf, part) if isinstance(part, np.ndarray) else bool(leaf == part)
 
 
 @jax.custom_jvp
