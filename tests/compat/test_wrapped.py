@@ -508,3 +508,22 @@ def test_weights_of_one_axis_alone_are_told():
         with pytest.raises(ValueError, match=r"chooses none of Dense_0/kernel, .* more\.|Dense_1"):
             change("Dense_0/kernl")
         assert change("Dense_0/*").made_of["Dense_0/bias"] == "float32"
+
+
+def test_factors_are_merged_before_a_conversion_and_never_its_target():
+    tuned, twin = stirred(lora(network())), network(key=jax.random.key(9))
+    converted = compat.convert(tuned, like=twin, example=X)
+    np.testing.assert_allclose(converted(X)[0], tuned(X)[0], rtol=1e-5, atol=1e-5)
+    for wrapped in (lora(twin), compat.quantize(twin)):
+        with pytest.raises(TypeError, match=r"like .* it is a WrappedModel"):
+            compat.convert(tuned, like=wrapped, example=X)
+
+
+def test_weights_from_elsewhere_are_loaded_before_factors_are_added(tmp_path):
+    torchs = {"0.weight": np.ones((8, 8), np.float32), "1.weight": np.ones((3, 8), np.float32)}
+    for wrapped in (lora(network()), compat.quantize(network())):
+        with pytest.raises(ValueError, match=r"Load into the network that it was"):
+            compat.load(wrapped, torchs)
+        compat.save(wrapped, tmp_path / "own.safetensors")
+        again, _ = compat.load(stirred(wrapped), tmp_path / "own.safetensors")
+        assert solstice.tree.digest(again) == solstice.tree.digest(wrapped)

@@ -9,6 +9,7 @@ from jax.core import Tracer
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.model import Model, as_inputs
+from solstice.compat.surgery.wrapped import WrappedModel, merge
 from solstice.compat.weights.arrays import float_arrays, with_arrays
 from solstice.compat.weights.divergence import first_divergence
 from solstice.compat.weights.matching import ClashError, MismatchError, candidates, values
@@ -45,9 +46,10 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     first steps (`Model.settle_averages`) is past.
 
     Args:
-        model: The network that has the weights.
-        like: A network of the same architecture and of any library. Its structure and dtypes stay;
-            the values of its float leaves are exchanged.
+        model: The network that has the weights; those of `compat.lora` and `compat.quantize` are
+            merged.
+        like: A network of the same architecture and of any library, not wrapped itself. Its
+            structure and dtypes stay; the values of its float leaves are exchanged.
         example: A batch's inputs; a tuple holds several. Use one in which every weight plays a
             part: a table of positions, for example, needs sequences of full length.
 
@@ -75,7 +77,13 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
             "convert() compares values, and is expected to be called outside of jax.jit and other "
             "transformations; an argument is traced."
         )
-    source, target = _Side(model, inputs), _Side(like.settle_averages(), inputs)
+    if isinstance(like, WrappedModel):
+        raise InvalidTypeError(
+            "like is expected to be a network's own model; it is a WrappedModel, whose weights are "
+            "computed before each call. Convert to the network that it was made of, then call "
+            "compat.lora or compat.quantize."
+        )
+    source, target = _Side(merge(model), inputs), _Side(like.settle_averages(), inputs)
     reference = source.run(source.arrays)
     if not is_finite(reference):
         raise InvalidValueError(

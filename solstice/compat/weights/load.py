@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.model import Model, as_inputs, check_example
+from solstice.compat.surgery.wrapped import WrappedModel
 from solstice.compat.weights.leaves import model_leaves
 from solstice.compat.weights.plan import Plan
 from solstice.compat.weights.renaming import Renames, renamed
@@ -37,7 +38,8 @@ def load(
     says so, and a warning.
 
     Args:
-        model: An adapted network of any library, which stays as it is.
+        model: An adapted network of any library, which stays as it is. One of `compat.lora` or
+            `compat.quantize` takes only arrays with its own names, as `compat.save` wrote them.
         source: The path of a `.safetensors` file or a folder of them (shards with their index), an
             `.npz`, a checkpoint of torch (`.pt`, `.pth`, `.ckpt`, `.bin`), Keras's `.weights.h5` or
             `.keras`, or the folder of an Orbax checkpoint; or a mapping of arrays, nested ones too,
@@ -90,8 +92,15 @@ def load(
     plan = Plan(model, found, renamed(found.arrays, rename))
     plan.match_names(leaves, sure=inputs is None)
     if plan.is_open:
+        leaf, name = plan.first_open
+        if isinstance(model, WrappedModel):
+            raise InvalidValueError(
+                f"model is expected to be a network's own where names differ (the model has "
+                f"{leaf!r} and {found.place} {name!r}); it is a WrappedModel, whose weights are "
+                f"computed before each call. Load into the network that it was made of, then call "
+                f"compat.lora or compat.quantize."
+            )
         if inputs is None:
-            leaf, name = plan.first_open
             raise InvalidValueError(
                 f"example is expected to be a batch's inputs: names do not suffice here (the model "
                 f"has {leaf!r} and {found.place} {name!r}), and this {type(model).__name__} does "
