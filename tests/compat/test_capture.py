@@ -1,5 +1,7 @@
 """What sub-modules return: captured and changed, in every library, in and under transformations."""
 
+import functools
+
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -18,6 +20,7 @@ from test_laws import marks
 import solstice
 from solstice import compat
 from solstice.compat import capture, intervene
+from solstice.compat.surgery.capture import sub_modules
 from solstice.compat.surgery.difference import first_difference
 from solstice.testing.compare import assert_close, assert_same_bits
 
@@ -411,9 +414,38 @@ def test_a_change_of_what_is_no_array_is_refused(given, edit):
     for new in ({**seen["value"], "gain": edit}, lambda value: {**value, "gain": edit}):
         with pytest.raises(ValueError, match="to keep what is no jax array"):
             intervene(model, x, edits={"value": new})
-    np.testing.assert_array_equal(intervene(model, x, edits=seen), model(x)[0])
+    for same in (seen, jax.jit(capture)(model, x)):
+        np.testing.assert_array_equal(intervene(model, x, edits=same), model(x)[0])
+    assert not sub_modules(model, x)  # which the laws change
     doubled = {"value": lambda value: {**value, "x": 2 * value["x"]}}
     np.testing.assert_array_equal(intervene(model, x, edits=doubled), 2 * model(x)[0])
+
+
+MODULES = {
+    "nnx": lambda: nnx.Linear(3, 2, rngs=nnx.Rngs(0)),
+    "equinox": lambda: eqx.nn.Linear(3, 2, key=KEY),
+    "linen": lambda: nn.Dense(2),
+    "keras": lambda: keras.layers.Dense(2),
+    "class": lambda: nn.Dense,
+    "partial": lambda: functools.partial(nn.Dense(2), train=True),
+}
+
+
+@pytest.mark.parametrize("library", MODULES)
+def test_a_module_is_no_function_to_tag(library):
+    """As an attribute, the function would hide the module's parameters."""
+    with pytest.raises(TypeError, match=r"Tag what it returns: compat\.tag\('hidden', layer"):
+        compat.tag("hidden", MODULES[library]())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [jax.nn.relu, jnp.tanh, jnp.add, jax.jit(jnp.sin), functools.partial(jnp.sum, axis=0), abs,
+     jax.custom_vjp(jnp.sin), np.tanh, np.vectorize(abs)],
+    ids=lambda function: type(function).__name__,
+)  # fmt: skip
+def test_functions_of_each_kind_are_tagged(function):
+    assert callable(compat.tag("hidden", function))
 
 
 def test_where_says_what_it_may_be():

@@ -27,6 +27,7 @@ from solstice.tree.pytree import PyTree
 Arrays = list[Any]
 Change = Callable[[PyTree], PyTree]
 
+_NUMBERS = (np.ndarray, np.generic, int, float, complex)
 _PLAIN = ("closed_call", "core_call")
 _JITS = ("jit", "pjit")
 _REMATS = ("checkpoint", "remat", "remat2")
@@ -50,6 +51,11 @@ class Site(NamedTuple):
     form: Form
     shapes: list[jax.ShapeDtypeStruct]
     within: str | None
+
+    @property
+    def is_of_arrays(self) -> bool:
+        """Whether all of the value can be changed."""
+        return not any(part is not None for part in self.form.parts)
 
     def arrays(self, value: PyTree, what: str, shapes: Arrays | None = None) -> Arrays:
         """Return the arrays of a value that goes where this site's is.
@@ -290,9 +296,11 @@ def _is_same(leaf: Any, part: Any) -> bool:
     """Say whether what is no array of jax, such as a number or an array of numpy, is unchanged."""
     if leaf is part:
         return True
-    if isinstance(leaf, jax.core.Tracer) or type(leaf) is not type(part):
+    if isinstance(leaf, jax.core.Tracer):
         return False
-    return np.array_equal(leaf, part) if isinstance(part, np.ndarray) else bool(leaf == part)
+    if isinstance(part, _NUMBERS):  # which a compiled function returns as arrays
+        return isinstance(leaf, (*_NUMBERS, jax.Array)) and np.array_equal(leaf, part)
+    return type(leaf) is type(part) and bool(leaf == part)
 
 
 @jax.custom_jvp
