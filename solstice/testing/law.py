@@ -29,6 +29,7 @@ class Law:
         draw: Returns the Hypothesis strategy of each input, by name, for a subject.
         needs: An optional part of the subject, without which the law is skipped.
         of: The class of its subjects.
+        lacks: What to say where it is skipped; by default, that `needs` was not given.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Law:
     draw: Callable[[Any], dict[str, Any]]
     needs: str | None = None
     of: type = object
+    lacks: str = ""
 
     def __str__(self) -> str:
         return self.name
@@ -47,7 +49,7 @@ class Law:
 
     def lack(self) -> str:
         """Say what is missing, for a law that is skipped without it."""
-        return f"it needs `{self.needs}`, which was not given"
+        return self.lacks or f"it needs `{self.needs}`, which was not given"
 
     def check(self, subject: Any, *, examples: int = EXAMPLES) -> None:
         """Check the law on a subject.
@@ -117,7 +119,9 @@ class LawBook:
         self._of = of
         self._draws = draws
 
-    def law(self, *inputs: str, needs: str | None = None) -> Callable[[Callable[..., None]], Law]:
+    def law(
+        self, *inputs: str, needs: str | None = None, lacks: str = ""
+    ) -> Callable[[Callable[..., None]], Law]:
         """Return a decorator that makes and keeps a law; the docstring is its statement."""
 
         def decorate(function: Callable[..., None]) -> Law:
@@ -128,6 +132,7 @@ class LawBook:
                 draw=lambda subject: {name: self._draws[name](subject) for name in inputs},
                 needs=needs,
                 of=self._of,
+                lacks=lacks,
             )
             self.laws.append(one)
             return one

@@ -41,7 +41,10 @@ def capturing_nothing_is_the_call(subject: ModelSubject) -> None:
         assert_same_bits(outputs, unchanged, f"{name}, and with nothing captured")
 
 
-@_book.law(needs="sub_modules")
+_LACKS = "nothing is tagged in the network's call (`compat.tag`, `Model.tagged`)"
+
+
+@_book.law(needs="sub_modules", lacks=_LACKS)
 def putting_back_changes_nothing(subject: ModelSubject) -> None:
     """A pass with what was captured put back has the same outputs, bit for bit."""
     chosen = set(subject.sub_modules or ())
@@ -65,7 +68,7 @@ def putting_back_changes_nothing(subject: ModelSubject) -> None:
     assert_same_bits(call(model, *inputs), back, "the call, and the pass with all put back")
 
 
-@_book.law(needs="sub_modules")
+@_book.law(needs="sub_modules", lacks=_LACKS)
 def changes_reach_the_outputs(subject: ModelSubject) -> None:
     """What the network goes on with is what a sub-module's value is changed to."""
 

@@ -99,7 +99,9 @@ def tree_difference(expected: PyTreeDef, found: PyTreeDef) -> str:
     """
     _check_structure(expected, "expected")
     _check_structure(found, "found")
-    names = names_difference(leaf_names(expected), leaf_names(found))
+    both = expected, found
+    bare = any(jax.tree_util.treedef_is_leaf(one) for one in both)  # whose leaf has no name
+    names = "" if bare else names_difference(leaf_names(expected), leaf_names(found))
     return names or f"those were {expected}, these are {found}"
 
 

@@ -1,5 +1,7 @@
 """What sub-modules return: captured and changed, in every library, in and under transformations."""
 
+import functools
+
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -18,6 +20,7 @@ from test_laws import marks
 import solstice
 from solstice import compat
 from solstice.compat import capture, intervene
+from solstice.compat.surgery.capture import sub_modules
 from solstice.compat.surgery.difference import first_difference
 from solstice.testing.compare import assert_close, assert_same_bits
 
@@ -378,7 +381,10 @@ def test_a_network_without_names_is_told_of_tag(library):
         (jnp.zeros((4, 6)), r"float32\[4,5\], as the value at 'first'; it is float32\[4,6\]"),
         (lambda value: value[:, :2], r"edits\['first'\] returns is expected to be float32\[4,5\]"),
         (lambda value: value.astype(jnp.bfloat16), r"it is bfloat16\[4,5\]"),
-        (lambda value: (value, value), "expected to be a tree like the value at 'first'"),
+        (
+            lambda value: (value, value),
+            r"the value at 'first', float32\[4,5\]; it is \(float32\[4,5\], float32\[4,5\]\)",
+        ),
         (0.0, r"it is float32\[\]"),
     ],
 )
@@ -386,6 +392,66 @@ def test_shapes_and_types_must_stay(edit, message):
     subject = LIBRARIES["nnx"]["mlp"]
     with pytest.raises(ValueError, match=message):
         intervene(subject.make_model(KEY), *subject.inputs, edits={"first": edit})
+
+
+@pytest.mark.parametrize(
+    ("given", "edit"),
+    [
+        (np.ones(3, np.float32), np.zeros(3, np.float32)),
+        (2, 3),
+        (2.0, jnp.array(3.0)),
+    ],
+    ids=["numpy", "int", "float"],
+)
+def test_a_change_of_what_is_no_array_is_refused(given, edit):
+    def apply(params, x):
+        value = compat.tag("value", {"gain": given, "x": x @ params["w"]})
+        return value["x"] * value["gain"]
+
+    x = jnp.ones((2, 3))
+    model = compat.FunctionModel(lambda key, x: {"w": jnp.eye(3)}, apply, x, key=0)
+    seen = capture(model, x)
+    for new in ({**seen["value"], "gain": edit}, lambda value: {**value, "gain": edit}):
+        with pytest.raises(ValueError, match="to keep what is no jax array"):
+            intervene(model, x, edits={"value": new})
+    for same in (seen, jax.jit(capture)(model, x)):
+        np.testing.assert_array_equal(intervene(model, x, edits=same), model(x)[0])
+    assert not sub_modules(model, x)  # which the laws change
+    doubled = {"value": lambda value: {**value, "x": 2 * value["x"]}}
+    np.testing.assert_array_equal(intervene(model, x, edits=doubled), 2 * model(x)[0])
+
+
+MODULES = {
+    "nnx": lambda: nnx.Linear(3, 2, rngs=nnx.Rngs(0)),
+    "equinox": lambda: eqx.nn.Linear(3, 2, key=KEY),
+    "linen": lambda: nn.Dense(2),
+    "keras": lambda: keras.layers.Dense(2),
+    "class": lambda: nn.Dense,
+    "partial": lambda: functools.partial(nn.Dense(2), train=True),
+}
+
+
+@pytest.mark.parametrize("library", MODULES)
+def test_a_module_is_no_function_to_tag(library):
+    """As an attribute, the function would hide the module's parameters."""
+    with pytest.raises(TypeError, match=r"Tag what it returns: compat\.tag\('hidden', layer"):
+        compat.tag("hidden", MODULES[library]())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [jax.nn.relu, jnp.tanh, jnp.add, jax.jit(jnp.sin), functools.partial(jnp.sum, axis=0), abs,
+     jax.custom_vjp(jnp.sin), np.tanh, np.vectorize(abs)],
+    ids=lambda function: type(function).__name__,
+)  # fmt: skip
+def test_functions_of_each_kind_are_tagged(function):
+    assert callable(compat.tag("hidden", function))
+
+
+def test_where_says_what_it_may_be():
+    subject = LIBRARIES["nnx"]["mlp"]
+    with pytest.raises(TypeError, match=r"where is expected to be a glob .* it is the int 3"):
+        capture(subject.make_model(KEY), *subject.inputs, where=3)
 
 
 class EquinoxTwin(eqx.Module):

@@ -48,6 +48,7 @@ def test_a_report_has_a_line_for_each_law_and_the_failures_below():
     assert "    FAILED  eval_is_per_example: Evaluating two batches gives" in text
     assert "  left out  vmap_trains_each: excluded: it takes long\n" in text
     assert "  left out  equals_the_native_call: it needs `native`, which was not given" in text
+    assert "  left out  changes_reach_the_outputs: nothing is tagged in the network's" in text
     assert [str(error).split(":")[0] for error in report.failures] == [
         "FunctionModel breaks the law eval_is_per_example"
     ]

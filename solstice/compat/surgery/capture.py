@@ -135,7 +135,7 @@ def sub_modules(model: Model, *inputs: PyTree) -> list[str]:
     return [
         site.path
         for site in program.sites
-        if site.within is None and site.name not in program.differentiated
+        if site.within is None and site.name not in program.differentiated and site.is_of_arrays
     ]
 
 

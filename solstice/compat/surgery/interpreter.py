@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from solstice.arguments import check_leaves, describe
@@ -26,6 +27,7 @@ from solstice.tree.pytree import PyTree
 Arrays = list[Any]
 Change = Callable[[PyTree], PyTree]
 
+_NUMBERS = (np.ndarray, np.generic, int, float, complex)
 _PLAIN = ("closed_call", "core_call")
 _JITS = ("jit", "pjit")
 _REMATS = ("checkpoint", "remat", "remat2")
@@ -50,6 +52,11 @@ class Site(NamedTuple):
     shapes: list[jax.ShapeDtypeStruct]
     within: str | None
 
+    @property
+    def is_of_arrays(self) -> bool:
+        """Whether all of the value can be changed."""
+        return not any(part is not None for part in self.form.parts)
+
     def arrays(self, value: PyTree, what: str, shapes: Arrays | None = None) -> Arrays:
         """Return the arrays of a value that goes where this site's is.
 
@@ -66,10 +73,19 @@ class Site(NamedTuple):
         leaves, structure = jax.tree.flatten(value)
         if structure != self.form.structure:
             raise InvalidValueError(
-                f"{what} is expected to be a tree like the value at {self.path!r}; "
+                f"{what} is expected to be a tree like the value at {self.path!r}, "
+                f"{describe(self.form.join(shapes))}; it is {describe(value)}: "
                 f"{tree_difference(self.form.structure, structure)}."
             )
-        own = zip(leaves, self.form.parts, strict=True)
+        own = list(zip(leaves, self.form.parts, strict=True))
+        for leaf, part in own:
+            if part is not None and not _is_same(leaf, part):
+                raise InvalidValueError(
+                    f"{what} is expected to keep what is no jax array in the value at "
+                    f"{self.path!r}, {describe(part)}: the network has computed with it already, "
+                    f"and a change would do nothing. Return it as it is, or make it an array in "
+                    f"the network: jnp.asarray(...)."
+                )
         arrays = [jnp.asarray(leaf) for leaf, part in own if part is None]
         for array, shape in zip(arrays, shapes, strict=True):
             if (array.shape, array.dtype) != (shape.shape, shape.dtype):
@@ -267,6 +283,17 @@ def _count(eqn: JaxprEqn) -> int:
     if eqn.primitive is tag_p:
         return 1
     return sum(_count(inner) for jaxpr in inner_programs(eqn) for inner in jaxpr.eqns)
+
+
+def _is_same(leaf: Any, part: Any) -> bool:
+    """Say whether what is no array of jax, such as a number or an array of numpy, is unchanged."""
+    if leaf is part:
+        return True
+    if isinstance(leaf, jax.core.Tracer):
+        return False
+    if isinstance(part, _NUMBERS):  # which a compiled function returns as arrays
+        return isinstance(leaf, (*_NUMBERS, jax.Array)) and np.array_equal(leaf, part)
+    return type(leaf) is type(part) and bool(leaf == part)
 
 
 @jax.custom_jvp

@@ -5,6 +5,7 @@ what it is given, so that networks with tags compute, compile and train as those
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,7 +15,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from solstice import arguments
-from solstice.errors import InvalidValueError
+from solstice.arguments import describe
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.static import Static
 from solstice.tree.pytree import PyTree, PyTreeDef
 
@@ -51,6 +53,7 @@ def tag(name: str, value: _T) -> _T:
             (init, apply) pair, which is returned with its outputs tagged.
 
     Raises:
+        TypeError: The value is a module, or a class.
         ValueError: The name is empty or has a "#".
 
     >>> import jax, jax.numpy as jnp
@@ -80,8 +83,17 @@ def tag(name: str, value: _T) -> _T:
     if type(given) is tuple and len(given) == 2 and all(map(callable, given)):
         init, apply = given
         return (init, tagged_call(name, apply))  # pyright: ignore[reportReturnType]
-    new: Any = tagged_call(name, given) if callable(given) else tagged(name, given)
-    return new
+    if not callable(given):
+        new: Any = tagged(name, given)
+        return new
+    if not _is_function(given):
+        raise InvalidTypeError(
+            f"value is expected to be an array, a tree of them, a function or a Stax layer; it is "
+            f"{describe(given)}. In a function, its parameters would be hidden from the network "
+            f"that it is part of, and not trained. Tag what it returns: "
+            f"compat.tag({name!r}, layer(x))."
+        )
+    return tagged_call(name, given)  # pyright: ignore[reportReturnType]
 
 
 def tagged(path: str, value: PyTree) -> PyTree:
@@ -143,6 +155,14 @@ def tag_calls(path_of: Callable[[Any], str]) -> Callable[..., PyTree]:
         return tagged(path, outputs) if path else outputs
 
     return intercept
+
+
+def _is_function(value: Callable[..., Any]) -> bool:
+    """Say whether a callable is a function, perhaps one that jax or functools made."""
+    if isinstance(value, functools.partial):
+        return _is_function(value.func)
+    made_by = type(value).__module__.partition(".")[0]
+    return inspect.isroutine(value) or made_by in ("jax", "jaxlib", "numpy")
 
 
 def _is_array(leaf: object) -> bool:
