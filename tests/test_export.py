@@ -623,7 +623,7 @@ BRANCHES = {
 @pytest.mark.parametrize("kind", BRANCHES)
 def test_a_network_that_treats_one_example_otherwise_is_refused(kind, tmp_path):
     model = function_model(BRANCHES[kind])
-    with pytest.raises(solstice.errors.InvalidValueError, match="for one example.*batch=32"):
+    with pytest.raises(solstice.errors.InvalidValueError, match=r"for one example.*batch=32"):
         exported(model, tmp_path)
     assert not os.listdir(tmp_path)
     found = exported(model, tmp_path, batch=1)
@@ -638,10 +638,12 @@ def test_a_network_that_computes_the_same_by_other_operations_is_exported(tmp_pa
 
 
 def test_what_cannot_be_transformed_is_told(tmp_path):
-    with pytest.raises(solstice.errors.InvalidTypeError, match="preprocess is expected.*jax.numpy"):
+    with pytest.raises(
+        solstice.errors.InvalidTypeError, match=r"preprocess is expected.*jax.numpy"
+    ):
         exported(linear(), tmp_path, example=X, preprocess=lambda x: np.asarray(x) / 2)
     found = exported(linear(), tmp_path, classes=["a", "b", "c"])
-    with pytest.raises(solstice.errors.InvalidTypeError, match="names of classes.*outside"):
+    with pytest.raises(solstice.errors.InvalidTypeError, match=r"names of classes.*outside"):
         jax.jit(found.predict)(X)
     with pytest.raises(solstice.errors.InvalidTypeError, match=r"jax\.vmap"):
         jax.vmap(found)(X[None])
@@ -662,5 +664,5 @@ def test_a_message_names_no_empty_part(x, loaded):
 
 
 def test_a_batch_without_examples_is_told_why(loaded):
-    with pytest.raises(solstice.errors.InvalidValueError, match="batch is 0; .* at least 1"):
+    with pytest.raises(solstice.errors.InvalidValueError, match=r"batch is 0; .* at least 1"):
         loaded(X[:0])

@@ -1,8 +1,8 @@
 """Whether a program for any number of examples is right for one example alone.
 
-A comparison of the unknown number with a constant, `x.shape[0] == 1`, is not refused when jax
-traces: it is false. So the network is traced for one example and for two. Where it computes by other
-operations, both are run for one example, and must agree.
+jax does not refuse to compare the unknown number with a constant, `x.shape[0] == 1`: that is false.
+So the network is traced for one example and for two. Where it computes by other operations, both
+are run for one example, and must agree.
 """
 
 from collections import Counter
@@ -43,7 +43,7 @@ def check_single(
     """
     if _operations(function, arrays, one) == _operations(function, arrays, two):
         return
-    if any(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in one):
+    if any(jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in one):
         return
     inputs = _drawn(one)
     weights = {name: jax.eval_shape(lambda a: a, array) for name, array in program.weights.items()}

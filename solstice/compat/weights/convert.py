@@ -1,10 +1,10 @@
 """From a network of one library to a network of another with the same architecture, with proof."""
 
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
-from jax.core import Tracer
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -24,12 +24,14 @@ from solstice.compat.weights.proof import (
     unlike,
 )
 from solstice.compat.weights.roles import trace
-from solstice.compat.weights.uses import Trace
+from solstice.compat.weights.uses import BIAS, Trace
 from solstice.compat.weights.whole import whole
-from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.errors import InvalidValueError
 from solstice.tree.pytree import PyTree
 
 _M = TypeVar("_M", bound=Model)
+# Biases drawn at random are about 0.3; relu6 ends at 6.
+_LARGE, _GROSS = 40, 1e-3
 _WHAT = "a compat.Model, such as exp.model or compat.as_model(network, example, key=key)"
 
 
@@ -70,11 +72,7 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     arguments.instance(model, "model", Model, _WHAT)
     arguments.instance(like, "like", Model, _WHAT)
     inputs = as_inputs(example)
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, like, inputs))):
-        raise InvalidTypeError(
-            "convert() compares values, and is expected to be called outside of jax.jit and other "
-            "transformations; an argument is traced."
-        )
+    arguments.check_untraced((model, like, inputs), "convert()")
     source, target = _Side(model, inputs), _Side(like.settle_averages(), inputs)
     reference = source.run(source.arrays)
     if not is_finite(reference):
@@ -97,6 +95,7 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     arrays = values(pairs, source.arrays, target.arrays)
     if not (gap := difference(target.run(target.arrays | arrays), reference)) <= TOLERANCE:
         raise InvalidValueError(_refusal(gap, pairs, source, target, source.arrays, arrays))
+    _check_far(pairs, source, target)
     return with_arrays(target.model, arrays).settle_averages()
 
 
@@ -142,6 +141,29 @@ def _first_equal(source: _Side[Any], target: _Side[Any], reference: PyTree) -> t
     assert best is not None  # `candidates` yields one at least, or raises
     gap, pairs, given, found = best
     raise InvalidValueError(_refusal(gap, pairs, source, target, given, found))
+
+
+def _check_far(pairs: Sequence[Pair], source: _Side[Any], target: _Side[Any]) -> None:
+    """Raise where outputs differ once biases are large: an activation ends early in one network.
+
+    Rounding grows with the biases, so only a difference that no rounding explains counts.
+    """
+    probe = drawn(source.trace.uses, source.arrays)
+    for use in source.trace.uses:
+        if use.role == BIAS:
+            probe[use.leaf].reshape(-1)[use.index.reshape(-1)] *= _LARGE
+    goal = source.run(probe)
+    try:
+        found = values(pairs, probe, target.arrays)
+    except ClashError:  # a tied leaf, whose values agree in the network alone
+        return
+    if is_finite(goal) and difference(target.run(target.arrays | found), goal) > _GROSS:
+        raise InvalidValueError(
+            "convert() is expected to give a network that computes the same for activations of any "
+            "size; with large biases, the outputs differ. It seems that an activation or a clip "
+            "ends early in one network alone, as relu6 does. Give `like` the hyper-parameters of "
+            "model."
+        )
 
 
 def _has_one_order(found: Trace) -> bool:

@@ -125,7 +125,9 @@ def _check_casts(
             array = arrays[name]
             if not jnp.issubdtype(leaf.dtype, jnp.inexact) or array.dtype == leaf.dtype:
                 continue
-            lossy = array.dtype.kind == "c" and leaf.dtype.kind != "c" and bool(array.imag.any())
+            lossy = (
+                array.dtype.kind == "c" and leaf.dtype.kind != "c" and bool(np.imag(array).any())
+            )
             if not lossy and (np.isfinite(leaf).all() or not np.isfinite(array).all()):
                 continue
             why = "has imaginary parts" if lossy else "holds numbers that are infinite in it"

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -110,6 +111,15 @@ class Plan:
             if use.role == MATRIX and not says_layout(use.leaf)
         }
         self._notes += [f"The name {name!r} says no layout: it was guessed." for name in guessed]
+        self._notes += [
+            f"{use.leaf!r} has as many channels before as after, so its shape does not say whether "
+            f"it is of a transposed convolution: it was read as of a plain one."
+            for match in self._found.matches
+            for use in match.uses
+            if use.role == CONV
+            and use.shape[-1] == use.shape[-2] > 1
+            and (self._trace.operations["transposed"] or _TRANSPOSED.search(match.target.name))
+        ]
 
     def _turn_flattened(self) -> None:
         """Put the rows of matrices that take flattened features into the model's order.
@@ -311,6 +321,7 @@ class Plan:
             yield LoadedLeaf(leaf, tuple(names), how, said, others)
 
 
+_TRANSPOSED = re.compile("transpose|deconv", re.IGNORECASE)
 _SURE = (BY_NAME, BY_GATES)
 
 
