@@ -1,8 +1,8 @@
 """Whether a program for any number of examples is right for one example alone.
 
-A comparison of the unknown number with a constant, `x.shape[0] == 1`, is not refused when jax
-traces: it is false. So the network is traced for one example and for two. If the operations differ,
-both programs are run for one example, and must agree.
+jax does not refuse to compare the unknown number with a constant, `x.shape[0] == 1`: that is false.
+So the network is traced for one example and for two. If the operations
+differ, both are run for one example, and must agree.
 """
 
 from collections import Counter

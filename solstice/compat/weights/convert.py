@@ -1,10 +1,10 @@
 """A network's weights in a network of another library, with proof that both compute the same."""
 
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
-from jax.core import Tracer
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -24,12 +24,14 @@ from solstice.compat.weights.proof import (
 )
 from solstice.compat.weights.roles import trace
 from solstice.compat.weights.unequal import causes, has_one_order, unlike
-from solstice.compat.weights.uses import Trace
+from solstice.compat.weights.uses import BIAS, Trace
 from solstice.compat.weights.whole import whole
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.pytree import PyTree
 
 _M = TypeVar("_M", bound=Model)
+# Biases drawn at random are about 0.3; relu6 ends at 6.
+_LARGE, _GROSS = 40, 1e-3
 _WHAT = "a compat.Model, such as exp.model or compat.as_model(network, example, key=key)"
 
 
@@ -77,11 +79,7 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
             "compat.lora(compat.convert(model, like=compat.merge(like), example=x), ...)."
         )
     inputs = as_inputs(example)
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, like, inputs))):
-        raise InvalidTypeError(
-            "convert() compares values, and is expected to be called outside of jax.jit and other "
-            "transformations; an argument is traced."
-        )
+    arguments.check_untraced((model, like, inputs), "convert()")
     source, target = _Side(merge(model), inputs), _Side(like.settle_averages(), inputs)
     reference = source.run(source.arrays)
     if not is_finite(reference):
@@ -104,6 +102,7 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     arrays = values(pairs, source.arrays, target.arrays)
     if not (gap := difference(target.run(target.arrays | arrays), reference)) <= TOLERANCE:
         raise InvalidValueError(_refusal(gap, pairs, source, target, source.arrays, arrays))
+    _check_far(pairs, source, target)
     return with_leaves(target.model, arrays).settle_averages()
 
 
@@ -149,6 +148,29 @@ def _first_equal(source: _Side[Any], target: _Side[Any], reference: PyTree) -> t
     assert best is not None  # `candidates` yields one at least, or raises
     gap, pairs, given, found = best
     raise InvalidValueError(_refusal(gap, pairs, source, target, given, found))
+
+
+def _check_far(pairs: Sequence[Pair], source: _Side[Any], target: _Side[Any]) -> None:
+    """Raise where outputs differ once biases are large: an activation ends early in one network.
+
+    Rounding grows with the biases, so only a difference that no rounding explains counts.
+    """
+    probe = drawn(source.trace.uses, source.arrays)
+    for use in source.trace.uses:
+        if use.role == BIAS:
+            probe[use.leaf].reshape(-1)[use.index.reshape(-1)] *= _LARGE
+    goal = source.run(probe)
+    try:
+        found = values(pairs, probe, target.arrays)
+    except ClashError:  # a tied leaf, whose values agree in the network alone
+        return
+    if is_finite(goal) and difference(target.run(target.arrays | found), goal) > _GROSS:
+        raise InvalidValueError(
+            "convert() is expected to give a network that computes the same for activations of any "
+            "size; with large biases, the outputs differ. It seems that an activation or a clip "
+            "ends early in one network alone, as relu6 does. Give `like` the hyper-parameters of "
+            "model."
+        )
 
 
 def _refusal(

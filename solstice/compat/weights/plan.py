@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ from solstice.compat.weights.report import LoadedLeaf, LoadReport, check_left
 from solstice.compat.weights.roles import trace
 from solstice.compat.weights.turned import turnings
 from solstice.compat.weights.unequal import explained
-from solstice.compat.weights.uses import MATRIX, MEAN, VARIANCE, Trace
+from solstice.compat.weights.uses import CONV, MATRIX, MEAN, VARIANCE, Trace
 from solstice.compat.weights.words import is_ignored, is_out_in, says_layout
 from solstice.tree.kinds import is_typed_key
 from solstice.tree.pytree import PyTree
@@ -119,6 +120,15 @@ class Plan:
             if use.role == MATRIX and not says_layout(use.leaf)
         }
         self._notes += [f"The name {name!r} says no layout: it was guessed." for name in guessed]
+        self._notes += [
+            f"{use.leaf!r} has as many channels before as after, so its shape does not say whether "
+            f"it is of a transposed convolution: it was read as of a plain one."
+            for match in self._found.matches
+            for use in match.uses
+            if use.role == CONV
+            and use.shape[-1] == use.shape[-2] > 1
+            and (self._trace.operations["transposed"] or _TRANSPOSED.search(match.target.name))
+        ]
 
     def _match_cells(
         self, inputs: PyTree, ours: Sequence[Cell], theirs: Sequence[NamedCell]
@@ -283,6 +293,7 @@ class Plan:
             yield LoadedLeaf(leaf, tuple(names), how, said, others)
 
 
+_TRANSPOSED = re.compile("transpose|deconv", re.IGNORECASE)
 _SURE = (BY_NAME, BY_GATES)
 
 

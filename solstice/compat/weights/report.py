@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from solstice import arguments
+from solstice.arguments import describe
 from solstice.compat.model import Model
 from solstice.compat.surgery.capture import capture
 from solstice.compat.surgery.difference import first_difference
@@ -111,6 +113,11 @@ class LoadReport:
         if inside is not None:
             others = read(arguments.mapping(inside, "inside"), "inside").arrays
         computed = evaluation(self._model, inputs)({})
+        if not any(map(np.size, jax.tree.leaves(computed))):
+            raise InvalidValueError(
+                f"inputs are expected to give outputs to compare; the model gives none, "
+                f"{describe(computed)}. Pass a batch with examples."
+            )
         found = difference(computed, as_expected(outputs, computed))
         if found > tolerance or not np.isfinite(found):
             suspects = [row.leaf for row in self.ambiguous]

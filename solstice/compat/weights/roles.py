@@ -188,6 +188,7 @@ class _Walk:
                     return
         elif name == "conv_general_dilated" and place == 1:
             spec = p["dimension_numbers"].rhs_spec
+            self.operations["transposed"] += any(size > 1 for size in p["lhs_dilation"])
             role, index = conv_index(index.transpose([*spec[2:], spec[1], spec[0]]))
         elif name in ("gather", "dynamic_slice") and place == 0:
             role = TABLE

@@ -14,6 +14,7 @@ import solstice
 from solstice import compat
 from solstice.compat.weights import convert as converting
 from solstice.compat.weights.leaves import float_leaves
+from solstice.errors import InvalidValueError
 
 # Each library on both sides, each architecture; `conversions.py` runs every pair.
 CELLS = [
@@ -425,3 +426,15 @@ def test_a_wrong_value_is_caught_by_the_real_weights(monkeypatch):
     with pytest.raises(ValueError, match="outputs that differ by"):
         compat.convert(model, like=model, example=X)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("ends", [jax.nn.relu6, lambda x: jnp.clip(jax.nn.relu(x), None, 5.0)])
+def test_an_activation_that_ends_early_is_refused_though_the_example_never_gets_there(ends):
+    x = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+
+    def network(activation):
+        return compat.as_model(nn.Sequential([nn.Dense(8), activation, nn.Dense(2)]), x, key=0)
+
+    with pytest.raises(InvalidValueError, match=r"large biases.*relu6"):
+        compat.convert(network(jax.nn.relu), like=network(ends), example=x)
+    compat.convert(network(ends), like=network(ends), example=x)

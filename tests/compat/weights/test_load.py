@@ -706,3 +706,42 @@ def test_a_square_table_that_could_be_a_matrix_is_told_and_settled():
     loaded, report = compat.load(model, state, example=ids, outputs=expected)
     assert not report.ambiguous
     np.testing.assert_allclose(loaded(ids)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+class Upsampling(nn.Module):
+    strides: int
+
+    @nn.compact
+    def __call__(self, x):
+        pads = ((1, 1), (1, 1))
+        return nn.relu(nn.ConvTranspose(4, (3, 3), (self.strides,) * 2, padding=pads)(x))
+
+
+def transposed(strides):
+    torch = pytest.importorskip("torch")
+    images = normal(2, 5, 5, 4)
+    module = torch.nn.ConvTranspose2d(4, 4, 3, stride=strides, padding=1)
+    model = compat.as_model(Upsampling(strides), images, key=0)
+    with torch.no_grad():
+        expected = module(torch.tensor(images).permute(0, 3, 1, 2)).relu()
+        expected = expected.permute(0, 2, 3, 1).numpy()
+    return images, expected, compat.load(model, module.state_dict())[1]
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_a_square_kernel_that_may_be_of_a_transposed_convolution_is_told(strides):
+    _, _, report = transposed(strides)
+    assert "transposed convolution" in " ".join(report.notes)
+
+
+@pytest.mark.xfail(reason="should be read as torch's (in, out, ...), flipped", strict=True)
+def test_a_square_kernel_of_a_transposed_convolution_is_turned():
+    images, expected, report = transposed(2)
+    assert report.check(images, expected) < 1e-5
+
+
+def test_a_check_of_no_examples_is_refused():
+    model = compat.as_model(eqx.nn.Linear(3, 2, key=jax.random.key(0)))
+    _, report = compat.load(model, {"weight": np.ones((2, 3)), "bias": np.ones(2)})
+    with pytest.raises(InvalidValueError, match="batch with examples"):
+        report.check(X[:0], np.zeros((0, 2)))
