@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from solstice.arguments import check_leaves, describe
@@ -296,7 +297,7 @@ def _is_same(leaf: Any, part: Any) -> bool:
     """Say whether what is no array of jax, such as a number or an array of numpy, is unchanged."""
     if leaf is part:
         return True
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         return False
     if isinstance(part, _NUMBERS):  # which a compiled function returns as arrays
         return isinstance(leaf, (*_NUMBERS, jax.Array)) and np.array_equal(leaf, part)
