@@ -441,7 +441,7 @@ def test_a_module_is_no_function_to_tag(library):
 @pytest.mark.parametrize(
     "function",
     [jax.nn.relu, jnp.tanh, jnp.add, jax.jit(jnp.sin), functools.partial(jnp.sum, axis=0), abs,
-     jax.custom_vjp(jnp.sin), np.tanh, np.vectorize(abs)],
+     jax.custom_vjp(jnp.sin), np.tanh, np.vectorize(abs), functools.cache(abs)],
     ids=lambda function: type(function).__name__,
 )  # fmt: skip
 def test_functions_of_each_kind_are_tagged(function):

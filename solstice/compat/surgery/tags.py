@@ -162,7 +162,7 @@ def _is_function(value: Callable[..., Any]) -> bool:
     if isinstance(value, functools.partial):
         return _is_function(value.func)
     made_by = type(value).__module__.partition(".")[0]
-    return inspect.isroutine(value) or made_by in ("jax", "jaxlib", "numpy")
+    return inspect.isroutine(value) or made_by in ("functools", "jax", "jaxlib", "numpy")
 
 
 def _is_array(leaf: object) -> bool:
