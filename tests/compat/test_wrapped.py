@@ -18,8 +18,9 @@ from solstice.tree import leaves_by_path, nbytes, paths
 KEY = jax.random.key(0)
 TX = optax.adam(0.1)
 X, Y = jnp.eye(8), jnp.arange(8) % 3
+# The wrapper knows no library: two are enough here, and the soak runs the others.
 EVERY = [
-    pytest.param(library, marks=() if library in ("linen", "equinox") else pytest.mark.slow)
+    pytest.param(library, marks=() if library in ("linen", "equinox") else pytest.mark.soak)
     for library in LIBRARIES
 ]
 
@@ -77,7 +78,13 @@ def outputs(model, inputs, *, train=False):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(
+    "library",
+    [
+        pytest.param(library, marks=() if library in ("haiku", "keras") else pytest.mark.soak)
+        for library in LIBRARIES
+    ],
+)
 def test_every_law_holds_of_a_wrapped_network(library):
     subject = LIBRARIES[library]["cnn"]
     check_model(
@@ -89,6 +96,7 @@ def test_every_law_holds_of_a_wrapped_network(library):
     )
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("wrapper", ["lora", "int8"])
 def test_every_law_holds_of_each_wrapper(wrapper):
     subject = LIBRARIES["linen"]["mlp"]
