@@ -767,9 +767,8 @@ def test_a_square_kernel_that_may_be_of_a_transposed_convolution_is_told():
 class Up(eqx.Module):
     up: eqx.nn.ConvTranspose2d
 
-    def __init__(self, bias):
-        one = jax.random.key(0)
-        self.up = eqx.nn.ConvTranspose2d(4, 4, 3, stride=2, use_bias=bias, key=one)
+    def __init__(self, **options):
+        self.up = eqx.nn.ConvTranspose2d(4, 4, 3, **options, key=jax.random.key(0))
 
     def __call__(self, x):
         return jnp.moveaxis(self.up(jnp.moveaxis(x, -1, 0)), 0, -1)
@@ -788,8 +787,8 @@ def haiku_up(x):
 
 
 UPSAMPLING = {
-    "Equinox": lambda _: compat.as_model(Up(bias=True)),
-    "Equinox, no bias": lambda _: compat.as_model(Up(bias=False)),
+    "Equinox": lambda _: compat.as_model(Up(stride=2)),
+    "Equinox, no bias": lambda _: compat.as_model(Up(stride=2, use_bias=False)),
     "Haiku": haiku_up,
     "Keras": keras_up,
 }
@@ -804,6 +803,20 @@ def test_a_square_transposed_kernel_lies_as_its_library_has_it(tmp_path, library
     _, report = compat.load(compat.as_model(up, x, key=0), path)
     assert report.check(x, source(x)[0]) < 1e-5
     assert bool(report.notes) == (library in ("Equinox, no bias", "Keras"))
+
+
+def test_a_depthwise_transposed_kernel_is_turned():
+    x, state = normal(2, 5, 5, 4), {"up.weight": normal(4, 1, 3, 3), "up.bias": normal(4)}
+    alone = [transposed(x[..., [c]], state["up.weight"][[c]], 2) for c in range(4)]
+    model = compat.as_model(Up(stride=2, padding=1, groups=4))
+    _, report = compat.load(model, state, example=x)
+    assert report.check(x, np.concatenate(alone, -1) + state["up.bias"]) < 1e-5
+
+
+def test_padding_in_full_hints_at_a_transposed_convolution():
+    state = {"0.weight": normal(4, 4, 3, 3), "0.bias": normal(4)}
+    _, report = compat.load(compat.as_model(Up()), state, example=normal(2, 5, 5, 4))
+    assert "transposed convolution" in " ".join(report.notes)
 
 
 def test_a_check_of_no_examples_is_refused():
