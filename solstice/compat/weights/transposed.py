@@ -34,5 +34,5 @@ def transposed_layouts(entry: Entry, bias: Entry | None) -> list[np.ndarray]:
     swapped = index.swapaxes(-1, -2)
     if entry.last == "w":
         return [swapped]
-    keras = np.flip(swapped, range(index.ndim - 2))
+    keras = np.flip(swapped, tuple(range(index.ndim - 2)))
     return [keras, index] if _KERAS.search(name) else [index, keras]
