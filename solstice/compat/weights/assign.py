@@ -19,7 +19,7 @@ import numpy as np
 
 from solstice.compat.weights.layers import Layer, normal, signature_of, without_numbers
 from solstice.compat.weights.pairs import BY_LIKENESS, BY_NAME, BY_USE, TIED, Pair
-from solstice.compat.weights.uses import MATRIX, TABLE, Use
+from solstice.compat.weights.uses import MATRIX, TABLE, TRANSPOSED, Use
 
 _T = TypeVar("_T")
 _PARTS = (2, 3)  # a gate and a value in one array; query, key and value
@@ -99,6 +99,7 @@ def assign(targets: Sequence[Layer], sources: Sequence[Layer]) -> Assignment:
     _by_order(found)
     _split(found)
     _by_order(found)
+    _by_kernel(found)
     _by_main(found)
     _by_likeness(found)
     return found
@@ -207,6 +208,18 @@ def _by_main(found: Assignment) -> None:
         if len(its) == len(ours):
             for target, (source, uses) in zip(ours, its, strict=True):
                 found.add(target, source, uses, BY_USE, ("main", role, shape))
+
+
+def _by_kernel(found: Assignment) -> None:
+    """Match convolutions in order of use, plain or transposed: a square kernel may be of both."""
+    for forms, its in _grouped(
+        found.sources, lambda layer: frozenset(map(signature_of, layer.readings))
+    ).items():
+        ours = [layer for layer in found.targets if signature_of(layer.uses) in forms]
+        if len(ours) == len(its) and any(layer.main.role == TRANSPOSED for layer in ours):
+            for target, source in zip(ours, its, strict=True):
+                uses = source.reading(signature_of(target.uses))
+                found.add(target, source, uses or (), BY_USE, ("kernel", forms))
 
 
 def _main(layer: Layer) -> Any:

@@ -13,12 +13,10 @@ from solstice.compat.weights.leaves import float_leaves
 from solstice.compat.weights.pairs import Pair
 from solstice.compat.weights.proof import difference
 from solstice.compat.weights.roles import forward_jaxpr
-from solstice.compat.weights.uses import CONV, MATRIX, TABLE, Use
+from solstice.compat.weights.uses import LAYERS, Use
 from solstice.tree.programs import bind, called, evaluate
 from solstice.tree.pytree import PyTree
 
-# Elsewhere libraries may add, scale and subtract in another order.
-_PRODUCTS = MATRIX, CONV, TABLE
 _FAR = 1e-4
 
 
@@ -56,7 +54,8 @@ def first_divergence(
 
 
 def _is_layer(use: Use) -> bool:
-    return use.role in _PRODUCTS and use.loop is None
+    # Elsewhere libraries may add, scale and subtract in another order.
+    return use.role in LAYERS and use.loop is None
 
 
 def _results(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from solstice.compat.weights.uses import CONV, MATRIX, Use
+from solstice.compat.weights.uses import CONV, MATRIX, TRANSPOSED, Use
 
 
 def likely_rows(target: Sequence[Use], source: Sequence[Use]) -> Iterator[list[Use]]:
@@ -55,7 +55,7 @@ def channels_before(uses: Sequence[Use]) -> dict[int, int]:
     """Return, by the step of each use, how many channels the last convolution until then gave."""
     channels, found = 0, {}
     for use in sorted(uses, key=lambda use: use.step):
-        channels = use.shape[-1] if use.role == CONV else channels
+        channels = use.shape[-1] if use.role in (CONV, TRANSPOSED) else channels
         found[use.step] = channels
     return found
 

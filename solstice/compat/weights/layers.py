@@ -8,16 +8,13 @@ from typing import Any
 
 from solstice.compat.weights.uses import (
     BIAS,
-    CONV,
-    MATRIX,
+    LAYERS,
     MEAN,
     SCALE,
-    TABLE,
     VARIANCE,
     Use,
 )
 
-_MAIN = MATRIX, CONV, TABLE
 _NORM = MEAN, VARIANCE, SCALE
 Signature = tuple[tuple[Any, int], ...]
 # Prefixes of all names in a network, which say nothing.
@@ -53,8 +50,12 @@ class Layer:
 
     def main_reading(self, main: Use) -> tuple[Use, ...] | None:
         """Return the first reading whose first use has a role and shape."""
+        return next(iter(self.all_like(main)), None)
+
+    def all_like(self, main: Use) -> list[tuple[Use, ...]]:
+        """Return the readings whose first use has the role and shape of another."""
         key = (main.role, main.shape)
-        return next((one for one in self.readings if (one[0].role, one[0].shape) == key), None)
+        return [one for one in self.readings if (one[0].role, one[0].shape) == key]
 
 
 def signature_of(uses: Sequence[Use]) -> Signature:
@@ -90,10 +91,10 @@ def traced_layers(uses: Sequence[Use]) -> list[Layer]:
 def _belongs(use: Use, layer: list[Use]) -> bool:
     """Say whether a use belongs to a layer, or begins another."""
     roles = {one.role for one in layer}
-    if use.role in _MAIN or use.role in roles:
+    if use.role in LAYERS or use.role in roles:
         return False
     main = layer[0]
-    if main.role in _MAIN:
+    if main.role in LAYERS:
         return use.role == BIAS and use.index.size == main.shape[-1]
     if use.role in (MEAN, VARIANCE) and BIAS in roles:
         return False  # a norm's bias comes last: these are the statistics of the next

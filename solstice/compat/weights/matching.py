@@ -23,12 +23,11 @@ from solstice.compat.weights.flattened import likely_rows
 from solstice.compat.weights.layers import Signature, signature_of
 from solstice.compat.weights.pairs import BY_USE, Pair
 from solstice.compat.weights.recurrent import Cell, cells_of, pairings_of_cells
-from solstice.compat.weights.uses import CONV, MATRIX, MEAN, TABLE, VARIANCE, Use
+from solstice.compat.weights.uses import LAYERS, MEAN, VARIANCE, Use
 from solstice.errors import InvalidValueError
 
 _T = TypeVar("_T")
 _SWAPS = 100  # how many other orders of alike layers are proposed
-_LAYERS = MATRIX, CONV, TABLE
 
 
 class MismatchError(InvalidValueError):
@@ -122,7 +121,7 @@ def _once(uses: Sequence[Use]) -> list[Use]:
 def _layers(uses: Sequence[Use]) -> list[list[Use]]:
     layers: list[list[Use]] = [[]]
     for use in uses:
-        if use.role in _LAYERS:
+        if use.role in LAYERS:
             layers.append([])
         layers[-1].append(use)
     return layers

@@ -14,8 +14,26 @@ import numpy as np
 from solstice.compat.weights.files.hdf5 import natural
 from solstice.compat.weights.layers import Layer, prefix
 from solstice.compat.weights.named_cells import NamedCell, split_cells
-from solstice.compat.weights.uses import BIAS, MATRIX, SCALE, TABLE, Use, conv_index
-from solstice.compat.weights.words import FUSED, IN_OUT, OUT_IN, TABLES, VECTORS, Entry, is_ignored
+from solstice.compat.weights.transposed import transposed_layouts
+from solstice.compat.weights.uses import (
+    BIAS,
+    MATRIX,
+    SCALE,
+    TABLE,
+    TRANSPOSED,
+    Use,
+    conv_index,
+)
+from solstice.compat.weights.words import (
+    FUSED,
+    IN_OUT,
+    OUT_IN,
+    TABLES,
+    VECTORS,
+    Entry,
+    is_ignored,
+    says_transposed,
+)
 
 _LIKE_TABLES = re.compile(r"emb|wte|wpe|lookup|vocab|codebook", re.IGNORECASE)
 _FROM_HEADS = re.compile(r"(^|[./_])(out|o|output|attention_output|output_dense)$")
@@ -105,7 +123,22 @@ def _layer(name: str, group: list[Entry]) -> Layer:
         return Layer(name, (tuple(vectors),))
     first, *more = others
     rest = [*vectors, *(_readings(entry)[0] for entry in more)]
-    return Layer(name, tuple((reading, *rest) for reading in _readings(first)))
+    bias = next((entry for entry in group if VECTORS.get(entry.last) == BIAS), None)
+    readings, turned = _readings(first), _as_transposed(first, bias)
+    readings = [*turned, *readings] if says_transposed(name) else [*readings, *turned]
+    return Layer(name, tuple((reading, *rest) for reading in readings))
+
+
+def _as_transposed(entry: Entry, bias: Entry | None) -> list[Use]:
+    """Return the uses of an array in a transposed convolution.
+
+    Where its stride is 1, the network that gets it may show it as a plain one.
+    """
+    if entry.index.ndim < 3 or entry.last not in OUT_IN | IN_OUT:
+        return []
+    layouts = transposed_layouts(entry, bias)
+    uses = [entry.use(TRANSPOSED, index) for index in layouts]
+    return [*uses, *(entry.use(*conv_index(index)) for index in layouts)]
 
 
 def _readings(entry: Entry) -> list[Use]:
@@ -131,16 +164,13 @@ def _readings(entry: Entry) -> list[Use]:
             return [turned, table, *alone, as_bias]
         return [as_bias, table, same, turned, as_scale]
     if last in OUT_IN:
-        spatial = tuple(range(2, index.ndim))
-        flipped = np.flip(index, spatial)
-        return [
-            entry.use(*conv_index(index.transpose(*spatial, 1, 0))),
-            entry.use(*conv_index(flipped.transpose(*spatial, 0, 1))),  # of a transposed one
-        ]
+        return [entry.use(*conv_index(index.transpose(*range(2, index.ndim), 1, 0)))]
     if last in IN_OUT:
         conv = entry.use(*conv_index(index))
         if index.ndim > 3:
-            return [conv, entry.use(*conv_index(index.swapaxes(-1, -2)))]
+            # Keras's depthwise ones are (spatial..., channels, 1).
+            alone = index.shape[-1] == 1
+            return [conv, *([entry.use(*conv_index(index.swapaxes(-1, -2)))] if alone else [])]
         to_heads = entry.use(MATRIX, index.reshape(index.shape[0], -1))
         from_heads = entry.use(MATRIX, index.reshape(-1, index.shape[-1]))
         heads = (

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from solstice.compat.weights.exchanges import nearest_exchange
 from solstice.compat.weights.files.sources import Source
 from solstice.compat.weights.flattened import channels_before, with_rows_of
 from solstice.compat.weights.gates import find_gates
-from solstice.compat.weights.layers import traced_layers
+from solstice.compat.weights.layers import prefix, traced_layers
 from solstice.compat.weights.leaves import (
     float_leaves,
     model_leaves,
@@ -32,8 +31,8 @@ from solstice.compat.weights.report import LoadedLeaf, LoadReport, check_left
 from solstice.compat.weights.roles import trace
 from solstice.compat.weights.turned import turnings
 from solstice.compat.weights.unequal import explained
-from solstice.compat.weights.uses import CONV, MATRIX, MEAN, VARIANCE, Trace
-from solstice.compat.weights.words import is_ignored, is_out_in, says_layout
+from solstice.compat.weights.uses import CONV, MATRIX, MEAN, TRANSPOSED, VARIANCE, Trace, Use
+from solstice.compat.weights.words import is_ignored, is_out_in, says_layout, says_transposed
 from solstice.tree.kinds import is_typed_key
 from solstice.tree.pytree import PyTree
 
@@ -101,7 +100,7 @@ class Plan:
         self._trace = trace(self.model, inputs)
         weights = {name: new for name, new in self.rest.items() if self._is_weight(name)}
         named = read_names(self.source.arrays, weights, in_order=self.source.in_order)
-        uses = [use for use in self._trace.uses if use.leaf not in self.by_name]
+        uses = [_as_named(use) for use in self._trace.uses if use.leaf not in self.by_name]
         outside, cells = cells_of(uses)
         self._match_cells(inputs, cells, named.cells)
         self._found = assign(traced_layers(outside), named.layers)
@@ -120,6 +119,9 @@ class Plan:
             if use.role == MATRIX and not says_layout(use.leaf)
         }
         self._notes += [f"The name {name!r} says no layout: it was guessed." for name in guessed]
+        hinted = self._trace.operations["padded in full"] or any(
+            use.role == TRANSPOSED for use in uses
+        )
         self._notes += [
             f"{use.leaf!r} has as many channels before as after, so its shape does not say whether "
             f"it is of a transposed convolution: it was read as of a plain one."
@@ -127,7 +129,14 @@ class Plan:
             for use in match.uses
             if use.role == CONV
             and use.shape[-1] == use.shape[-2] > 1
-            and (self._trace.operations["transposed"] or _TRANSPOSED.search(match.target.name))
+            and (hinted or any(map(says_transposed, match.target.name.split("/"))))
+            and not says_transposed(match.source.name)
+        ]
+        self._notes += [
+            f"{match.uses[0].leaf!r} has as many channels before as after, and is of a transposed "
+            f"convolution: its layout was guessed from its name."
+            for match in self._found.matches
+            if match.uses[0].role == TRANSPOSED and len(match.source.all_like(match.uses[0])) > 1
         ]
 
     def _match_cells(
@@ -293,8 +302,16 @@ class Plan:
             yield LoadedLeaf(leaf, tuple(names), how, said, others)
 
 
-_TRANSPOSED = re.compile("transpose|deconv", re.IGNORECASE)
 _SURE = (BY_NAME, BY_GATES)
+
+
+def _as_named(use: Use) -> Use:
+    """Return a plain convolution's use as a transposed one's, if its layer is called one.
+
+    Of stride 1, both are the same operation.
+    """
+    named = use.role == CONV and says_transposed(prefix(use.leaf))
+    return dataclasses.replace(use, role=TRANSPOSED) if named else use
 
 
 def _is_like(array: np.ndarray, leaf: Any) -> bool:

@@ -11,7 +11,7 @@ from solstice.arguments import describe
 from solstice.compat.model import Model
 from solstice.compat.weights.files.torch import from_tensor, is_tensor
 from solstice.compat.weights.leaves import with_leaves
-from solstice.compat.weights.uses import BIAS, CONV, MEAN, SCALE, TABLE, VARIANCE, Use
+from solstice.compat.weights.uses import BIAS, CONV, MEAN, SCALE, TABLE, TRANSPOSED, VARIANCE, Use
 from solstice.errors import InvalidValueError
 from solstice.tree.pytree import PyTree
 
@@ -75,7 +75,7 @@ def drawn(uses: Sequence[Use], arrays: Arrays, seed: int = 0) -> dict[str, np.nd
         elif use.role != TABLE:
             inputs = math.prod(use.shape[:-1]) if len(use.shape) > 1 else 1
             normal = normal / math.sqrt(inputs)
-        if use.role not in (CONV, VARIANCE):
+        if use.role not in (CONV, TRANSPOSED, VARIANCE):
             normal = (normal - use.shift) / use.factor
         flat = made[use.leaf].reshape(-1)
         flat[use.index.reshape(-1)] = normal.astype(flat.dtype)

@@ -42,6 +42,7 @@ from solstice.compat.weights.uses import (
     MEAN,
     SCALE,
     TABLE,
+    TRANSPOSED,
     VARIANCE,
     Trace,
     Use,
@@ -188,8 +189,12 @@ class _Walk:
                     return
         elif name == "conv_general_dilated" and place == 1:
             spec = p["dimension_numbers"].rhs_spec
-            self.operations["transposed"] += any(size > 1 for size in p["lhs_dilation"])
-            role, index = conv_index(index.transpose([*spec[2:], spec[1], spec[0]]))
+            index = index.transpose([*spec[2:], spec[1], spec[0]])
+            if any(size > 1 for size in p["lhs_dilation"]):
+                role = TRANSPOSED
+            else:
+                self.operations["padded in full"] += _is_full(p, index.shape[:-2])
+                role, index = conv_index(index)
         elif name in ("gather", "dynamic_slice") and place == 0:
             role = TABLE
             rows = _rows(name, p, index)
@@ -286,6 +291,12 @@ def _merged(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...]:
         return ()
     sizes = tuple(size for size in before[kept:] if size > 1)
     return sizes if len(sizes) > 1 else ()
+
+
+def _is_full(p: Any, kernel: tuple[int, ...]) -> bool:
+    """Say whether a kernel slides over every overlap, as transposed convolutions of stride 1 do."""
+    reach = [(size - 1) * by for size, by in zip(kernel, p["rhs_dilation"], strict=True)]
+    return max(reach) > 0 and list(p["padding"]) == [(one, one) for one in reach]
 
 
 def _rows(name: str, p: Any, index: np.ndarray) -> list[int]:

@@ -5,8 +5,9 @@ from collections import Counter
 
 import numpy as np
 
-MATRIX, CONV, TABLE = "matrix", "conv", "table"
+MATRIX, CONV, TRANSPOSED, TABLE = "matrix", "conv", "transposed", "table"
 BIAS, SCALE, MEAN, VARIANCE = "bias", "scale", "mean", "variance"
+LAYERS = MATRIX, CONV, TRANSPOSED, TABLE  # roles with which a layer begins
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -15,8 +16,10 @@ class Use:
 
     Attributes:
         leaf: The leaf's path or name.
-        role: `matrix` (in, out); `conv` (spatial..., in, out); `table` (rows, features); `bias`,
-            `scale`, `mean`, `variance` (elements,); or the name of an operation not known here.
+        role: `matrix` (in, out); `conv` (spatial..., in, out); `transposed`, the same of a
+            transposed convolution, as it slides over the spread inputs; `table` (rows, features);
+            `bias`, `scale`, `mean`, `variance` (elements,); or the name of an operation not known
+            here.
         index: Positions in the flattened leaf, with axes in the order of the role.
         loop: Which loop over time the use is in, counted from 0; None outside of loops.
         of: In a loop, what a matrix multiplies: "input" or "carry"; otherwise "".

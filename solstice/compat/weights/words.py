@@ -42,6 +42,16 @@ def is_out_in(name: str) -> bool:
     return re.split(r"[./]", name)[-1] in OUT_IN
 
 
+def says_transposed(layer: str) -> bool:
+    """Say whether the last part of a layer's name calls it a transposed convolution.
+
+    >>> says_transposed("params/ConvTranspose_0"), says_transposed("deconv.conv1")
+    (True, False)
+    """
+    own = re.split(r"[./]", layer)[-1].lower()
+    return "transpose" in own or "deconv" in own
+
+
 def says_layout(name: str) -> bool:
     """Say whether the last part of a name tells how an array lies.
 

@@ -81,7 +81,7 @@ def test_transposed_and_flipped_kernels_are_as_they_are_slid():
         )  # fmt: skip
 
     _, role, index = only(uses(apply, image, w=(3, 3, 6, 2)))
-    assert role == "conv" and index.shape == (3, 3, 2, 6)
+    assert role == "transposed" and index.shape == (3, 3, 2, 6)
     kernel = np.arange(108).reshape(3, 3, 6, 2)
     np.testing.assert_array_equal(index, np.flip(kernel, (0, 1)).swapaxes(2, 3))
 
