@@ -1,6 +1,7 @@
 """Arrays on the device, and calls of a whole pass or of as many steps as are quickest."""
 
 import logging
+import math
 import types
 
 import jax
@@ -368,7 +369,8 @@ def test_auto_settles_where_no_pass_has_as_many_steps():
 
 
 def test_auto_is_saved_told_and_reused(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("solstice.training.trial._GAIN", 100.0)  # each is quicker
+    for limit in ("_GAIN", "_LOSS"):  # each is quicker
+        monkeypatch.setattr(f"solstice.training.trial.{limit}", math.inf)
     monkeypatch.setattr(type(EXP).train_step, "trials", {})
     saving = solstice.CheckpointingCallback(tmp_path)
     with caplog.at_level(logging.INFO, "solstice"):
@@ -384,7 +386,8 @@ def test_auto_is_saved_told_and_reused(tmp_path, caplog, monkeypatch):
 
 
 def test_auto_is_found_once_a_process(caplog, monkeypatch):
-    monkeypatch.setattr("solstice.training.trial._GAIN", 100.0)
+    for limit in ("_GAIN", "_LOSS"):
+        monkeypatch.setattr(f"solstice.training.trial.{limit}", math.inf)
     monkeypatch.setattr(type(EXP).train_step, "trials", {})
     seen = Seen()
     with caplog.at_level(logging.INFO, "solstice"):
