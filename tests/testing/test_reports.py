@@ -63,7 +63,9 @@ def test_a_law_may_be_the_first_to_run():
     for law in solstice.testing.MODEL_LAWS:
         subject = make()
         if law.needs is not None:
-            with pytest.raises(unittest.SkipTest, match=f"{law.name}: (it needs `native`|nothing is tagged)"):
+            with pytest.raises(
+                unittest.SkipTest, match=f"{law.name}: (it needs `native`|nothing is tagged)"
+            ):
                 law.check(subject)
             continue
         law.check(subject, examples=1)
