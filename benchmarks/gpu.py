@@ -4,7 +4,7 @@
 
 It runs `train.py` and `arrays.py` with the contenders that can be imported, then `ensemble.py`,
 and names the device. `--write` puts the tables into the pages of benchmarks and docs. It takes
-some six minutes on an H200.
+some eight minutes on an H100.
 """
 
 import argparse
