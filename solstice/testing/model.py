@@ -22,6 +22,7 @@ from solstice.testing.compare import (
 from solstice.testing.law import EXAMPLES, Law, LawBook, Report, run
 from solstice.testing.model_subject import ModelSubject, Native
 from solstice.testing.model_surgery import SURGERY_LAWS
+from solstice.testing.model_weights import WEIGHT_LAWS
 from solstice.testing.strategies import masks, permutations, seeds, splits
 from solstice.tree.dependence import depends_on, used_leaves
 from solstice.tree.fields import replace
@@ -436,7 +437,7 @@ def equals_the_native_call(subject: ModelSubject, seed: int) -> None:
         )
 
 
-MODEL_LAWS: tuple[Law, ...] = (*_book.laws, *SURGERY_LAWS)
+MODEL_LAWS: tuple[Law, ...] = (*_book.laws, *SURGERY_LAWS, *WEIGHT_LAWS)
 
 
 def check_model(

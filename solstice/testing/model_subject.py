@@ -1,6 +1,7 @@
 """The subject of a Model's laws: a network, its inputs, and what is compiled once for all."""
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,9 @@ from jaxtyping import Array
 from solstice import arguments
 from solstice.compat.model import Model, as_inputs
 from solstice.compat.surgery.capture import sub_modules
+from solstice.compat.surgery.lora import suits
+from solstice.compat.surgery.wrapped import weights_of
+from solstice.compat.weights.leaves import model_leaves
 from solstice.errors import InvalidValueError
 from solstice.testing.law import check_returned, maker
 from solstice.tree.fields import replace
@@ -99,6 +103,17 @@ class ModelSubject:
             return sub_modules(self.model, *self.inputs) or None
         except Exception:  # noqa: BLE001 - other laws say what is wrong with its call
             return None
+
+    @functools.cached_property
+    def matrices(self) -> list[str] | None:
+        """The paths of the weights that `compat.lora` adapts; None if there are none."""
+        weights, _ = weights_of(self.model)
+        return [weight.path for weight in weights if suits(weight)] or None
+
+    @functools.cached_property
+    def files(self) -> bool | None:
+        """Whether weights can be saved; None if there are none or the package is missing."""
+        return bool(model_leaves(self.model) and importlib.util.find_spec("safetensors")) or None
 
     def repeated(self) -> tuple[Any, ...]:
         """The inputs with the first example in every place."""

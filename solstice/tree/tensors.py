@@ -97,7 +97,8 @@ def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[s
         for name, values in stored.items()
     }
     try:
-        safetensors.serialize_file(specs, path, metadata=dict(about))
+        # None for no metadata: with {} and no arrays, safetensors writes a header it cannot read.
+        safetensors.serialize_file(specs, path, metadata=dict(about) or None)
     except safetensors.SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else 0

@@ -430,6 +430,32 @@ class TagsACopy(Sound):
         return self.dropped(y, key, train), new
 
 
+class CountsItsTraces(Sound):
+    def dropped(self, y, key, train):
+        return super().dropped(y + next(COUNTER), key, train)
+
+
+class ComputesWithOthers(Sound):
+    """Computes with the weights it was made with alone."""
+
+    def __init__(self, key):
+        super().__init__(key)
+        self.tag = compat.Static(jax.tree.map(np.asarray, self.params))
+
+    def weights(self):
+        return self.tag.value
+
+
+class SettlesToNothing(Sound):
+    def settle_averages(self):
+        return replace(self, state=jax.tree.map(jnp.zeros_like, self.state))
+
+
+class NamesAlike(Sound):
+    def library_name(self, name):
+        return "weights"
+
+
 COUNTER = itertools.count()
 
 FAULTS = {
@@ -487,6 +513,12 @@ FAULTS = {
     "capturing_nothing_is_the_call": [(TagsInEvaluationOnly, "training without and with tags")],
     "putting_back_changes_nothing": [(NamesAnew, "paths of a pass, .* are not those of")],
     "changes_reach_the_outputs": [(TagsACopy, r"outputs stay the same .*\['dense'\]")],
+    "fresh_factors_change_nothing": [(CountsItsTraces, "without and with factors")],
+    "merging_equals_the_wrapped_network": [
+        (ComputesWithOthers, "other factors are expected to change the outputs"),
+    ],
+    "settling_averages_keeps_evaluation": [(SettlesToNothing, "before and after settling")],
+    "saved_weights_come_back": [(NamesAlike, "weights")],
     "equals_the_native_call": [(OffByRounding, "through the adapter and by the library")],
 }
 

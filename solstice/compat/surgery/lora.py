@@ -83,7 +83,7 @@ def lora(
     paths = [weight.path for weight in weights]
     whole = set() if full is None else {paths[i] for i in chosen(paths, full, "full")}
     adapted = {paths[i] for i in chosen(paths, where)} - whole
-    if not any(weight.path in adapted and _suits(weight) for weight in weights):
+    if not any(weight.path in adapted and suits(weight) for weight in weights):
         found = ", ".join(described(one.path, one.node) for one in weights if one.path in adapted)
         raise InvalidValueError(
             f"where is expected to choose weights of floats with two axes longer than 1; it "
@@ -92,7 +92,7 @@ def lora(
     # A key by the weight's place among all, so that the others of `where` change nothing.
     made = [
         _adapted(weight, rank, scale, jax.random.fold_in(key, i))
-        if weight.path in adapted and _suits(weight)
+        if weight.path in adapted and suits(weight)
         else _kept(weight, in_full=weight.path in whole)
         for i, weight in enumerate(weights)
     ]
@@ -136,7 +136,8 @@ def _plus_jvp(values: tuple[Array, Array], tangents: tuple[Array, Array]) -> tup
     return _plus(*values), tangents[0] + tangents[1]
 
 
-def _suits(weight: Weight) -> bool:
+def suits(weight: Weight) -> bool:
+    """Say whether a weight can have factors: of floats, with two axes longer than 1."""
     if is_box(weight.node):
         return False
     leaf = form(weight.node)

@@ -74,6 +74,8 @@ class WrappedModel(Model):
     _trainable: tuple[bool, ...] = eqx.field(static=True)
     # In the order of the network's own leaves: what was among its params.
     _before: tuple[bool, ...] = eqx.field(static=True)
+    # Whether the network's own model has a tree for frozen leaves even if none is frozen.
+    _holes: bool = eqx.field(static=True)
 
     def __init__(self, model: Model, weights: Sequence[Weight], structure: PyTreeDef) -> None:
         """Put other weights into a network, which does not change; arrays are shared.
@@ -84,11 +86,12 @@ class WrappedModel(Model):
             structure: The structure around them.
         """
         if isinstance(model, WrappedModel):
-            self.inner, self._before = model.inner, model._before
+            self.inner, self._before, self._holes = model.inner, model._before, model._holes
         else:
             before = _trained(model, boxed_weights(model))
             self.inner = replace(model, params=None, frozen=None, state=None)
             self._before = tuple(jax.tree.leaves(before))
+            self._holes = model.frozen is not None
         _, nodes, trained, trainable = zip(*weights, strict=True)
         tree = jax.tree.unflatten(structure, nodes)
         self._tree = Static(jax.tree.structure(tree))
@@ -144,7 +147,7 @@ class WrappedModel(Model):
         """Return a model of the network's own adapter with the computed weights: `compat.merge`."""
         tree = jax.tree.map(joined, checked_weights(self, self._tree), is_leaf=is_composed)
         before = jax.tree.unflatten(jax.tree.structure(tree), self._before)
-        params, frozen = divide(tree, before)
+        params, frozen = eqx.partition(tree, before) if self._holes else divide(tree, before)
         return replace(self.inner, params=params, frozen=frozen, state=self.state)
 
 

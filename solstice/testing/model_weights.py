@@ -1,0 +1,97 @@
+"""The laws of changed weights: `compat.lora`, `merge`, `quantize`, `save` and `load`."""
+
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from solstice.compat.model import Model
+from solstice.compat.surgery.lora import lora
+from solstice.compat.surgery.quantize import quantize
+from solstice.compat.surgery.where import Where
+from solstice.compat.surgery.wrapped import merge
+from solstice.compat.weights.leaves import model_leaves
+from solstice.compat.weights.load import load
+from solstice.compat.weights.save import save
+from solstice.testing.compare import assert_close, assert_same_bits
+from solstice.testing.law import Law, LawBook
+from solstice.testing.model_subject import ModelSubject
+from solstice.tree.fields import replace
+from solstice.tree.names import path_name
+from solstice.tree.overwritten import trained
+from solstice.tree.pytree import PyTree
+
+_book = LawBook(ModelSubject)
+
+_NO_MATRIX = "the network has no float weight with two axes longer than 1"
+
+
+@_book.law(needs="matrices", lacks=_NO_MATRIX)
+def fresh_factors_change_nothing(subject: ModelSubject) -> None:
+    """A network with new factors (`compat.lora`) has the same outputs, and trains only these."""
+    model = subject.model
+    wrapped = _with_factors(subject)
+    before = subject.evaluate(model, *subject.inputs)
+    assert_same_bits(before, subject.evaluate(wrapped, *subject.inputs), "without and with factors")
+    names = [
+        path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(trained(wrapped.params))
+    ]
+    others = [path for path in names if path.rpartition("/")[2] not in ("a", "b")]
+    assert not others, f"only factors are expected in the params; {others} are there too"
+
+
+@_book.law(needs="matrices", lacks=_NO_MATRIX)
+def merging_equals_the_wrapped_network(subject: ModelSubject) -> None:
+    """A merged network (`compat.merge`) computes what the one with factors or codes does."""
+    before = subject.evaluate(subject.model, *subject.inputs)
+    tuned = _with_factors(subject)
+    tuned = replace(tuned, params=jax.tree.map(lambda leaf: leaf + 0.3, tuned.params))
+    small = quantize(subject.model, bits=8, where=_within(subject))
+    for name, wrapped in {"factors": tuned, "8 bits": small}.items():
+        found = subject.evaluate(wrapped, *subject.inputs)
+        merged = merge(wrapped)
+        assert type(merged) is type(merge(subject.model)), (
+            f"merging is expected to give a {type(merge(subject.model)).__name__}; it gave "
+            f"{type(merged).__name__}"
+        )
+        assert_close(found, subject.evaluate(merged, *subject.inputs), f"with {name}, and merged")
+        assert name != "factors" or _differ(found, before), (
+            "other factors are expected to change the outputs, and do not: the call is expected to "
+            "take its weights from `params` and `frozen`"
+        )
+
+
+@_book.law()
+def settling_averages_keeps_evaluation(subject: ModelSubject) -> None:
+    """Averages past their correction (`Model.settle_averages`) evaluate as before."""
+    _, model = subject.train(subject.model, jax.random.key(0), *subject.inputs)
+    found = subject.evaluate(model.settle_averages(), *subject.inputs)
+    assert_close(subject.evaluate(model, *subject.inputs), found, "before and after settling")
+
+
+@_book.law(needs="files", lacks="the network has no arrays, or safetensors is not installed")
+def saved_weights_come_back(subject: ModelSubject) -> None:
+    """What `compat.save` wrote, `compat.load` puts into a network from another key, bit for bit."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        save(subject.model, path)
+        loaded, _ = load(subject.made(1), path)
+    assert_same_bits(model_leaves(subject.model), model_leaves(loaded), "saved and loaded")
+
+
+WEIGHT_LAWS: tuple[Law, ...] = tuple(_book.laws)
+
+
+def _with_factors(subject: ModelSubject) -> Model:
+    return lora(subject.model, rank=1, where=_within(subject), key=jax.random.key(1))
+
+
+def _within(subject: ModelSubject) -> Where:
+    chosen = set(subject.matrices or ())
+    return lambda path: path in chosen
+
+
+def _differ(left: PyTree, right: PyTree) -> bool:
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return any(bool(jnp.any(a != b)) for a, b in pairs)
