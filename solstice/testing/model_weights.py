@@ -18,7 +18,6 @@ from solstice.testing.compare import assert_close, assert_same_bits
 from solstice.testing.law import Law, LawBook
 from solstice.testing.model_subject import ModelSubject
 from solstice.tree.fields import replace
-from solstice.tree.names import path_name
 from solstice.tree.overwritten import trained
 from solstice.tree.pytree import PyTree
 
