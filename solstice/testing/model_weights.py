@@ -33,9 +33,7 @@ def fresh_factors_change_nothing(subject: ModelSubject) -> None:
     wrapped = _with_factors(subject)
     before = subject.evaluate(model, *subject.inputs)
     assert_same_bits(before, subject.evaluate(wrapped, *subject.inputs), "without and with factors")
-    names = [
-        path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(trained(wrapped.params))
-    ]
+    names = leaves_by_path(trained(wrapped.params))
     others = [path for path in names if path.rpartition("/")[2] not in ("a", "b")]
     assert not others, f"only factors are expected in the params; {others} are there too"
 
