@@ -18,6 +18,7 @@ from solstice.testing.compare import assert_close, assert_same_bits
 from solstice.testing.law import Law, LawBook
 from solstice.testing.model_subject import ModelSubject
 from solstice.tree.fields import replace
+from solstice.tree.naming import leaves_by_path
 from solstice.tree.overwritten import trained
 from solstice.tree.pytree import PyTree
 
