@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 # jax keeps what it traced within this context apart, so that a function which is jitted inside the
 # network is traced anew, with its tags.
-tagging = jax.make_user_context(False)
+tagging: Any = jax.make_user_context(False)
 
 
 class Form(NamedTuple):
