@@ -1,5 +1,6 @@
 """Exports compute what was exported, bit for bit, and need no network library."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -664,3 +665,16 @@ def test_a_message_names_no_empty_part(x, loaded):
 def test_a_batch_without_examples_is_told_why(loaded):
     with pytest.raises(solstice.errors.InvalidValueError, match=r"batch is 0; .* at least 1"):
         loaded(X[:0])
+
+
+def test_the_package_that_jax_exports_with_is_asked_for(loaded, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    without = lambda name, *rest: None if name == "flatbuffers" else found(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    for use in (lambda: exported(linear(), tmp_path, example=X), lambda: load_again(loaded)):
+        with pytest.raises(ImportError, match=r"'flatbuffers'.*jax-solstice\[checkpoint\]"):
+            use()
+
+
+def load_again(found):
+    return solstice.load_exported(found.path)

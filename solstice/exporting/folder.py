@@ -3,6 +3,7 @@
 It gets its name when all of it is on the disk. Only a folder that Solstice wrote is ever replaced.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -16,7 +17,13 @@ import numpy as np
 
 from solstice import arguments
 from solstice.arguments import describe
-from solstice.errors import DamagedFileError, ExistingFileError, InvalidValueError, MissingFileError
+from solstice.errors import (
+    DamagedFileError,
+    ExistingFileError,
+    InvalidValueError,
+    MissingFileError,
+    MissingPackageError,
+)
 from solstice.tree.files import load, save
 from solstice.tree.pytree import PyTree
 from solstice.tree.tensors import (
@@ -54,6 +61,20 @@ class Content(NamedTuple):
     weights: dict[str, PyTree]
 
 
+def check_packages() -> None:
+    """Check that what reads and writes exports is installed.
+
+    Raises:
+        MissingPackageError: A package is not.
+    """
+    packages()
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise MissingPackageError(
+            "Exports need the package 'flatbuffers', with which jax writes and reads programs: "
+            "pip install 'jax-solstice[checkpoint]'"
+        )
+
+
 def vacant(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     """Return the path of a folder that may be written.
 
@@ -62,7 +83,7 @@ def vacant(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
         FileExistsError: There is something: an export without `overwrite`, or anything else.
         ImportError: What writes the weights is not installed.
     """
-    packages()
+    check_packages()
     place = _local(path)
     if not os.path.lexists(place) or (_is_folder(place) and not os.listdir(place)):
         return place
@@ -115,6 +136,7 @@ def read(path: str | os.PathLike[str]) -> Content:
         raise MissingFileError(
             f"path is expected to be the folder of an export; there is none at {os.fspath(path)!r}."
         )
+    check_packages()
     about = _about(place)
     with untrusted(place, is_file=False):
         names = about["programs"]
