@@ -10,10 +10,12 @@ LoRA has learned is exported, and a process without torch, Flax and Optax runs t
 """
 
 import argparse
+import importlib
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import flax.linen as nn
@@ -145,8 +147,8 @@ def run(options, output):
 def train_in_torch(x, y, path, x_test):
     """Train the network on some digits, save its weights, and return its outputs for others."""
     try:
-        import torch
-        from safetensors.torch import save_file
+        torch: Any = importlib.import_module("torch")
+        save_file = importlib.import_module("safetensors.torch").save_file
     except ModuleNotFoundError as error:
         raise SystemExit(
             f"The first part of this example needs {error.name}: pip install torch safetensors, or "

@@ -1,5 +1,6 @@
 """Tensors of torch: those of its checkpoints, read with `weights_only`, and those in a mapping."""
 
+import importlib
 import pickle
 import sys
 import warnings
@@ -24,7 +25,7 @@ def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
         MissingPackageError: torch is not installed.
     """
     try:
-        import torch
+        torch: Any = importlib.import_module("torch")
     except ImportError as error:
         raise MissingPackageError(
             f"Reading {path.name!r} needs the package 'torch', which is not installed (and without "
