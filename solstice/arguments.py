@@ -8,6 +8,7 @@ import inspect
 import math
 import operator
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -234,6 +235,15 @@ def path(value: Any, name: str) -> Path:
     if not found or "\0" in found:
         raise InvalidValueError(f"{name} is expected to be a path; it is {describe(value)}.")
     return Path(found).absolute()
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Say whether a path is a URL, also one that lost a slash in `Path("s3://...")`.
+
+    >>> is_url("gs://bucket/run"), is_url(Path("gs://bucket/run")), is_url("outputs/run")
+    (True, True, False)
+    """
+    return re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)) is not None
 
 
 def existing_file(value: Any, name: str) -> Path:

@@ -476,6 +476,11 @@ def reword(path):
     path.write_text(path.read_text().replace("ClassificationExperiment", "RegressionExperiment"))
 
 
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 def newer(path):
     path.write_text(path.read_text().replace("solstice export 1", "solstice export 2"))
 
@@ -483,7 +488,7 @@ def newer(path):
 DAMAGE = {
     f"{do.__name__} {name}": (name, do)
     for name in (ABOUT, WEIGHTS, "outputs.jax_export")
-    for do in (Path.unlink, cut, flip)
+    for do in (Path.unlink, cut, flip, pipe)
 } | {"changed": (ABOUT, reword)}
 
 

@@ -286,6 +286,9 @@ class Clock:
     def __init__(self, seconds, compiling=0.1):
         self.now, self.seconds, self.compiling, self.known = 0.0, seconds, compiling, set()
 
+    def time(self):
+        return self.now
+
     def run(self, calls, total, passes=1):
         for _ in range(passes):
             calls.begin(total)
@@ -352,6 +355,27 @@ def test_short_runs_go_on_with_the_trial_of_those_before():
     while clock.run(Calls("auto", trials, lambda: clock.now), 200).found is None:
         runs += 1
         assert runs < 10
+
+
+@pytest.mark.parametrize("steps", [2, 10, 144, 1000])
+def test_auto_ends_its_trial_where_passes_are_short_and_do_not_say_how_long(steps):
+    calls = Calls("auto", clock=(clock := Clock(dict.fromkeys((1, 4, 16, 64), 1e-5))).time)
+    for _ in range(12):
+        calls.begin(None)
+        left = steps
+        while left:
+            size = calls.size if calls.size <= left else 1
+            clock.now += size * clock.seconds[size]
+            calls.taken(size, None)
+            left -= size
+    assert calls.found is not None
+
+
+def test_auto_tries_what_comes_after_a_number_that_was_judged_within_a_pass(caplog):
+    clock = Clock({1: 1e-3, 4: 4e-4, 16: 2e-4, 64: 1e-4})
+    with caplog.at_level(logging.INFO, "solstice"):
+        calls = clock.run(Calls("auto", clock=clock.time), 144, passes=20)
+    assert calls.found == 16 and "1: 1000, 4: 400, 16: 200, 64: 100" in caplog.text
 
 
 def test_auto_settles_where_no_pass_has_as_many_steps():

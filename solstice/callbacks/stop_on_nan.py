@@ -11,7 +11,7 @@ from jaxtyping import Array
 from solstice import arguments
 from solstice.callbacks.base import Callback
 from solstice.errors import NotFiniteError
-from solstice.tree.names import path_name
+from solstice.tree.names import few, path_name
 from solstice.tree.pytree import PyTree
 
 
@@ -89,10 +89,9 @@ class StopOnNaN(Callback):
         (step, names, finite), self._asked = self._asked, None
         bad = [name for name, good in zip(names, jax.device_get(finite), strict=True) if not good]
         if bad:
-            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
             raise NotFiniteError(
                 f"After training step {step}, not all numbers are finite in "
-                f"{', '.join(bad[:3])}{more}. "
+                f"{few(bad)}. "
                 f"Lower the learning rate, clip the gradients, or look at the batches before; the "
                 f"last checkpoint is finite.",
                 step=step,

@@ -78,13 +78,7 @@ def accepts(function: Callable[..., PyTree], name: str) -> bool:
     >>> accepts(lambda x, **rest: x, "rng"), accepts(lambda x: x, "rng")
     (True, False)
     """
-    if name in parameters(function):
-        return True
-    try:
-        found = inspect.signature(function).parameters.values()
-    except ValueError:
-        return False
-    return any(p.kind is p.VAR_KEYWORD for p in found)
+    return name in parameters(function) or takes_more(function)
 
 
 def _methods(cls: type) -> list[str]:

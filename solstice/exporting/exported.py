@@ -11,7 +11,7 @@ from jax.core import Tracer
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.exporting import folder
-from solstice.exporting.forms import ArrayForm, Form
+from solstice.exporting.forms import ArrayForm, Form, array_form
 from solstice.tree.names import names_difference
 from solstice.tree.pytree import PyTree
 from solstice.tree.reprs import Shown
@@ -149,8 +149,7 @@ class Exported(Shown):
         named = inputs[0]
         if self._names is None or not isinstance(named, Mapping):
             return inputs
-        missing = [name for name in self._names if name not in named]
-        if missing:
+        if not named.keys() >= set(self._names):
             raise InvalidTypeError(
                 f"inputs are expected to be named {', '.join(map(repr, self._names))}; "
                 f"{names_difference(self._names, map(str, named))}."
@@ -189,13 +188,12 @@ class _Program:
         takes: Form,
         gives: Form,
     ) -> None:
-        forms = [(array.shape, array.dtype) for array in (*takes.arrays, *gives.arrays)]
         n = len(jax.tree.leaves(weights))
         found = [
-            (tuple(size if isinstance(size, int) else str(size) for size in aval.shape), aval.dtype)
+            array_form(aval.shape, aval.dtype)
             for aval in (*exported.in_avals[n:], *exported.out_avals)
         ]
-        if found != forms:
+        if found != [*takes.arrays, *gives.arrays]:
             raise InvalidValueError("a program takes or gives other arrays than export.json says")
         self._weights, self._gives = weights, gives
         self._call = jax.jit(exported.call)

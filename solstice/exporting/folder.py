@@ -28,7 +28,6 @@ from solstice.tree.files import load, save
 from solstice.tree.pytree import PyTree
 from solstice.tree.tensors import (
     array_digest,
-    check_regular,
     damaged,
     packages,
     sync_directory,
@@ -202,7 +201,7 @@ def _take_place(room: Path, place: Path, token: str) -> None:
 
 def _local(path: str | os.PathLike[str]) -> Path:
     place = arguments.path(path, "path")
-    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):
+    if arguments.is_url(path):
         raise InvalidValueError(
             f"path is expected to be a folder on this machine; it is {describe(path)}. Copy "
             f"between a store and a local folder: fsspec.filesystem('s3').put(folder, url, "
@@ -229,10 +228,8 @@ def _is_export(place: Path) -> bool:
 
 def _read(place: Path, name: str) -> bytes:
     path = place / name
-    try:
-        check_regular(path)
-    except FileNotFoundError as error:
-        raise damaged(place, f"{name} is missing", is_file=False) from error
+    if not path.is_file():  # reading a pipe or a device may never end
+        raise damaged(place, f"{name} is missing, or not a file", is_file=False)
     return path.read_bytes()
 
 

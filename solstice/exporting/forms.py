@@ -6,7 +6,7 @@ their names, so that reading a form needs none of the classes that it was made o
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.json import from_json, to_json
-from solstice.tree.kinds import Shaped, dtype_name, is_array
+from solstice.tree.kinds import dtype_name, is_array
 from solstice.tree.naming import leaves_by_path, tree_difference
 from solstice.tree.pytree import PyTree
 from solstice.tree.reprs import Shown
@@ -60,7 +60,7 @@ class Form(Shown):
         """Return the form of a tree of arrays, or of their shapes."""
         leaves, structure = jax.tree.flatten(tree)
         numbered = jax.tree.unflatten(structure, range(len(leaves)))
-        return cls(_plain(numbered), [_form(leaf) for leaf in leaves])
+        return cls(_plain(numbered), [array_form(leaf.shape, leaf.dtype) for leaf in leaves])
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as what `json.dumps` takes."""
@@ -152,8 +152,9 @@ def _whole(tree: PyTree) -> PyTree:
     return tree[0] if type(tree) is tuple and len(tree) == 1 else tree
 
 
-def _form(leaf: Shaped) -> ArrayForm:
-    return ArrayForm(tuple(map(_size, leaf.shape)), leaf.dtype)
+def array_form(shape: Iterable[object], dtype: np.dtype) -> ArrayForm:
+    """Return the form of arrays of a shape, whose sizes may be symbolic, and a dtype."""
+    return ArrayForm(tuple(map(_size, shape)), dtype)
 
 
 def _size(size: object) -> int | str:

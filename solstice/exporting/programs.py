@@ -60,7 +60,7 @@ def lowered(one: Traced, platforms: Sequence[str]) -> bytes:
         ValueError: It cannot be compiled for one of the platforms, or serialized.
     """
     try:
-        return _serialized(one, platforms)
+        return bytes(exported(one, platforms).serialize())
     except Exception as error:
         able = [name for name in platforms if _lowers(one, name)]
         if isinstance(error, SolsticeError) or able == list(platforms):
@@ -72,15 +72,15 @@ def lowered(one: Traced, platforms: Sequence[str]) -> bytes:
         ) from error
 
 
-def _serialized(one: Traced, platforms: Sequence[str]) -> bytes:
+def exported(one: Traced, platforms: Sequence[str] | None = None) -> jax.export.Exported:
+    """Return a traced function as jax exports it; by default for the present platform."""
     weights = {name: jax.eval_shape(lambda a: a, array) for name, array in one.weights.items()}
-    export = jax.export.export(jax.jit(one.program), platforms=platforms)
-    return bytes(export(weights, one.inputs).serialize())
+    return jax.export.export(jax.jit(one.program), platforms=platforms)(weights, one.inputs)
 
 
 def _lowers(one: Traced, platform: str) -> bool:
     try:
-        _serialized(one, [platform])
+        exported(one, [platform]).serialize()
     except Exception:  # noqa: BLE001 - whatever it is, it says that this platform will not do
         return False
     return True

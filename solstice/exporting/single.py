@@ -1,21 +1,22 @@
 """Whether a program for any number of examples is right for one example alone.
 
-jax does not refuse to compare the unknown number with a constant, `x.shape[0] == 1`: that is false.
-So the network is traced for one example and for two. If the operations
-differ, both are run for one example, and must agree.
+jax lets a network compare the unknown number with a constant, `x.shape[0] == 1`, and takes it as
+false. So the network is traced for one example and for two. If the operations differ, the exported
+program and the network are both run on one example, and must agree.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Literal
 
 from solstice.errors import InvalidValueError
-from solstice.exporting.programs import Traced
+from solstice.exporting.programs import Traced, exported
+from solstice.tree.programs import equations
 
 Flat = Callable[[dict[str, Any], list[Any]], Any]
 # Differences of shapes alone: an axis of one element is broadcast otherwise.
@@ -47,9 +48,7 @@ def check_single(
     if any(jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in one):
         return
     inputs = _drawn(one)
-    weights = {name: jax.eval_shape(lambda a: a, array) for name, array in program.weights.items()}
-    exported = jax.export.export(jax.jit(program.program))(weights, program.inputs)
-    ours = jax.tree.leaves(exported.call(program.weights, inputs))
+    ours = jax.tree.leaves(exported(program).call(program.weights, inputs))
     its = jax.tree.leaves(jax.jit(function)(arrays, inputs))
     if not all(map(_are_near, ours, its)):
         raise InvalidValueError(
@@ -68,20 +67,11 @@ def _operations(
         closed = jax.make_jaxpr(function)(arrays, list(inputs))
     except Exception:  # noqa: BLE001 - it refuses such a batch itself, whatever it raises
         return None
-    return Counter(_names(closed.jaxpr))
-
-
-def _names(jaxpr: Jaxpr) -> Iterator[str]:
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name not in _SHAPES:
-            numbers = [str(one.val) for one in eqn.invars if isinstance(one, Literal)]
-            yield " ".join((eqn.primitive.name, *numbers))
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(inner, ClosedJaxpr):
-                    yield from _names(inner.jaxpr)
-                elif isinstance(inner, Jaxpr):
-                    yield from _names(inner)
+    return Counter(
+        " ".join((eqn.primitive.name, *(str(a.val) for a in eqn.invars if isinstance(a, Literal))))
+        for eqn in equations(closed.jaxpr)
+        if eqn.primitive.name not in _SHAPES
+    )
 
 
 def _drawn(shapes: Sequence[jax.ShapeDtypeStruct]) -> list[np.ndarray]:
@@ -89,7 +79,7 @@ def _drawn(shapes: Sequence[jax.ShapeDtypeStruct]) -> list[np.ndarray]:
     generator = np.random.default_rng(0)
     return [
         generator.normal(size=leaf.shape).astype(leaf.dtype)
-        if jax.numpy.issubdtype(leaf.dtype, np.inexact)
+        if jnp.issubdtype(leaf.dtype, np.inexact)
         else np.zeros(leaf.shape, leaf.dtype)
         for leaf in shapes
     ]
@@ -99,7 +89,7 @@ def _are_near(ours: Any, its: Any) -> bool:
     ours, its = np.asarray(ours), np.asarray(its)
     if ours.shape != its.shape:
         return False
-    if not jax.numpy.issubdtype(its.dtype, np.inexact):
+    if not jnp.issubdtype(its.dtype, np.inexact):
         return bool((ours == its).all())
     ours, its = (one.astype(np.promote_types(one.dtype, np.float64)) for one in (ours, its))
     largest = max(1.0, np.nanmax(np.abs(its), initial=0.0, where=np.isfinite(its)))

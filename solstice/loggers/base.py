@@ -290,7 +290,7 @@ def local_path(path: str | os.PathLike[str], name: str = "path") -> Path:
 Copy the files later.
     """
     found = arguments.path(path, name)
-    if "://" in os.fspath(path):
+    if arguments.is_url(path):
         raise InvalidValueError(
             f"{name} is expected to be local; {os.fspath(path)!r} is a URL. Copy the files later."
         )

@@ -101,7 +101,7 @@ def store(directory: str | os.PathLike[str]) -> Store:
         if "://" in directory:
             return Remote(directory)
     path = arguments.path(directory, "directory")
-    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(directory)):  # Path("s3://...") loses a slash
+    if arguments.is_url(directory):
         raise InvalidValueError(
             f"directory is expected to be a path or a URL; it is {describe(directory)}. Give a URL "
             f"as a text, such as 's3://bucket/run'."

@@ -50,6 +50,12 @@ def assert_same_bits(left: PyTree, right: PyTree, what: str) -> None:
     _compare(left, right, what, lambda a, b: a.tobytes() == b.tobytes())
 
 
+def differ(left: PyTree, right: PyTree) -> bool:
+    """Say whether some elements of two trees of one structure differ."""
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return any(bool(jnp.any(a != b)) for a, b in pairs)
+
+
 def assert_close(left: PyTree, right: PyTree, what: str, rtol: float = RTOL) -> None:
     """Raise if the trees differ by more than rounding, relative to each leaf's largest value."""
 

@@ -4,7 +4,6 @@ import tempfile
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from solstice.compat.model import Model
 from solstice.compat.surgery.lora import lora
@@ -14,13 +13,12 @@ from solstice.compat.surgery.wrapped import WrappedModel, merge
 from solstice.compat.weights.leaves import model_leaves
 from solstice.compat.weights.load import load
 from solstice.compat.weights.save import save
-from solstice.testing.compare import assert_close, assert_same_bits
+from solstice.testing.compare import assert_close, assert_same_bits, differ
 from solstice.testing.law import Law, LawBook
 from solstice.testing.model_subject import ModelSubject
 from solstice.tree.fields import replace
 from solstice.tree.naming import leaves_by_path
 from solstice.tree.overwritten import trained
-from solstice.tree.pytree import PyTree
 
 _book = LawBook(ModelSubject)
 
@@ -56,7 +54,7 @@ def merging_equals_the_wrapped_network(subject: ModelSubject) -> None:
             f"{type(merged).__name__}"
         )
         assert_close(found, subject.evaluate(merged, *subject.inputs), f"with {name}, and merged")
-        assert name != "factors" or _differ(found, before), (
+        assert name != "factors" or differ(found, before), (
             "other factors are expected to change the outputs, and do not: the call is expected to "
             "take its weights from `params` and `frozen`"
         )
@@ -90,8 +88,3 @@ def _with_factors(subject: ModelSubject) -> Model:
 def _within(subject: ModelSubject) -> Where:
     chosen = set(subject.matrices or ())
     return lambda path: path in chosen
-
-
-def _differ(left: PyTree, right: PyTree) -> bool:
-    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
-    return any(bool(jnp.any(a != b)) for a, b in pairs)

@@ -46,8 +46,10 @@ class Trial:
         self.size = 1
         self.found: int | None = None
         self._total, self._clock = total, clock
-        # Whether a whole pass had no call of the candidate.
-        self._passed = False
+        # Whether the candidate, if it is not 1, was not compiled when this pass began.
+        self._untried = False
+        # The steps of this pass so far, and of the longest pass before it.
+        self._in_pass, self._longest = 0, 0
         # When the calls so far were done, where that is known, and the steps taken since.
         self._since: float | None = None
         self._steps = 0
@@ -60,15 +62,17 @@ class Trial:
 
     def begin(self) -> None:
         """Note that a pass begins."""
-        if self.size > 1 and not self._compiled and self._passed:
-            self._settle()  # the pass before had not as many steps
-        self._passed = not self._compiled and self.size > 1
+        self._longest, self._in_pass = max(self._longest, self._in_pass), 0
+        if self._untried and not self._compiled:
+            self._settle()  # the pass before had fewer steps than a call
+        self._untried = not self._compiled and self.size > 1
         self._since, self._steps = self._clock(), 0
 
     def taken(self, steps: int, outs: Any) -> None:
         """Note that a call of so many steps was made."""
         if self.found is not None:
             return
+        self._in_pass += steps
         if steps != self.size:
             self._since = None
             return
@@ -93,8 +97,8 @@ class Trial:
 
     @property
     def _window(self) -> int:
-        steps = max(_STEPS, self._long)
-        return steps if self._total is None else max(1, min(steps, self._total // 4))
+        steps, total = max(_STEPS, self._long), self._total or self._longest
+        return max(1, min(steps, total // 4)) if total else steps
 
     def _judge(self, seconds: float) -> None:
         """Go on to the next candidate, unless this one is slower than one before it."""
@@ -110,7 +114,8 @@ class Trial:
         ):
             self._settle()
             return
-        self.size, self._compiled, self._long, self._windows = following, False, 0, []
+        self.size, self._compiled, self._untried = following, False, False
+        self._long, self._windows = 0, []
 
     def _of_pass(self, size: int) -> float:
         """Return the seconds a step of a whole pass, whose remainder is taken step by step."""

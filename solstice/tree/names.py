@@ -40,14 +40,19 @@ def names_difference(expected: Iterable[str], found: Iterable[str]) -> str:
     expected, found = dict.fromkeys(expected), dict.fromkeys(found)
     missing = [repr(name) for name in expected if name not in found]
     unknown = [repr(name) for name in found if name not in expected]
-    parts = [f"they lack {_few(missing)}"] * bool(missing)
-    parts += [f"they have {_few(unknown)} besides"] * bool(unknown)
+    parts = [f"they lack {few(missing)}"] * bool(missing)
+    parts += [f"they have {few(unknown)} besides"] * bool(unknown)
     return " and ".join(parts)
 
 
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+def few(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names, and how many more there are.
+
+    >>> few(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def elided(names: Sequence[str], width: int) -> list[str]:

@@ -281,9 +281,8 @@ def _named(sites: Iterator[Site]) -> list[Site]:
 
 
 def _count(eqn: JaxprEqn) -> int:
-    if eqn.primitive is tag_p:
-        return 1
-    return sum(_count(inner) for jaxpr in inner_programs(eqn) for inner in jaxpr.eqns)
+    inside = (one for jaxpr in inner_programs(eqn) for one in equations(jaxpr))
+    return sum(one.primitive is tag_p for one in (eqn, *inside))
 
 
 def _is_same(leaf: Any, part: Any) -> bool:

@@ -81,10 +81,11 @@ def lora(
     key = as_key(key)
     weights, structure = weights_of(model)
     paths = [weight.path for weight in weights]
-    whole = set() if full is None else {paths[i] for i in chosen(paths, full, "full")}
-    adapted = {paths[i] for i in chosen(paths, where)} - whole
-    if not any(weight.path in adapted and suits(weight) for weight in weights):
-        found = ", ".join(described(one.path, one.node) for one in weights if one.path in adapted)
+    whole = set() if full is None else set(chosen(paths, full, "full"))
+    among = [i for i in chosen(paths, where) if i not in whole]
+    suited = {i for i in among if suits(weights[i])}
+    if not suited:
+        found = ", ".join(described(weights[i].path, weights[i].node) for i in among)
         raise InvalidValueError(
             f"where is expected to choose weights of floats with two axes longer than 1; it "
             f"chooses {found or 'none'}{' beside those of full' * bool(whole)}."
@@ -92,8 +93,8 @@ def lora(
     # A key by the weight's place among all, so that the others of `where` change nothing.
     made = [
         _adapted(weight, rank, scale, jax.random.fold_in(key, i))
-        if weight.path in adapted and suits(weight)
-        else _kept(weight, in_full=weight.path in whole)
+        if i in suited
+        else _kept(weight, in_full=i in whole)
         for i, weight in enumerate(weights)
     ]
     return WrappedModel(model, made, structure)

@@ -10,15 +10,14 @@ from jaxtyping import Array
 
 from solstice import arguments
 from solstice.compat.model import Model
-from solstice.compat.surgery.composed import Composed, described, form, is_composed, is_matrix
+from solstice.compat.surgery.composed import Composed, described, form, is_matrix, is_weight
 from solstice.compat.surgery.lora import LowRank
 from solstice.compat.surgery.where import Where, chosen
 from solstice.compat.surgery.wrapped import Weight, WrappedModel, weights_of
 from solstice.errors import InvalidValueError
 from solstice.tree.fields import replace
-from solstice.tree.overwritten import is_box
 
-# So long is a line of numbers that share a scale, where a weight has an axis of that length.
+# At least this many numbers share a scale, if a weight has an axis as long.
 _LINE = 64
 
 
@@ -55,17 +54,15 @@ def quantize(model: Model, *, bits: int = 8, where: Where = "*") -> WrappedModel
     """
     arguments.choice(bits, "bits", (8, 4))
     weights, structure = weights_of(model)
-    among = {weights[i].path for i in chosen([weight.path for weight in weights], where)}
-    if not any(weight.path in among and _suits(weight.node) for weight in weights):
-        found = ", ".join(described(one.path, one.node) for one in weights if one.path in among)
+    among = chosen([weight.path for weight in weights], where)
+    suited = {i for i in among if _suits(weights[i].node)}
+    if not suited:
+        found = ", ".join(described(weights[i].path, weights[i].node) for i in among)
         raise InvalidValueError(
             f"where is expected to choose weights of floats with two axes longer than 1; it "
             f"chooses {found}."
         )
-    made = [
-        _quantized(weight, bits) if weight.path in among and _suits(weight.node) else weight
-        for weight in weights
-    ]
+    made = [_quantized(one, bits) if i in suited else one for i, one in enumerate(weights)]
     return WrappedModel(model, made, structure)
 
 
@@ -138,7 +135,7 @@ def _unpacked(values: Array, shape: tuple[int, ...]) -> Array:
 def _suits(node: Any) -> bool:
     if isinstance(node, LowRank):
         return _suits(node.base)
-    if is_composed(node) or is_box(node):
+    if is_weight(node):
         return False
     return is_matrix(form(node)) and _is_float(node.dtype)
 

@@ -107,10 +107,7 @@ def assign(targets: Sequence[Layer], sources: Sequence[Layer]) -> Assignment:
 
 def ambiguous(matches: Iterable[Match]) -> list[list[Match]]:
     """Return the groups of matches that could be exchanged, of two and more."""
-    groups: dict[Any, list[Match]] = defaultdict(list)
-    for match in matches:
-        if match.group is not None:
-            groups[match.group].append(match)
+    groups = _grouped((one for one in matches if one.group is not None), lambda one: one.group)
     return [group for group in groups.values() if len(group) > 1]
 
 

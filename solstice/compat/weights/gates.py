@@ -86,7 +86,7 @@ def find_gates(model: Model, example: PyTree, cells: Sequence[Cell]) -> list[Gat
             values[use.leaf].reshape(-1)[use.index] = number
         changed = (
             loop
-            for loop, before in zip(turns(values), at_rest, strict=False)
+            for loop, before in zip(turns(values), at_rest, strict=True)
             if loop.differs(before)
         )
         loop = next(changed, None)

@@ -15,7 +15,7 @@ from solstice.errors import InvalidValueError
 from solstice.tree.encoding import from_host, key_impl
 from solstice.tree.fields import replace
 from solstice.tree.kinds import is_typed_key
-from solstice.tree.names import names_difference, path_name
+from solstice.tree.names import few, path_name
 from solstice.tree.naming import leaves_by_path
 from solstice.tree.pytree import PyTree
 
@@ -59,8 +59,8 @@ def with_leaves(model: _M, values: Mapping[str, Any]) -> _M:
         ValueError: The model has no array at a path, or one of another shape.
     """
     expected = model_leaves(model)
-    if unknown := names_difference(expected, values).partition("have ")[2]:
-        raise InvalidValueError(f"The model has no leaf {unknown.removesuffix(' besides')}.")
+    if unknown := [repr(path) for path in values if path not in expected]:
+        raise InvalidValueError(f"The model has no leaf {few(unknown)}.")
 
     def changed(prefix: str, tree: PyTree) -> PyTree:
         def one(path: tuple[Any, ...], leaf: Any) -> Any:

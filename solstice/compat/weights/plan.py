@@ -36,6 +36,9 @@ from solstice.compat.weights.words import is_ignored, is_out_in, says_layout, sa
 from solstice.tree.kinds import is_typed_key
 from solstice.tree.pytree import PyTree
 
+# How leaves were matched about which there is no doubt.
+_SURE = (BY_NAME, BY_GATES)
+
 
 class Plan:
     """What goes where, as far as it is known.
@@ -300,9 +303,6 @@ class Plan:
             cast = _cast([arrays[name] for name in names], old)
             said = ", ".join(filter(None, ("" if turned == "as it is" and cast else turned, cast)))
             yield LoadedLeaf(leaf, tuple(names), how, said, others)
-
-
-_SURE = (BY_NAME, BY_GATES)
 
 
 def _as_named(use: Use) -> Use:

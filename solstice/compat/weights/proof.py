@@ -93,13 +93,13 @@ def as_expected(outputs: PyTree, found: PyTree) -> PyTree:
     Raises:
         ValueError: They have another structure or other shapes; both are described.
     """
+
+    def array(leaf: Any) -> np.ndarray:
+        return from_tensor(leaf) if is_tensor(leaf) else np.asarray(leaf)
+
     try:
-        if isinstance(found, np.ndarray):
-            expected = from_tensor(outputs) if is_tensor(outputs) else np.asarray(outputs)
-        else:
-            expected = jax.tree.map(
-                lambda leaf: from_tensor(leaf) if is_tensor(leaf) else np.asarray(leaf), outputs
-            )
+        alone = isinstance(found, np.ndarray)  # lists of numbers are no trees then
+        expected = array(outputs) if alone else jax.tree.map(array, outputs)
     except ValueError:  # lists of no shape
         expected = None
     shapes = [jax.tree.map(np.shape, tree) for tree in (found, expected)]

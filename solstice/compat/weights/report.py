@@ -16,7 +16,7 @@ from solstice.compat.weights.files.sources import read
 from solstice.compat.weights.proof import as_expected, difference, evaluation
 from solstice.compat.weights.unequal import explained
 from solstice.errors import InvalidValueError
-from solstice.tree.names import elided
+from solstice.tree.names import elided, few
 from solstice.tree.pytree import PyTree
 
 _WIDTH = 44
@@ -140,7 +140,7 @@ class LoadReport:
     def __str__(self) -> str:
         names = elided([row.leaf for row in self.rows], _WIDTH)
         lines = [
-            [leaf, _few(row.sources, 2), row.how + " *" * bool(row.others), row.turned]
+            [leaf, few(row.sources, 2), row.how + " *" * bool(row.others), row.turned]
             for leaf, row in zip(names, self.rows, strict=True)
         ]
         table = [["leaf", "from", "how", "turned"], *lines]
@@ -158,7 +158,7 @@ class LoadReport:
             ("kept", list(self.kept)),
             ("ignored", list(self.ignored)),
         ]
-        parts = [f"{name}: {_few(some, 4)}" for name, some in said if some]
+        parts = [f"{name}: {few(some, 4)}" for name, some in said if some]
         return "\n".join([*text, *([""] if parts or self.notes else []), *parts, *self.notes])
 
     def __repr__(self) -> str:
@@ -176,11 +176,6 @@ def shapes(leaves: dict[str, tuple[int, ...]]) -> list[str]:
     return [f"{name} {shape}" for name, shape in leaves.items()]
 
 
-def _few(names: Sequence[str], most: int) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def check_left(
     source: str,
     missing: dict[str, tuple[int, ...]],
@@ -196,9 +191,9 @@ def check_left(
         return
     parts = []
     if missing:
-        parts.append(f"nothing was found for {_few(shapes(missing), 6)} of the model")
+        parts.append(f"nothing was found for {few(shapes(missing), 6)} of the model")
     if unused:
-        parts.append(f"{_few(shapes(unused), 6)} of {source} went nowhere")
+        parts.append(f"{few(shapes(unused), 6)} of {source} went nowhere")
     fits = [
         (name, leaf)
         for leaf, shape in missing.items()

@@ -68,3 +68,12 @@ def test_a_wrong_path_or_shape_is_told(model):
         with_leaves(model, {"params/kernel": np.ones(3)})
     with pytest.raises(ValueError, match=r"shape \(3, 2\); the value has \(2, 3\)"):
         with_leaves(model, {"params/layer/kernel": np.ones((2, 3))})
+
+
+def test_a_name_is_no_part_of_a_message():
+    params = {"have w": jnp.ones(2), "b": jnp.zeros(2)}
+    model = compat.FunctionModel(
+        lambda key, x: params, lambda params, x: x * params["b"], jnp.ones((1, 2)), key=0
+    )
+    changed = with_leaves(model, {"params/b": np.ones(2)})
+    assert np.asarray(changed.params["b"]).tolist() == [1, 1]

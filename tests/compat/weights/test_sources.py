@@ -294,6 +294,12 @@ def test_without_torch_its_files_are_not_unpickled(tmp_path, monkeypatch, suffix
     assert (tmp_path / "ran").exists()
 
 
+def test_a_file_of_keras_whose_first_variable_is_missing_keeps_its_paths(tmp_path):
+    with h5py.File(path := tmp_path / "odd.weights.h5", "w") as file:
+        file["layers/dense/vars/1"] = np.ones(3)
+    assert list(read(path).arrays) == ["layers/dense/vars/1"]
+
+
 @pytest.mark.parametrize(("package", "install"), [("h5py", "h5py"), ("orbax", "orbax-checkpoint")])
 def test_a_missing_package_is_told_with_its_command(tmp_path, monkeypatch, package, install):
     if package == "h5py":

@@ -9,6 +9,7 @@ import io
 import re
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,7 +65,8 @@ def _datasets(path: Path, file: Path | io.BytesIO) -> dict[str, np.ndarray]:
             opened.visititems(note)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise damaged(path, f"it is not a complete HDF5 file ({error})") from error
-    names = {name: _name(name, arrays, own) for name in sorted(arrays, key=natural)}
+    counts = Counter(name.rpartition("/vars/")[0] for name in arrays)
+    names = {name: _name(name, arrays, own, counts) for name in sorted(arrays, key=natural)}
     if len(set(names.values())) < len(names):  # two layers of a name, in parts of the network
         return {name: arrays[name] for name in names}
     return {new: arrays[name] for name, new in names.items()}
@@ -84,15 +86,16 @@ _VARIABLES = {
 _KERNELS = {1: ("kernel",), 2: ("kernel", "bias")}
 
 
-def _name(path: str, arrays: dict[str, np.ndarray], own: dict[str, str]) -> str:
+def _name(
+    path: str, arrays: dict[str, np.ndarray], own: dict[str, str], counts: Counter[str]
+) -> str:
     """Return the name of an array, of its path in the file."""
     layer, found, place = path.rpartition("/vars/")
-    if not found or not place.isdigit():
+    if not found or not place.isdigit() or f"{layer}/vars/0" not in arrays:
         return path
-    inside = [name for name in arrays if name.rpartition("/vars/")[0] == layer]
     kind = re.sub(r"_\d+$", "", layer.rpartition("/")[2])
     by_count = _VARIABLES.get(kind, _KERNELS if arrays[f"{layer}/vars/0"].ndim > 1 else {})
-    variables = by_count.get(len(inside), tuple(map(str, range(len(inside)))))
+    variables = by_count.get(counts[layer], tuple(map(str, range(counts[layer]))))
     variable = variables[int(place)] if int(place) < len(variables) else place
     parts, names = layer.split("/"), []
     for end, part in enumerate(parts, 1):

@@ -22,6 +22,7 @@ from solstice.compat.weights.files.shards import SHARDS, is_sharded, read_safete
 from solstice.compat.weights.files.torch import from_tensor, is_tensor, read_torch
 from solstice.errors import InvalidTypeError, InvalidValueError, MissingFileError
 from solstice.tree.kinds import is_typed_key
+from solstice.tree.names import few
 from solstice.tree.naming import flatten_with_paths
 from solstice.tree.tensors import damaged
 
@@ -36,10 +37,12 @@ _READERS = {
     ".ckpt": read_torch,
     ".bin": read_torch,
 }
-_PICKLES = (".pkl", ".pickle", ".joblib", ".dill", ".npy")
+_REFUSED = {
+    ".npy": "it is one array without a name",
+    **dict.fromkeys((".pkl", ".pickle", ".joblib", ".dill"), "pickles run code when they are read"),
+}
 # Keys under which torch programs keep the state dict in a checkpoint.
 _NESTS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
-_NOTED = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +116,10 @@ def _read_path(path: Path) -> Source:
         return Source(place, read_shards(path), in_order=False)
     suffix = path.suffix.lower()
     if suffix not in _READERS:
-        why = "pickles run code when they are read" if suffix in _PICKLES else "its suffix"
-        why = "it is one array without a name" if suffix == ".npy" else why
+        why = _REFUSED.get(suffix, f"its suffix is {suffix!r}")
         raise InvalidValueError(
             f"source is expected to be a file whose suffix is one of {', '.join(_READERS)}; "
-            f"{place} is not read: {why}{f' is {suffix!r}' if suffix not in _PICKLES else ''}. "
+            f"{place} is not read: {why}. "
             f"Write the arrays, by name, with safetensors.numpy.save_file or numpy.savez, or pass "
             f"them as a mapping."
         )
@@ -147,8 +149,7 @@ def _of_mapping(place: str, mapping: Mapping[Any, Any], argument: str = "source"
     notes: tuple[str, ...] = ()
     if nest := _state_dict(mapping):
         others = [repr(name) for name in mapping if name != nest]
-        more = f" and {len(others) - _NOTED} more" if len(others) > _NOTED else ""
-        left = f"; {', '.join(others[:_NOTED])}{more} were left" if others else ""
+        left = f"; {few(others)} were left" if others else ""
         notes = (f"The arrays are those under {nest!r}{left}.",)
         mapping = mapping[nest]
     arrays: dict[str, np.ndarray] = {}
