@@ -46,7 +46,7 @@ from solstice.experiments import (
     RegressionExperiment,
 )
 from solstice.exporting.export import export
-from solstice.exporting.exported import load_exported
+from solstice.exporting.exported import Exported, load_exported
 from solstice.metrics import ClassificationMetrics, Metrics, RegressionMetrics, reduce
 from solstice.saving import restore
 from solstice.step import jit
@@ -71,6 +71,7 @@ __all__ = [
     "EnvironmentCallback",
     "EvaluationCallback",
     "Experiment",
+    "Exported",
     "HistoryCallback",
     "LoggingCallback",
     "Metrics",

@@ -21,7 +21,7 @@ from solstice.experiment import Experiment
 from solstice.experiments.task import Names
 from solstice.exporting import folder
 from solstice.exporting.forms import Form
-from solstice.exporting.programs import Traced, lowered, traced, with_batch
+from solstice.exporting.programs import FixedSizeError, Traced, lowered, traced, with_batch
 from solstice.exporting.single import check_single
 from solstice.exporting.subject import Function, example_of, subject
 from solstice.tree.kinds import is_array
@@ -180,7 +180,7 @@ def _traced(
         if isinstance(error, SolsticeError) or fixed == leaves or not _traces(flat, arrays, fixed):
             raise
         first = str(error).partition("\n")[0]
-        raise InvalidValueError(
+        raise FixedSizeError(
             f"batch={'any'!r} is expected to suit a network whose program is the same for any "
             f"number of examples; tracing {type(thing).__name__} with {describe(shapes)} failed: "
             f"{type(error).__name__}: {first} Let the network ask for no number: x.shape[0] or -1 "

@@ -59,6 +59,21 @@ class Exported(Shown):
         outputs_are: What the outputs are, in words, such as "logits, one for each class".
         platforms: What it runs on: "cpu", "cuda", "rocm", "tpu".
         versions: The versions of Solstice and JAX that wrote it.
+
+    >>> import numpy as np, optax, solstice, tempfile
+    >>> from jax.example_libraries import stax
+    >>> x, path = np.eye(4, dtype="float32"), tempfile.mkdtemp() + "/classifier"
+    >>> exp = solstice.ClassificationExperiment(
+    ...     stax.serial(stax.Dense(2)), optax.adam(0.1), example_input=x, key=0
+    ... )
+    >>> solstice.export(exp, path, classes=["odd", "even"], platforms="cpu")
+    >>> def answers(exported: solstice.Exported, x) -> dict[str, int]:
+    ...     names, counts = np.unique(exported.predict(x), return_counts=True)
+    ...     return dict(zip(names.tolist(), counts.tolist()))
+    >>> sum(answers(solstice.load_exported(path), x).values())
+    4
+    >>> solstice.load_exported(path).outputs_are
+    'logits, one for each class along the last axis'
     """
 
     def __init__(self, path: str, content: folder.Content) -> None:

@@ -12,6 +12,10 @@ from solstice.errors import InvalidValueError, SolsticeError
 from solstice.tree.pytree import PyTree
 
 
+class FixedSizeError(InvalidValueError):
+    """A network's program is another for another number of examples."""
+
+
 class Traced(NamedTuple):
     """A function, traced.
 

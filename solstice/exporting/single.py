@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from solstice.errors import InvalidValueError
-from solstice.exporting.programs import Traced, exported
+from solstice.exporting.programs import FixedSizeError, Traced, exported
 from solstice.tree.programs import equations
 
 Flat = Callable[[dict[str, Any], list[Any]], Any]
@@ -51,7 +50,7 @@ def check_single(
     ours = jax.tree.leaves(exported(program).call(program.weights, inputs))
     its = jax.tree.leaves(jax.jit(function)(arrays, inputs))
     if not all(map(_are_near, ours, its)):
-        raise InvalidValueError(
+        raise FixedSizeError(
             "batch='any' is expected to suit a network whose program is the same for any number of "
             "examples; for one example, this network computes something else than the program. "
             "Leave out an `if` on the number of examples (x.shape[0] == 1), or fix the number: "

@@ -29,7 +29,8 @@ class Law:
         draw: Returns the Hypothesis strategy of each input, by name, for a subject.
         needs: An optional part of the subject, without which the law is skipped.
         of: The class of its subjects.
-        lacks: What to say where it is skipped; by default, that `needs` was not given.
+        lacks: What to say where it is skipped; by default, that `needs` was not given. A law that
+            finds out while it is checked raises `unittest.SkipTest` with what to say.
     """
 
     name: str
@@ -56,7 +57,8 @@ class Law:
 
         Raises:
             TypeError: The subject is of another kind.
-            unittest.SkipTest: The subject lacks what the law needs; pytest reports it as skipped.
+            unittest.SkipTest: The law says nothing about the subject, and why; pytest reports it as
+                skipped.
             LawError: It is broken; the cause is the error with the smallest input found.
         """
         arguments.instance(subject, "subject", self.of, f"of the class {self.of.__name__}")
@@ -66,6 +68,8 @@ class Law:
         drawn: dict[str, Any] = {}
         try:
             self._run(subject, examples, drawn)
+        except unittest.SkipTest as why:
+            raise unittest.SkipTest(f"{self.name}: {why}") from None
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             inputs = ", ".join(f"{name}={value!r}" for name, value in drawn.items()) or "any"
@@ -219,11 +223,10 @@ def run(
         if law.name in excluded:
             outcomes.append(Outcome(law, skipped=f"excluded{excluded[law.name]}"))
             continue
-        if law.says_nothing(subject):
-            outcomes.append(Outcome(law, skipped=law.lack()))
-            continue
         try:
             law.check(subject, examples=examples)
+        except unittest.SkipTest as why:
+            outcomes.append(Outcome(law, skipped=str(why).removeprefix(f"{law.name}: ")))
         except LawError as error:
             outcomes.append(Outcome(law, error=error))
         else:

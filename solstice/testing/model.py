@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from solstice.compat.freeze import freeze
-from solstice.compat.model import Model
+from solstice.compat.model import Model, boxed_weights
 from solstice.compat.registry import as_model
 from solstice.testing.compare import (
     assert_close,
@@ -20,6 +20,7 @@ from solstice.testing.compare import (
     values,
 )
 from solstice.testing.law import EXAMPLES, Law, LawBook, Report, run
+from solstice.testing.model_exports import EXPORT_LAWS
 from solstice.testing.model_subject import ModelSubject, Native
 from solstice.testing.model_surgery import SURGERY_LAWS
 from solstice.testing.model_weights import WEIGHT_LAWS
@@ -342,11 +343,14 @@ def one_key_makes_one_model(subject: ModelSubject, seed: int) -> None:
 
 @_book.law()
 def keys_decide_parameters(subject: ModelSubject) -> None:
-    """Another key initialises other parameters, unless all of them start as constants."""
-    one, two = values(subject.made(0).params), values(subject.made(1).params)
+    """Another key initialises other weights, unless all of them start as constants."""
+    # Frozen ones too: the key may decide the network alone, or the factors that adapt it.
+    one, two = (values(boxed_weights(subject.made(seed))) for seed in (0, 1))
     random = [path for path, leaf in one.items() if leaf.size > 1 and np.ptp(leaf) > 0]
     assert not random or any(one[path].tobytes() != two[path].tobytes() for path in random), (
-        "two keys give the same parameters: the seed is ignored"
+        "two keys give the same weights: the seed is ignored. make_model is expected to use its "
+        "key, as lambda key: as_model(network, example, key=key), or for factors in a trained "
+        "network, lambda key: compat.lora(model, rank=4, key=key)"
     )
 
 
@@ -437,7 +441,7 @@ def equals_the_native_call(subject: ModelSubject, seed: int) -> None:
         )
 
 
-MODEL_LAWS: tuple[Law, ...] = (*_book.laws, *SURGERY_LAWS, *WEIGHT_LAWS)
+MODEL_LAWS: tuple[Law, ...] = (*_book.laws, *SURGERY_LAWS, *WEIGHT_LAWS, *EXPORT_LAWS)
 
 
 def check_model(
@@ -453,7 +457,8 @@ def check_model(
     """Check every law of a `Model` on an adapter, and return the report.
 
     Args:
-        make_model: Makes the model from a key; the network it adapts is made once, outside.
+        make_model: Makes the model from a key; the network it adapts is made once, outside. For a
+            network with factors, `lambda key: compat.lora(make(key), rank=4, key=key)`.
         batch: A batch's inputs (no labels), of two examples or more; a tuple is several inputs.
         exclude: Names of laws to leave out, or a mapping from them to reasons.
         native: The library's call, `native(model.unwrap(), *inputs, key=..., train=...)`, returning

@@ -36,12 +36,13 @@ _KNOWN = {
 
 @functools.cache
 def packages() -> tuple[ModuleType, ModuleType]:
-    """Return the packages for files, safetensors and xxhash.
+    """Return the packages for files, safetensors and xxhash; filelock is asked for too.
 
     Raises:
         MissingPackageError: One is not installed.
     """
     try:
+        import filelock  # noqa: F401 - for locks
         import safetensors
         import xxhash
     except ModuleNotFoundError as error:

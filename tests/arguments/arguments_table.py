@@ -105,6 +105,7 @@ EXEMPT: dict[str, str] = {
     "compat.WrappedModel.*": "as the network's own model",
     "compat.missing_key": "it returns an error",
     "compat.*Model.library_name": "`compat.save` calls it",
+    "Exported": "`load_exported` returns it",
     "compat.LoadReport": "`compat.load` returns it",
     "compat.LoadedLeaf": "a row of a `LoadReport`",
     "compat.overwrite": "an adapter calls it with trees that it has checked",

@@ -272,6 +272,12 @@ row(
     preprocess=optional(function(lambda x: x)),
 )
 row("load_exported", path=only(Made(export)))
+for name in ("__call__", "predict"):  # `ODD_INPUTS` of `test_export.py` has odd ones
+    row(
+        f"Exported.{name}",
+        on=lambda: solstice.load_exported(export()),
+        inputs=given((BATCH,)),
+    )
 
 for name in ("leaves_by_path", "paths"):
     row(f"tree.{name}", tree=given(TREE), is_leaf=optional(function(lambda node: False)))

@@ -313,6 +313,8 @@ def test_a_framework_is_a_file_and_a_line(tmp_path, monkeypatch):
     with pytest.raises(TypeError, match="- a toy"):
         as_model("text")
     report = solstice.testing.check_model(lambda key: compat.ToyModel(network, X, key=key), X)
+    said = {one.law.name for one in report.outcomes if one.error is None and one.skipped is None}
+    assert {"a_converted_network_goes_on", "exports_give_the_same_bits"} < said
     assert len(report.outcomes) > 20 and not report.failures
     for name in ("toy", "toy_adapter"):
         monkeypatch.delitem(sys.modules, name)

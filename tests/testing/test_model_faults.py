@@ -3,7 +3,10 @@
 `FAULTS` maps each law to a broken way to make a model; a sound network passes them all.
 """
 
+import importlib.util
 import itertools
+import re
+import unittest
 
 import equinox as eqx
 import jax
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 
 from solstice import compat
-from solstice.testing import MODEL_LAWS, LawError, ModelSubject
+from solstice.testing import MODEL_LAWS, LawError, ModelSubject, check_model
 from solstice.tree import replace
 
 X = jax.random.normal(jax.random.key(7), (6, 4))
@@ -451,12 +454,67 @@ class SettlesToNothing(Sound):
         return replace(self, state=jax.tree.map(jnp.zeros_like, self.state))
 
 
+class CorrectsItsFirstSteps(Sound):
+    """Keeps a sum and a count beside its average, and says nothing of them when settled."""
+
+    def __init__(self, key):
+        super().__init__(key)
+        self.state = self.state | {"sum": jnp.zeros(4), "steps": jnp.zeros(())}
+
+    def normalised(self, x, train):
+        old = self.state
+        moved = {"sum": old["sum"] + x.mean(0), "steps": old["steps"] + 1}
+        moved["mean"] = moved["sum"] / moved["steps"]
+        return x - (x.mean(0) if train else old["mean"]), (
+            replace(self, state=moved) if train else self
+        )
+
+
+class TreatsAFullBatchOtherwise(Sound):
+    def normalised(self, x, train):
+        h, new = super().normalised(x, train)
+        return h * (2 if x.shape[0] == len(X) else 1), new
+
+
+class IdleParameter(Sound):
+    """Has a parameter that no output depends on, whose value no example can prove."""
+
+    def __init__(self, key):
+        super().__init__(key)
+        self.params = self.params | {"idle": jnp.zeros(3)}
+        self.frozen = self.frozen | {"idle": None}
+
+
+class AsksTheHost(Sound):
+    def dropped(self, y, key, train):
+        y = super().dropped(y, key, train)
+        shape = jax.ShapeDtypeStruct(y.shape, y.dtype)
+        return jax.pure_callback(np.asarray, shape, y, vmap_method="sequential")
+
+
+class AsksForLen(Sound):
+    """Asks for the number of examples, which an export for any number cannot tell."""
+
+    def normalised(self, x, train):
+        h, new = super().normalised(x, train)
+        return h + jnp.zeros((len(x), 1)), new
+
+
 class NamesAlike(Sound):
     def library_name(self, name):
         return "weights"
 
 
+class WritesWhatItIsGiven(Sound):
+    """Settles its averages in the model that it was asked of, and not in a new one."""
+
+    def settle_averages(self):
+        self.state["mean"] = self.state["mean"] + 1
+        return replace(self, state={"mean": self.state["mean"] - 1})
+
+
 COUNTER = itertools.count()
+TRAINED = Sound(jax.random.key(3))
 
 FAULTS = {
     "leaves_are_arrays": [
@@ -519,6 +577,15 @@ FAULTS = {
     ],
     "settling_averages_keeps_evaluation": [(SettlesToNothing, "before and after settling")],
     "saved_weights_come_back": [(NamesAlike, "weights")],
+    "a_converted_network_goes_on": [
+        (SettlesToNothing, "evaluation of a network and of what it is converted into"),
+        (CorrectsItsFirstSteps, "need `Model.settle_averages`"),
+        (WritesWhatItIsGiven, "both networks before and after convert"),
+    ],
+    "exports_give_the_same_bits": [
+        (CountsItsTraces, "6 examples, by the model and by its export"),
+        (TreatsAFullBatchOtherwise, "6 examples, by the model and by its export"),
+    ],
     "equals_the_native_call": [(OffByRounding, "through the adapter and by the library")],
 }
 
@@ -553,6 +620,51 @@ def sound():
 @pytest.mark.parametrize("law", MODEL_LAWS, ids=str)
 def test_a_sound_model_keeps(law, sound):
     law.check(sound, examples=2)
+
+
+@pytest.mark.parametrize(
+    ("law", "model", "reason"),
+    [
+        ("a_converted_network_goes_on", IdleParameter, "its outputs do not depend on params/idle"),
+        ("exports_give_the_same_bits", AsksTheHost, r"functions on the host \(pure_callback\)"),
+    ],
+)
+def test_a_law_that_says_nothing_of_a_network_tells_why(law, model, reason):
+    with pytest.raises(unittest.SkipTest, match=rf"^{law}: .*{reason}"):
+        LAWS[law].check(ModelSubject(model, X))
+    others = [name for name in LAWS if name != law]
+    report = check_model(model, X, exclude=others, on_failure="report")
+    (said,) = (one.skipped for one in report.outcomes if one.law.name == law)
+    assert re.search(f"^(convert|the network).*{reason}", said)
+
+
+def test_a_network_with_a_program_for_each_size_is_exported_for_each():
+    LAWS["exports_give_the_same_bits"].check(ModelSubject(AsksForLen, X))
+
+
+def test_without_its_packages_exporting_is_left_out(monkeypatch):
+    found = importlib.util.find_spec
+    without = lambda name, *rest: None if name == "flatbuffers" else found(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    with pytest.raises(unittest.SkipTest, match="exports_give_the_same_bits: .*'flatbuffers'"):
+        LAWS["exports_give_the_same_bits"].check(ModelSubject(Sound, X))
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [
+        lambda key: compat.lora(Sound(key), rank=1, key=0),
+        lambda key: compat.lora(TRAINED, rank=1, key=key),
+    ],
+)
+def test_a_key_may_decide_the_network_alone_or_the_factors(factors):
+    LAWS["keys_decide_parameters"].check(ModelSubject(factors, X))
+
+
+def test_factors_of_one_key_in_one_network_are_told_how_to_be_made():
+    subject = ModelSubject(lambda key: compat.lora(TRAINED, rank=1, key=0), X)
+    with pytest.raises(LawError, match=r"lambda key: compat\.lora\(model, rank=4, key=key\)"):
+        LAWS["keys_decide_parameters"].check(subject)
 
 
 @pytest.mark.parametrize(("law", "fault", "message"), CASES)

@@ -17,6 +17,7 @@ from solstice.compat.weights.pairs import ClashError, Pair, values
 from solstice.compat.weights.proof import (
     TOLERANCE,
     Arrays,
+    UnprovenError,
     difference,
     drawn,
     evaluation,
@@ -83,7 +84,7 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     source, target = _Side(merge(model), inputs), _Side(like.settle_averages(), inputs)
     reference = source.run(source.arrays)
     if not is_finite(reference):
-        raise InvalidValueError(
+        raise UnprovenError(
             "convert() proves its result by outputs; those of model on the example are not finite."
         )
     _check_outputs(reference, target.run(target.arrays))
@@ -212,7 +213,7 @@ def _check_used(uses: Trace) -> None:
     """Raise if the outputs do not depend on a parameter of `like`."""
     idle = [path for path in uses.unused if path.startswith("params/")]
     if idle:
-        raise InvalidValueError(
+        raise UnprovenError(
             f"convert() finds by use what each parameter of like is for; on this example, its "
             f"outputs do not depend on {', '.join(idle[:3])}. Give an example that needs them, or "
             f"a `like` without them."

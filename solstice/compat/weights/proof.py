@@ -20,6 +20,10 @@ TOLERANCE = 1e-5
 Arrays = Mapping[str, Any]
 
 
+class UnprovenError(InvalidValueError):
+    """An example cannot show whether two networks compute the same."""
+
+
 def evaluation(model: Model, inputs: tuple[PyTree, ...]) -> Callable[[Arrays], PyTree]:
     """Return a compiled function of a model's arrays that gives its outputs in evaluation."""
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from solstice.compat.weights.pairs import Pair
+from solstice.compat.weights.proof import UnprovenError
 from solstice.compat.weights.uses import Use
-from solstice.errors import InvalidValueError
 
 
 def whole(
@@ -38,7 +38,7 @@ def whole(
             continue
         rest = _rest(given, own, source, np.shape(target[leaf]))
         if rest is None:
-            raise InvalidValueError(
+            raise UnprovenError(
                 f"{leaf}: the example uses {int((given >= 0).sum())} of its {given.size} elements, "
                 f"and the rest cannot be told from model's. Give an example that uses all of it, "
                 f"such as the longest sequence."
