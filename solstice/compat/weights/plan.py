@@ -47,10 +47,13 @@ class Plan:
         model: The model that is loaded into.
         source: Where the arrays come from.
         names: From the arrays to use, to the names to match them by.
+        reasons: Why some arrays may be left over.
         by_name: From leaves that were matched by name to their arrays.
     """
 
-    def __init__(self, model: Model, source: Source, names: Mapping[str, str]) -> None:
+    def __init__(
+        self, model: Model, source: Source, names: Mapping[str, str], reasons: Sequence[str] = ()
+    ) -> None:
         self.model, self.source, self.names = model, source, dict(names)
         self.by_name: dict[str, str] = {}
         self._found = Assignment([], [], [])
@@ -59,7 +62,7 @@ class Plan:
         self._trace: Trace | None = None
         self._how: str | None = None
         self._notes = list(source.notes)
-        self._reasons: list[str] = []
+        self._reasons = list(reasons)
 
     def match_names(self, leaves: Mapping[str, Any], *, sure: bool) -> None:
         """Match leaves with arrays of their own names and shapes.
