@@ -158,7 +158,7 @@ def norms(torch):
 )  # fmt: skip
 def test_real_norms_of_torch_give_its_outputs(case):
     torch = pytest.importorskip("torch")
-    import torch.nn.utils.prune  # noqa: F401
+    import torch.nn.utils.prune
 
     torch.manual_seed(0)
     make, twin = norms(torch)[case]
