@@ -124,11 +124,11 @@ def _misfit(
         return "is of a kind whose gates are not known"
     theirs = named.gates
     if cell.gates == GRU and None is not theirs.early != gates.early:
-        when = ["after the product with the carry", "before it"]
-        said = when[bool(theirs.early)], when[not theirs.early]
+        first, second = ("before", "after") if theirs.early else ("after", "before")
         return (
-            f"is a GRU that resets {said[0]}, and the model's resets {said[1]}: no weights make "
-            f"them equal. Give the model a GRU of that kind (Keras: reset_after={not theirs.early})"
+            f"is a GRU that resets {first} the product with the carry, and the model's resets "
+            f"{second} it: no weights make them equal. Give the model a GRU of the other kind "
+            f"(Keras: reset_after={not theirs.early})"
         )
     for gate, letter in enumerate(gates.order):
         its = named.cell.bias(theirs.order.index(letter))

@@ -1,6 +1,5 @@
 """What goes where in `compat.load`: first what names say, then what a trace does, then outputs."""
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence

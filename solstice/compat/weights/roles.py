@@ -163,7 +163,8 @@ class _Walk:
         known = [value for value in ins if isinstance(value, Known)]
         epsilon = known[0].scalar() if name == "add" and known else None
         alone = len(flows) == 1 and before == after
-        return Flow(of, epsilon=epsilon, merged=first.merged if alone else ())
+        uses = first.uses if name == "add" and known else ()
+        return Flow(of, epsilon=epsilon, uses=uses, merged=first.merged if alone else ())
 
     def _use(self, eqn: JaxprEqn, ins: list[Value], place: int, piece: Piece) -> None:
         name, p, index = eqn.primitive.name, eqn.params, piece.index

@@ -1,7 +1,7 @@
 """Transposed convolutions: which ones are, and how each library keeps their kernels.
 
-Of stride 1, a transposed convolution is the same operation as a plain one, so its operation does not
-tell. The function that asked for it does.
+Of stride 1, a transposed convolution is the same operation as a plain one, so its operation does
+not tell. The function that asked for it does.
 """
 
 import re
@@ -74,7 +74,9 @@ def transposed_layouts(
 
 
 def _grouped(index: np.ndarray, wanted: Set[tuple[int, ...]]) -> list[np.ndarray]:
-    """Return torch's (spatial..., in, out of a group) as it is, and as (spatial..., in / groups, out).
+    """Return torch's (spatial..., in, out of a group) as it is, and for groups that are wanted.
+
+    Those are (spatial..., in / groups, out).
 
     The k-th inputs of all groups lie side by side: each group's outputs follow the last group's.
     """

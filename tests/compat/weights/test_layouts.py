@@ -181,7 +181,9 @@ def function(x, weights):
 
 def test_padding_in_full_by_one_s_own_code_hints_at_a_transposed_convolution():
     state, kernel = {"0.weight": normal(4, 4, 3, 3)}, np.zeros((3, 3, 4, 4), np.float32)
-    model = compat.as_model(lambda params, x: function(x, params), params={"kernel": kernel})
+    model = compat.FunctionModel(
+        lambda _, x: {"kernel": kernel}, lambda params, x: function(x, params), IMAGES, key=0
+    )
     with pytest.warns(UserWarning, match="read as of a plain one"):
         compat.load(model, state, example=IMAGES)
     turned = np.flip(state["0.weight"], (2, 3)).transpose(2, 3, 0, 1)
