@@ -47,6 +47,8 @@ class Match:
         uses: How the source's layer is read.
         how: How it was found.
         group: Which matches it could be exchanged with; None if a name decided.
+        layouts: How the source's layer may be read, the likeliest, `uses`, first.
+        doubt: Why another layout could be meant; empty if none could.
     """
 
     target: Layer
@@ -54,6 +56,22 @@ class Match:
     uses: tuple[Use, ...]
     how: str
     group: Any = None
+    layouts: tuple[tuple[Use, ...], ...] = ()
+    doubt: str = ""
+
+    @property
+    def leaf(self) -> str:
+        """The source's leaf that the layer is named for."""
+        return self.uses[0].leaf
+
+    def exchanged(self, other: "Match") -> "Match":
+        """Return the match with the source's layer of another."""
+        uses = other.source.reading(signature_of(self.target.uses)) or other.uses
+        return dataclasses.replace(self, source=other.source, uses=uses)
+
+    def read(self, layout: tuple[Use, ...]) -> "Match":
+        """Return the match with its source read in another layout."""
+        return dataclasses.replace(self, uses=layout)
 
     def pairs(self, others: tuple[str, ...] = ()) -> list[Pair]:
         """Return the uses of the model's layer with those of the source's."""
@@ -103,12 +121,6 @@ def assign(targets: Sequence[Layer], sources: Sequence[Layer]) -> Assignment:
     _by_main(found)
     _by_likeness(found)
     return found
-
-
-def ambiguous(matches: Iterable[Match]) -> list[list[Match]]:
-    """Return the groups of matches that could be exchanged, of two and more."""
-    groups = _grouped((one for one in matches if one.group is not None), lambda one: one.group)
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def _grouped(layers: Iterable[_T], key: Callable[[_T], Any]) -> dict[Any, list[_T]]:

@@ -1,64 +1,105 @@
-"""Alike layers exchanged until the model gives the outputs that were given."""
+"""Alike layers exchanged, and doubtful layouts changed, until the model gives the right outputs."""
 
-import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-from solstice.compat.weights.assign import Match, ambiguous
-from solstice.compat.weights.layers import signature_of
+from solstice.compat.weights.assign import Match
+from solstice.compat.weights.cell_matches import CellMatch
 from solstice.compat.weights.proof import TOLERANCE
 
 # How many assignments are tried.
 _TRIES = 200
+Matched = Match | CellMatch
+_Exchange = Callable[[Any, Any], Matched]
+
+
+def ambiguous(matches: Iterable[Matched]) -> list[list[Matched]]:
+    """Return the groups of matches that could be exchanged, of two and more."""
+    groups: dict[Any, list[Matched]] = defaultdict(list)
+    for match in matches:
+        if match.group is not None:
+            groups[match.group].append(match)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def nearest_exchange(
-    matches: Sequence[Match], far: Callable[[list[Match]], float]
-) -> list[Match] | None:
-    """Return the first assignment that is near enough: all are tried if they are few, or swaps.
+    matches: Sequence[Matched], far: Callable[[list[Matched]], float], exchanged: _Exchange
+) -> list[Matched] | None:
+    """Return the first assignment that is near enough.
+
+    If they are few, all orders of alike layers are tried, with all layouts that were told to be
+    doubtful. Then, or if they are many, the nearest one is changed as long as it gets nearer, also
+    by layouts that nothing spoke for.
 
     Args:
         matches: The assignment to begin with.
         far: Returns how far the outputs of an assignment are from those wanted.
+        exchanged: Returns the first match with the source of the second.
     """
     groups = ambiguous(matches)
-    fixed = [match for match in matches if not any(match in group for group in groups)]
     many = math.prod(math.factorial(len(group)) for group in groups)
-    if many <= _TRIES:
-        for orders in itertools.product(*map(itertools.permutations, groups)):
-            moved = [
-                _moved(match, other)
-                for group, order in zip(groups, orders, strict=True)
-                for match, other in zip(group, order, strict=True)
-            ]
-            if far([*fixed, *moved]) <= TOLERANCE:
-                return [*fixed, *moved]
-        return None
-    best, left = list(matches), _TRIES - 1
-    nearest = far(best)
+    many *= math.prod(len(match.layouts) for match in matches if match.doubt)
+    few = many <= _TRIES
+    best, nearest, tries = list(matches), math.inf, 0
+    for assignment in _all(matches, exchanged) if few else [best]:
+        tries += 1
+        if (gap := far(assignment)) < nearest:
+            best, nearest = assignment, gap
+        if nearest <= TOLERANCE:
+            return best
     improved = True
-    while improved and nearest > TOLERANCE:
+    while improved:
         improved = False
-        for group in ambiguous(best):
-            for one, other in itertools.combinations(group, 2):
-                if left == 0 or one not in best or other not in best:
-                    continue
-                swapped = [
-                    _moved(match, other)
-                    if match is one
-                    else _moved(match, one)
-                    if match is other
-                    else match
-                    for match in best
-                ]
-                left -= 1
-                if (gap := far(swapped)) < nearest:
-                    best, nearest, improved = swapped, gap, True
-    return best if nearest <= TOLERANCE else None
+        for moved in _moves(best, exchanged, whole=few):
+            if tries == _TRIES:
+                return None
+            tries += 1
+            if (gap := far(moved)) < nearest:
+                best, nearest, improved = moved, gap, True
+                if nearest <= TOLERANCE:
+                    return best
+                break
+    return None
 
 
-def _moved(match: Match, other: Match) -> Match:
-    """Return a match with the source's layer of another."""
-    uses = other.source.reading(signature_of(match.target.uses)) or other.uses
-    return dataclasses.replace(match, source=other.source, uses=uses)
+def _all(matches: Sequence[Matched], exchanged: _Exchange) -> Iterator[list[Matched]]:
+    """Yield every order of alike layers with every layout that is in doubt."""
+    groups = ambiguous(matches)
+    fixed = [match for match in matches if not any(match in group for group in groups)]
+    for orders in itertools.product(*map(itertools.permutations, groups)):
+        moved = [
+            exchanged(match, other)
+            for group, order in zip(groups, orders, strict=True)
+            for match, other in zip(group, order, strict=True)
+        ]
+        several = [
+            [match.read(layout) for layout in match.layouts] if match.doubt else [match]
+            for match in (*fixed, *moved)
+        ]
+        yield from map(list, itertools.product(*several))
+
+
+def _moves(
+    matches: Sequence[Matched], exchanged: _Exchange, *, whole: bool
+) -> Iterator[list[Matched]]:
+    """Yield the assignments that differ in one layout, or in two alike layers, from one.
+
+    Args:
+        matches: The assignment.
+        exchanged: As above.
+        whole: Whether all orders and all doubtful layouts were tried.
+    """
+
+    def changed(*changes: tuple[Matched, Matched]) -> list[Matched]:
+        return [next((new for old, new in changes if old is match), match) for match in matches]
+
+    for group in [] if whole else ambiguous(matches):
+        for one, other in itertools.combinations(group, 2):
+            yield changed((one, exchanged(one, other)), (other, exchanged(other, one)))
+    for match in matches:
+        for layout in match.layouts if not (whole and match.doubt) else ():
+            if layout[0] is not match.uses[0]:
+                yield changed((match, match.read(layout)))

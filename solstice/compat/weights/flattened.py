@@ -4,6 +4,7 @@ torch and Equinox flatten channels first, the others last.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -60,26 +61,38 @@ def channels_before(uses: Sequence[Use]) -> dict[int, int]:
     return found
 
 
-def with_rows_of(
+def row_orders(
     target: Use, use: Use, channels: int, *, channels_first: bool
-) -> tuple[Use, str | None]:
-    """Return a named matrix with its rows in a traced one's order, and what is uncertain.
+) -> tuple[list[Use], str]:
+    """Return a named matrix with its rows in each order that a traced one's may mean, and a doubt.
+
+    The likeliest is first: the source's library flattens channels first, or last.
 
     Args:
         target: The model's, with the axes of its rows.
         use: The source's.
         channels: The number of channels, which tells the axis of the channels.
         channels_first: Whether the source's library flattens channels first.
+
+    Returns:
+        The orders, and why the likeliest one is uncertain; empty if it is not.
     """
     rows = target.rows
     if len(rows) < 2 or channels not in (rows[0], rows[-1]) or use.role != MATRIX:
-        return use, None
-    if rows[0] == rows[-1]:
-        return use, (
-            f"{target.leaf!r} takes flattened features {rows}, whose axes cannot be told apart: "
-            f"whether channels come first is unknown."
-        )
-    first = channels == rows[0]
-    if first == channels_first:
-        return use, None
-    return _reordered(use, rows, first_was_last=first), None
+        return [use], ""
+    axes = tuple(range(len(rows)))
+    same_ends, first = rows[0] == rows[-1], channels == rows[0]
+    likely = axes
+    if not same_ends and first != channels_first:
+        likely = (axes[-1], *axes[:-1]) if channels_first else (*axes[1:], axes[0])
+    others = (order for order in itertools.permutations(axes) if order != likely)
+    made = []
+    for order in (likely, *others):
+        held = np.arange(use.shape[0]).reshape([rows[axis] for axis in order])
+        places = held.transpose(np.argsort(order)).reshape(-1)
+        made.append(dataclasses.replace(use, index=use.index[places]))
+    doubt = (
+        f"{target.leaf!r} takes flattened features {rows}, whose axes cannot be told apart: "
+        f"whether channels come first is unknown."
+    )
+    return made, doubt if same_ends else ""

@@ -1,13 +1,13 @@
 """Which gate is which in a network's recurrent cells, found by running their loops.
 
 A cell's blocks are known from the trace, and which gate each is, from what the loop makes of
-numbers: its matrices are set to zero and its biases to a number for each block, and one turn of the
-loop changes a carry by the LSTM's formula for one order of the gates only.
+numbers: its matrices and biases for the carry are drawn at random, and one turn of the loop changes
+the carry by the formula of an LSTM or a GRU for one order of the gates only.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -18,40 +18,27 @@ from jax.extend.core import JaxprEqn, jaxpr_as_fun
 
 from solstice.compat.model import Model, as_inputs
 from solstice.compat.weights.leaves import float_leaves
-from solstice.compat.weights.recurrent import LSTM, SIMPLE, Cell
+from solstice.compat.weights.recurrent import GRU, LSTM, SIMPLE, Cell, Gates
 from solstice.compat.weights.roles import forward_jaxpr
+from solstice.compat.weights.uses import Use
 from solstice.tree.programs import bind, called, evaluate, scan_parts
 from solstice.tree.pytree import PyTree
 
-# Any four numbers whose gates differ well.
-_NUMBERS = np.array([0.3, -0.8, 1.1, -0.4])
-_CLOSE = 1e-4
-
-
-@dataclasses.dataclass(frozen=True)
-class Gates:
-    """What a cell's blocks are.
-
-    Attributes:
-        order: A letter a block: input, forget, candidate, output, as "ifgo".
-        forget: What the network adds to the forget gate, besides the bias.
-    """
-
-    order: str
-    forget: float = 0.0
+_CLOSE = {2: 3e-2}  # by the bytes of a number
+_CLOSE_ELSE = 1e-4
 
 
 def find_gates(model: Model, example: PyTree, cells: Sequence[Cell]) -> list[Gates | None]:
     """Return which gate each block of a model's cells is; None if it cannot be found out.
 
-    It finds those of LSTMs with a bias, and of simple cells, which have one block.
+    It finds those of LSTMs and GRUs, and of simple cells, which have one block.
 
     Args:
         model: The model.
         example: A batch's inputs.
         cells: Its cells, as its trace has them.
     """
-    if all(cell.gates != LSTM for cell in cells):
+    if all(cell.gates not in (GRU, LSTM) for cell in cells):
         return [Gates("h") if cell.gates == SIMPLE else None for cell in cells]
     inputs, arrays = as_inputs(example), float_leaves(model)
 
@@ -73,25 +60,69 @@ def find_gates(model: Model, example: PyTree, cells: Sequence[Cell]) -> list[Gat
 
     at_rest, found = turns(zeros), []
     for cell in cells:
-        biases = cell.other_bias if len(cell.other_bias) == LSTM else cell.input_bias
-        if cell.gates == SIMPLE:
-            found.append(Gates("h"))
+        if cell.gates not in (GRU, LSTM):
+            found.append(Gates("h") if cell.gates == SIMPLE else None)
             continue
-        if cell.gates != LSTM or len(biases) != LSTM:
-            found.append(None)
-            continue
-        values = dict(zeros)
-        for use, number in zip(biases, _NUMBERS, strict=True):
-            values[use.leaf] = values[use.leaf].copy()
-            values[use.leaf].reshape(-1)[use.index] = number
+        values = _drawn(cell, zeros)
         changed = (
             loop
             for loop, before in zip(turns(values), at_rest, strict=True)
             if loop.differs(before)
         )
         loop = next(changed, None)
-        found.append(None if loop is None else loop.lstm(cell.hidden))
+        found.append(None if loop is None else loop.gates(_Numbers(cell, values)))
     return found
+
+
+def _drawn(cell: Cell, zeros: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return values of leaves that are 0, but for what a cell does with the carry, and its biases."""
+    generator, values = np.random.default_rng(0), dict(zeros)
+    for use in (*cell.of_carry, *cell.input_bias, *cell.other_bias):
+        values[use.leaf] = values[use.leaf].copy()
+        numbers = generator.normal(size=use.index.size)
+        values[use.leaf].reshape(-1)[use.index.reshape(-1)] = numbers
+    return values
+
+
+class _Numbers:
+    """The numbers in a cell's blocks, as the network uses them, and the formulas of its kind."""
+
+    def __init__(self, cell: Cell, values: dict[str, np.ndarray]) -> None:
+        def used(use: Use) -> np.ndarray:
+            numbers = values[use.leaf].astype(float).reshape(-1)[use.index]
+            return use.factor * numbers + use.shift
+
+        self.hidden, self.gates = cell.hidden, cell.gates
+        self._matrices = [used(use) for use in cell.of_carry]
+        self._biases = [
+            [sum(map(used, side), np.zeros(cell.hidden)) for side in cell.bias(gate)]
+            for gate in range(cell.gates)
+        ]
+
+    def lstms(self, c: np.ndarray, h: np.ndarray) -> Iterator[tuple[Gates, list[np.ndarray]]]:
+        """Yield what each order of an LSTM's gates makes of the carry."""
+        blocks = [
+            h @ matrix + first + second
+            for matrix, (first, second) in zip(self._matrices, self._biases, strict=True)
+        ]
+        for order in itertools.permutations("ifgo"):
+            a = dict(zip(order, blocks, strict=True))
+            for forget in (0.0, 1.0, -1.0):
+                new = _sigmoid(a["f"] + forget) * c + _sigmoid(a["i"]) * np.tanh(a["g"])
+                yield Gates("".join(order), forget), [new, _sigmoid(a["o"]) * np.tanh(new)]
+
+    def grus(self, h: np.ndarray) -> Iterator[tuple[Gates, list[np.ndarray]]]:
+        """Yield what each kind of a GRU makes of the carry."""
+        for order in ("rzn", "zrn"):
+            matrix, bias = ({g: some[order.index(g)] for g in "rzn"} for some in
+                            (self._matrices, self._biases))  # fmt: skip
+            r, z = (_sigmoid(h @ matrix[g] + sum(bias[g])) for g in "rz")
+            late = np.tanh(bias["n"][0] + r * (h @ matrix["n"] + bias["n"][1]))
+            early = np.tanh(sum(bias["n"]) + (r * h) @ matrix["n"])
+            for is_early, n in ((False, late), (True, early)):
+                for inverted, part in ((False, z), (True, 1 - z)):
+                    gates = Gates(order, inverted=inverted, early=is_early)
+                    yield gates, [part * h + (1 - part) * n]
 
 
 @dataclasses.dataclass
@@ -107,32 +138,33 @@ class _Loop:
         pairs = zip(self.consts, other.consts, strict=True)
         return any(eqx.is_inexact_array(a) and not np.array_equal(a, b) for a, b in pairs)
 
-    def lstm(self, hidden: int) -> Gates | None:
-        """Return the order of gates by whose formula a turn changes the carry."""
+    def gates(self, numbers: _Numbers) -> Gates | None:
+        """Return the gates by whose formula a turn changes the carry."""
         places = [
             i
             for i, leaf in enumerate(self.carry)
-            if np.ndim(leaf) and leaf.shape[-1] == hidden and eqx.is_inexact_array(leaf)
+            if np.ndim(leaf) and leaf.shape[-1] == numbers.hidden and eqx.is_inexact_array(leaf)
         ]
-        turn = jax.jit(jaxpr_as_fun(self.body))
-        for cell, output in itertools.permutations(places, 2):
+        turn, generator = jax.jit(jaxpr_as_fun(self.body)), np.random.default_rng(1)
+        lstm = numbers.gates == LSTM
+        for chosen in itertools.permutations(places, 2 if lstm else 1):
             carry = list(self.carry)
-            c = np.linspace(-1, 1, carry[cell].size).reshape(carry[cell].shape)
-            carry[cell] = jnp.asarray(c, carry[cell].dtype)
-            after = turn(*self.consts, *carry, *self.inputs)
-            new_c, new_h = np.asarray(after[cell], float), np.asarray(after[output], float)
-            for order in itertools.permutations("ifgo"):
-                for forget in (0.0, 1.0, -1.0):
-                    b = dict(zip(order, _NUMBERS, strict=True))
-                    want = _sigmoid(b["f"] + forget) * c + _sigmoid(b["i"]) * np.tanh(b["g"])
-                    out = _sigmoid(b["o"]) * np.tanh(want)
-                    if np.abs(want - new_c).max() < _CLOSE and np.abs(out - new_h).max() < _CLOSE:
-                        return Gates("".join(order), forget)
+            for place in chosen:
+                drawn = generator.uniform(-1, 1, carry[place].shape)
+                carry[place] = jnp.asarray(drawn, carry[place].dtype)
+            before = [np.asarray(carry[place], float) for place in chosen]
+            outs = turn(*self.consts, *carry, *self.inputs)
+            after = [np.asarray(outs[place], float) for place in chosen]
+            close = _CLOSE.get(carry[chosen[0]].dtype.itemsize, _CLOSE_ELSE)
+            for gates, wanted in numbers.lstms(*before) if lstm else numbers.grus(*before):
+                gaps = [np.abs(a - b).max() for a, b in zip(after, wanted, strict=True)]
+                if max(gaps) < close:
+                    return gates
         return None
 
 
-def _sigmoid(x: float) -> float:
-    return float(1 / (1 + np.exp(-x)))
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
 
 
 def _noting_loops(loops: list[_Loop]) -> Callable[[JaxprEqn, list[Any]], list[Any]]:

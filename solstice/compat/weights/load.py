@@ -13,6 +13,7 @@ from solstice.arguments import describe
 from solstice.compat.model import Model, as_inputs, check_example
 from solstice.compat.surgery.wrapped import WrappedModel
 from solstice.compat.weights.files.sources import read
+from solstice.compat.weights.joined import joined
 from solstice.compat.weights.leaves import model_leaves
 from solstice.compat.weights.plan import Plan
 from solstice.compat.weights.renaming import Renames, renamed
@@ -92,8 +93,8 @@ def load(
     arguments.check_untraced((leaves, source, example, outputs), "load()")
     strict = arguments.flag(strict, "strict")
     inputs = _inputs(model, example, outputs)
-    found = read(source)
-    plan = Plan(model, found, renamed(found.arrays, rename))
+    found, reasons = joined(read(source), {model.library_name(leaf) for leaf in leaves})
+    plan = Plan(model, found, renamed(found.arrays, rename), reasons)
     wrapped = isinstance(model, WrappedModel)
     plan.match_names(leaves, sure=inputs is None or wrapped)
     if wrapped:

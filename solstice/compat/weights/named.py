@@ -7,7 +7,7 @@ first; the network that gets the arrays decides.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 import numpy as np
 
@@ -25,10 +25,13 @@ from solstice.compat.weights.uses import (
     conv_index,
 )
 from solstice.compat.weights.words import (
+    DEPTHWISE_KERNEL,
     FUSED,
     IN_OUT,
     OUT_IN,
+    POINTWISE_KERNEL,
     TABLES,
+    TRANSPOSED_KERNEL,
     VECTORS,
     Entry,
     is_ignored,
@@ -53,7 +56,12 @@ class Named:
 
 
 def read_names(
-    arrays: Mapping[str, np.ndarray], names: Mapping[str, str], *, in_order: bool
+    arrays: Mapping[str, np.ndarray],
+    names: Mapping[str, str],
+    *,
+    in_order: bool,
+    wanted: Set[tuple[int, ...]] = frozenset(),
+    loops: bool = True,
 ) -> Named:
     """Return what arrays are for.
 
@@ -62,6 +70,8 @@ def read_names(
         names: From those names to the ones to match by, which `rename` may have changed.
         in_order: Whether they are in the order of the network's definition. Otherwise they are
             sorted, by the numbers in their names.
+        wanted: The shapes of the network's transposed kernels, which tell how many groups they have.
+        loops: Whether the network has recurrent cells; otherwise no array is of one.
     """
     order = list(names) if in_order else sorted(names, key=natural)
     entries = [
@@ -69,11 +79,18 @@ def read_names(
         for name in order
         if not is_ignored(name)
     ]
-    cells, entries = split_cells(_numbered(entries))
+    entries = _numbered(entries)
+    cells, entries = split_cells(entries) if loops else ([], entries)
     groups: dict[str, list[Entry]] = {}
-    for entry in (part for one in entries for part in _split(one)):
+    for entry in (part for one in _apart(entries) for part in _split(one)):
         groups.setdefault(entry.layer, []).append(entry)
-    layers = [_layer(name, group) for name, group in groups.items()]
+    for name, group in list(groups.items()):
+        # A matrix of an unknown name belongs to the one bias next to it.
+        beside = groups.get(prefix(name), [])
+        alone = sum(prefix(one) == prefix(name) for one in groups) == 1
+        if alone and len(group) == 1 and [VECTORS.get(one.last) for one in beside] == [BIAS]:
+            groups[prefix(name)] = [*groups.pop(name), *beside]
+    layers = [_layer(name, group, wanted) for name, group in groups.items()]
     return Named(layers, cells)
 
 
@@ -95,6 +112,15 @@ def _numbered(entries: list[Entry]) -> list[Entry]:
     return numbered
 
 
+def _apart(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Yield entries with the depthwise part of Keras's separable convolutions as its own layer."""
+    entries = list(entries)
+    several = {prefix(entry.new) for entry in entries if entry.last == POINTWISE_KERNEL}
+    for entry in entries:
+        first = entry.last == DEPTHWISE_KERNEL and prefix(entry.new) in several
+        yield dataclasses.replace(entry, within="depthwise") if first else entry
+
+
 def _split(entry: Entry) -> list[Entry]:
     """Return the three projections of torch's attention, or the array itself."""
     found = FUSED.search(entry.name)
@@ -110,7 +136,7 @@ def _split(entry: Entry) -> list[Entry]:
     ] or [entry]
 
 
-def _layer(name: str, group: list[Entry]) -> Layer:
+def _layer(name: str, group: list[Entry], wanted: Set[tuple[int, ...]]) -> Layer:
     vectors = [
         entry.use(VECTORS[entry.last], entry.index.reshape(-1))
         for entry in group
@@ -124,19 +150,20 @@ def _layer(name: str, group: list[Entry]) -> Layer:
     first, *more = others
     rest = [*vectors, *(_readings(entry)[0] for entry in more)]
     bias = next((entry for entry in group if VECTORS.get(entry.last) == BIAS), None)
-    readings, turned = _readings(first), _as_transposed(first, bias)
-    readings = [*turned, *readings] if says_transposed(name) else [*readings, *turned]
+    readings, turned = _readings(first), _as_transposed(first, bias, wanted)
+    said = says_transposed(name) or first.last == TRANSPOSED_KERNEL
+    readings = [*turned, *readings] if said else [*readings, *turned]
     return Layer(name, tuple((reading, *rest) for reading in readings))
 
 
-def _as_transposed(entry: Entry, bias: Entry | None) -> list[Use]:
+def _as_transposed(entry: Entry, bias: Entry | None, wanted: Set[tuple[int, ...]]) -> list[Use]:
     """Return the uses of an array in a transposed convolution.
 
     Where its stride is 1, the network that gets it may show it as a plain one.
     """
     if entry.index.ndim < 3 or entry.last not in OUT_IN | IN_OUT:
         return []
-    layouts = transposed_layouts(entry, bias)
+    layouts = transposed_layouts(entry, bias, wanted)
     uses = [entry.use(TRANSPOSED, index) for index in layouts]
     return [*uses, *(entry.use(*conv_index(index)) for index in layouts)]
 
@@ -167,14 +194,17 @@ def _readings(entry: Entry) -> list[Use]:
         return [entry.use(*conv_index(index.transpose(*range(2, index.ndim), 1, 0)))]
     if last in IN_OUT:
         conv = entry.use(*conv_index(index))
+        # Keras's depthwise ones are (spatial..., channels, multiplier).
+        each = entry.use(*conv_index(index.reshape(*index.shape[:-2], 1, -1)))
+        if last == DEPTHWISE_KERNEL:
+            return [each]
         if index.ndim > 3:
-            # Keras's depthwise ones are (spatial..., channels, 1).
-            alone = index.shape[-1] == 1
-            return [conv, *([entry.use(*conv_index(index.swapaxes(-1, -2)))] if alone else [])]
+            return [conv, each]
         to_heads = entry.use(MATRIX, index.reshape(index.shape[0], -1))
         from_heads = entry.use(MATRIX, index.reshape(-1, index.shape[-1]))
         heads = (
             [from_heads, to_heads] if _FROM_HEADS.search(entry.layer) else [to_heads, from_heads]
         )
         return [*heads, conv]
-    return [as_bias, as_scale]
+    kernels = index, index.transpose(*range(2, index.ndim), 1, 0)
+    return [as_bias, as_scale, *(entry.use(*conv_index(one)) for one in kernels)]

@@ -1,6 +1,5 @@
 """What goes where in `compat.load`: first what names say, then what a trace does, then outputs."""
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,12 +9,13 @@ import jax
 import numpy as np
 
 from solstice.compat.model import Model
-from solstice.compat.weights.assign import Assignment, Match, ambiguous, assign, tied_pairs
-from solstice.compat.weights.exchanges import nearest_exchange
+from solstice.compat.weights.assign import Assignment, Match, assign, tied_pairs
+from solstice.compat.weights.cell_matches import CellMatch, match_cells
+from solstice.compat.weights.exchanges import Matched, ambiguous, nearest_exchange
 from solstice.compat.weights.files.sources import Source
-from solstice.compat.weights.flattened import channels_before, with_rows_of
 from solstice.compat.weights.gates import find_gates
 from solstice.compat.weights.layers import prefix, traced_layers
+from solstice.compat.weights.layouts import Layouts, as_written
 from solstice.compat.weights.leaves import (
     float_leaves,
     model_leaves,
@@ -23,16 +23,15 @@ from solstice.compat.weights.leaves import (
     with_leaves,
 )
 from solstice.compat.weights.named import read_names
-from solstice.compat.weights.named_cells import NamedCell
 from solstice.compat.weights.pairs import BY_GATES, BY_NAME, BY_OUTPUTS, Pair, values
 from solstice.compat.weights.proof import TOLERANCE, as_expected, difference, evaluation
-from solstice.compat.weights.recurrent import LSTM, Cell, cells_of, way
+from solstice.compat.weights.recurrent import cells_of
 from solstice.compat.weights.report import LoadedLeaf, LoadReport, check_left
 from solstice.compat.weights.roles import trace
 from solstice.compat.weights.turned import turnings
 from solstice.compat.weights.unequal import explained
-from solstice.compat.weights.uses import CONV, MATRIX, MEAN, TRANSPOSED, VARIANCE, Trace, Use
-from solstice.compat.weights.words import is_ignored, is_out_in, says_layout, says_transposed
+from solstice.compat.weights.uses import MEAN, TRANSPOSED, VARIANCE, Trace
+from solstice.compat.weights.words import OUT_IN, is_ignored, says_layout
 from solstice.tree.kinds import is_typed_key
 from solstice.tree.pytree import PyTree
 
@@ -47,19 +46,23 @@ class Plan:
         model: The model that is loaded into.
         source: Where the arrays come from.
         names: From the arrays to use, to the names to match them by.
+        reasons: Why some arrays may be left over.
         by_name: From leaves that were matched by name to their arrays.
     """
 
-    def __init__(self, model: Model, source: Source, names: Mapping[str, str]) -> None:
+    def __init__(
+        self, model: Model, source: Source, names: Mapping[str, str], reasons: Sequence[str] = ()
+    ) -> None:
         self.model, self.source, self.names = model, source, dict(names)
         self.by_name: dict[str, str] = {}
         self._found = Assignment([], [], [])
-        self._cells: list[Pair] = []
+        self._cells: list[CellMatch] = []
+        self._layouts: Layouts | None = None
         self._ties: list[Pair] = []
         self._trace: Trace | None = None
         self._how: str | None = None
         self._notes = list(source.notes)
-        self._reasons: list[str] = []
+        self._reasons = list(reasons)
 
     def match_names(self, leaves: Mapping[str, Any], *, sure: bool) -> None:
         """Match leaves with arrays of their own names and shapes.
@@ -78,8 +81,21 @@ class Plan:
                 continue
             word = name.replace(".", "/").rpartition("/")[2]
             same = word == leaf.rpartition("/")[2] and (sure or not self.source.in_order)
+            same = same and not (word in OUT_IN and self._may_be_foreign(name, leaf, leaves))
             if same or np.ndim(old) < 2 or not says_layout(word):
                 self.by_name[leaf] = name
+
+    def _may_be_foreign(self, name: str, leaf: str, leaves: Mapping[str, Any]) -> bool:
+        """Say whether a square kernel may be of torch, which keeps transposed ones otherwise.
+
+        Only Equinox gives a bias the axes of the kernel.
+        """
+        shape = self.source.arrays[name].shape
+        if len(shape) < 3 or shape[0] != shape[1]:
+            return False
+        bias = self.source.arrays.get(f"{name.removesuffix('weight')}bias")
+        own = leaves.get(f"{prefix(leaf)}/bias")
+        return "." in name or (bias is not None and own is not None and bias.ndim != own.ndim)
 
     @property
     def rest(self) -> dict[str, str]:
@@ -102,68 +118,24 @@ class Plan:
         """Match what is left by what a trace says that leaves are for."""
         self._trace = trace(self.model, inputs)
         weights = {name: new for name, new in self.rest.items() if self._is_weight(name)}
-        named = read_names(self.source.arrays, weights, in_order=self.source.in_order)
-        uses = [_as_named(use) for use in self._trace.uses if use.leaf not in self.by_name]
+        uses = [as_written(use) for use in self._trace.uses if use.leaf not in self.by_name]
         outside, cells = cells_of(uses)
-        self._match_cells(inputs, cells, named.cells)
+        arrays = self.source.arrays
+        named = read_names(
+            arrays,
+            weights,
+            in_order=self.source.in_order,
+            wanted={use.shape for use in outside if use.role == TRANSPOSED},
+            loops=bool(cells),
+        )
+        gates = find_gates(self.model, inputs, cells)
+        self._cells, reasons = match_cells(cells, gates, named.cells, arrays)
+        self._reasons += reasons
         self._found = assign(traced_layers(outside), named.layers)
         self._ties = tied_pairs(self._found)
-        channels = channels_before(self._trace.uses)
-        for place, match in enumerate(self._found.matches):
-            target, (use, *rest) = match.target.main, match.uses
-            first, many = is_out_in(use.leaf), channels.get(target.step, 0)
-            turned, doubt = with_rows_of(target, use, many, channels_first=first)
-            self._found.matches[place] = dataclasses.replace(match, uses=(turned, *rest))
-            self._notes += [doubt] if doubt else []
-        guessed = {
-            use.leaf: None
-            for match in self._found.matches
-            for use in match.uses
-            if use.role == MATRIX and not says_layout(use.leaf)
-        }
-        self._notes += [f"The name {name!r} says no layout: it was guessed." for name in guessed]
-        hinted = self._trace.operations["padded in full"] or any(
-            use.role == TRANSPOSED for use in uses
-        )
-        self._notes += [
-            f"{use.leaf!r} has as many channels before as after, so its shape does not say whether "
-            f"it is of a transposed convolution: it was read as of a plain one."
-            for match in self._found.matches
-            for use in match.uses
-            if use.role == CONV
-            and use.shape[-1] == use.shape[-2] > 1
-            and (hinted or any(map(says_transposed, match.target.name.split("/"))))
-            and not says_transposed(match.source.name)
-        ]
-        self._notes += [
-            f"{match.uses[0].leaf!r} has as many channels before as after, and is of a transposed "
-            f"convolution: its layout was guessed from its name."
-            for match in self._found.matches
-            if match.uses[0].role == TRANSPOSED and len(match.source.all_like(match.uses[0])) > 1
-        ]
-
-    def _match_cells(
-        self, inputs: PyTree, ours: Sequence[Cell], theirs: Sequence[NamedCell]
-    ) -> None:
-        if len(ours) != len(theirs):
-            self._reasons.append(
-                f"The model has {len(ours)} loops over time, and the source {len(theirs)} "
-                f"recurrent cells."
-            )
-            return
-        found = find_gates(self.model, inputs, ours) if ours else []
-        for cell, other, gates in zip(ours, theirs, found, strict=True):
-            if gates is None or not cell.fits(other.cell):
-                why = "has other sizes" if gates else "is of a kind whose gates are not known"
-                self._reasons.append(f"The recurrent cell {other.name!r} {why}.")
-                continue
-            order = tuple(other.gates.index(gate) for gate in gates.order)
-            more = other.forget - gates.forget
-            forget = {gates.order.index("f"): more} if len(order) == LSTM and more else {}
-            self._cells += [
-                dataclasses.replace(pair, how=BY_GATES)
-                for pair in way(order, offsets=forget)(cell, other.cell)
-            ]
+        shapes = {name: array.shape for name, array in arrays.items()}
+        self._layouts = Layouts(self._trace, self._found.matches, shapes)
+        self._found.matches[:] = map(self._layouts.of, self._found.matches)
 
     def settle(self, inputs: tuple[PyTree, ...], outputs: PyTree) -> None:
         """Exchange alike layers until the model gives some outputs.
@@ -175,7 +147,7 @@ class Plan:
         run, floats = evaluation(base, inputs), float_leaves(base)
         best, tries = math.inf, 0
 
-        def far(matches: list[Match]) -> float:
+        def far(matches: list[Matched]) -> float:
             nonlocal best, tries
             tries += 1
             given = values(self._pairs(matches), self.source.arrays, floats)
@@ -183,16 +155,27 @@ class Plan:
             best = min(best, gap := difference(found, as_expected(outputs, found)))
             return gap
 
-        matches = nearest_exchange(self._found.matches, far)
-        groups = ambiguous(self._found.matches if matches is None else matches)
+        def exchanged(one: Matched, other: Matched) -> Matched:
+            new = one.exchanged(other)
+            return self._layouts.of(new) if self._layouts and isinstance(new, Match) else new
+
+        matches = nearest_exchange(self._all, far, exchanged)
+        groups = ambiguous(matches or self._all)
+        doubts = any(match.doubt for match in self._all)
         if matches is None:
-            suspects = [match.target.main.leaf for group in groups for match in group]
+            suspects = [
+                pair.target.leaf for group in groups for one in group for pair in one.pairs()
+            ]
+            suspects += [match.pairs()[0].target.leaf for match in self._all if match.doubt]
             epsilons = self._trace.epsilons if self._trace else ()
             raise explained(best, TOLERANCE, suspects, epsilons, tries=tries)
-        self._found.matches[:] = matches
-        self._how = BY_OUTPUTS if tries > 1 or groups else ""
+        self._found.matches[:] = [one for one in matches if isinstance(one, Match)]
+        self._cells = [one for one in matches if isinstance(one, CellMatch)]
+        self._how = BY_OUTPUTS if tries > 1 or groups or doubts else ""
         if groups:
             self._notes.append(f"The outputs given decided between alike layers, at try {tries}.")
+        if doubts or (tries > 1 and not groups):
+            self._notes.append(f"The outputs given decided between layouts, at try {tries}.")
 
     def finish(self, *, strict: bool) -> tuple[Any, LoadReport]:
         """Return the loaded model and the report, with a warning of what is ambiguous.
@@ -200,7 +183,9 @@ class Plan:
         Raises:
             ValueError: Something is left over on either side, and `strict`.
         """
-        pairs, base = self._pairs(self._found.matches), self._based()
+        pairs, base = self._pairs(self._all), self._based()
+        if self._how is None:
+            self._notes += dict.fromkeys(match.doubt for match in self._all if match.doubt)
         leaves, floats = model_leaves(base), float_leaves(base)
         loaded = with_leaves(base, values(pairs, self.source.arrays, floats))
         if self._has_statistics(pairs):
@@ -228,30 +213,28 @@ class Plan:
             _model=loaded,
             _epsilons=self._trace.epsilons if self._trace else (),
         )
-        if alike := report.ambiguous:
-            warnings.warn(
-                f"load(): {len(alike)} leaves were matched by order alone, such as "
-                f"{alike[0].leaf!r} with {alike[0].sources[0]!r}, and other arrays have their "
-                f"form. Prove the result: report.check(inputs, outputs), or "
-                f"load(..., example=inputs, outputs=outputs).",
-                stacklevel=3,
-            )
+        if said := report.warning:
+            warnings.warn(said, stacklevel=3)
         return loaded, report
 
-    def _pairs(self, matches: Sequence[Match]) -> list[Pair]:
+    @property
+    def _all(self) -> list[Matched]:
+        return [*self._found.matches, *self._cells]
+
+    def _pairs(self, matches: Sequence[Matched]) -> list[Pair]:
         """Return all pairs, with what could have been meant as well."""
         others: dict[int, tuple[str, ...]] = {}
         for group in ambiguous(matches) if self._how is None else []:
-            mains = list(dict.fromkeys(match.uses[0].leaf for match in group))
+            mains = list(dict.fromkeys(match.leaf for match in group))
             for match in group:
-                others[id(match)] = tuple(one for one in mains if one != match.uses[0].leaf)
+                others[id(match)] = tuple(one for one in mains if one != match.leaf)
         pairs = [pair for match in matches for pair in match.pairs(others.get(id(match), ()))]
-        return [*pairs, *self._cells, *self._ties]
+        return [*pairs, *self._ties]
 
     def _based(self) -> Any:
         """Return the model with what went by name, and averages as after long training."""
         model = self.model
-        if self._has_statistics(self._pairs(self._found.matches)):
+        if self._has_statistics(self._pairs(self._all)):
             model = model.settle_averages()
         return with_leaves(model, self._plain())
 
@@ -286,6 +269,11 @@ class Plan:
         by_leaf: dict[str, list[Pair]] = {}
         for pair in pairs:
             by_leaf.setdefault(pair.target.leaf, []).append(pair)
+        doubts = {
+            match.target.main.leaf: match.doubt
+            for match in self._found.matches
+            if self._how is None
+        }
         arrays = self.source.arrays
         shapes = {name: array.shape for name, array in arrays.items()}
         wanted = {name: np.shape(leaf) for name, leaf in leaves.items()}
@@ -302,16 +290,8 @@ class Plan:
                 continue
             cast = _cast([arrays[name] for name in names], old)
             said = ", ".join(filter(None, ("" if turned == "as it is" and cast else turned, cast)))
-            yield LoadedLeaf(leaf, tuple(names), how, said, others)
-
-
-def _as_named(use: Use) -> Use:
-    """Return a plain convolution's use as a transposed one's, if its layer is called one.
-
-    Of stride 1, both are the same operation.
-    """
-    named = use.role == CONV and says_transposed(prefix(use.leaf))
-    return dataclasses.replace(use, role=TRANSPOSED) if named else use
+            doubt = doubts.get(leaf, "")
+            yield LoadedLeaf(leaf, tuple(names), how, said, others, doubt)
 
 
 def _is_like(array: np.ndarray, leaf: Any) -> bool:

@@ -21,6 +21,24 @@ SIMPLE, GRU, LSTM = 1, 3, 4
 
 
 @dataclasses.dataclass(frozen=True)
+class Gates:
+    """What a cell's blocks are.
+
+    Attributes:
+        order: A letter a block: of an LSTM input, forget, candidate and output, as "ifgo"; of a GRU
+            reset, update and candidate, as "rzn"; of a simple cell "h".
+        forget: What the network adds to an LSTM's forget gate, besides the bias.
+        inverted: Whether a GRU's update gate is the new state's part, and not the old one's.
+        early: Whether a GRU resets before the product with the carry; None if it is unknown.
+    """
+
+    order: str
+    forget: float = 0.0
+    inverted: bool = False
+    early: bool | None = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Cell:
     """The uses in one loop over time."""
 

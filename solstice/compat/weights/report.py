@@ -33,6 +33,7 @@ class LoadedLeaf:
             embedding), "gates" (of a recurrent cell) or "outputs" (that were passed).
         turned: How the layout changed: "transposed (1, 0)", or "as it is".
         others: Other arrays that could have been meant; empty if names or outputs decided.
+        doubt: Why its layout is a guess; empty if it is none.
     """
 
     leaf: str
@@ -40,6 +41,7 @@ class LoadedLeaf:
     how: str
     turned: str
     others: tuple[str, ...] = ()
+    doubt: str = ""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -69,8 +71,30 @@ class LoadReport:
 
     @property
     def ambiguous(self) -> tuple[LoadedLeaf, ...]:
-        """The rows for which another array of the same kind could have been meant."""
-        return tuple(row for row in self.rows if row.others)
+        """The rows for which another array of the same kind, or another layout, could be meant."""
+        return tuple(row for row in self.rows if row.others or row.doubt)
+
+    @property
+    def warning(self) -> str:
+        """What `load` warns of: empty if nothing is ambiguous."""
+        alike = [row for row in self.rows if row.others]
+        guessed = [row for row in self.rows if row.doubt]
+        said = []
+        if alike:
+            said.append(
+                f"{len(alike)} leaves were matched by order alone, such as {alike[0].leaf!r} with "
+                f"{alike[0].sources[0]!r}, and other arrays have their form"
+            )
+        if guessed:
+            said.append(
+                f"the layouts of {len(guessed)} leaves are guesses: {guessed[0].doubt[:-1]}"
+            )
+        if not said:
+            return ""
+        return (
+            f"load(): {', and '.join(said)}. Prove the result: report.check(inputs, outputs), or "
+            f"load(..., example=inputs, outputs=outputs)."
+        )
 
     def check(
         self,
@@ -138,9 +162,10 @@ class LoadReport:
         )
 
     def __str__(self) -> str:
+        doubtful = self.ambiguous
         names = elided([row.leaf for row in self.rows], _WIDTH)
         lines = [
-            [leaf, few(row.sources, 2), row.how + " *" * bool(row.others), row.turned]
+            [leaf, few(row.sources, 2), row.how + " *" * (row in doubtful), row.turned]
             for leaf, row in zip(names, self.rows, strict=True)
         ]
         table = [["leaf", "from", "how", "turned"], *lines]
@@ -150,8 +175,9 @@ class LoadReport:
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             for line in table
         ]
-        if self.ambiguous:
-            text += ["", "* another array has this form: check(inputs, outputs) tells"]
+        if doubtful:
+            layout = ", or another layout fits" if any(row.doubt for row in doubtful) else ""
+            text += ["", f"* another array has this form{layout}: check(inputs, outputs) tells"]
         said = [
             ("missing", shapes(self.missing)),
             ("unused", shapes(self.unused)),

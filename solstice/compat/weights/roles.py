@@ -36,6 +36,7 @@ from solstice.compat.weights.followed import (
     moved,
 )
 from solstice.compat.weights.leaves import float_leaves, with_leaves
+from solstice.compat.weights.transposed import is_called_transposed
 from solstice.compat.weights.uses import (
     BIAS,
     MATRIX,
@@ -162,11 +163,12 @@ class _Walk:
         known = [value for value in ins if isinstance(value, Known)]
         epsilon = known[0].scalar() if name == "add" and known else None
         alone = len(flows) == 1 and before == after
-        return Flow(of, epsilon=epsilon, merged=first.merged if alone else ())
+        uses = first.uses if name == "add" and known else ()
+        return Flow(of, epsilon=epsilon, uses=uses, merged=first.merged if alone else ())
 
     def _use(self, eqn: JaxprEqn, ins: list[Value], place: int, piece: Piece) -> None:
         name, p, index = eqn.primitive.name, eqn.params, piece.index
-        factor, of, merged = piece.factor, "", ()
+        factor, of, merged, spread = piece.factor, "", (), 0
         if name == "dot_general":
             contracted, batch = (axes[place] for axes in p["dimension_numbers"])
             other = ins[1 - place]
@@ -193,7 +195,10 @@ class _Walk:
             if any(size > 1 for size in p["lhs_dilation"]):
                 role = TRANSPOSED
             else:
-                self.operations["padded in full"] += _is_full(p, index.shape[:-2])
+                called_so = is_called_transposed(eqn)
+                spread = index.ndim - 2 if called_so else 0
+                maybe = called_so is None or _is_full(p, index.shape[:-2])
+                self.operations["padded in full"] += maybe and not called_so
                 role, index = conv_index(index)
         elif name in ("gather", "dynamic_slice") and place == 0:
             role = TABLE
@@ -215,10 +220,16 @@ class _Walk:
             self.epsilons.append(piece.shift)
         else:
             role, index = name, distinct(index)
-        self._note(role, index, of, dataclasses.replace(piece, factor=factor), merged)
+        self._note(role, index, of, dataclasses.replace(piece, factor=factor), merged, spread)
 
     def _note(
-        self, role: str, index: np.ndarray, of: str, piece: Piece, rows: tuple[int, ...] = ()
+        self,
+        role: str,
+        index: np.ndarray,
+        of: str,
+        piece: Piece,
+        rows: tuple[int, ...] = (),
+        spread: int = 0,
     ) -> None:
         """Note a use, or one for each leaf that its elements are of."""
         first, last = self._owner(index.min()), self._owner(index.max())
@@ -226,8 +237,8 @@ class _Walk:
         for part in parts:
             leaf = int(self._owner(part.flat[0]))
             index = part - self.starts[leaf]
-            signed = role, index, self._loop, of, piece.factor, piece.shift, self._step, rows
-            self.uses.append(Use(self._names[leaf], *signed))
+            said = role, index, self._loop, of, piece.factor, piece.shift, self._step, rows, spread
+            self.uses.append(Use(self._names[leaf], *said))
 
     def _owner(self, positions: Any) -> Any:
         return np.searchsorted(self.starts, positions, "right") - 1

@@ -1,15 +1,49 @@
-"""The kernel of a transposed convolution, which each library keeps in another layout."""
+"""Transposed convolutions: which ones are, and how each library keeps their kernels.
+
+Of stride 1, a transposed convolution is the same operation as a plain one, so its operation does
+not tell. The function that asked for it does.
+"""
 
 import re
+from collections.abc import Set
+from pathlib import Path
 
+import jax
 import numpy as np
+from jax.extend.core import JaxprEqn
 
-from solstice.compat.weights.words import OUT_IN, Entry
+from solstice.compat.weights.words import OUT_IN, TRANSPOSED_KERNEL, Entry
 
 _KERAS = re.compile(r"conv\dd_transpose|^(params/)?\d+_")
+_JAX = str(Path(jax.__file__).parent)
 
 
-def transposed_layouts(entry: Entry, bias: Entry | None) -> list[np.ndarray]:
+def is_called_transposed(eqn: JaxprEqn) -> bool | None:
+    """Say whether the code that asked for a convolution calls it a transposed one.
+
+    That is `jax.lax.conv_transpose`, or the first function outside of jax by its name. None if jax
+    keeps no tracebacks.
+
+    >>> import jax
+    >>> x, kernel = jax.numpy.ones((1, 5, 2)), jax.numpy.ones((3, 2, 2))
+    >>> call = lambda x: jax.lax.conv_transpose(x, kernel, (1,), "SAME")
+    >>> [is_called_transposed(eqn) for eqn in jax.make_jaxpr(call)(x).eqns]
+    [True]
+    """
+    traceback = eqn.source_info.traceback
+    if traceback is None:
+        return None
+    for frame in traceback.frames:
+        if not frame.file_name.startswith(_JAX):
+            return "transpose" in frame.function_name.lower()
+        if frame.function_name == jax.lax.conv_transpose.__name__:
+            return True
+    return False
+
+
+def transposed_layouts(
+    entry: Entry, bias: Entry | None, wanted: Set[tuple[int, ...]]
+) -> list[np.ndarray]:
     """Return what a kernel may be as (spatial..., in, out), slid as it is; the likeliest first.
 
     torch has (in, out, spatial...) and Keras (spatial..., out, in), both flipped; Equinox has
@@ -18,14 +52,13 @@ def transposed_layouts(entry: Entry, bias: Entry | None) -> list[np.ndarray]:
     Args:
         entry: The kernel, of three axes or more.
         bias: Of the same layer: only Equinox gives it the kernel's axes.
+        wanted: The shapes of the network's kernels, which tell how many groups it has.
     """
     index, name = entry.index, entry.name
     if entry.last in OUT_IN:
         spatial = tuple(range(2, index.ndim))
         equinox = index.transpose(*spatial, 1, 0)
-        # torch's depthwise ones are (channels, 1, spatial...).
-        torch = [np.flip(index, spatial).transpose(*spatial, 0, 1)]
-        torch += [torch[0].swapaxes(-1, -2)] if index.shape[0] > index.shape[1] == 1 else []
+        torch = _grouped(np.flip(index, spatial).transpose(*spatial, 0, 1), wanted)
         if bias is not None:
             return torch if bias.index.ndim == 1 else [equinox]
         if "/" in name:
@@ -35,4 +68,23 @@ def transposed_layouts(entry: Entry, bias: Entry | None) -> list[np.ndarray]:
     if entry.last == "w":
         return [swapped]
     keras = np.flip(swapped, tuple(range(index.ndim - 2)))
+    if entry.last == TRANSPOSED_KERNEL:
+        return [keras]
     return [keras, index] if _KERAS.search(name) else [index, keras]
+
+
+def _grouped(index: np.ndarray, wanted: Set[tuple[int, ...]]) -> list[np.ndarray]:
+    """Return torch's (spatial..., in, out of a group) as it is, and for groups that are wanted.
+
+    Those are (spatial..., in / groups, out).
+
+    The k-th inputs of all groups lie side by side: each group's outputs follow the last group's.
+    """
+    *spatial, inputs, outputs = index.shape
+    found = []
+    for shape in sorted(wanted):
+        groups = inputs // max(shape[-2], 1) if len(shape) == index.ndim else 0
+        if groups > 1 and shape == (*spatial, inputs // groups, outputs * groups):
+            cut = index.reshape(*spatial, groups, -1, outputs).swapaxes(-3, -2)
+            found.append(cut.reshape(shape))
+    return [index, *found]

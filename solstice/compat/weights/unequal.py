@@ -34,8 +34,8 @@ def explained(
     elif suspects:
         few = ", ".join(suspects[:4]) + (", ..." if len(suspects) > 4 else "")
         why = (
-            f"Leaves may be exchanged: {few} have the form of others. Pass the "
-            f"outputs to load(..., example=inputs, outputs=outputs), which tries, or name them: "
+            f"Leaves may be exchanged: {few} have the form of others, or fit in another "
+            f"layout. Pass the outputs to load(..., example=inputs, outputs=outputs), which tries, or name them: "
             f"rename="
         )
     else:

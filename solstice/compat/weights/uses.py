@@ -28,6 +28,8 @@ class Use:
         step: The number of the operation in its network's trace; -1 without a trace.
         rows: Of a matrix that takes flattened features, the axes they had, such as (height, width,
             channels): what is first there and last elsewhere orders its rows. Otherwise empty.
+        spread: How many spatial axes the kernel has, if the code calls its convolution a transposed
+            one and its stride is 1, where it is the same operation as a plain one. Otherwise 0.
     """
 
     leaf: str
@@ -39,6 +41,7 @@ class Use:
     shift: float = 0.0
     step: int = -1
     rows: tuple[int, ...] = ()
+    spread: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:

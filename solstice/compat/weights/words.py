@@ -8,7 +8,11 @@ import numpy as np
 from solstice.compat.weights.layers import prefix
 from solstice.compat.weights.uses import BIAS, MEAN, SCALE, VARIANCE, Use
 
-OUT_IN, IN_OUT = {"weight"}, {"kernel", "w"}
+# Keras's files say the class of a layer, so `files/hdf5.py` can name its kernel by what it is.
+TRANSPOSED_KERNEL, DEPTHWISE_KERNEL = "transposed_kernel", "depthwise_kernel"
+POINTWISE_KERNEL = "pointwise_kernel"
+OUT_IN = {"weight"}
+IN_OUT = {"kernel", "w", TRANSPOSED_KERNEL, DEPTHWISE_KERNEL, POINTWISE_KERNEL}
 TABLES = {"embedding", "embeddings"}
 VECTORS = {
     **dict.fromkeys(("bias", "b", "beta", "offset"), BIAS),

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from solstice.compat.weights.words import DEPTHWISE_KERNEL, POINTWISE_KERNEL, TRANSPOSED_KERNEL
 from solstice.errors import MissingPackageError
 from solstice.tree.tensors import damaged
 
@@ -81,7 +82,25 @@ _VARIABLES = {
     "layer_normalization": {2: ("gamma", "beta")},
     "group_normalization": {2: ("gamma", "beta")},
     "embedding": {1: ("embeddings",)},
-    "cell": {2: ("kernel", "recurrent_kernel"), 3: ("kernel", "recurrent_kernel", "bias")},
+    **dict.fromkeys(
+        ("cell", "gru_cell", "lstm_cell", "simple_rnn_cell"),
+        {2: ("kernel", "recurrent_kernel"), 3: ("kernel", "recurrent_kernel", "bias")},
+    ),
+    **{
+        f"conv{n}d_transpose": {1: (TRANSPOSED_KERNEL,), 2: (TRANSPOSED_KERNEL, "bias")}
+        for n in (1, 2, 3)
+    },
+    **{
+        f"depthwise_conv{n}d": {1: (DEPTHWISE_KERNEL,), 2: (DEPTHWISE_KERNEL, "bias")}
+        for n in (1, 2)
+    },
+    **{
+        f"separable_conv{n}d": {
+            2: (DEPTHWISE_KERNEL, POINTWISE_KERNEL),
+            3: (DEPTHWISE_KERNEL, POINTWISE_KERNEL, "bias"),
+        }
+        for n in (1, 2)
+    },
 }
 _KERNELS = {1: ("kernel",), 2: ("kernel", "bias")}
 

@@ -1,0 +1,171 @@
+"""Weights that torch keeps in parts, of weight norm, spectral norm and pruning, are joined."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from solstice import compat
+from solstice.errors import InvalidValueError
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(4, 3)).astype(np.float32)
+IMAGES = RNG.normal(size=(2, 5, 5, 4)).astype(np.float32)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def unit(vector):
+    return vector / np.linalg.norm(vector)
+
+
+G, V, BIAS = normal(5, 1) ** 2 + 0.5, normal(5, 3), normal(5)
+U, W = unit(normal(5)), unit(normal(3))
+MASK = (RNG.random((5, 3)) > 0.5).astype(np.float32)
+SCALE = normal(1, 3)
+# The parts, and the weight that they make, by formulas written out.
+PARTS = {
+    "weight norm": ({"weight_g": G, "weight_v": V}, np.stack([g * unit(v) for g, v in zip(G, V, strict=True)])),
+    "weight norm, parametrized": (
+        {"parametrizations.weight.original0": G, "parametrizations.weight.original1": V},
+        np.stack([g * unit(v) for g, v in zip(G, V, strict=True)]),
+    ),
+    "weight norm of columns": (
+        {"weight_g": SCALE, "weight_v": V},
+        np.stack([g * unit(v) for g, v in zip(SCALE[0], V.T, strict=True)], 1),
+    ),
+    "weight norm of all": ({"weight_g": np.float32(2), "weight_v": V}, 2 * V / np.sqrt((V**2).sum())),
+    "spectral norm": ({"weight_orig": V, "weight_u": U, "weight_v": W}, V / (U @ V @ W)),
+    "spectral norm, parametrized": (
+        {
+            "parametrizations.weight.original": V,
+            "parametrizations.weight.0._u": U,
+            "parametrizations.weight.0._v": W,
+        },
+        V / (U @ V @ W),
+    ),
+    "pruning": ({"weight_orig": V, "weight_mask": MASK}, V * MASK),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PARTS)
+@pytest.mark.parametrize("name", ["", "fc."])
+def test_the_parts_of_a_weight_are_joined(case, name):
+    parts, weight = PARTS[case]
+    source = {f"{name}{part}": array for part, array in {"bias": BIAS, **parts}.items()}
+    _, report = compat.load(compat.as_model(nn.Dense(5), X, key=0), source)
+    assert report.check(X, X @ weight.T + BIAS) < 1e-6
+    assert f"{case.split(',')[0].split(' of ')[0].capitalize()} joined: '{name}weight'." in str(
+        report
+    )
+    assert {row.sources for row in report.rows} == {(f"{name}weight",), (f"{name}bias",)}
+
+
+ODD = {
+    "a lone half": ({"fc.weight_g": G}, "part of a weight norm, of which other parts .*remove_weight_norm"),
+    "a g along two axes": (
+        {"fc.weight_g": normal(5, 3), "fc.weight_v": V},
+        r"weight norm: the shapes \(5, 3\) and \(5, 3\) do not say along which axis. In torch, before",
+    ),
+    "a u of another size": (
+        {"fc.weight_orig": V, "fc.weight_u": unit(normal(4)), "fc.weight_v": W},
+        "spectral norm: .* do not say along which axis.*remove_spectral_norm",
+    ),
+    "a mask of another shape": (
+        {"fc.weight_orig": V, "fc.weight_mask": MASK[:4]}, r"mask has the shape \(4, 3\)",
+    ),
+    "another parametrization": (
+        {"fc.parametrizations.weight.original": V}, "not computed here.*remove_parametrizations",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_parts_that_are_not_certain_are_an_error_that_says_what_to_do(case):
+    parts, says = ODD[case]
+    with pytest.raises(InvalidValueError, match=says):
+        compat.load(compat.as_model(nn.Dense(5), X, key=0), {"fc.bias": BIAS, **parts})
+
+
+class Normed(nn.Module):
+    """A network with parts of its own, of torch's names."""
+
+    @nn.compact
+    def __call__(self, x):
+        g = self.param("weight_g", nn.initializers.ones, (5, 1))
+        v = self.param("weight_v", nn.initializers.ones, (5, 3))
+        return x @ (g * v).T
+
+
+def test_a_model_s_own_parts_stay_parts():
+    model = compat.as_model(Normed(), X, key=0)
+    source = {"params/weight_g": G, "params/weight_v": V}
+    _, report = compat.load(model, source)
+    assert report.check(X, X @ (G * V).T) < 1e-6
+
+
+def norms(torch):
+    """Torch's layers with norms, old and new, and twins of Equinox or Flax."""
+    old, new = torch.nn.utils, torch.nn.utils.parametrizations
+    linear, up = torch.nn.Linear(3, 5), torch.nn.ConvTranspose2d(4, 4, 3, stride=2)
+
+    def dense():
+        return compat.as_model(nn.Dense(5), X, key=0), X, X
+
+    def twin():
+        layer = eqx.nn.ConvTranspose2d(4, 4, 3, stride=2, key=jax.random.key(0))
+        first = np.moveaxis(IMAGES, -1, 1).copy()
+        return compat.as_model(layer), first, first
+
+    def conv():
+        layer = eqx.nn.Conv2d(4, 4, 3, key=jax.random.key(0))
+        first = np.moveaxis(IMAGES, -1, 1).copy()
+        return compat.as_model(layer), first, first
+
+    copies = {
+        "old weight norm": (lambda: old.weight_norm(linear), dense),
+        "old weight norm of all": (lambda: old.weight_norm(torch.nn.Linear(3, 5), dim=None), dense),
+        "old spectral norm": (lambda: old.spectral_norm(torch.nn.Linear(3, 5)), dense),
+        "new weight norm": (lambda: new.weight_norm(torch.nn.Linear(3, 5)), dense),
+        "new weight norm, a square kernel": (
+            lambda: new.weight_norm(torch.nn.Conv2d(4, 4, 3)), conv
+        ),
+        "new spectral norm": (lambda: new.spectral_norm(torch.nn.Linear(3, 5)), dense),
+        "spectral norm, transposed": (
+            lambda: new.spectral_norm(up, n_power_iterations=9), twin
+        ),
+        "old spectral norm, a square kernel": (
+            lambda: old.spectral_norm(torch.nn.Conv2d(4, 4, 3), n_power_iterations=9), conv
+        ),
+        "pruned": (
+            lambda: old.prune.l1_unstructured(torch.nn.Linear(3, 5), "weight", amount=0.5), dense
+        ),
+    }  # fmt: skip
+    return copies
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "case",
+    [
+        "old weight norm", "old weight norm of all", "old spectral norm", "new weight norm",
+        "new weight norm, a square kernel", "new spectral norm", "spectral norm, transposed",
+        "old spectral norm, a square kernel", "pruned",
+    ],
+)  # fmt: skip
+def test_real_norms_of_torch_give_its_outputs(case):
+    torch = pytest.importorskip("torch")
+    import torch.nn.utils.prune
+
+    torch.manual_seed(0)
+    make, twin = norms(torch)[case]
+    layer = make()
+    model, x, inputs = twin()
+    with torch.no_grad():
+        layer(torch.tensor(inputs))  # a step of the power iteration
+        expected = layer.eval()(torch.tensor(inputs)).numpy()
+    _, report = compat.load(model, layer.state_dict(), example=x)
+    assert report.check(x, expected) < 1e-5
