@@ -130,10 +130,18 @@ def convert(session: nox.Session) -> None:
 # pip, not uv: only pip takes a torch without CUDA, of several gigabytes, from where one is set up.
 @nox.session(venv_backend="venv")
 def interop(session: nox.Session) -> None:
-    """Train networks in torch, and load their weights into twins in every library; 5 minutes."""
+    """Load what torch trained into every library, and run the tests marked torch; 5 minutes.
+
+    Arguments after -- go to the script: `--write` for the table in docs/weights.md and the files in
+    tests/compat/from_torch, `--only lstm` for some of the networks.
+    """
     session.install(*group("interop"))
-    session.install("-e", ".[checkpoint,flax,haiku,keras]")
-    session.run("python", "benchmarks/interop.py", *session.posargs, env=QUIET)
+    session.install("-e", ".[checkpoint,flax,haiku,keras,optax,plot,sklearn,testing]")
+    env = {**QUIET, "PYTHONPATH": "tests/compat"}
+    session.run("python", "benchmarks/interop.py", *session.posargs, env=env)
+    # The other files import what is not installed here.
+    marked = [path for path in Path("tests").rglob("test_*.py") if "mark.torch" in path.read_text()]
+    session.run("pytest", "-m", "torch", *map(str, sorted(marked)), env=QUIET)
 
 
 @nox.session(venv_backend="venv")
