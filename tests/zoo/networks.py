@@ -661,19 +661,25 @@ def equinox_megalodon() -> Network:
     )
 
 
-@row("named tensors", "Equinox", "haliax")
+@row(
+    "embedding of named tensors",
+    "Equinox",
+    "haliax",
+    how="`compat.EquinoxModel(net, call=lambda net, x: "
+    "net(haliax.named(x, (Batch, Position))).mean(Position).array)`",
+)
 def equinox_haliax() -> Network:
     import haliax
 
-    Batch, In, Out = haliax.make_axes(Batch=4, In=8, Out=3)
-    net = haliax.nn.Linear.init(In, Out, key=jax.random.key(0))
+    Batch, Position, Words, Out = haliax.make_axes(Batch=4, Position=5, Words=11, Out=3)
+    net = haliax.nn.Embedding.init(Words, Out, key=jax.random.key(0))
 
     def call(module: Any, x: Any) -> Any:
-        return module(haliax.named(x, (Batch, In))).array
+        return module(haliax.named(x, (Batch, Position))).mean(Position).array
 
     return Network(
         net,
-        (normal(0, 4, 8),),
+        (jnp.arange(20).reshape(4, 5) % 11,),
         cross_entropy,
         CLASSES,
         model=lambda own, inputs, key: compat.EquinoxModel(own, call=call),
