@@ -157,9 +157,9 @@ def weights_of_torch():
 
 
 @pytest.mark.slow
+@pytest.mark.torch
 def test_weights_from_torch_are_tuned_and_run_from_an_export(main, tmp_path):
-    """With few steps; and without torch, an earlier run's weights would do."""
-    pytest.importorskip("torch", reason="torch")
+    """With few steps."""
     picture = tmp_path / "picture.png"
     flags = "--labels", 1, "--draws", 2, "--steps", 50, "--picture", picture
     before, (lora, last, scratch), printed = main("pretrained", *flags)

@@ -35,6 +35,8 @@ def coloured(figure):
         if not cell:
             found.append((artist.get_color(), artist.set_color))
     found += [(one.get_edgecolor(), one.set_edgecolor) for one in figure.findobj(Spine)]
+    for line in figure.findobj(Line2D):  # ticks are markers
+        found.append((line.get_markeredgecolor(), line.set_markeredgecolor))
     for bar in figure.findobj(Rectangle):
         found.append((bar.get_facecolor(), bar.set_facecolor))
     for lines in figure.findobj(LineCollection):

@@ -195,6 +195,8 @@ def haiku_without_key(network: Any, init: jax.Array, key: jax.Array, steps: int)
 def equinox(network: Any, init: jax.Array, key: jax.Array, steps: int) -> Result:
     """Equinox's loop; `network.batched` is how the network's own guide calls it on a batch."""
     module, state = network.own if isinstance(network.own, tuple) else (network.own, None)
+    on = network.training
+    off = {name: not value for name, value in on.items()}
     state = jax.tree.map(lambda leaf: leaf, state)
     opt_state = TX.init(eqx.filter(module, eqx.is_inexact_array))
 
@@ -204,7 +206,7 @@ def equinox(network: Any, init: jax.Array, key: jax.Array, steps: int) -> Result
 
         @eqx.filter_value_and_grad(has_aux=True)
         def loss(module: Any) -> Any:
-            outputs, new = network.batched(module, state, inputs, key)
+            outputs, new = network.batched(module, state, inputs, key, **on)
             return network.loss(outputs, targets), new
 
         (value, new), grads = loss(module)
@@ -219,7 +221,7 @@ def equinox(network: Any, init: jax.Array, key: jax.Array, steps: int) -> Result
     @eqx.filter_jit
     def evaluate(module: Any, state: Any, inputs: Any) -> Any:
         quiet = eqx.nn.inference_mode(module)
-        return network.batched(quiet, state, inputs, jax.random.key(0))[0]
+        return network.batched(quiet, state, inputs, jax.random.key(0), **off)[0]
 
     arrays = host((module, state) if state is not None else module)
     return Result(losses, arrays, evaluate(module, state, batch[0]))

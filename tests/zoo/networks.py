@@ -28,8 +28,13 @@ __all__ = ["NETWORKS", "NOT_INSTALLED", "Network", "Row"]
 
 # Network, package, library, and why it is not in this environment.
 NOT_INSTALLED = [
-    ("steerable graph network", "segnn-jax", "Haiku", "it pins optax==0.1.3"),
-    ("ResNet, vision transformer", "eqxvision", "Equinox", "it brings torch, of gigabytes"),
+    ("steerable graph network", "segnn-jax", "Haiku", "it calls e3nn-jax as of 0.19"),
+    (
+        "ResNet, vision transformer",
+        "eqxvision",
+        "Equinox",
+        "it imports `equinox.experimental`, which is gone",
+    ),
 ]
 
 CLASSES = jnp.array([0, 1, 2, 1])
@@ -126,14 +131,6 @@ def linen_e3nn() -> Network:
     return Network(Net(), (x,), lambda out, y: squared_error(out.array, y), normal(1, 4, 1))
 
 
-@row("vision transformer", "Linen", "vitax")
-def linen_vitax() -> Network:
-    import vitax
-
-    net = vitax.VisionTransformer(num_classes=3)
-    return Network(net, (normal(0, 4, 32, 32, 3),), cross_entropy, CLASSES)
-
-
 @row("vision transformer", "Linen", "vit-flax")
 def linen_vit_flax() -> Network:
     import vit_flax
@@ -148,6 +145,23 @@ def linen_deepvit() -> Network:
 
     net = deepvit_flax.DeepVIT(num_classes=3)
     return Network(net, (normal(0, 4, 32, 32, 3),), cross_entropy, CLASSES)
+
+
+@row("mixture of experts, a language model", "Linen", "nano-moe-jax")
+def linen_moe() -> Network:
+    import nano_moe
+
+    config = nano_moe.NanoMoEConfig(
+        vocab_size=11, n_layers=1, n_heads=2, d_model=8, d_ff=16, n_experts=3, block_size=8
+    )
+    tokens = jnp.arange(16).reshape(2, 8) % 11
+    return Network(
+        nano_moe.NanoMoE(config),
+        (tokens,),
+        lambda out, y: cross_entropy(out[0][:, :-1], y[:, 1:]) + out[1],
+        tokens,
+        training={"deterministic": False},
+    )
 
 
 # --- NNX --------------------------------------------------------------------------------------
@@ -198,6 +212,52 @@ def nnx_dino() -> Network:
         (normal(0, 4, 8, 8, 3),),
         lambda x, y: squared_error(x.mean((1, 2)) if x.ndim > 2 else x.mean(1), y),
         normal(1, 4),
+        keeps_streams=True,
+    )
+
+
+@row("vision transformer", "NNX", "vitax")
+def nnx_vitax() -> Network:
+    import vitax
+    from flax import nnx
+
+    net = vitax.VisionTransformer(3, 3, 8, 4, 1, 2, 16, 8, fsdp=False, rngs=nnx.Rngs(0))
+    return Network(net, (normal(0, 4, 8, 8, 3),), cross_entropy, CLASSES, keeps_streams=True)
+
+
+@row("vision transformer with dropout", "NNX", "attnax")
+def nnx_attnax() -> Network:
+    import attnax
+    from flax import nnx
+
+    config = attnax.VisionTransformerConfig(
+        image_size=8, patch_size=4, num_classes=3, d_model=8, num_heads=2, num_layers=1, d_ff=16
+    )
+    net = attnax.VisionTransformer(nnx.Rngs(0, dropout=1), config)
+    return Network(net, (normal(0, 4, 8, 8, 3),), cross_entropy, CLASSES, keeps_streams=True)
+
+
+@row(
+    "hypernetwork of low rank",
+    "NNX",
+    "synecdoche",
+    how="`compat.NNXModel(hyper, call=synecdoche.functional(net))`",
+)
+def nnx_hyper() -> Network:
+    import synecdoche
+    from flax import nnx
+
+    rngs = nnx.Rngs(0)
+    net = nnx.Sequential(nnx.Linear(8, 16, rngs=rngs), nnx.relu, nnx.Linear(16, 3, rngs=rngs))
+    call = synecdoche.functional(net)
+    hyper = synecdoche.LowRank(nnx.state(net, nnx.Param), rank=2, rngs=nnx.Rngs(1))
+    return Network(
+        hyper,
+        (normal(0, 4, 8),),
+        cross_entropy,
+        CLASSES,
+        model=lambda own, inputs, key: compat.NNXModel(own, call=call),
+        call=call,
         keeps_streams=True,
     )
 
@@ -544,19 +604,82 @@ def equinox_s5() -> Network:
     return Network(own, (normal(0, 4, 6, 8),), squared_error, normal(1, 4, 6, 8), batched=batched)
 
 
-@row("named tensors", "Equinox", "haliax")
+@row("Fourier neural operator", "Equinox", "pdequinox")
+def equinox_fno() -> Network:
+    import pdequinox
+
+    net = pdequinox.arch.ClassicFNO(
+        1, 1, 1, hidden_channels=4, num_modes=3, num_blocks=2, key=jax.random.key(0)
+    )
+    return Network(
+        net,
+        (normal(0, 4, 1, 16),),
+        squared_error,
+        normal(1, 4, 1, 16),
+        batched=lambda module, state, inputs, key: (jax.vmap(module)(*inputs), state),
+    )
+
+
+def _logits(net: Any, tokens: jax.Array, key: Any, deterministic: bool) -> jax.Array:
+    return net(tokens, deterministic=deterministic, key=key)[0]
+
+
+@row(
+    "Megalodon, a language model with complex averages",
+    "Equinox",
+    "megalodon-jax",
+    how="`compat.EquinoxModel(net, call=lambda net, x, key, deterministic: "
+    "net(x, key=key, deterministic=deterministic)[0])`",
+)
+def equinox_megalodon() -> Network:
+    import megalodon_jax
+
+    config = megalodon_jax.MegalodonConfig(
+        vocab_size=11,
+        model_dim=8,
+        num_layers=1,
+        z_dim=4,
+        value_dim=8,
+        ffn_hidden_dim=16,
+        cema_ndim=2,
+        chunk_size=8,
+        norm_num_groups=2,
+        dropout=0.2,
+    )
+    tokens = jnp.arange(16).reshape(2, 8) % 11
+    return Network(
+        megalodon_jax.MegalodonForCausalLM(config, key=jax.random.key(0)),
+        (tokens,),
+        lambda logits, y: cross_entropy(logits[:, :-1], y[:, 1:]),
+        tokens,
+        model=lambda own, inputs, key: compat.EquinoxModel(own, call=_logits),
+        training={"deterministic": False},
+        batched=lambda module, state, inputs, key, deterministic: (
+            _logits(module, *inputs, key, deterministic),
+            state,
+        ),
+    )
+
+
+@row(
+    "embedding of named tensors",
+    "Equinox",
+    "haliax",
+    how="`compat.EquinoxModel(net, call=lambda net, x: "
+    "net(haliax.named(x, (Batch, Position))).mean(Position).array)`",
+)
 def equinox_haliax() -> Network:
     import haliax
 
-    Batch, In, Out = haliax.make_axes(Batch=4, In=8, Out=3)
-    net = haliax.nn.Linear.init(In, Out, key=jax.random.key(0))
+    Batch, Position, Words, Out = haliax.make_axes(Batch=4, Position=5, Words=11, Out=3)
+    net = haliax.nn.Embedding.init(Words, Out, key=jax.random.key(0))
 
     def call(module: Any, x: Any) -> Any:
-        return module(haliax.named(x, (Batch, In))).array
+        return module(haliax.named(x, (Batch, Position))).mean(Position).array
 
     return Network(
         net,
-        (normal(0, 4, 8),),
+        (jnp.arange(20).reshape(4, 5) % 11,),
         cross_entropy,
         CLASSES,
         model=lambda own, inputs, key: compat.EquinoxModel(own, call=call),
@@ -643,6 +766,16 @@ def keras_gpt2() -> Network:
     tokens = jnp.arange(20).reshape(4, 5) % 11
     net = keras_hub.models.GPT2Backbone(11, 2, 2, 8, 16, dropout=0.1, max_sequence_length=8)
     return _keras(net, {"token_ids": tokens, "padding_mask": jnp.ones_like(tokens)})
+
+
+@row("vision transformer that learns tokens", "Keras", "k3im")
+def keras_tokens() -> Network:
+    from k3im.token_learner import ViTokenLearner
+
+    net = ViTokenLearner(
+        (8, 8), 4, 3, 8, 2, 2, 16, token_learner_units=2, dropout_rate=0.1, channels=3
+    )
+    return _keras(net, normal(0, 4, 8, 8, 3))
 
 
 @row("float8 dense layers", "Keras", "keras")

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 import warnings
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -143,18 +143,23 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def versioned(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return package
+
+
 def line(row: Row, said: str) -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in row.packages)
+    packages = ", ".join(map(versioned, row.packages))
     how = row.how if said.startswith(("same", "differs")) else ""
     parts = (row.title, packages, row.library, said, how)
     return f"| {' | '.join(map(cell, parts))} |"
 
 
 def table(lines: list[str]) -> str:
-    versions = ", ".join(
-        f"{name} {version(name)}"
-        for name in ("jax", "flax", "dm-haiku", "equinox", "keras", "optax")
-    )
+    libraries = "jax", "flax", "dm-haiku", "equinox", "keras", "optax"
+    versions = ", ".join(map(versioned, libraries))
     where = f"Python {platform.python_version()}, CPU"
     head = "| network | package | library | parity | how to wrap it |"
     absent = [

@@ -1,7 +1,8 @@
-"""Five architectures, and a GRU, as each library writes them, with equal hyper-parameters.
+"""Eight architectures as each library writes them, with equal hyper-parameters.
 
 Names, orders of definition, layouts and fusions are the library's own habits; what they compute is
-the same. `build(library, architecture, seed)` gives a model with weights drawn at random.
+the same. `build(library, architecture, seed)` gives a model with weights drawn at random. Two of
+them, a residual net and a transformer encoder, only take weights of torch (`FROM_TORCH`).
 """
 
 from architectures import equinox, haiku, keras, linen, nnx, stax
@@ -22,6 +23,12 @@ ARCHITECTURES = {
     "attention": "Attention block",
     "embedding": "Embedding",
     "gru": "GRU",
+}
+FROM_TORCH = {
+    "mlp": "MLP",
+    "resnet": "residual net with batch norm",
+    "lstm": "LSTM",
+    "transformer": "transformer encoder",
 }
 
 

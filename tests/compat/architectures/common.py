@@ -15,6 +15,8 @@ INPUTS = {
     "attention": _generator.normal(size=(2, 5, 8)).astype(np.float32),
     "embedding": _generator.integers(0, 11, size=(3, 5)).astype(np.int32),
     "gru": _generator.normal(size=(3, 5, 6)).astype(np.float32),
+    "resnet": _generator.normal(size=(4, 8, 8, 3)).astype(np.float32),
+    "transformer": _generator.integers(0, 11, size=(4, 5)).astype(np.int32),
 }
 
 
