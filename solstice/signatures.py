@@ -90,6 +90,7 @@ It takes num_epochs, verbose.
 
         @functools.wraps(function)
         def call(*arguments: _P.args, **options: _P.kwargs) -> _R:
+            __tracebackhide__ = True  # IPython and pytest leave this frame out
             for name in options:
                 if name not in known:
                     meant = others.get(name) or next(iter(get_close_matches(name, known)), None)

@@ -1,11 +1,13 @@
 """The package's map, and what importing it costs."""
 
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,3 +93,24 @@ def test_the_version_is_the_distributions():
     from importlib.metadata import version
 
     assert solstice.__version__ == version("jax-solstice")
+
+
+def test_the_readme_on_the_index_has_links_that_lead_somewhere(monkeypatch):
+    """Relative ones lead nowhere there; each leads to a file of the repository."""
+    root = Path(__file__).parent.parent
+    hooks = SimpleNamespace(MetadataHookInterface=object)  # the part of hatchling that is asked for
+    monkeypatch.setitem(sys.modules, "hatchling.metadata.plugin.interface", hooks)
+    absolute = runpy.run_path(str(root / "hatch_build.py"))["absolute"]
+    text = (root / "README.md").read_text()
+    made = absolute(text, "https://host/owner/name", "v1.2.3")
+    programs = re.compile(r"```.*?```", re.DOTALL)
+    assert programs.findall(made) == programs.findall(text)
+    places = re.findall(r"""(?:\]\(|src="|srcset=")([^)"]+)""", programs.sub("", made))
+    kinds = set()
+    for place in places:
+        kind, path = re.fullmatch(
+            r"https://host/owner/name/(blob|raw)/v1.2.3/([^#]+).*", place
+        ).groups()
+        assert (root / path).is_file(), place
+        kinds.add((kind, Path(path).suffix))
+    assert {("blob", ".md"), ("raw", ".png")} <= kinds and len(places) > 20

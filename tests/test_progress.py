@@ -134,7 +134,7 @@ def test_the_bar_has_the_time_passed_and_left_and_the_rate(train):
         train(1, [1, 2], progress=True)
     (line,) = terminal.screens()[-1]
     assert re.fullmatch(
-        r"epoch 0 \|█+\| 2/2 \[00:0\d<00:00, [\d.]+ (steps/s|s/step)\] mean=1.500 count=2", line
+        r"epoch 0 \|█+\| 2/2 \[00:0\d, [\d.]+ (steps/s|s/step)\] mean=1.500 count=2", line
     )
 
 
@@ -159,7 +159,7 @@ def test_all_of_it_fits_into_80_columns(capsys):
     assert capsys.readouterr().err.endswith("] loss=0.2500 f1_macro=0.6667\n")
     (line,) = terminal.screens()[-1]
     assert len(line) < 80 and line.endswith("] loss=0.2500 accuracy=0.6667")
-    assert re.search(r"\|█+\| 250/250 \[\d\d:\d\d<00:00, ", line)
+    assert re.search(r"\|█+\| 250/250 \[\d\d:\d\d, ", line)
 
 
 @pytest.mark.parametrize("columns", [20, 36, 50, 60, 64, 72, 79])
@@ -169,7 +169,8 @@ def test_a_narrow_terminal_gets_whole_numbers_or_none(train, columns):
         train(1, list(range(100)), [1.0] * 20, **options)
         train(1, lambda: iter(range(30)), **options)
     lines = [line for screen in terminal.screens() for line in screen]
-    assert max(map(len, lines)) <= columns
+    # What a terminal echoes of Ctrl-C fits behind it, so that the next drawing erases it.
+    assert max(map(len, lines)) <= columns - len("^C")
     ends = {re.sub(r".*\]", "", line) for line in lines if "]" in line}
     assert all(re.fullmatch(r"( mean=\d+\.\d+)?( count=\d+)?", end) for end in ends), ends
     last = [line for line in terminal.screens()[-1] if "val" not in line]
@@ -281,7 +282,7 @@ def test_validations_within_an_epoch_and_datasets_without_a_length(train):
     with Terminal() as terminal:
         train(1, lambda: iter(range(6)), lambda: iter([7.0]), **options)
     assert terminal.shapes() == [
-        "epoch 0 val: 1 steps [] mean=7.000 count=1",
+        "epoch 0 val: 1 step [] mean=7.000 count=1",
         "epoch 0 val || 1/1 [] mean=7.000 count=1",
         "epoch 0: 6 steps [] mean=2.500 count=6",
     ]
@@ -304,7 +305,9 @@ def test_a_log_file_gets_one_line_an_epoch_and_silence_none(train, capsys, progr
         "epoch 0/1: 3 steps [] mean=3.000 count=3, val: mean=4.500 count=2",
         "epoch 1/1: 3 steps [] mean=3.000 count=3, val: mean=4.500 count=2",
         "epoch 0: 2 steps [] mean=1.500 count=2",
-        "epoch 0: 4 steps [] mean=2.500 count=4, val: mean=5.000 count=1",
+        "epoch 0: 2 steps [], val: mean=5.000 count=1",
+        "epoch 0: 4 steps [], val: mean=5.000 count=1",
+        "epoch 0: 4 steps [] mean=2.500 count=4",
     ]
     assert list(map(shape_of, err.splitlines())) == (lines if progress else [])
 

@@ -67,8 +67,9 @@ def test_an_interrupted_and_a_resumed_run_say_where(tmp_path, capfd, caplog, sho
         return solstice.train(experiment(), 2, shuffled, callbacks=[*callbacks, saving], **options)
 
     caplog.set_level("INFO", logger="solstice")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         go(Signal(signal.SIGINT))
+    assert caught.value.__notes__ == [f"Saved after 4 training steps in {tmp_path}."]
     assert said() == [
         f"Interrupted: the run is saved in {tmp_path} after 4 training steps; resume_from= goes "
         f"on from there."
@@ -88,8 +89,9 @@ def test_an_interrupted_run_whose_save_was_lost_does_not_say_so(tmp_path, caplog
     monkeypatch.setattr(Checkpoints, "finish", full)
     caplog.set_level("INFO", logger="solstice")
     callbacks = [Signal(signal.SIGINT), solstice.CheckpointingCallback(tmp_path)]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         solstice.train(experiment(), 2, shuffled, callbacks=callbacks, progress=False)
+    assert not hasattr(caught.value, "__notes__")
     assert any("no space left" in message for message in caplog.messages)
     assert not any("Interrupted" in message for message in caplog.messages)
 

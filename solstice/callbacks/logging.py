@@ -38,8 +38,8 @@ class LoggingCallback(TriggeredCallback):
             completed (of the epoch, if only ends of epochs end windows; of the last step in a
             `test`) and the mode. A sink of `solstice.loggers` gets the whole record: mode, epoch,
             step (training steps completed; in a `test`, those of the last `train` that this
-            callback saw), time and the metrics. None sends one line to the logger "solstice", which
-            Python shows after `logging.basicConfig(level="INFO")`.
+            callback saw), time and the metrics. None sends one line of the first ten metrics to the
+            logger "solstice", which Python shows after `logging.basicConfig(level="INFO")`.
         when: A trigger that ends windows of training steps, instead of `log_every_n_steps`. One
             that counts epochs fires after the epoch's validation.
 

@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from solstice import arguments
 from solstice.callbacks.plateau import Plateau
-from solstice.compat.rates import set_learning_rate
+from solstice.compat.rates import change_trained_rates
 from solstice.metrics.directions import Direction
 from solstice.tree.pytree import PyTree
 
@@ -18,9 +18,9 @@ _logger = logging.getLogger("solstice")
 class ReduceOnPlateau(Plateau):
     """Multiplies the learning rate by a factor whenever a metric has stopped improving.
 
-    `solstice.set_learning_rate` sets the rate of every optimizer, and of every member of an
-    ensemble, after the epoch in which the patience ends. The count of passes then restarts; the
-    best value stays. A resumed run goes on with both.
+    The rate of every optimizer, and of every member of an ensemble, is set after the epoch in which
+    the patience ends; a group of `compat.by_path` that is frozen as a whole keeps its own. The
+    count of passes then restarts; the best value stays. A resumed run goes on with both.
 
     Args:
         metric: The name in `compute()`; `loss` finds `average_loss`.
@@ -75,7 +75,7 @@ class ReduceOnPlateau(Plateau):
 
     def on_run_start(self, exp: PyTree) -> None:
         super().on_run_start(exp)
-        set_learning_rate(exp, lambda rate: rate)  # raises now if the rate cannot be set
+        change_trained_rates(exp, lambda rate: rate)  # raises now if a rate cannot be set
 
     def act(self, why: str) -> None:
         self._waited, self._due = 0, why
@@ -87,7 +87,7 @@ class ReduceOnPlateau(Plateau):
         message = "The learning rate is multiplied by %g, but not below %g: %s."
         _logger.info(message, self._factor, self._min_rate, self._due)
         self._due = None
-        return set_learning_rate(exp, self._smaller)
+        return change_trained_rates(exp, self._smaller)
 
     def _smaller(self, rate: Array) -> Array:
         return jnp.minimum(rate, jnp.maximum(rate * self._factor, self._min_rate))

@@ -92,8 +92,8 @@ class StopOnNaN(Callback):
             raise NotFiniteError(
                 f"After training step {step}, not all numbers are finite in "
                 f"{few(bad)}. "
-                f"Lower the learning rate, clip the gradients, or look at the batches before; the "
-                f"last checkpoint is finite.",
+                f"Lower the learning rate, clip the gradients, or look at the batches before. "
+                f"What this run has saved is finite.",
                 step=step,
                 leaves=tuple(bad),
             )

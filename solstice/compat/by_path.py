@@ -183,13 +183,27 @@ class PathOptimizer(Optimizer):
             for kind, _, inner in [name.partition("/")]
         }
 
+    def for_trained(self, rate: object) -> object:
+        return {self.globs[i]: self.parts[i].for_trained(rate) for i in set(self._places)}
+
     def with_learning_rate(self, rate: object) -> Self:
-        """Return the optimizer with this rate in every group; a function gets each group's rate."""
+        """Return the optimizer with this rate in every group; a function gets each group's rate.
+
+        A mapping from globs gives the rates of these groups alone.
+        """
         check_trees(_NAME, self._signature)
-        parts = []
-        for glob, part in zip(self.globs, self.parts, strict=True):
-            with _naming(glob):
-                parts.append(part.with_learning_rate(rate))
+        rates = rate if isinstance(rate, Mapping) else dict.fromkeys(self.globs, rate)
+        for glob in rates:
+            if glob not in self.globs:
+                raise InvalidValueError(
+                    f"rate is expected to name groups of by_path, which are "
+                    f"{', '.join(map(repr, self.globs))}; it names {glob!r}."
+                )
+        parts = list(self.parts)
+        for i, glob in enumerate(self.globs):
+            if glob in rates:
+                with _naming(glob):
+                    parts[i] = parts[i].with_learning_rate(rates[glob])
         return replace(self, parts=tuple(parts))
 
     def groups(self) -> dict[str, str]:

@@ -103,11 +103,20 @@ class Optimizer(Shown, eqx.Module):
         rate = self.learning_rate()
         return {} if rate is None else {"learning_rate": rate}
 
+    def for_trained(self, rate: object) -> object:
+        """Return a rate in the form that leaves groups without trained parameters unchanged.
+
+        Args:
+            rate: What `with_learning_rate` takes.
+        """
+        return rate
+
     def with_learning_rate(self, rate: object) -> Self:
         """Return the optimizer with another rate for the next steps; see `set_learning_rate`.
 
         Args:
-            rate: A number, an array of the current rate's shape, or a function of the current rate.
+            rate: A number, an array of the current rate's shape, or a function of the current rate;
+                for an optimizer of groups also a mapping from their globs to these.
 
         Raises:
             ValueError: Its rate cannot be set.

@@ -1,7 +1,7 @@
 """Learning rates of an experiment's optimizers: reading and setting them."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -12,7 +12,7 @@ from jaxtyping import Array
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.optimizer import Optimizer
-from solstice.errors import InvalidTypeError
+from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.metrics.checks import as_array
 from solstice.tree.names import path_name
 from solstice.tree.pytree import PyTree
@@ -22,7 +22,9 @@ _T = TypeVar("_T")
 _COUNTS = ("count", "step", "i")
 
 
-def set_learning_rate(exp: _T, rate: float | Array | Callable[[Array], Array]) -> _T:
+def set_learning_rate(
+    exp: _T, rate: float | Array | Callable[[Array], Array] | Mapping[str, Any]
+) -> _T:
     """Return the experiment with another learning rate in its optimizers.
 
     The rest of their state stays, and no step recompiles. To set the rate of one of several
@@ -31,13 +33,15 @@ def set_learning_rate(exp: _T, rate: float | Array | Callable[[Array], Array]) -
     Args:
         exp: An experiment, an initialised optimizer, or another pytree with optimizers.
         rate: The rate, finite and at least 0; an array or a list of one for each member of an
-            ensemble; or a function of the current rate, such as `lambda rate: rate / 10`.
+            ensemble; or a function of the current rate, such as `lambda rate: rate / 10`. With
+            `compat.by_path`, a mapping from globs to these, such as `{"head/*": 1e-3}`, sets the
+            rates of these groups alone.
 
     Raises:
         TypeError: There is no optimizer, `rate` is not a number, or it is a schedule, that is, a
             function of the step count.
-        ValueError: An optimizer's rate cannot be set (the message says what to do), or the rate is
-            less than 0 or not finite.
+        ValueError: An optimizer's rate cannot be set (the message says what to do), the rate is
+            less than 0 or not finite, or there is no such group.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -49,23 +53,26 @@ def set_learning_rate(exp: _T, rate: float | Array | Callable[[Array], Array]) -
     >>> round(float(exp.optimizer.learning_rate()), 6)
     0.0001
     """
-    given: Any = rate
-    if callable(given):
-        _refuse_schedule(arguments.function(given, "rate", "rate"))
-    elif isinstance(given, list | tuple | np.ndarray):
-        given = as_array(given, "rate")
-    elif not eqx.is_array(given):
-        given = arguments.number(given, "rate", least=0)
-    if not _optimizers(exp):
+    given = _checked(rate)
+    optimizers = _optimizers(exp)
+    if not optimizers:
         raise InvalidTypeError(
             f"exp is expected to have a compat.Optimizer, whose rate is set; it is "
             f"{describe(exp)}. Adapt its optimizer with compat.as_optimizer."
         )
-    return jax.tree.map(
-        lambda node: node.with_learning_rate(given) if isinstance(node, Optimizer) else node,
-        exp,
-        is_leaf=lambda node: isinstance(node, Optimizer),
-    )
+    for path, optimizer in optimizers:
+        if isinstance(given, Mapping) and not optimizer.groups():
+            raise InvalidValueError(
+                f"rate is expected to be a mapping only for the groups of compat.by_path; it is "
+                f"{rate!r}, and {path or 'exp'} is {describe(optimizer)}, without groups. Give one "
+                f"number, or the rates of one optimizer: set_learning_rate(exp.opt, rate)."
+            )
+    return _mapped(exp, lambda optimizer: optimizer.with_learning_rate(given))
+
+
+def change_trained_rates(exp: _T, change: Callable[[Array], Array]) -> _T:
+    """Return the experiment with changed rates; groups that are frozen as a whole keep theirs."""
+    return _mapped(exp, lambda one: one.with_learning_rate(one.for_trained(change)))
 
 
 def learning_rates(exp: PyTree) -> dict[str, Array]:
@@ -85,6 +92,27 @@ def learning_rates(exp: PyTree) -> dict[str, Array]:
         for name, rate in optimizer.learning_rates().items():
             rates[name if len(optimizers) == 1 else f"{path}/{name}"] = rate
     return rates
+
+
+def _checked(rate: Any) -> Any:
+    """Return a rate, or a mapping from globs to rates, with numbers and arrays checked."""
+    if isinstance(rate, Mapping):
+        return {glob: _checked(one) for glob, one in rate.items()}
+    if callable(rate):
+        _refuse_schedule(arguments.function(rate, "rate", "rate"))
+        return rate
+    if isinstance(rate, list | tuple | np.ndarray):
+        return as_array(rate, "rate")
+    return rate if eqx.is_array(rate) else arguments.number(rate, "rate", least=0)
+
+
+def _mapped(tree: _T, change: Callable[[Optimizer], Optimizer]) -> _T:
+    """Return a tree with each of its optimizers changed."""
+    return jax.tree.map(
+        lambda node: change(node) if isinstance(node, Optimizer) else node,
+        tree,
+        is_leaf=lambda node: isinstance(node, Optimizer),
+    )
 
 
 def _refuse_schedule(rate: Callable[..., Any]) -> None:

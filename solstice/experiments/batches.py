@@ -118,14 +118,33 @@ def ignoring(batch: Batch, ignore_index: int | None) -> Batch:
     return batch._replace(mask=counts)
 
 
-def inputs_by_name(x: Any, keys: BatchKeys) -> Any:
+def inputs_by_name(x: Any, keys: BatchKeys, example: tuple[Any, ...] | None = None) -> Any:
     """Return a mapping of inputs as a tuple in the order of their names in `batch_keys`.
+
+    A single input is taken out of a mapping only if the network's example is one array.
+
+    Raises:
+        TypeError: The network's example is one array, and the mapping or the list has none of its
+            name.
 
     >>> inputs_by_name({"age": 1, "text": 2}, (("text", "age"), "label", "mask"))
     (2, 1)
     """
-    named = isinstance(keys[0], tuple) and isinstance(x, Mapping) and {*keys[0]} <= {*x}
-    return tuple(x[name] for name in keys[0]) if named else x
+    names = keys[0]
+    if isinstance(names, tuple):
+        named = isinstance(x, Mapping) and {*names} <= {*x}
+        return tuple(x[name] for name in names) if named else x
+    one_array = example is not None and len(example) == 1 and is_shaped(example[0])
+    if not (one_array and isinstance(x, Mapping | list)):
+        return x
+    if isinstance(x, Mapping) and names in x:
+        return x[names]
+    assert example is not None
+    raise InvalidTypeError(
+        f"x is expected to be an array like the network's example, {describe(example[0])}, or a "
+        f"mapping with {names!r}; it is {describe(x)}. Give the array itself, or name it in "
+        f"batch_keys."
+    )
 
 
 def batch_inputs(batch: Any, keys: BatchKeys, example: tuple[Any, ...] | None = None) -> Any:

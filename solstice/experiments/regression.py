@@ -55,7 +55,7 @@ class RegressionExperiment(SupervisedExperiment):
     True
     """
 
-    @explained(**OTHER_NAMES)
+    @explained(**OTHER_NAMES | {"ignore_index": "a mask: batches (x, y, mask)"})
     def __init__(
         self,
         model: Any,
@@ -165,7 +165,7 @@ class Regression(Task):
             shown,
             np.isfinite(shown),
             "Targets are expected to be finite",
-            "Mask them, or fix the data.",
+            "Mask them by batches (x, y, mask), with mask = np.isfinite(y), or fix the data.",
         )
 
     def losses(self, outputs: Array, targets: Array) -> tuple[Array, None]:

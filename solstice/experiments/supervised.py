@@ -300,15 +300,23 @@ class SupervisedExperiment(Runnable):
     def __call__(self, x: Any) -> Array:
         """Return the network's outputs for a batch of inputs, in evaluation mode.
 
-        Several inputs are a tuple, or a mapping with the names in `batch_keys`.
+        Several inputs are a tuple. Inputs may also be a mapping with the names in `batch_keys`, as
+        a batch is.
 
         Raises:
+            TypeError: It is a mapping or a list, and the network's example is an array.
             ValueError: They have a different number of axes than the network's example.
         """
-        inputs = as_inputs(batches.inputs_by_name(x, self._batch_keys), "x")
         seen = self._seen.value
-        batches.check_axes(inputs, None if seen is None else seen.inputs)
-        return self._outputs(inputs)
+        example = None if seen is None else seen.inputs
+        inputs = as_inputs(batches.inputs_by_name(x, self._batch_keys, example), "x")
+        batches.check_axes(inputs, example)
+        try:
+            return self._outputs(inputs)
+        except Exception as error:
+            if example is None:
+                error.add_note(f"The network was called on {describe(inputs)}.")
+            raise
 
     def with_model(self, model: Model) -> Self:
         """Return the experiment with other parameters of its network frozen.

@@ -44,10 +44,20 @@ def _handlers(logger: logging.Logger | None) -> Iterator[logging.Handler]:
 LOGGER = forgiving(logging.getLogger("solstice"))
 
 
+# More would be a line that nobody reads: a classifier has four numbers for each class.
+_MOST = 10
+
+
 def log_line(metrics: dict[str, Any], step: int, mode: str) -> None:
-    """Log metrics as one line, for a callback without a `logging_fn`."""
-    numbers = ", ".join(
+    """Log the first ten metrics, and the learning rates, as one line.
+
+    It is what a callback without a `logging_fn` calls.
+    """
+    numbers = [
         f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in metrics.items()
-    )
-    LOGGER.info("%s %d: %s", mode, step, numbers)
+        for i, (name, value) in enumerate(metrics.items())
+        if i < _MOST or name.startswith("learning_rate")
+    ]
+    if more := len(metrics) - len(numbers):
+        numbers.append(f"and {more} more")
+    LOGGER.info("%s %d: %s", mode, step, ", ".join(numbers))

@@ -169,7 +169,10 @@ class Loop:
         with noted() as self._signals, told_elsewhere():
             try:
                 self._begin()
-                passes()
+                try:
+                    passes()
+                finally:
+                    self._progress.end_epoch()
                 finish("finished")
             except EarlyStoppingException as stop:
                 _logger.info("The run stopped early: %s.", str(stop).removesuffix("."))
@@ -182,14 +185,13 @@ class Loop:
             for callback in self._saving:
                 lost = _caught(callback.wait)
                 error = error or lost
-                if signalled and lost is None:
-                    self._tell_saved(callback)
+                if signalled and lost is None and error is not None:
+                    self._tell_saved(callback, error)
             if error is None and self._saving:
                 # The next reader finds the checkpoints complete.
                 error = _caught(lambda: check_same("The number of steps", str(self.position.steps)))
             if error is None and self._signals.received is not None:
                 error = Interrupted(self._signals.received).ending
-            self._progress.end_epoch()
             self._training = None  # keep nothing of the run alive
             self._close_opened()
             failure = self._hooks.end(self.exp, error)
@@ -205,8 +207,8 @@ class Loop:
     def _begin(self) -> None:
         if self._resumed_from is not None:
             self._progress.say(
-                f"Resuming from {self._resumed_from.place} after {self.position.steps['train']} "
-                f"training steps, in epoch {self.position.epoch}."
+                f"Resuming from {self._resumed_from.place} after {self._steps_taken}, in epoch "
+                f"{self.position.epoch}."
             )
         for callback in self._saving:
             callback.begin(self._resumed_from, self._hooks.callbacks)
@@ -562,13 +564,21 @@ class Loop:
         for callback in self._saving:
             callback.save(self._stepper.flat, self._state)
 
-    def _tell_saved(self, callback: CheckpointingCallback) -> None:
+    @property
+    def _steps_taken(self) -> str:
+        steps = self.position.steps["train"]
+        return f"{steps} training step{'' if steps == 1 else 's'}"
+
+    def _tell_saved(self, callback: CheckpointingCallback, ending: BaseException) -> None:
         """Say where a run is saved after a signal has ended it, unless that save failed."""
         if not callback.lost:
+            steps = self._steps_taken
             self._progress.say(
-                f"Interrupted: the run is saved in {callback.directory} after "
-                f"{self.position.steps['train']} training steps; resume_from= goes on from there."
+                f"Interrupted: the run is saved in {callback.directory} after {steps}; "
+                f"resume_from= goes on from there."
             )
+            # Python shows it below the traceback of a KeyboardInterrupt.
+            ending.add_note(f"Saved after {steps} in {callback.directory}.")
 
     def _save_end(self, how: str) -> None:
         self.position.ended = how
@@ -606,8 +616,7 @@ class Loop:
         self.give_states()
         assert self._resumed_from is not None
         self._progress.say(
-            f"The run in {self._resumed_from.place} is over, after {self.position.steps['train']} "
-            f"training steps."
+            f"The run in {self._resumed_from.place} is over, after {self._steps_taken}."
         )
         if not self.position.cut and self._hooks.any("revise"):
             self._go_on_with(self._hooks.revised(self.exp)[0])

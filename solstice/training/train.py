@@ -147,7 +147,8 @@ def train(
         RecompileError: A step was compiled again, and `recompile` is "error".
         FileNotFoundError: `resume_from` is a checkpoint or a file, not a directory of checkpoints.
         DamagedFileError: `resume_from` holds only checkpoints that cannot be read.
-        KeyboardInterrupt, SystemExit: A signal came; the current step was finished and saved.
+        KeyboardInterrupt, SystemExit: A signal came; the current step was finished and saved. A
+            note of the exception says where.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax

@@ -8,6 +8,7 @@ import pytest
 
 import solstice
 from solstice import EarlyStoppingException, LoggingCallback
+from solstice.loggers.lines import log_line
 from solstice.loggers.values import to_host
 from solstice.triggers import At, Every
 
@@ -270,3 +271,15 @@ def test_bad_arguments_are_refused():
             LoggingCallback(every)
     with pytest.raises(TypeError, match=r"a list of these; it is the str 'outputs/logs'"):
         LoggingCallback(logging_fn="outputs/logs")
+
+
+def test_a_line_has_the_first_ten_metrics_and_the_rates(caplog):
+    metrics = {"loss": 0.5, "count": 3} | {f"f1_class_{i}": 1.0 for i in range(20)}
+    caplog.set_level(logging.INFO, logger="solstice")
+    log_line(dict(list(metrics.items())[:10]), 7, "val")
+    log_line(metrics | {"learning_rate/head": 0.001}, 8, "train")
+    classes = ", ".join(f"f1_class_{i}=1" for i in range(8))
+    assert caplog.messages == [
+        f"val 7: loss=0.5, count=3, {classes}",
+        f"train 8: loss=0.5, count=3, {classes}, learning_rate/head=0.001, and 12 more",
+    ]

@@ -121,6 +121,50 @@ def test_rates_of_groups_are_told_and_set():
     assert opt.learning_rate() is None
     opt = solstice.set_learning_rate(opt, lambda rate: rate / 2)
     assert [float(rate) for rate in opt.learning_rates().values()] == [0.25, 0.125]
+    opt = solstice.set_learning_rate(opt, {"*": 0.75})
+    assert [float(rate) for rate in opt.learning_rates().values()] == [0.25, 0.75]
+    opt = solstice.set_learning_rate(opt, {"head/*": lambda rate: 2 * rate, "*": jnp.ones(())})
+    assert [float(rate) for rate in opt.learning_rates().values()] == [0.5, 1.0]
+
+
+def test_rates_of_nested_groups_are_set_by_nested_mappings():
+    injected = optax.inject_hyperparams(optax.sgd)
+    inner = by_path({"*/bias": injected(1.0), "*": injected(0.5)})
+    opt = by_path({"head/*": inner, "*": injected(0.25)}).init(PARAMS)
+    opt = solstice.set_learning_rate(opt, {"head/*": {"*/bias": 3.0}})
+    assert {name: float(rate) for name, rate in opt.learning_rates().items()} == {
+        "learning_rate/head/*/*/bias": 3.0,
+        "learning_rate/head/*/*": 0.5,
+        "learning_rate/*": 0.25,
+    }
+
+
+def test_a_rate_of_no_group_says_which_there_are():
+    injected = optax.inject_hyperparams(optax.sgd)
+    opt = by_path({"head/*": injected(0.5), "*": optax.sgd(0.1)}).init(PARAMS)
+    assert solstice.set_learning_rate(opt, {"head/*": 0.1})  # the other one cannot be set
+    with pytest.raises(ValueError, match=r"groups of by_path.*'head/\*', '\*'; it names 'body/\*'"):
+        solstice.set_learning_rate(opt, {"body/*": 0.1})
+    with pytest.raises(ValueError, match=r"without groups\. Give one number"):
+        solstice.set_learning_rate(OptaxOptimizer(injected(0.5)).init(PARAMS), {"body/*": 0.1})
+    with pytest.raises(TypeError, match="rate is expected to be a number"):
+        solstice.set_learning_rate(opt, {"head/*": "fast"})
+
+
+def test_a_plateau_reduces_no_rate_of_a_frozen_group():
+    """Nor does it ask that such a rate can be set."""
+    sgd = optax.inject_hyperparams(optax.sgd)
+    net = solstice.compat.as_model(network(), X, key=0)
+    head = freeze(net, lambda path, leaf: path.startswith("0/"))
+    inner = by_path({"*/1": sgd(0.5), "*": optax.sgd(0.1)})
+    for body in (sgd(0.1), optax.sgd(0.1), inner):
+        exp = solstice.ClassificationExperiment(head, by_path({"0/*": body, "*": sgd(0.2)}))
+        before = exp.optimizer.learning_rates()
+        reduce = solstice.callbacks.ReduceOnPlateau("f1_macro", min_delta=2.0, patience=1)
+        exp = exp.train(3, [(X, Y)], [(X, Y)], [reduce], progress=False)
+        after = exp.optimizer.learning_rates()
+        changed = {name: float(after[name]) for name in after if after[name] != before[name]}
+        assert changed == {"learning_rate/*": pytest.approx(0.002)}
 
 
 def test_an_error_of_a_group_names_its_rule():

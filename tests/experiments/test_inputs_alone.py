@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,3 +105,26 @@ def test_a_named_tuple_is_one_input_to_any_experiment(adding):
 def test_a_single_batch_is_no_dataset():
     with pytest.raises(TypeError, match=r"the named tuple Graph, which is one batch\. Put it in"):
         check_dataset(Graph(NODES, SCALE), "ds")
+
+
+def test_a_single_input_may_have_its_name():
+    exp = experiment("array", known=True)
+    np.testing.assert_array_equal(exp({"x": NODES}), exp(NODES))
+    np.testing.assert_array_equal(exp.predict({"x": NODES, "y": TARGETS}), exp.predict(NODES))
+    # A network that takes a mapping gets it whole.
+    exp = experiment("dict with an x", known=True)
+    np.testing.assert_array_equal(exp(FORMS["dict with an x"][0]), (NODES * 10) @ exp.model.params)
+
+
+@pytest.mark.parametrize("x", [{"nodes": NODES}, [NODES], {}])
+def test_inputs_of_another_form_than_the_examples_are_refused(x):
+    said = r"an array like .* example, float32\[4,3\], or a mapping with 'x'; it is .* batch_keys"
+    with pytest.raises(TypeError, match=said):
+        experiment("array", known=True)(x)
+
+
+def test_without_an_example_the_networks_own_error_says_what_it_got():
+    linear = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+    with pytest.raises(TypeError, match="dict") as caught:
+        solstice.RegressionExperiment(linear, optax.sgd(0.1))({"x": NODES})
+    assert any("The network was called on" in note for note in caught.value.__notes__)

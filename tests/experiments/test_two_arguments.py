@@ -104,3 +104,8 @@ def test_what_others_call_an_argument_is_answered(wrong, right):
         said = rf"{make.__name__}\(\) has no argument '{wrong}'; did you mean '{right}'"
         with pytest.raises(solstice.SolsticeError, match=said):
             make(**{wrong: None})
+
+
+def test_numbers_to_leave_out_are_masked():
+    with pytest.raises(TypeError, match=r"'ignore_index'; did you mean 'a mask: batches \(x, y, m"):
+        solstice.RegressionExperiment(None, TX, ignore_index=-1)

@@ -32,9 +32,13 @@ ProgressChoice = bool | str | Sequence[str]
 
 # A notebook does not tell its width.
 _NOTEBOOK_WIDTH = 100
-# tqdm's width of a bar if a line has no width.
-_BAR = 10
+# tqdm's width of a bar if a line has no width, and how narrow one may become.
+_BAR, _LEAST = 10, 3
+# What a terminal writes behind the line on Ctrl-C, `^C`, must not begin another one.
+_SPARE = 2
 _NEVER = float("inf")
+# The time that a pass still takes.
+_LEFT = "<{remaining}"
 
 
 class Progress:
@@ -54,8 +58,10 @@ class Progress:
         self.losing = Losing(
             "The progress cannot be shown: %s: %s. The run goes on; this is said once."
         )
-        # If epochs are lines: the line and the metrics of the epoch's last pass, by mode.
+        # If epochs are lines: the line and the metrics of the epoch's last pass, by mode, and the
+        # training pass that is not over.
         self._passes: dict[str, tuple[str, str]] = {}
+        self.training: _Shown | None = None
 
     def one_pass(
         self, title: str, *, mode: str = "test", total: int | None = None, done: int = 0
@@ -74,7 +80,9 @@ class Progress:
         return Pass()
 
     def note(self, mode: str, line: str, metrics: str) -> None:
-        """Keep the line of a pass until its epoch ends."""
+        """Keep the line of a pass until its epoch ends; one in the middle of it is written."""
+        if mode == "val" and self.training is not None:
+            line, mode = f"{self.training.line()}, val:", "middle"
         self._passes[mode] = line, metrics
         if mode not in ("train", "val"):
             self.end_epoch()
@@ -140,6 +148,7 @@ class _Shown(Pass):
                 width = {"miniters": _NEVER, "maxinterval": _NEVER, "position": 1000}
                 if mode == "train":
                     progress.end_epoch()
+                    progress.training = self
             self._bar = Bar(
                 self._running, total, initial=done, desc=title, file=self._place, **width
             )
@@ -162,13 +171,19 @@ class _Shown(Pass):
         except Exception as error:  # noqa: BLE001 - as in `losing`, and quicker at each step
             self._progress.losing.tell(error)
 
+    def line(self) -> str:
+        """Return the bar's line without metrics."""
+        self._bar.final = ()
+        return str(self._bar)
+
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self._progress.losing, self._open:
             ended = error is None or isinstance(error, EarlyStoppingException)
             metrics = self._running.end() if ended else ()
             if not self._place.draws:
-                self._bar.final = ()
-                self._progress.note(self._mode, str(self._bar), " ".join(metrics))
+                if self._mode == "train":
+                    self._progress.training = None
+                self._progress.note(self._mode, self.line(), " ".join(metrics))
             elif ended:
                 self._bar.final = metrics
                 # A finished validation leaves only its metrics.
@@ -190,8 +205,8 @@ class Bar(tqdm):
         self._running = running
         self.state = ""
         self.final: tuple[str, ...] | None = None
-        known = "{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{beside}"
-        unknown = "{desc}: {n_fmt} steps [{elapsed}{beside}"
+        known = f"{{desc}} |{{bar}}| {{n_fmt}}/{{total_fmt}} [{{elapsed}}{_LEFT}{{beside}}"
+        unknown = "{desc}: {n_fmt} {steps} [{elapsed}{beside}"
         super().__init__(total=total, bar_format=known if total else unknown, **options)
 
     @property
@@ -201,11 +216,14 @@ class Bar(tqdm):
         average = (now["n"] - now["initial"]) / now["elapsed"] if now["elapsed"] else None
         state = self.state or _rate(now["rate"] or average)
         metrics = self._running.look() if self.final is None else self.final
+        now["steps"] = "step" if now["n"] == 1 else "steps"
+        if self.final is not None:
+            now["bar_format"] = now["bar_format"].replace(_LEFT, "")
         room = float("inf")
         if now["ncols"]:
+            now["ncols"] -= _SPARE
             line = tqdm.format_meter(**now | {"beside": "", "ncols": None})
-            # A bar has one column at least.
-            room = now["ncols"] - disp_len(line) + (_BAR - 1 if now["total"] else 0)
+            room = now["ncols"] - disp_len(line) + (_BAR - _LEAST if now["total"] else 0)
         return now | {"beside": _fitting(state, metrics, room)}
 
 
