@@ -8,9 +8,14 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# A test compiles much and runs little: at LLVM's level 0, dropout compiles in a sixth of the time.
-# `XLA_FLAGS= pytest ...` tests at the level that users run.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# A test compiles much and runs little: at LLVM's level 0, dropout compiles in a sixth of the time;
+# without the emitters that build fusions with MLIR, and in one piece, most of the rest in half.
+# `XLA_FLAGS= pytest ...` tests as users compile.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 # Most of the time goes into compiling the same small programs, in each process, those that tests
 # start too, in this run and in the next. A file that another process has not yet written to its end
 # is compiled again.

@@ -19,7 +19,7 @@ EXAMPLE = HERE.parent / "examples" / "multi_process.py"
 
 
 def environment(devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     path = os.pathsep.join([str(HERE.parent), str(HERE)])
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path}
 

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import os
 import pickle
 import subprocess
 import sys
@@ -294,11 +295,13 @@ def run(code, *arguments, **environment):
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
+def flags(devices):
+    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+
+
 @pytest.mark.slow  # starts processes
 def test_across_devices(tmp_path, monkeypatch):
-    import os
-
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = {**os.environ, "XLA_FLAGS": flags(4)}
     process = run(ACROSS_DEVICES, **environment)
     assert process.communicate(timeout=120)[0].startswith("sample")
     assert process.returncode == 0
@@ -306,7 +309,6 @@ def test_across_devices(tmp_path, monkeypatch):
 
 @pytest.mark.slow  # starts processes
 def test_across_processes():
-    import os
     import socket
 
     with socket.socket() as free:
@@ -316,7 +318,7 @@ def test_across_processes():
     import sys, jax
     jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
     """
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = {**os.environ, "XLA_FLAGS": flags(2)}
     processes = [run(start + ACROSS_DEVICES, port, i, **environment) for i in range(2)]
     printed = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]

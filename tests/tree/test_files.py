@@ -280,7 +280,8 @@ SHARDED = """
 
 @pytest.mark.slow
 def test_sharded_arrays_are_gathered_and_placed_as_the_like_is(tmp_path):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SHARDED), str(tmp_path / "state")],
         capture_output=True,
