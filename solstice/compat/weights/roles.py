@@ -38,6 +38,7 @@ from solstice.compat.weights.followed import (
 from solstice.compat.weights.leaves import float_leaves, with_leaves
 from solstice.compat.weights.uses import (
     BIAS,
+    MATRICES,
     MATRIX,
     MEAN,
     SCALE,
@@ -176,7 +177,7 @@ class _Walk:
             head = index.shape[: len(batch)]
             rows = int(np.prod(index.shape[len(batch) : len(batch) + len(contracted)]))
             index = index.reshape(*head, rows, -1)
-            role = "matrices" if batch else MATRIX
+            role = MATRICES if batch else MATRIX
             if isinstance(other, Flow) and math.prod(other.merged) == rows:
                 merged = other.merged
             if self._loop is not None:
