@@ -481,13 +481,16 @@ def test_factors_keep_the_scale_that_they_were_trained_with(tmp_path):
     ("one", "other"),
     [
         (lambda m: compat.lora(m, rank=1, key=1), lambda m: compat.lora(m, rank=2, key=1)),
-        (lambda m: compat.lora(m, rank=1, key=1), lambda m: compat.lora(m, rank=1, key=1, where="0")),
+        (
+            lambda m: compat.lora(m, rank=1, key=1),
+            lambda m: compat.lora(m, rank=1, key=1, where="0"),
+        ),
         (lambda m: compat.lora(m, rank=1, key=1), lambda m: compat.freeze(m, "0")),
         (compat.quantize, lambda m: compat.quantize(m, bits=4)),
         (compat.quantize, lambda m: compat.quantize(m, where="0")),
         (lambda m: compat.freeze(m, "0"), lambda m: compat.freeze(m, "1")),
     ],
-)  # fmt: skip
+)
 def test_a_file_of_a_model_that_was_changed_in_another_way_is_refused(tmp_path, one, other):
     file = tmp_path / "model.solstice"
     solstice.tree.save(file, one(network()))
