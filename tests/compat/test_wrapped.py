@@ -324,6 +324,20 @@ def test_quantized_weights_are_off_by_half_a_scale_at_most(bits, dtype):
         assert np.abs(np.round(whole)).max() <= most
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_tiny_weights_do_not_become_zero(bits, dtype):
+    """A scale of 1e-39 would be 0 on a processor."""
+    least = max(float(jnp.finfo(dtype).tiny), 3e-38)
+    weight = jnp.array([[8, -4, 5], [2, -2, 2]]).astype(dtype) * jnp.asarray(least, dtype)
+    model = compat.quantize(parameters(weight), bits=bits)
+    scale = np.float64(model.frozen["w"].scale)
+    after = np.float64(compat.merge(model).params["w"])
+    assert (scale >= np.finfo(np.float32).tiny).all() and (after != 0).all()
+    rounding = least * float(jnp.finfo(dtype).eps) * 8
+    assert (np.abs(after - np.float64(weight)) <= scale / 2 + rounding).all()
+
+
 def test_two_numbers_of_four_bits_are_a_byte():
     values = jnp.array([[7.0, -1.0, 0.0], [3.0, -7.0, 2.0]])
     held = compat.quantize(parameters(values), bits=4).frozen["w"]
@@ -441,6 +455,49 @@ def test_a_checkpoint_holds_a_wrapped_network_and_a_run_goes_on_from_it(tmp_path
     )
 
 
+def test_factors_keep_the_scale_that_they_were_trained_with(tmp_path):
+    def made(alpha, key=KEY):
+        return stirred(compat.lora(network(key=key), rank=2, key=1, alpha=alpha))
+
+    def run(alpha, epochs, **rest):
+        exp = solstice.ClassificationExperiment(made(alpha), TX)
+        return exp.train(epochs, [(X, Y)], progress=False, **rest)
+
+    saving = solstice.CheckpointingCallback(tmp_path / "run")
+    run(8, 2, callbacks=[saving])
+    again, whole = run(32, 4, resume_from=tmp_path / "run"), run(8, 4)
+    assert float(again.model.frozen[0].scale) == 4
+    assert_same_bits(jax.tree.leaves(again), jax.tree.leaves(whole))
+    file = tmp_path / "model.safetensors"
+    compat.save(made(8), file)
+    loaded, _ = compat.load(made(32, jax.random.key(5)), file)
+    assert_same_bits([loaded(X)[0]], [made(8)(X)[0]])
+    assert not np.allclose(made(32)(X)[0], made(8)(X)[0], atol=1e-2)
+    with pytest.raises(ValueError, match=r"0/a"):
+        compat.load(compat.lora(network(), rank=1, key=1), file)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda m: compat.lora(m, rank=1, key=1), lambda m: compat.lora(m, rank=2, key=1)),
+        (
+            lambda m: compat.lora(m, rank=1, key=1),
+            lambda m: compat.lora(m, rank=1, key=1, where="0"),
+        ),
+        (lambda m: compat.lora(m, rank=1, key=1), lambda m: compat.freeze(m, "0")),
+        (compat.quantize, lambda m: compat.quantize(m, bits=4)),
+        (compat.quantize, lambda m: compat.quantize(m, where="0")),
+        (lambda m: compat.freeze(m, "0"), lambda m: compat.freeze(m, "1")),
+    ],
+)
+def test_a_file_of_a_model_that_was_changed_in_another_way_is_refused(tmp_path, one, other):
+    file = tmp_path / "model.solstice"
+    solstice.tree.save(file, one(network()))
+    with pytest.raises(ValueError, match="like"):
+        solstice.tree.load(file, like=other(network()))
+
+
 def test_mixed_precision_reaches_the_joined_weights():
     seen = []
 
@@ -464,6 +521,7 @@ def test_a_summary_tells_factors_from_what_they_are_beside():
         ("params/0/b", "trainable", "float32", 64),
         ("frozen/0/base/values", "frozen", "uint8", 64),
         ("frozen/0/base/scale", "frozen", "float32", 32),
+        ("frozen/0/scale", "frozen", "float32", 4),
     ]
 
 

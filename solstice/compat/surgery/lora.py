@@ -54,7 +54,8 @@ def lora(
             `compat.by_path`, or a function of a path. Other weights get no factors; `made_of` of
             the result says which.
         key: A seed or PRNG key for the factors.
-        alpha: The factors' scale times `rank`; None means `rank`.
+        alpha: The factors' scale times `rank`; None means `rank`. The scale is an array in
+            `frozen`, "Dense_0/kernel/scale", so a checkpoint or a file brings its own.
         full: Which weights to train in full, such as a new head; these get no factors.
 
     Raises:
@@ -107,19 +108,21 @@ class LowRank(Composed):
         base: The weight, or what it is computed from.
         a: The one factor, float (m, rank).
         b: The other, float (rank, n).
-        scale: What their product is multiplied by.
+        scale: What their product is multiplied by, float (). It belongs to the factors: they mean
+            nothing with another one.
     """
 
     base: Any
     a: Any
     b: Any
-    scale: float = eqx.field(static=True)
+    scale: Any
 
     def joined(self) -> Array:
         base = joined(self.base)
         narrow = base.dtype.itemsize < self.a.dtype.itemsize
         dtype = self.a.dtype if narrow else base.dtype
-        change = self.scale * (self.a @ self.b).reshape(base.shape).astype(dtype)
+        change = (self.scale.astype(self.a.dtype) * self.a) @ self.b
+        change = change.reshape(base.shape).astype(dtype)
         return _plus(base.astype(dtype), change).astype(base.dtype)
 
     def words(self) -> str:
@@ -156,8 +159,9 @@ def _adapted(weight: Weight, rank: int, scale: float, key: Array) -> Weight:
         )
     dtype = leaf.dtype if leaf.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
     a = jax.random.normal(key, (m, rank), dtype) / math.sqrt(m)
-    node = LowRank(weight.node, a, jnp.zeros((rank, n), dtype), scale)
-    trained = LowRank(jax.tree.map(lambda _: False, weight.node), True, True, scale)
+    held = jnp.asarray(scale, jnp.finfo(dtype).dtype)
+    node = LowRank(weight.node, a, jnp.zeros((rank, n), dtype), held)
+    trained = LowRank(jax.tree.map(lambda _: False, weight.node), True, True, False)
     return Weight(weight.path, node, trained, trained)
 
 

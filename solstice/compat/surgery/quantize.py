@@ -29,7 +29,8 @@ def quantize(model: Model, *, bits: int = 8, where: Where = "*") -> WrappedModel
     The network is called with `scale * values`, which differs from the weight by at most half a
     scale (plus the rounding of the weight's dtype). One scale serves a line of numbers along the
     shortest axis of at least 64, or else along the longest axis: the largest magnitude of that line
-    is 127 scales, or 7 in 4 bits. Two 4-bit integers share a byte.
+    is 127 scales, or 7 in 4 bits, but a scale is no smaller than the smallest normal number. Two
+    4-bit integers share a byte.
 
     Args:
         model: An adapted network of any library. If `compat.lora` adapted it, its weights are
@@ -88,8 +89,10 @@ class Quantized(Composed):
         most = 2 ** (bits - 1) - 1
         # A scale of float16 might be too small for its type.
         wide = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
-        scale = jnp.abs(wide).max(axis=_line(weight.shape), keepdims=True) / most
-        scale = jnp.where(scale == 0, 1, scale)
+        largest = jnp.abs(wide).max(axis=_line(weight.shape), keepdims=True)
+        # Processors take numbers below the smallest normal one for 0.
+        least = jnp.finfo(wide.dtype).tiny
+        scale = jnp.where(largest == 0, 1, jnp.maximum(largest / most, least))
         values = jnp.clip(jnp.round(wide / scale), -most, most).astype(jnp.int8)
         held = values if bits == 8 else _packed(values)
         return cls(held, scale, weight.shape, weight.dtype)

@@ -10,6 +10,7 @@ from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.model import Model, as_inputs
 from solstice.compat.surgery.wrapped import WrappedModel, merge
+from solstice.compat.weights.blind import doubled, hidden, telling
 from solstice.compat.weights.divergence import first_divergence
 from solstice.compat.weights.leaves import float_leaves, with_leaves
 from solstice.compat.weights.matching import MismatchError, candidates
@@ -28,6 +29,7 @@ from solstice.compat.weights.unequal import causes, has_one_order, unlike
 from solstice.compat.weights.uses import BIAS, Trace
 from solstice.compat.weights.whole import whole
 from solstice.errors import InvalidTypeError, InvalidValueError
+from solstice.tree.names import few
 from solstice.tree.pytree import PyTree
 
 _M = TypeVar("_M", bound=Model)
@@ -79,10 +81,14 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
             "codes no other network has. Convert first, then wrap: "
             "compat.lora(compat.convert(model, like=compat.merge(like), example=x), ...)."
         )
-    inputs = as_inputs(example)
-    arguments.check_untraced((model, like, inputs), "convert()")
-    source, target = _Side(merge(model), inputs), _Side(like.settle_averages(), inputs)
+    given = as_inputs(example)
+    arguments.check_untraced((model, like, given), "convert()")
+    source = _Side(merge(model), telling(given))
     reference = source.run(source.arrays)
+    if not is_finite(reference):
+        source = _Side(source.model, given)
+        reference = source.run(source.arrays)
+    target = _Side(like.settle_averages(), source.inputs)
     if not is_finite(reference):
         raise UnprovenError(
             "convert() proves its result by outputs; those of model on the example are not finite."
@@ -104,6 +110,8 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     if not (gap := difference(target.run(target.arrays | arrays), reference)) <= TOLERANCE:
         raise InvalidValueError(_refusal(gap, pairs, source, target, source.arrays, arrays))
     _check_far(pairs, source, target)
+    _check_shown(target)
+    _check_doubled(source, target, arrays)
     return with_leaves(target.model, arrays).settle_averages()
 
 
@@ -217,4 +225,37 @@ def _check_used(uses: Trace) -> None:
             f"convert() finds by use what each parameter of like is for; on this example, its "
             f"outputs do not depend on {', '.join(idle[:3])}. Give an example that needs them, or "
             f"a `like` without them."
+        )
+
+
+def _check_doubled(source: _Side[Any], target: _Side[Any], arrays: Arrays) -> None:
+    """Raise where outputs differ for two rows, or two positions, if the example has one."""
+    for axis, inputs in doubled(source.inputs):
+        try:
+            goal = evaluation(source.model, inputs)(source.arrays)
+            found = evaluation(target.model, inputs)(target.arrays | arrays)
+        except Exception:  # noqa: BLE001 - it takes one only, and says so in its library's words
+            continue
+        if is_finite(goal) and (gap := difference(found, goal)) > _GROSS:
+            raise InvalidValueError(
+                f"convert() is expected to give a network that computes the same for inputs of any "
+                f"size; with two entries along axis {axis}, where the example has one, outputs "
+                f"differ by {gap:.2g} of the largest. One of the networks may mix rows, or take "
+                f"the last position where the other takes the mean. Give an example with several, "
+                f"to see from which layer on they differ."
+            )
+
+
+def _check_shown(target: _Side[Any]) -> None:
+    """Raise if weights of `like` do not count on the example, so that outputs prove nothing."""
+    uses = hidden(target.model, target.inputs, target.trace.uses, target.run)
+    if uses:
+        leaves = list(dict.fromkeys(use.leaf for use in uses))
+        raise InvalidValueError(
+            f"convert() proves by outputs that two networks are the same; on this example, "
+            f"{describe(target.inputs)}, those of like are the same whatever {few(leaves)} "
+            f"{'is' if len(leaves) == 1 else 'are'}, or a part of it. A softmax over one position, "
+            f"the first step of a recurrent cell, a norm of one value and a kernel over one pixel "
+            f"hide weights. Give an example of longer sequences, larger images or more rows, with "
+            f"values that differ."
         )

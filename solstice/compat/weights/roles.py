@@ -39,6 +39,7 @@ from solstice.compat.weights.leaves import float_leaves, with_leaves
 from solstice.compat.weights.transposed import is_called_transposed
 from solstice.compat.weights.uses import (
     BIAS,
+    MATRICES,
     MATRIX,
     MEAN,
     SCALE,
@@ -178,7 +179,7 @@ class _Walk:
             head = index.shape[: len(batch)]
             rows = int(np.prod(index.shape[len(batch) : len(batch) + len(contracted)]))
             index = index.reshape(*head, rows, -1)
-            role = "matrices" if batch else MATRIX
+            role = MATRICES if batch else MATRIX
             if isinstance(other, Flow) and math.prod(other.merged) == rows:
                 merged = other.merged
             if self._loop is not None:

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 
 MATRIX, CONV, TRANSPOSED, TABLE = "matrix", "conv", "transposed", "table"
+MATRICES = "matrices"  # of a product with an axis along which there is one matrix for each
 BIAS, SCALE, MEAN, VARIANCE = "bias", "scale", "mean", "variance"
 LAYERS = MATRIX, CONV, TRANSPOSED, TABLE  # roles with which a layer begins
 

@@ -1,0 +1,222 @@
+"""What an example does not show: parts of weights that its outputs do not depend on.
+
+A softmax over one position is 1 whatever query and key are; in its first step, a recurrent cell
+multiplies zeros; of a kernel over one pixel, only the centre counts. Outputs prove nothing there.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from solstice.compat.model import Model
+from solstice.compat.weights.leaves import float_leaves, with_leaves
+from solstice.compat.weights.proof import TOLERANCE, Arrays, difference, drawn, is_finite
+from solstice.compat.weights.uses import (
+    BIAS,
+    CONV,
+    MATRICES,
+    MATRIX,
+    MEAN,
+    SCALE,
+    TABLE,
+    TRANSPOSED,
+    VARIANCE,
+    Use,
+)
+from solstice.tree.kinds import is_typed_key
+from solstice.tree.pytree import PyTree
+
+# A unit may be off for some weights, as behind relu: after so many draws in which nothing more was
+# seen, the rest is hidden by the example.
+_STILL = 16
+# Gradients below this part of the largest may be rounding.
+_TINY = 1e-6
+
+
+def telling(inputs: PyTree) -> PyTree:
+    """Return inputs without constant arrays of floats: in those, no feature differs from another.
+
+    They are drawn from [0, 1), which masks and logarithms take too.
+
+    >>> telling(np.zeros(3)).round(2), telling(np.array([0.0, 1.0]))
+    (array([0.64, 0.27, 0.04]), array([0., 1.]))
+    """
+    generator = np.random.default_rng(0)
+
+    def one(leaf: Any) -> Any:
+        constant = eqx.is_inexact_array_like(leaf) and np.size(leaf) > 1 and np.ptp(leaf) == 0
+        if not constant:
+            return leaf
+        return generator.uniform(size=np.shape(leaf)).astype(np.asarray(leaf).dtype)
+
+    return jax.tree.map(one, inputs)
+
+
+def doubled(inputs: PyTree) -> Iterator[tuple[int, PyTree]]:
+    """Yield an axis, and inputs with two entries along it where there is one: a batch, a sequence.
+
+    >>> [(axis, larger.shape) for axis, larger in doubled(np.ones((1, 1, 8)))]
+    [(0, (2, 1, 8)), (1, (1, 2, 8))]
+    """
+    generator = np.random.default_rng(0)
+
+    def another(leaf: Any, axis: int) -> Any:
+        leaf = np.asarray(leaf)
+        if leaf.shape[axis : axis + 1] != (1,):
+            return leaf
+        least, most = leaf.min(initial=0), leaf.max(initial=1)
+        other = least + generator.uniform(size=leaf.shape) * (most - least)
+        return np.concatenate([leaf, other.round(3).astype(leaf.dtype)], axis)
+
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(inputs)]
+    if any(is_typed_key(leaf) for leaf in jax.tree.leaves(inputs)):
+        return
+    for axis in (0, 1):
+        if any(shape[axis : axis + 1] == (1,) for shape in shapes):
+            yield axis, jax.tree.map(lambda leaf, axis=axis: another(leaf, axis), inputs)
+
+
+def hidden(
+    model: Model,
+    inputs: tuple[PyTree, ...],
+    uses: Sequence[Use],
+    run: Callable[[Arrays], PyTree],
+) -> list[Use]:
+    """Return the uses of parameters of which a part changes no output, whatever the weights are.
+
+    A part is what gives one output of a layer, or one position of a kernel. Of a table, not all
+    rows are expected to be looked up. What is added is not judged: a norm or a softmax behind it
+    may take it away in every example.
+
+    Args:
+        model: The network.
+        inputs: The example.
+        uses: What its trace found.
+        run: Its evaluation on the example.
+    """
+    judged = [use for use in uses if use.role not in (BIAS, MEAN) and use.leaf.startswith("params")]
+    parts = [
+        _Part(use, axes, np.ones(np.max(use.index, axes, keepdims=True).shape, bool))
+        for use in judged
+        for axes in _taken_together(use)
+    ]
+    arrays = float_leaves(model)
+    draws = _draws(uses, arrays, run)
+    outputs = run(next(draws))
+    still = 0
+    gradient = _gradient(model, inputs, outputs)
+    while still < _STILL and any(part.dark.any() for part in parts):
+        slopes = gradient(next(draws))
+        if slopes is None:
+            break
+        least = _TINY * max(float(one.max(initial=0)) for one in slopes.values())
+        seen = [part.see(slopes[part.use.leaf], least) for part in parts]
+        still = 0 if any(seen) else still + 1
+    left = [part for part in parts if part.dark.any()]
+    bases = [next(draws) for _ in range(3)] if left else []
+    unseen = [part.use for part in left if not _matters(part, bases, run)]
+    return list({id(use): use for use in unseen}.values())
+
+
+@dataclasses.dataclass(eq=False)
+class _Part:
+    """A use, cut along some axes.
+
+    Attributes:
+        use: The use.
+        axes: Those over which elements are taken together.
+        dark: Where no gradient was seen so far; of length 1 along `axes`.
+    """
+
+    use: Use
+    axes: tuple[int, ...]
+    dark: np.ndarray
+
+    def see(self, slopes: np.ndarray, least: float) -> bool:
+        """Take note of gradients of the leaf; return whether they show something new."""
+        lines = slopes.reshape(-1)[self.use.index].max(self.axes, keepdims=True)
+        new = self.dark & (lines > least)
+        self.dark &= ~new
+        return bool(new.any())
+
+    @property
+    def elements(self) -> np.ndarray:
+        """The positions in the leaf of what was not seen."""
+        return self.use.index[np.broadcast_to(self.dark, self.use.shape)]
+
+
+def _taken_together(use: Use) -> list[tuple[int, ...]]:
+    """Return the axes over which elements are judged as one, in each way to judge a use."""
+    every = tuple(range(len(use.shape)))
+    if use.role in (CONV, TRANSPOSED):
+        return [every[:-1], every[-2:]]  # for each output, and for each position
+    if use.role in (MATRIX, MATRICES, TABLE):
+        return [every[-2:-1]]
+    return [()] if use.role in (SCALE, VARIANCE) else [every]
+
+
+def _draws(
+    uses: Sequence[Use], arrays: Arrays, run: Callable[[Arrays], PyTree]
+) -> Iterator[Arrays]:
+    """Yield random weights without end: around the given ones if others give no finite outputs."""
+    free = is_finite(run(drawn(uses, arrays)))
+    generator = np.random.default_rng(0)
+    seed = 0
+    while True:
+        seed += 1
+        yield (
+            drawn(uses, arrays, seed)
+            if free
+            else {
+                path: np.asarray(leaf * (1 + generator.normal(size=leaf.shape) / 8), leaf.dtype)
+                for path, leaf in arrays.items()
+            }
+        )
+
+
+def _gradient(
+    model: Model, inputs: tuple[PyTree, ...], outputs: PyTree
+) -> Callable[[Arrays], dict[str, np.ndarray] | None]:
+    """Return a function of a model's arrays that gives the size of a gradient for each.
+
+    It is that of a random sum of the outputs; None if the network has none.
+    """
+    generator = np.random.default_rng(0)
+    weights = [
+        generator.normal(size=np.shape(leaf)).astype(leaf.dtype)
+        for leaf in jax.tree.leaves(outputs)
+        if eqx.is_inexact_array(leaf)
+    ]
+
+    @jax.jit
+    def pulled(arrays: Arrays, inputs: PyTree, weights: list[Any]) -> Any:
+        def floats(arrays: Arrays) -> list[Any]:
+            leaves = jax.tree.leaves(with_leaves(model, arrays)(*inputs)[0])
+            return [leaf for leaf in leaves if eqx.is_inexact_array(leaf)]
+
+        return jax.vjp(floats, arrays)[1](weights)[0]
+
+    def gradient(arrays: Arrays) -> dict[str, np.ndarray] | None:
+        try:
+            found = pulled(dict(arrays), inputs, weights)
+        except (NotImplementedError, TypeError, ValueError):  # a loop of unknown length, a kernel
+            return None
+        size = {path: np.abs(np.asarray(leaf)).astype(float) for path, leaf in found.items()}
+        return {path: np.nan_to_num(leaf, posinf=0.0) for path, leaf in size.items()}
+
+    return gradient
+
+
+def _matters(part: _Part, bases: Sequence[Arrays], run: Callable[[Arrays], PyTree]) -> bool:
+    """Say whether the outputs change with what has no gradient, as behind `stop_gradient`."""
+    leaf, elements = part.use.leaf, part.elements
+    for base, other in zip(bases, [*bases[1:], bases[0]], strict=True):
+        changed = np.array(base[leaf])
+        changed.reshape(-1)[elements] = np.asarray(other[leaf]).reshape(-1)[elements]
+        if difference(run({**base, leaf: changed}), run(base)) > TOLERANCE:
+            return True
+    return False
