@@ -2,6 +2,7 @@
 
 import gc
 import os
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,11 +12,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # A test compiles much and runs little: at LLVM's level 0, dropout compiles in a sixth of the time;
 # without the emitters that build fusions with MLIR, and in one piece, most of the rest in half.
 # `XLA_FLAGS= pytest ...` tests as users compile.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
+_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12):  # later ones refuse this flag
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", _FLAGS)
 # Most of the time goes into compiling the same small programs, in each process, those that tests
 # start too, in this run and in the next. A file that another process has not yet written to its end
 # is compiled again.

@@ -251,7 +251,7 @@ def _check_shown(target: _Side[Any]) -> None:
     uses = hidden(target.model, target.inputs, target.trace.uses, target.run)
     if uses:
         leaves = list(dict.fromkeys(use.leaf for use in uses))
-        raise InvalidValueError(
+        raise UnprovenError(
             f"convert() proves by outputs that two networks are the same; on this example, "
             f"{describe(target.inputs)}, those of like are the same whatever {few(leaves)} "
             f"{'is' if len(leaves) == 1 else 'are'}, or a part of it. A softmax over one position, "
