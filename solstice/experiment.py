@@ -73,7 +73,7 @@ class Experiment(Shown, eqx.Module):
         return None
 
     def learns_from_whole_batches(self, batch: Any, /) -> bool:
-        """Say whether masked examples affect training too, as with batch norm.
+        """Return whether masked examples affect training too, as with batch norm.
 
         Training batches are then not padded, unless asked for.
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -22,7 +23,8 @@ from networks.common import TX, assert_same_bits
 
 import solstice
 from solstice import compat
-from solstice.exporting.folder import ABOUT, WEIGHTS
+from solstice.exporting.folder import ABOUT, WEIGHTS, read, write
+from solstice.tree.rooms import tidy
 
 SIX = "linen", "nnx", "haiku", "equinox", "stax", "keras"
 X = np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 4)
@@ -567,6 +569,64 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
         solstice.export(exp, tmp_path / "export", platforms="cpu", overwrite=True)
     assert os.listdir(tmp_path) == ["export"]
     assert_same_bits([first(X)], [solstice.load_exported(tmp_path / "export")(X)])
+
+
+STOPPING = """
+    import os, pathlib, sys, time
+    import equinox as eqx, jax, numpy as np
+    import solstice
+    from solstice.exporting import folder
+
+    path, where = sys.argv[1:]
+
+    def stop(*arguments):
+        print("here", flush=True)
+        time.sleep(600)
+
+    if where == "writing":
+        folder._write = stop
+    else:  # the older one is out of the way, and the new one has not got its name
+        pathlib.Path.rename = lambda self, to: stop() if self.name == "new" else os.rename(self, to)
+    model = solstice.compat.EquinoxModel(eqx.nn.Linear(4, 2, key=jax.random.key(0)))
+    example = np.ones((1, 4), np.float32)
+    solstice.export(model, path, example=example, platforms="cpu", overwrite=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["writing", "renaming"])
+def test_what_a_killed_export_left_is_deleted_by_the_next_and_what_a_live_one_writes_is_not(
+    where, tmp_path
+):
+    exp, path = linear(), tmp_path / "export"
+    solstice.export(exp, path, platforms="cpu")
+    program = [sys.executable, "-c", textwrap.dedent(STOPPING), str(path), where]
+    with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"here\n"
+            (room,) = tmp_path.glob(".export.*.tmp")
+            whole = {*room.rglob("*")}
+            solstice.export(exp, tmp_path / "another", platforms="cpu")
+            tidy(path)  # as the next export does, while the other one lives
+            assert {*room.rglob("*")} == whole
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert path.exists() == (where == "writing") and room.exists()
+    with pytest.raises(solstice.errors.ExistingFileError, match="there is an export"):
+        solstice.export(exp, path, platforms="cpu")  # the older one, which has its name again
+    assert sorted(os.listdir(tmp_path)) == ["another", "export"]
+    assert_same_bits([exp(X)], [solstice.load_exported(path)(X)])
+
+
+def test_what_has_come_into_an_export_since_is_not_replaced(tmp_path):
+    place = tmp_path / "export"
+    solstice.export(linear(), place, platforms="cpu")
+    content = read(place)
+    (place / "notes.txt").write_text("mine")
+    with pytest.raises(solstice.errors.ExistingFileError, match="did not write"):
+        write(place, content)
+    assert os.listdir(tmp_path) == ["export"]
+    assert (place / "notes.txt").read_text() == "mine"
 
 
 def test_platforms(tmp_path):

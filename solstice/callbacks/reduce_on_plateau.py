@@ -20,7 +20,7 @@ class ReduceOnPlateau(Plateau):
 
     `solstice.set_learning_rate` sets the rate of every optimizer, and of every member of an
     ensemble, after the epoch in which the patience ends. The count of passes then restarts; the
-    best value stays. A resumed run goes on with both.
+    best value is kept. A resumed run continues with both.
 
     Args:
         metric: The name in `compute()`; `loss` finds `average_loss`.
@@ -81,7 +81,7 @@ class ReduceOnPlateau(Plateau):
         self._waited, self._due = 0, why
 
     def revise(self, exp: PyTree) -> PyTree:
-        """Return the experiment with the reduced rate, if it is due and the run goes on."""
+        """Return the experiment with the reduced rate, if it is due and the run continues."""
         if self._run_is_over() or self._due is None:
             return exp
         message = "The learning rate is multiplied by %g, but not below %g: %s."

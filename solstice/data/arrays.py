@@ -535,7 +535,7 @@ def _placed(leaf: np.ndarray, device: Any) -> jax.Array:
 
 
 def _are_classes(labels: np.ndarray) -> bool:
-    """Say whether each label can be a class: no fractions, nothing missing, one type."""
+    """Return whether each label can be a class: no fractions, nothing missing, one type."""
     if jnp.issubdtype(labels.dtype, jnp.floating):
         return bool((np.isfinite(labels) & (labels == np.round(labels))).all())
     if labels.dtype.kind == "O":
@@ -552,7 +552,7 @@ def _are_classes(labels: np.ndarray) -> bool:
 
 
 def _hint(labels: object, tree: PyTree, found: np.ndarray) -> str:
-    """Say what to pass instead of labels that are not classes."""
+    """Describe what to pass instead of labels that are not classes."""
     if labels is True and isinstance(tree, Mapping):
         return f"Name the entry that holds them, one of {', '.join(map(repr, tree))}."
     if found.ndim == 2 and found.shape[1] == 1:

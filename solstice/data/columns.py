@@ -67,7 +67,7 @@ def check_columns(batch: PyTree, name: str, *, static: bool = False) -> None:
 
 
 def _what(leaf: object) -> str | None:
-    """Say what a leaf is if it is not a number, key or array of these."""
+    """Describe what a leaf is if it is not a number, key or array of these."""
     if isinstance(leaf, np.ndarray | np.generic):
         if leaf.dtype.kind == "O" and leaf.size and isinstance(leaf.flat[0], str | bytes):
             return "text"

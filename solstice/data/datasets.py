@@ -111,14 +111,14 @@ def check_dataset(
 
 
 def is_one_shot(dataset: Dataset) -> bool:
-    """Say whether a dataset is known to be readable only once."""
+    """Return whether a dataset is known to be readable only once."""
     return isinstance(dataset, GeneratorType) or (
         isinstance(dataset, Iterator) and type(dataset).__module__ in _ONE_SHOT_HOMES
     )
 
 
 def _holds_columns(mapping: Mapping[object, object]) -> bool:
-    """Say whether a mapping holds the parts of a batch, not datasets like a DatasetDict."""
+    """Return whether a mapping holds the parts of a batch, not datasets like a DatasetDict."""
     for one in mapping.values():
         if hasattr(one, "dtype") or not isinstance(one, Iterable):
             return True
@@ -128,7 +128,7 @@ def _holds_columns(mapping: Mapping[object, object]) -> bool:
 
 
 def _is_endless(dataset: Dataset) -> bool:
-    """Say whether a dataset reports that it is endless, as after `repeat()`."""
+    """Return whether a dataset reports that it is endless, as after `repeat()`."""
     if isinstance(dataset, itertools.repeat):
         return operator.length_hint(dataset, -1) == -1
     if isinstance(dataset, itertools.cycle | itertools.count):
@@ -139,7 +139,7 @@ def _is_endless(dataset: Dataset) -> bool:
 
 
 def _is_whole(dataset: Dataset) -> bool:
-    """Say whether it is (x, y) or (x, y, mask) of all examples, not a list of batches."""
+    """Return whether it is (x, y) or (x, y, mask) of all examples, not a list of batches."""
     shapes: list[tuple[int, ...]] = [getattr(part, "shape", ()) for part in dataset[:4]]
     # Each has as many examples; a list of arrays of one form may be a list of batches.
     return (
@@ -262,12 +262,12 @@ def _length(dataset: Dataset) -> int | None:
 
 
 def makes_iterators(dataset: Dataset) -> bool:
-    """Say whether a dataset is a function that returns an iterator."""
+    """Return whether a dataset is a function that returns an iterator."""
     return callable(dataset) and not isinstance(dataset, Iterable)
 
 
 def uses_experiment(dataset: Dataset) -> bool:
-    """Say whether a dataset makes its batches from the experiment.
+    """Return whether a dataset makes its batches from the experiment.
 
     >>> uses_experiment(lambda epoch, exp: iter([])), uses_experiment(lambda epoch: iter([]))
     (True, False)
@@ -276,7 +276,7 @@ def uses_experiment(dataset: Dataset) -> bool:
 
 
 def uses_epoch(dataset: Dataset) -> bool:
-    """Say whether a dataset is told the epoch, so that its order can depend on it.
+    """Return whether a dataset is told the epoch, so that its order can depend on it.
 
     >>> uses_epoch([1, 2]), uses_epoch(lambda epoch: iter([]))
     (False, True)

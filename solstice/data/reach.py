@@ -16,7 +16,7 @@ _READING = ("__iter__", "__next__", "__getitem__", "__call__")
 
 
 def leads_to(start: object, targets: Iterable[object]) -> bool:
-    """Say whether a function or an object can reach one of the targets.
+    """Return whether a function or an object can reach one of the targets.
 
     >>> seen = {"policy": None}
     >>> leads_to(lambda epoch: iter([seen["policy"]]), [seen])

@@ -261,7 +261,7 @@ class Ensemble(Runnable):
         return None if self.own_batches else self.members.with_mask(batch, real)
 
     def learns_from_whole_batches(self, batch: Any) -> bool:
-        """Say what a member does."""
+        """Describe what a member does."""
         return self.member(0).learns_from_whole_batches(batch)
 
     def check_batch(self, batch: Any) -> None:

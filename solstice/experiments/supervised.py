@@ -384,7 +384,7 @@ class SupervisedExperiment(Runnable):
         return batches.with_mask(batch, real, self._batch_keys)
 
     def learns_from_whole_batches(self, batch: Any) -> bool:
-        """Say whether the network updates its state from whole batches, as batch norm does."""
+        """Return whether the network updates its state from whole batches, as batch norm does."""
         return self._keeps_state_of(batches.unpack(batch, self._batch_keys).inputs)
 
     @jax.jit
@@ -510,7 +510,7 @@ class SupervisedExperiment(Runnable):
             )
 
     def _keeps_state_of(self, inputs: tuple) -> bool:
-        """Say whether the network updates its state from the inputs of training."""
+        """Return whether the network updates its state from the inputs of training."""
 
         def state(inputs: tuple) -> Any:
             return self.model(*inputs, key=jax.random.key(0), train=True)[1].state

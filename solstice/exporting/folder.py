@@ -1,6 +1,7 @@
 """The folder of an export: one JSON that says what is there, the programs, and the weights.
 
 It gets its name when all of it is on the disk. Only a folder that Solstice wrote is ever replaced.
+What a killed process left beside it, the next export to the same path deletes.
 """
 
 import importlib.util
@@ -8,7 +9,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from solstice.errors import (
 )
 from solstice.tree.files import load, save
 from solstice.tree.pytree import PyTree
+from solstice.tree.rooms import OLD, room_beside, tidy
 from solstice.tree.tensors import (
     array_digest,
     damaged,
@@ -38,8 +39,6 @@ from solstice.tree.tensors import (
 ABOUT = "export.json"
 WEIGHTS = "weights.safetensors"
 _FORMAT, _VERSION = "solstice export", 1
-# A name may have 255 bytes, up to 4 a character, and temporary ones are longer.
-_SHORT = 50
 # Says in the file of weights which export it belongs to.
 _EXPORT = "of export"
 _PROGRAM = "{}.jax_export"
@@ -84,13 +83,11 @@ def vacant(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     """
     check_packages()
     place = _local(path)
+    tidy(place)
     if not os.path.lexists(place) or (_is_folder(place) and not os.listdir(place)):
         return place
     if not _is_export(place):
-        raise ExistingFileError(
-            f"path is expected to be a new folder; at {os.fspath(place)!r}, there is something "
-            f"that export() did not write. Choose another path."
-        )
+        raise _foreign(place)
     if not overwrite:
         raise ExistingFileError(
             f"path is expected to be a new folder; at {os.fspath(place)!r}, there is an export. "
@@ -103,23 +100,21 @@ def write(place: Path, content: Content) -> None:
     """Write a folder, which appears when it is whole, in the place of an older export if any."""
     place.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
-    room = place.with_name(f".{place.name[:_SHORT]}.{token}.tmp")
-    room.mkdir()
-    try:
+    with room_beside(place) as room:
+        new = room / "new"
+        new.mkdir()
         digests = {}
         for name, program in content.programs.items():
-            _write(room / _PROGRAM.format(name), program)
+            _write(new / _PROGRAM.format(name), program)
             digests[name] = _digest(program)
-        save(room / WEIGHTS, {_EXPORT: token, **content.weights})
+        save(new / WEIGHTS, {_EXPORT: token, **content.weights})
         about = {"format": f"{_FORMAT} {_VERSION}", **content.about}
         about |= {"export": token, "programs": digests}
         about["digest"] = _digest_of(about)
-        _write(room / ABOUT, json.dumps(about, indent=2).encode())
-        sync_directory(room)
-        _take_place(room, place, token)
+        _write(new / ABOUT, json.dumps(about, indent=2).encode())
+        sync_directory(new)
+        _take_place(new, place, room / OLD)
         sync_directory(place.parent)
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
 
 
 def read(path: str | os.PathLike[str]) -> Content:
@@ -181,22 +176,14 @@ def _about(place: Path) -> dict[str, Any]:
     return about
 
 
-def _take_place(room: Path, place: Path, token: str) -> None:
-    """Give a whole folder its name; an older export goes when this one is there."""
-    if not os.path.lexists(place) or not os.listdir(place):
-        room.rename(place)
-        return
-    old = place.with_name(f".{place.name[:_SHORT]}.{token}.old")
-    place.rename(old)
-    try:
-        room.rename(place)
-    except OSError:
-        old.rename(place)
-        raise
-    for entry in list(os.scandir(old)):
-        if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-            os.unlink(entry.path)
-    old.rmdir()
+def _take_place(new: Path, place: Path, old: Path) -> None:
+    """Give a whole folder its name; an older export has it until then, or gets it back."""
+    if os.path.lexists(place) and os.listdir(place):
+        old.mkdir()
+        place.rename(old / place.name)
+        if not _is_export(old / place.name):  # something has come there since export() looked
+            raise _foreign(place)
+    new.rename(place)
 
 
 def _local(path: str | os.PathLike[str]) -> Path:
@@ -210,12 +197,19 @@ def _local(path: str | os.PathLike[str]) -> Path:
     return place
 
 
+def _foreign(place: Path) -> ExistingFileError:
+    return ExistingFileError(
+        f"path is expected to be a new folder; at {os.fspath(place)!r}, there is something that "
+        f"export() did not write. Choose another path."
+    )
+
+
 def _is_folder(place: Path) -> bool:
     return place.is_dir() and not place.is_symlink()
 
 
 def _is_export(place: Path) -> bool:
-    """Say whether a folder holds an export, whole or not, and nothing else."""
+    """Return whether a folder holds an export, whole or not, and nothing else."""
     if not _is_folder(place) or not (place / ABOUT).is_file():
         return False
     if not all(map(_OURS.fullmatch, os.listdir(place))):

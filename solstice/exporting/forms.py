@@ -166,7 +166,7 @@ def _plain(tree: PyTree) -> PyTree:
 
 
 def _fits(wanted: Shape, found: Sequence[int], sizes: dict[str, int]) -> bool:
-    """Say whether a shape is as expected, and note the sizes of what has a name.
+    """Return whether a shape is as expected, and note the sizes of what has a name.
 
     A size that is computed of others, such as "2*length", is left to the program.
     """

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from solstice.errors import DirectoryInUseError
 from solstice.saving.stores import Local, Store, answered
 from solstice.tree.pytree import PyTree
+from solstice.tree.rooms import locked
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -89,15 +90,11 @@ class Claim:
             self._lock = None
 
     def _take_lock(self) -> None:
-        import filelock
-
         home = Path(self._store.place)
         home.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(home / _LOCK, timeout=0, thread_local=False)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise self._refusal() from None
+        lock = locked(home / _LOCK)
+        if lock is None:
+            raise self._refusal()
         self._lock, self._token = lock, secrets.token_hex(8)
         self._store.write(_FILE, self._card())
 
@@ -161,7 +158,7 @@ class Claim:
 
 
 def _is_dead(holder: dict[str, PyTree]) -> bool:
-    """Say whether a claim's process has ended, if this host can tell."""
+    """Return whether a claim's process has ended, if this host can tell."""
     pid = holder.get("pid")
     if not isinstance(holder.get("beat"), int | float) or not isinstance(pid, int):
         return True  # it is another user's

@@ -67,11 +67,11 @@ class Hooks:
         )
 
     def any(self, hook: str) -> bool:
-        """Say whether a callback has the hook."""
+        """Return whether a callback has the hook."""
         return bool(self._called[hook])
 
     def looks(self, hook: str) -> bool:
-        """Say whether a callback with the hook looks at the experiment."""
+        """Return whether a callback with the hook looks at the experiment."""
         return self._looking[hook]
 
     def fire(self, hook: str, *arguments: Any) -> None:

@@ -7,8 +7,6 @@ kind and digest, and leaves that are not arrays. Nothing is ever unpickled.
 import contextlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from solstice.tree.json import from_json, to_json
 from solstice.tree.kinds import OBJECT, dtype_name, is_array, is_typed_key, kind
 from solstice.tree.naming import leaves_by_path
 from solstice.tree.pytree import PyTree
+from solstice.tree.rooms import room_beside
 from solstice.tree.tensors import (
     Tensors,
     array_digest,
@@ -43,7 +42,8 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
     Arrays (sharded ones are gathered), typed PRNG keys, numbers, strings and bytes are written;
     other leaves, such as functions, are only noted. When this returns, the new file is on disk,
     with the permissions of the one it replaces; a link stays a link. A process that is killed while
-    writing may leave a folder `.{name}.{random}.tmp` behind.
+    writing may leave a folder `.{name}.{random}.tmp` behind, which the next save to the same path
+    deletes.
 
     Args:
         path: The file; its directory exists.
@@ -220,14 +220,10 @@ def replacing(path: Path) -> Iterator[Path]:
     path = Path(os.path.realpath(path))  # a link keeps pointing to the replaced file
     if os.path.lexists(path):
         check_regular(path)
-    room = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.tmp")
-    room.mkdir()
-    try:
+    with room_beside(path) as room:
         file = room / path.name
         yield file
         with contextlib.suppress(FileNotFoundError):
             file.chmod(path.stat().st_mode)
         file.replace(path)
         sync_directory(path.parent)
-    finally:
-        shutil.rmtree(room)

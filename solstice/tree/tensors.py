@@ -36,12 +36,13 @@ _KNOWN = {
 
 @functools.cache
 def packages() -> tuple[ModuleType, ModuleType]:
-    """Return the packages for files, safetensors and xxhash.
+    """Return the packages for files, safetensors and xxhash; filelock is asked for too.
 
     Raises:
         MissingPackageError: One is not installed.
     """
     try:
+        import filelock  # noqa: F401 - for locks
         import safetensors
         import xxhash
     except ModuleNotFoundError as error:
@@ -266,7 +267,7 @@ def as_dtype(name: str) -> np.dtype:
 
 
 def is_storable(dtype: np.dtype) -> bool:
-    """Say whether the format has a dtype; arrays of another are stored as bytes."""
+    """Return whether the format has a dtype; arrays of another are stored as bytes."""
     return dtype_name(dtype) in _KNOWN
 
 

@@ -121,7 +121,7 @@ def test_a_failing_write_loses_that_record_and_is_told_once_a_run(train, caplog)
     assert steps_of(sink) == [1, 4, 1, 4]
     message = (
         "The sink Lines() failed to write a record, which is lost: OSError: no space. "
-        "Training goes on; this is said once."
+        "Training continues; this is logged only once."
     )
     assert caplog.messages == [message] * 2
     assert {(r.name, r.levelno) for r in caplog.records} == {("solstice", logging.WARNING)}

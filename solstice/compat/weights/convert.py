@@ -181,7 +181,7 @@ def _refusal(
     given: Arrays,
     found: Arrays,
 ) -> str:
-    """Say by how much outputs differ, from which layer on, and why that may be."""
+    """Describe by how much outputs differ, from which layer on, and why that may be."""
     last, first = first_divergence(
         pairs, (source.model, given), (target.model, {**target.arrays, **found}), source.inputs
     )

@@ -143,7 +143,7 @@ def _alike(pieces: Sequence[Piece]) -> bool:
 
 
 def dependence(values: Sequence[Value]) -> str:
-    """Say what values in a loop depend on: "carry", "input" or nothing, ""."""
+    """Describe what values in a loop depend on: "carry", "input" or nothing, ""."""
     kinds = {value.of for value in values if isinstance(value, Flow)}
     return "carry" if "carry" in kinds else "input" if "input" in kinds else ""
 

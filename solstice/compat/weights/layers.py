@@ -89,7 +89,7 @@ def traced_layers(uses: Sequence[Use]) -> list[Layer]:
 
 
 def _belongs(use: Use, layer: list[Use]) -> bool:
-    """Say whether a use belongs to a layer, or begins another."""
+    """Return whether a use belongs to a layer, or begins another."""
     roles = {one.role for one in layer}
     if use.role in LAYERS or use.role in roles:
         return False

@@ -315,7 +315,7 @@ def _as_named(use: Use) -> Use:
 
 
 def _is_like(array: np.ndarray, leaf: Any) -> bool:
-    """Say whether an array can replace a leaf without a change of its layout."""
+    """Return whether an array can replace a leaf without a change of its layout."""
     leaf = numbers_like(leaf)
     floats = all(jax.numpy.issubdtype(one.dtype, np.inexact) for one in (array, leaf))
     return array.shape == leaf.shape and (floats or array.dtype.kind == leaf.dtype.kind)

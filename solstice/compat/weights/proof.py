@@ -83,7 +83,7 @@ def drawn(uses: Sequence[Use], arrays: Arrays, seed: int = 0) -> dict[str, np.nd
 
 
 def is_finite(outputs: PyTree) -> bool:
-    """Say whether all outputs are finite."""
+    """Return whether all outputs are finite."""
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(outputs))
 
 

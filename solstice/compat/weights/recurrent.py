@@ -74,7 +74,7 @@ class Cell:
         return count if fits else 0
 
     def fits(self, other: "Cell") -> bool:
-        """Say whether the other cell is of the same kind and sizes."""
+        """Return whether the other cell is of the same kind and sizes."""
         return (
             self.gates == other.gates != 0
             and self.of_input[0].shape == other.of_input[0].shape

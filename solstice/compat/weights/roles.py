@@ -110,7 +110,7 @@ class _Walk:
         return evaluate(jaxpr, consts, args, self._equation, lambda value: Known(lambda: value))
 
     def finish(self, outs: Sequence[Value]) -> None:
-        """Note leaves that are returned unchanged."""
+        """Record leaves that are returned unchanged."""
         for value in outs:
             if isinstance(value, Piece):
                 self._note("output", distinct(value.index), "", value)
@@ -220,7 +220,7 @@ class _Walk:
     def _note(
         self, role: str, index: np.ndarray, of: str, piece: Piece, rows: tuple[int, ...] = ()
     ) -> None:
-        """Note a use, or one for each leaf that its elements are of."""
+        """Record a use, or one for each leaf that its elements are of."""
         first, last = self._owner(index.min()), self._owner(index.max())
         parts = [index] if first == last else _blocks(index, self._owner(index))
         for part in parts:
@@ -294,7 +294,7 @@ def _merged(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _is_full(p: Any, kernel: tuple[int, ...]) -> bool:
-    """Say whether a kernel slides over every overlap, as transposed convolutions of stride 1 do."""
+    """Return whether a kernel slides over every overlap, as transposed convolutions of stride 1 do."""
     reach = [(size - 1) * by for size, by in zip(kernel, p["rhs_dilation"], strict=True)]
     return max(reach) > 0 and list(p["padding"]) == [(one, one) for one in reach]
 

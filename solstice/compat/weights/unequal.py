@@ -54,7 +54,7 @@ def explained(
 
 
 def causes(gap: float, model: Trace, like: Trace) -> str:
-    """Say why two networks that are traced may differ by a gap, and what to do.
+    """Describe why two networks that are traced may differ by a gap, and what to do.
 
     Args:
         gap: How far their outputs are apart, as `proof.difference` measures it.
@@ -84,7 +84,7 @@ def causes(gap: float, model: Trace, like: Trace) -> str:
 
 
 def has_one_order(found: Trace) -> bool:
-    """Say whether a network has no recurrent cells, whose gates come in several orders."""
+    """Return whether a network has no recurrent cells, whose gates come in several orders."""
     return all(use.loop is None for use in found.uses)
 
 

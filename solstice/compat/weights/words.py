@@ -25,7 +25,7 @@ _IGNORED = re.compile(
 
 
 def is_ignored(name: str) -> bool:
-    """Say whether an array is no weight: a counter or a seed.
+    """Return whether an array is no weight: a counter or a seed.
 
     >>> is_ignored("bn1.num_batches_tracked"), is_ignored("bn1.running_mean")
     (True, False)
@@ -34,7 +34,7 @@ def is_ignored(name: str) -> bool:
 
 
 def is_out_in(name: str) -> bool:
-    """Say whether a name is one of libraries that keep (out, in), and channels first.
+    """Return whether a name is one of libraries that keep (out, in), and channels first.
 
     >>> is_out_in("fc.weight"), is_out_in("fc/kernel")
     (True, False)
@@ -43,7 +43,7 @@ def is_out_in(name: str) -> bool:
 
 
 def says_transposed(layer: str) -> bool:
-    """Say whether the last part of a layer's name calls it a transposed convolution.
+    """Return whether the last part of a layer's name calls it a transposed convolution.
 
     >>> says_transposed("params/ConvTranspose_0"), says_transposed("deconv.conv1")
     (True, False)
@@ -53,7 +53,7 @@ def says_transposed(layer: str) -> bool:
 
 
 def says_layout(name: str) -> bool:
-    """Say whether the last part of a name tells how an array lies.
+    """Return whether the last part of a name tells how an array lies.
 
     >>> says_layout("head.weight"), says_layout("head.mixing")
     (True, False)

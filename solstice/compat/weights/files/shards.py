@@ -29,7 +29,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]
 
 
 def is_sharded(folder: Path) -> bool:
-    """Say whether a folder holds safetensors files."""
+    """Return whether a folder holds safetensors files."""
     return any(folder.glob("*.safetensors")) or any(folder.glob(f"*{SHARDS}"))
 
 

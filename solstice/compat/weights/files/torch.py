@@ -68,7 +68,7 @@ def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
 
 
 def is_tensor(leaf: object) -> bool:
-    """Say whether something is a tensor of torch, without importing it."""
+    """Return whether something is a tensor of torch, without importing it."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(leaf, torch.Tensor)
 
