@@ -49,7 +49,7 @@ class Experiment(Shown, eqx.Module):
         """
 
     def eval_step(self, batch: Any, /) -> tuple[Self, Any]:
-        """Evaluate one batch; return the experiment to go on with and the step's outs."""
+        """Evaluate one batch; return the experiment to continue with and the step's outs."""
         raise _missing(self, "eval_step", "A batch is evaluated")
 
     def predict(self, inputs: Any, /) -> Any:

@@ -1,4 +1,4 @@
-"""Columns: errors for values in a batch that no compiled step can take.
+"""Columns: errors for values in a batch that a compiled step cannot take.
 
 jax's errors do not say which part of a batch it is, nor what to do about it.
 """

@@ -1,4 +1,4 @@
-"""Ensemble: many runs of one experiment as one, in one compiled step.
+"""Ensemble: many runs of one experiment, in one compiled step.
 
 An ensemble is an Experiment, so the trainer and the callbacks need no special case. The members may
 be any experiments whose steps can be vmapped.

@@ -179,7 +179,7 @@ class Hooks:
 def _check_revised(exp: Any, new: Any) -> None:
     if not isinstance(new, Experiment):
         raise InvalidTypeError(
-            f"revise(exp) is expected to return the experiment to go on with, exp itself if "
+            f"revise(exp) is expected to return the experiment to continue with, exp itself if "
             f"nothing changes; it returned {describe(new)}."
         )
     if change := form_change(Flat.of(exp), Flat.of(new)):

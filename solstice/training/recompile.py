@@ -192,7 +192,7 @@ def _place_text(place: Any) -> str:
 
 
 def _tree_change(before: Any, after: Any, name: str) -> _Change:
-    """Describe where two tree structures differ first: another node, or another static field of one."""
+    """Describe the first difference of two tree structures: a node, or a static field of one."""
     old, new = (jax.tree.unflatten(one, range(one.num_leaves)) for one in (before, after))
     while True:
         (old_children, old_node), (new_children, new_node) = map(_one_level, (old, new))

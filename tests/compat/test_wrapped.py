@@ -478,7 +478,7 @@ def test_a_summary_tells_factors_from_what_they_are_beside():
         (lambda m: compat.lora(m, rank=1, key=0, where="head/*"), r"'head/\*'.* none of 1, 0"),
         (lambda m: compat.lora(m, rank=1, key=0, where=lambda p: False), r"selects none of 0, 1"),
         (lambda m: compat.lora(m, rank=1, key=0, where=3), r"where is expected to be a glob"),
-        (lambda m: compat.lora(m, rank=1, key=0, full="*"), r"it chooses none beside .* full"),
+        (lambda m: compat.lora(m, rank=1, key=0, full="*"), r"it selects none besides .* full"),
         (
             lambda m: compat.lora(compat.quantize(m), rank=1, key=0, where="0", full="1"),
             r"full is expected to select weights that are arrays; '1' is int8\.",

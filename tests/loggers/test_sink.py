@@ -133,7 +133,7 @@ def test_a_blocked_sink_stops_neither_training_nor_other_sinks(train, caplog, ga
     assert int(trained.total) == 12
     assert steps_of(free) == [1, 2, 3, 4, 5, 6]
     assert caplog.messages == [
-        "The sink Lines() is not done with its records after 0.05 s. Training goes on; this is "
+        "The sink Lines() is not done with its records after 0.05 s. Training continues; this is "
         "said once."
     ]
     assert steps_of(blocked) == []

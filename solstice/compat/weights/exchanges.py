@@ -1,4 +1,4 @@
-"""Alike layers exchanged until the model gives the outputs that were given."""
+"""Swaps layers of equal shapes until the model gives the expected outputs."""
 
 import dataclasses
 import itertools
@@ -16,11 +16,11 @@ _TRIES = 200
 def nearest_exchange(
     matches: Sequence[Match], far: Callable[[list[Match]], float]
 ) -> list[Match] | None:
-    """Return the first assignment that is near enough: all are tried if they are few, or swaps.
+    """Return the first assignment that is close enough; tries all if they are few, otherwise swaps.
 
     Args:
         matches: The assignment to begin with.
-        far: Returns how far the outputs of an assignment are from those wanted.
+        far: Returns how far the outputs of an assignment are from the expected ones.
     """
     groups = ambiguous(matches)
     fixed = [match for match in matches if not any(match in group for group in groups)]

@@ -1,4 +1,4 @@
-"""Rows of matrices that take flattened features, put into the order of the network they go to.
+"""Reorders the rows of matrices that take flattened features for the target network.
 
 torch and Equinox flatten channels first, the others last.
 """
@@ -68,7 +68,7 @@ def with_rows_of(
     Args:
         target: The model's, with the axes of its rows.
         use: The source's.
-        channels: The number of channels, which tells the axis of the channels.
+        channels: The number of channels, which identifies the axis of the channels.
         channels_first: Whether the source's library flattens channels first.
     """
     rows = target.rows
@@ -76,7 +76,7 @@ def with_rows_of(
         return use, None
     if rows[0] == rows[-1]:
         return use, (
-            f"{target.leaf!r} takes flattened features {rows}, whose axes cannot be told apart: "
+            f"{target.leaf!r} takes flattened features {rows}, whose axes cannot be distinguished: "
             f"whether channels come first is unknown."
         )
     first = channels == rows[0]

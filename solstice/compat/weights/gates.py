@@ -1,4 +1,4 @@
-"""Which gate is which in a network's recurrent cells, found by running their loops.
+"""Finds which gate is which in a network's recurrent cells by running their loops.
 
 A cell's blocks are known from the trace, and which gate each is, from what the loop makes of
 numbers: its matrices are set to zero and its biases to a number for each block, and one turn of the
@@ -34,7 +34,7 @@ class Gates:
 
     Attributes:
         order: A letter a block: input, forget, candidate, output, as "ifgo".
-        forget: What the network adds to the forget gate, besides the bias.
+        forget: The constant that the network adds to the forget gate, besides the bias.
     """
 
     order: str
@@ -42,7 +42,7 @@ class Gates:
 
 
 def find_gates(model: Model, example: PyTree, cells: Sequence[Cell]) -> list[Gates | None]:
-    """Return which gate each block of a model's cells is; None if it cannot be found out.
+    """Return which gate each block of a model's cells is; None if unknown.
 
     It finds those of LSTMs with a bias, and of simple cells, which have one block.
 

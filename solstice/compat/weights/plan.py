@@ -1,4 +1,4 @@
-"""What goes where in `compat.load`: first what names say, then what a trace does, then outputs."""
+"""Decides what goes where in `compat.load`: by names first, then by a trace, then by outputs."""
 
 import dataclasses
 import math
@@ -36,18 +36,18 @@ from solstice.compat.weights.words import is_ignored, is_out_in, says_layout, sa
 from solstice.tree.kinds import is_typed_key
 from solstice.tree.pytree import PyTree
 
-# How leaves were matched about which there is no doubt.
+# Kinds of matches that are certain.
 _SURE = (BY_NAME, BY_GATES)
 
 
 class Plan:
-    """What goes where, as far as it is known.
+    """The known matches.
 
     Attributes:
         model: The model that is loaded into.
         source: Where the arrays come from.
         names: From the arrays to use, to the names to match them by.
-        by_name: From leaves that were matched by name to their arrays.
+        by_name: From leaves matched by name to their arrays.
     """
 
     def __init__(self, model: Model, source: Source, names: Mapping[str, str]) -> None:
@@ -99,7 +99,7 @@ class Plan:
         return leaf, next((name for name in self.rest if self._is_weight(name)), None)
 
     def match_uses(self, inputs: PyTree) -> None:
-        """Match what is left by what a trace says that leaves are for."""
+        """Match the rest by the roles that a trace gives to leaves."""
         self._trace = trace(self.model, inputs)
         weights = {name: new for name, new in self.rest.items() if self._is_weight(name)}
         named = read_names(self.source.arrays, weights, in_order=self.source.in_order)
@@ -121,13 +121,15 @@ class Plan:
             for use in match.uses
             if use.role == MATRIX and not says_layout(use.leaf)
         }
-        self._notes += [f"The name {name!r} says no layout: it was guessed." for name in guessed]
+        self._notes += [
+            f"The name {name!r} does not determine the layout: it was guessed." for name in guessed
+        ]
         hinted = self._trace.operations["padded in full"] or any(
             use.role == TRANSPOSED for use in uses
         )
         self._notes += [
-            f"{use.leaf!r} has as many channels before as after, so its shape does not say whether "
-            f"it is of a transposed convolution: it was read as of a plain one."
+            f"{use.leaf!r} has as many inputs as outputs, so its shape does not show whether "
+            f"it belongs to a transposed convolution: it was read as a plain one."
             for match in self._found.matches
             for use in match.uses
             if use.role == CONV
@@ -136,7 +138,7 @@ class Plan:
             and not says_transposed(match.source.name)
         ]
         self._notes += [
-            f"{match.uses[0].leaf!r} has as many channels before as after, and is of a transposed "
+            f"{match.uses[0].leaf!r} has as many inputs as outputs, and belongs to a transposed "
             f"convolution: its layout was guessed from its name."
             for match in self._found.matches
             if match.uses[0].role == TRANSPOSED and len(match.source.all_like(match.uses[0])) > 1
@@ -166,10 +168,10 @@ class Plan:
             ]
 
     def settle(self, inputs: tuple[PyTree, ...], outputs: PyTree) -> None:
-        """Exchange alike layers until the model gives some outputs.
+        """Swap layers of equal shapes until the model gives some outputs.
 
         Raises:
-            UnequalOutputsError: No assignment that was tried does.
+            UnequalOutputsError: No tried assignment does.
         """
         base = self._based()
         run, floats = evaluation(base, inputs), float_leaves(base)
@@ -192,13 +194,15 @@ class Plan:
         self._found.matches[:] = matches
         self._how = BY_OUTPUTS if tries > 1 or groups else ""
         if groups:
-            self._notes.append(f"The outputs given decided between alike layers, at try {tries}.")
+            self._notes.append(
+                f"The given outputs decided between layers of equal shapes, at try {tries}."
+            )
 
     def finish(self, *, strict: bool) -> tuple[Any, LoadReport]:
-        """Return the loaded model and the report, with a warning of what is ambiguous.
+        """Return the loaded model and the report, with a warning about ambiguous matches.
 
         Raises:
-            ValueError: Something is left over on either side, and `strict`.
+            ValueError: Something is unmatched on either side, and `strict` is True.
         """
         pairs, base = self._pairs(self._found.matches), self._based()
         leaves, floats = model_leaves(base), float_leaves(base)
@@ -231,15 +235,15 @@ class Plan:
         if alike := report.ambiguous:
             warnings.warn(
                 f"load(): {len(alike)} leaves were matched by order alone, such as "
-                f"{alike[0].leaf!r} with {alike[0].sources[0]!r}, and other arrays have their "
-                f"form. Prove the result: report.check(inputs, outputs), or "
+                f"{alike[0].leaf!r} with {alike[0].sources[0]!r}, and other arrays have the same "
+                f"form. Check the result: report.check(inputs, outputs), or "
                 f"load(..., example=inputs, outputs=outputs).",
                 stacklevel=3,
             )
         return loaded, report
 
     def _pairs(self, matches: Sequence[Match]) -> list[Pair]:
-        """Return all pairs, with what could have been meant as well."""
+        """Return all pairs, with the other candidates."""
         others: dict[int, tuple[str, ...]] = {}
         for group in ambiguous(matches) if self._how is None else []:
             mains = list(dict.fromkeys(match.uses[0].leaf for match in group))
@@ -249,7 +253,7 @@ class Plan:
         return [*pairs, *self._cells, *self._ties]
 
     def _based(self) -> Any:
-        """Return the model with what went by name, and averages as after long training."""
+        """Return the model with the arrays matched by name, and averages as after long training."""
         model = self.model
         if self._has_statistics(self._pairs(self._found.matches)):
             model = model.settle_averages()
@@ -265,7 +269,7 @@ class Plan:
         return self.source.arrays[name].dtype.kind not in "iub" and not is_ignored(name)
 
     def _unused(self, pairs: Sequence[Pair]) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
-        """Return the arrays that went nowhere: those that should not have, and the others."""
+        """Return the unused arrays: those that should have been used, and the others."""
         arrays = self.source.arrays
         taken = {use.leaf for pair in pairs for use in pair.sources}
         unused, ignored = {}, []
@@ -331,7 +335,7 @@ def _cast(arrays: Sequence[np.ndarray], leaf: Any) -> str:
 
 
 def _left_parts(pairs: Sequence[Pair], leaves: Mapping[str, Any]) -> set[str]:
-    """Return the leaves of which only a part got numbers."""
+    """Return the leaves that were only partly filled."""
     counts: dict[str, int] = {}
     for pair in pairs:
         counts[pair.target.leaf] = counts.get(pair.target.leaf, 0) + pair.target.index.size

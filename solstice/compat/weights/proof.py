@@ -1,4 +1,4 @@
-"""Whether two networks compute the same, on random weights and on the real ones."""
+"""Checks whether two networks compute the same, on random weights and on the real ones."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -59,8 +59,8 @@ def _gap(ours: np.ndarray, its: np.ndarray) -> float:
 def drawn(uses: Sequence[Use], arrays: Arrays, seed: int = 0) -> dict[str, np.ndarray]:
     """Return random values of a size that keeps activations near 1, all elements unequal.
 
-    A fresh network's biases are all 0 and its scales all 1, which would hide that two of them are
-    exchanged.
+    A new network's biases are all 0 and its scales all 1, which would hide that two of them are
+    swapped.
     """
     generator = np.random.default_rng(seed)
     made = {path: np.array(leaf) for path, leaf in arrays.items()}
