@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # without the emitters that build fusions with MLIR, and in one piece, most of the rest in half.
 # `XLA_FLAGS= pytest ...` tests as users compile.
 _FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12):  # later ones refuse this flag
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones refuse the flag
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _FLAGS)
 # Most of the time goes into compiling the same small programs, in each process, those that tests

@@ -1,7 +1,7 @@
 """Checks of the arguments of public functions and classes.
 
 Each returns the converted argument (a Python int, a `Path`), or raises an error with the argument's
-name, what was expected, and what came.
+name, what was expected, and what was passed.
 """
 
 import inspect
@@ -111,7 +111,7 @@ def number(
     """Return a real number, finite and within limits, as a float.
 
     Args:
-        value: The argument; not a bool, text or NaN.
+        value: The argument; not a bool, string or NaN.
         name: Its name.
         above: The exclusive lower limit.
         least: The inclusive lower limit.
@@ -141,7 +141,7 @@ it is nan.
 
 
 def flag(value: Any, name: str) -> bool:
-    """Return a bool; numbers and texts raise.
+    """Return a bool; numbers and strings raise.
 
     >>> flag("no", "append")
     Traceback (most recent call last):
@@ -174,17 +174,18 @@ def choice(value: Any, name: str, among: Iterable[_T]) -> _T:
 
 
 def text(value: Any, name: str) -> str:
-    """Return a text that is not empty.
+    """Return a string that is not empty.
 
     >>> text("", "metric")
     Traceback (most recent call last):
         ...
-    solstice.errors.InvalidValueError: metric is expected to be a text that is not empty; it is ''.
+    solstice.errors.InvalidValueError: metric is expected to be a string that is not empty; it is
+    ''.
     """
     if not isinstance(value, str):
-        raise InvalidTypeError(f"{name} is expected to be a text; it is {describe(value)}.")
+        raise InvalidTypeError(f"{name} is expected to be a string; it is {describe(value)}.")
     if not value:
-        raise InvalidValueError(f"{name} is expected to be a text that is not empty; it is ''.")
+        raise InvalidValueError(f"{name} is expected to be a string that is not empty; it is ''.")
     return value
 
 
@@ -203,20 +204,20 @@ def several(values: Any, name: str, what: str) -> list[Any]:
 
 
 def texts(values: Any, name: str) -> list[str]:
-    """Return several texts as a list; a single text raises.
+    """Return several strings as a list; a single string raises.
 
     >>> texts(("loss", "accuracy"), "metrics")
     ['loss', 'accuracy']
     >>> texts("loss", "metrics")
     Traceback (most recent call last):
         ...
-    solstice.errors.InvalidTypeError: metrics is expected to be a list of texts; it is the str \
+    solstice.errors.InvalidTypeError: metrics is expected to be a list of strings; it is the str \
 'loss'.
     """
     found = _listed(values)
     if found is None or not all(isinstance(one, str) for one in found):
         raise InvalidTypeError(
-            f"{name} is expected to be a list of texts; it is {describe(values)}."
+            f"{name} is expected to be a list of strings; it is {describe(values)}."
         )
     return found
 
@@ -238,7 +239,7 @@ def path(value: Any, name: str) -> Path:
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-    """Say whether a path is a URL, also one that lost a slash in `Path("s3://...")`.
+    """Return whether a path is a URL, also one that lost a slash in `Path("s3://...")`.
 
     >>> is_url("gs://bucket/run"), is_url(Path("gs://bucket/run")), is_url("outputs/run")
     (True, True, False)
@@ -325,7 +326,7 @@ the int 3.
 
 
 def mapping(value: Any, name: str) -> dict[str, Any]:
-    """Return a mapping of texts to values as a dict.
+    """Return a mapping of strings to values as a dict.
 
     >>> mapping({"rate": 0.1}, "hyperparameters")
     {'rate': 0.1}
@@ -338,7 +339,7 @@ def mapping(value: Any, name: str) -> dict[str, Any]:
 
 
 def check_untraced(tree: Any, function: str) -> None:
-    """Raise if a tree holds a value that is being traced, whose numbers nobody knows yet.
+    """Raise if a tree holds a traced value, whose numbers are not known yet.
 
     >>> check_untraced({"w": jax.numpy.ones(2)}, "save()")
     """
@@ -350,7 +351,7 @@ def check_untraced(tree: Any, function: str) -> None:
 
 
 def check_leaves(tree: Any, name: str) -> None:
-    """Raise if a leaf of a tree is not something that jax computes with, such as a text.
+    """Raise if a leaf of a tree is not something that jax computes with, such as a string.
 
     >>> check_leaves({"w": np.ones(2), "scale": 1.0}, "params")
     >>> check_leaves({"w": np.ones(2), "name": "dense"}, "params")
@@ -392,8 +393,8 @@ def _wrong(name: str, what: str, value: Any) -> InvalidTypeError:
     came = describe(value)
     if isinstance(value, Tracer):
         came += (
-            " whose value is not known here, under jax.jit or jax.vmap: it is part of the program, "
-            "the same for all members of an ensemble"
+            " whose value is not known here, under jax.jit or jax.vmap: it becomes part of the "
+            "program, the same for all members of an ensemble"
         )
     return InvalidTypeError(f"{name} is expected to be {what}; it is {came}.")
 

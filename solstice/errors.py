@@ -1,26 +1,24 @@
 """The exceptions of Solstice: one root; each is also the matching builtin error.
 
     SolsticeError (Exception)
-     ├─ InvalidValueError (ValueError): an argument, a batch or a file has a wrong value
-     │   ├─ UsageError (AssertionError): a misuse of train, test, callbacks or metrics
-     │   └─ DamagedFileError: a file is not what was written
-     ├─ InvalidTypeError (TypeError): an argument, a batch or an outs has a wrong type
-     ├─ UnknownFieldError (AttributeError): `replace` got a field that does not exist
-     ├─ UnknownKeyError (KeyError): a `MetricsDict` has no metric of that name
-     ├─ InvalidIndexError (IndexError): an ensemble has no such member
-     ├─ MissingPackageError (ImportError): a feature needs a package that is not installed
-     ├─ NotFiniteError (FloatingPointError): `StopOnNaN` found a NaN or an infinity
-     ├─ NoCheckpointError (FileNotFoundError): a directory holds no checkpoint
-     ├─ MissingFileError (FileNotFoundError): there is no file of that name
-     ├─ ExistingFileError (FileExistsError): a new run would mix with the files of another
-     ├─ DirectoryInUseError (RuntimeError): another run writes checkpoints there
-     ├─ SlowWriteError (TimeoutError): a sink is not done within its timeout
-     ├─ ProcessError (RuntimeError): another process of the run failed, left or is silent
-     ├─ UnequalCopiesError (AssertionError): copies of an array differ between devices
-     ├─ UnequalOutputsError (AssertionError): a network gives other outputs than its original
-     ├─ LawError (AssertionError): an object breaks a law of `solstice.testing`
-     ├─ RecompileError: a step was compiled again where that was forbidden
-     └─ EarlyStoppingException: raise it from a callback to end a run cleanly
+     ├─ InvalidValueError (ValueError): an argument, a batch or a file has a wrong value │   ├─
+     UsageError (AssertionError): a misuse of train, test, callbacks or metrics │   └─
+     DamagedFileError: a file is not what was written ├─ InvalidTypeError (TypeError): an argument,
+     a batch or an outs has a wrong type ├─ UnknownFieldError (AttributeError): `replace` got a
+     field that does not exist ├─ UnknownKeyError (KeyError): a `MetricsDict` has no metric of that
+     name ├─ InvalidIndexError (IndexError): an ensemble has no such member ├─ MissingPackageError
+     (ImportError): a feature needs a package that is not installed ├─ NotFiniteError
+     (FloatingPointError): `StopOnNaN` found a NaN or an infinity ├─ NoCheckpointError
+     (FileNotFoundError): a directory holds no checkpoint ├─ MissingFileError (FileNotFoundError):
+     there is no file of that name ├─ ExistingFileError (FileExistsError): a new run would mix with
+     the files of another ├─ DirectoryInUseError (RuntimeError): another run writes checkpoints
+     there ├─ SlowWriteError (TimeoutError): a sink is not done within its timeout ├─ ProcessError
+     (RuntimeError): another process of the run failed, exited or does not respond ├─
+     UnequalCopiesError (AssertionError): copies of an array differ between devices ├─
+     UnequalOutputsError (AssertionError): a network's outputs differ from the original's ├─
+     LawError (AssertionError): an object violates a law of `solstice.testing` ├─ RecompileError: a
+     step was compiled again where that was forbidden └─ EarlyStoppingException: raise it from a
+     callback to end a run cleanly
 
 `except solstice.SolsticeError` catches what Solstice raises, and nothing that your functions raise.
 
@@ -124,7 +122,7 @@ class SlowWriteError(SolsticeError, TimeoutError):
 
 
 class ProcessError(SolsticeError, RuntimeError):
-    """Another process of a distributed run failed, left or does not answer.
+    """Another process of a distributed run failed, exited or does not respond.
 
     Attributes:
         process: The index of that process; None if it is not about one.
@@ -140,12 +138,12 @@ class UnequalCopiesError(SolsticeError, AssertionError):
 
 
 class UnequalOutputsError(SolsticeError, AssertionError):
-    """A network with another's weights gives other outputs; the message says what that points to.
+    """A network with another's weights has different outputs; the message names likely causes.
 
     Attributes:
-        difference: The largest difference, as a part of the largest output (at least 1); None
-            where none was taken.
-        layer: The path of the first sub-module that differs; None where that is not known.
+        difference: The largest difference, divided by the largest output (at least 1); None if
+            there is none.
+        layer: The path of the first sub-module that differs; None if unknown.
     """
 
     def __init__(
@@ -161,7 +159,7 @@ class UnequalOutputsError(SolsticeError, AssertionError):
 
 
 class LawError(SolsticeError, AssertionError):
-    """A law is broken; the message says which, by what, and with which smallest input.
+    """A law is violated; the message says which, by what, and with which smallest input.
 
     >>> raise LawError("eval_returns_itself: ...")
     Traceback (most recent call last):
@@ -185,7 +183,7 @@ class UsageError(InvalidValueError, AssertionError):
 
 
 class DamagedFileError(InvalidValueError):
-    """A file was cut short, changed, or is not one of Solstice's.
+    """A file was truncated or changed, or is not one of Solstice's.
 
     Attributes:
         path: The path or URL of the file, of a checkpoint or of the directory of checkpoints; None

@@ -49,7 +49,7 @@ class Experiment(Shown, eqx.Module):
         """
 
     def eval_step(self, batch: Any, /) -> tuple[Self, Any]:
-        """Evaluate one batch; return the experiment to go on with and the step's outs."""
+        """Evaluate one batch; return the experiment to continue with and the step's outs."""
         raise _missing(self, "eval_step", "A batch is evaluated")
 
     def predict(self, inputs: Any, /) -> Any:
@@ -73,7 +73,7 @@ class Experiment(Shown, eqx.Module):
         return None
 
     def learns_from_whole_batches(self, batch: Any, /) -> bool:
-        """Say whether masked examples affect training too, as with batch norm.
+        """Return whether masked examples affect training too, as with batch norm.
 
         Training batches are then not padded, unless asked for.
 

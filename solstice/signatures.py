@@ -13,7 +13,7 @@ _R = TypeVar("_R")
 
 
 def overrides(thing: Any, base: type, method: str) -> bool:
-    """Say whether an object overrides the default of a protocol's method.
+    """Return whether an object overrides the default of a protocol's method.
 
     Args:
         thing: An object of any class.

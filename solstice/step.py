@@ -159,7 +159,7 @@ class Step:
         return lambda: self._rolled._cache_size() + self._unrolled._cache_size()
 
     def _rolls(self, flat: Flat, batch: Any, *, many: bool = False) -> bool:
-        """Say whether several steps are faster as a loop of XLA than unrolled."""
+        """Return whether several steps are faster as a loop of XLA than unrolled."""
         leaves, structure = jax.tree.flatten(batch)
         key = (flat.structure, structure, tuple(map(np.shape, leaves)), many)
         if key not in self._is_rolled:

@@ -50,7 +50,7 @@ class Trigger(Shown, abc.ABC):
 
     @abc.abstractmethod
     def fires(self, before: Moment, after: Moment) -> bool:
-        """Say whether it fires at `after`, if it was last asked at `before`.
+        """Return whether it fires at `after`, if it was last asked at `before`.
 
         It fires at most once, however much is between the two.
         """
@@ -272,12 +272,12 @@ class Watch:
         self._next = trigger.next_step(0)
 
     def after_step(self, steps: int) -> bool:
-        """Say whether to fire, now that `steps` training steps of the run are completed."""
+        """Return whether to fire, now that `steps` training steps of the run are completed."""
         self._steps = steps
         return steps >= self._next and self._ask(self._last.epochs)
 
     def after_epoch(self, epochs: int) -> bool:
-        """Say whether to fire, now that `epochs` epochs are completed, validation included."""
+        """Return whether to fire, now that `epochs` epochs are completed, validation included."""
         return self._ask(epochs)
 
     def get_state(self) -> dict[str, Any]:

@@ -173,13 +173,13 @@ def test_one_generator_for_training_and_validation_is_an_error(train):
 @pytest.mark.parametrize("make", [list, tuple, collections.deque])
 def test_an_empty_collection_is_refused_before_training(make, adding, train, recorder):
     events = []
-    with pytest.raises(ValueError, match="train_ds is empty: it has no batch at all"):
+    with pytest.raises(ValueError, match="train_ds is empty: it has no batches"):
         train(1, make(), callbacks=[recorder(events)])
-    with pytest.raises(ValueError, match="val_ds is empty: it has no batch at all"):
+    with pytest.raises(ValueError, match="val_ds is empty: it has no batches"):
         train(1, [1], make(), [recorder(events)])
-    with pytest.raises(ValueError, match="test_ds is empty: it has no batch at all"):
+    with pytest.raises(ValueError, match="test_ds is empty: it has no batches"):
         solstice.test(adding, make(), [recorder(events)])
-    with pytest.raises(ValueError, match="ds is empty: it has no batch at all"):
+    with pytest.raises(ValueError, match="ds is empty: it has no batches"):
         solstice.predict(adding, make())
     assert events == []
 
@@ -193,7 +193,7 @@ def test_a_dataset_that_turns_out_empty_is_an_error(empty, train):
 
 
 def test_a_function_without_batches_is_an_error(train):
-    message = r"train_ds gave no batch in epoch {}\. It is a function: have it return a new iterato"
+    message = r"train_ds gave no batch in epoch {}\. It is a function: it must return a new iterato"
     with pytest.raises(ValueError, match=message.format(0)):
         train(1, Loader([]))
     with pytest.raises(ValueError, match=message.format(1)):

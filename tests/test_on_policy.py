@@ -201,14 +201,14 @@ def test_a_pass_made_from_its_start_is_not_the_same_after_a_resume_and_says_so(t
 
 def test_a_live_dataset_without_an_end_needs_one(recorder):
     endless, events = live(Versions()), []
-    message = r"_ds makes batches without an end.*length=100"
+    message = r"_ds makes batches without end.*length=100"
     with pytest.raises(ValueError, match="train" + message):
         solstice.train(policy(), 2, endless, callbacks=[recorder(events)])
     with pytest.raises(ValueError, match="val" + message):
         solstice.train(policy(), None, [np.ones(2)], endless, [recorder(events)], num_steps=3)
     with pytest.raises(ValueError, match="test" + message):
         solstice.test(policy(), endless, return_outs=True)
-    with pytest.raises(ValueError, match="makes batches without an end"):
+    with pytest.raises(ValueError, match="makes batches without end"):
         solstice.predict(policy(), endless)
     assert events == []
 

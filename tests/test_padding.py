@@ -199,7 +199,7 @@ def test_tf_data_is_padded():
             pairs(),
             7,
             ValueError,
-            "up to batch_size=7; one has 8 examples. Pass the size of the larg",
+            "to batch_size=7; one has 8 examples. Pass the size of the larg",
         ),
         ([X], 30, TypeError, r"\(x, y\), \(x, y, mask\) or a mapping; it is float32\[23,4\]"),
         (

@@ -313,7 +313,9 @@ def test_a_tf_dataset_that_calls_python_is_read_again_and_says_so(tmp_path, capl
 def test_a_state_of_another_dataset_is_refused(tmp_path):
     with pytest.raises(BangError):
         run(tmp_path / "tf", [Crash("train", 3)], train_ds=reshuffled())
-    with pytest.raises(ValueError, match=r"state of train_ds's iterator; .* cannot go on from it"):
+    with pytest.raises(
+        ValueError, match=r"state of train_ds's iterator; .* cannot continue from it"
+    ):
         run(tmp_path / "tf")
     ds = grain.MapDataset.source([(X[:6], Y[:6])] * 5).to_iter_dataset()
     with pytest.raises(BangError):

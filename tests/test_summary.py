@@ -121,7 +121,7 @@ def test_xla_counts_what_a_step_computes():
 def test_a_loop_is_said_to_count_once():
     exp = Slope(jnp.ones((4, 4)), np.zeros(2), 0.1, loops=3)
     text = str(solstice.summary(exp, (jnp.ones((2, 4)), jnp.ones((2, 4)))))
-    assert text.endswith("(the body of a loop counts once, however often it runs)")
+    assert text.endswith("(the body of a loop counts once, no matter how often it runs)")
 
 
 def test_a_batch_may_be_shapes_and_nothing_is_run():

@@ -29,7 +29,7 @@ from solstice.tree.sizes import nbytes, size
 
 _ROLES = {"params": "trainable", "frozen": "frozen", "state": "state"}
 _PATH_WIDTH = 48
-_NO_TERMINAL = (10_000, 0)  # a file or a notebook has room for all
+_NO_TERMINAL = (10_000, 0)  # a file or a notebook shows every column
 
 
 def summary(experiment_or_model: PyTree, batch: PyTree = None) -> "Summary":
@@ -145,7 +145,7 @@ class Cost:
                 f"{temporaries} temporaries"
             )
         if self.looped:
-            lines.append("  (the body of a loop counts once, however often it runs)")
+            lines.append("  (the body of a loop counts once, no matter how often it runs)")
         return "\n".join(lines)
 
 
@@ -165,13 +165,13 @@ class Summary:
 
     @property
     def parameters(self) -> int:
-        """How many numbers are trained; all numbers, if no array has a role."""
+        """How many numbers are trained; all of them if no array has a role."""
         known = [row for row in self.rows if row.role]
         return sum(row.size for row in known or self.rows if row.role in ("", "trainable"))
 
     @property
     def nbytes(self) -> int:
-        """How many bytes all arrays have."""
+        """The size of all arrays in bytes."""
         return sum(row.nbytes for row in self.rows)
 
     def __str__(self) -> str:
@@ -190,7 +190,7 @@ class Summary:
         table = [head, *lines, *parts, total]
         kept = [i for i in range(len(head)) if i in (0, 7) or any(line[i] for line in table[1:])]
         widths = [max(len(line[i]) for line in table) for i in range(len(head))]
-        # A narrow terminal shows less: the rows have all of it.
+        # A narrow terminal shows fewer columns; `rows` has them all.
         columns = shutil.get_terminal_size(_NO_TERMINAL).columns
         for name in ("dtype", "shape", "bytes"):
             if sum(widths[i] + 2 for i in kept) - 2 > columns:
@@ -229,7 +229,7 @@ def _rows(tree: PyTree) -> list[Row]:
                 group = groups.get(path_name(inner[1:]), "") if role == "trainable" else ""
                 rows.append((whole, dataclasses.replace(row, group=group)))
     count = Counter(row.path for _, row in rows)
-    # "a/b" and {"a": {"b": ...}} clash; jax's notation of a path tells them apart.
+    # "a/b" and {"a": {"b": ...}} clash; jax's notation of a path distinguishes them.
     return [
         row if count[row.path] == 1 else dataclasses.replace(row, path=jax.tree_util.keystr(path))
         for path, row in rows

@@ -18,7 +18,7 @@ class Evaluation(NamedTuple):
     """The last results of a callback that evaluates a dataset.
 
     Attributes:
-        number: How many evaluations the run has had.
+        number: The number of evaluations in the run.
         values: The values, by name; None if the dataset was empty.
         better: Takes a name and says whether a smaller ("min") or a larger ("max") value is better.
 
@@ -81,7 +81,7 @@ class Callback(ShownAsMade):
         """Called before anything else of a `train` or `test`."""
 
     def on_run_end(self, exp: PyTree, error: BaseException | None) -> None:
-        """Called last, whatever happens, with the error that ends the run or None.
+        """Called last in any case, with the error that ends the run or None.
 
         An early stop is not an error.
         """
@@ -96,11 +96,11 @@ class Callback(ShownAsMade):
         """Called when `epochs` epochs of training are completed, validation included."""
 
     def revise(self, exp: PyTree) -> PyTree:
-        """Return the experiment to go on with: `exp`, or one of the same structure.
+        """Return the experiment to continue with: `exp`, or one of the same structure.
 
-        Called after each epoch of `train` (after its validation and every `after_epoch`), and once
-        more at the end of the run, also after an early stop. It is not called when a signal or an
-        error ends the run. No other hook may change the experiment. It may return arrays that the
+        Called after each epoch of `train` (after its validation and every `after_epoch`), and again
+        at the end of the run, also after an early stop. It is not called when a signal or an error
+        ends the run. No other hook may change the experiment. It may return arrays that the
         callback keeps: the run copies them before it donates any.
 
         >>> import jax.numpy as jnp, solstice

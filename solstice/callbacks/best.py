@@ -69,7 +69,7 @@ class Best:
         self.begin(())
 
     def begin(self, callbacks: Iterable[Callback]) -> None:
-        """Start afresh; look for the evaluation among a run's callbacks."""
+        """Reset the state; look for the evaluation among a run's callbacks."""
         self._window = Accumulator()
         self._value: PyTree = None
         self._mode = self._given
@@ -211,12 +211,14 @@ class Best:
         }
 
     def set_state(self, state: dict[str, PyTree]) -> None:
-        """Go on from what `get_state` returned."""
+        """Continue from what `get_state` returned."""
         value, self._evaluations = state["value"], int(state["evaluations"])
         self._value = value if value is None else (list if self._by is True else float)(value)
         mode = state["mode"]
         if not (mode is None or (isinstance(mode, str) and mode in ("min", "max"))):
-            raise damaged("What the checkpoint says of the best", f"its mode is {describe(mode)}")
+            raise damaged(
+                "What the checkpoint says about the best", f"its mode is {describe(mode)}"
+            )
         self._mode = self._given or mode
         verdict = state["verdict"]
         self._verdict = None if verdict is None else (str(verdict[0]), bool(verdict[1]))
@@ -238,7 +240,7 @@ class Best:
 
 
 def _is_better(metrics: PyTree, best: PyTree) -> bool:
-    """Say whether metrics are better than the best before, by their `is_better_than`.
+    """Return whether metrics are better than the best so far, by their `is_better_than`.
 
     Only they know which of their numbers they compare. If that number is NaN, neither is better
     than the other, or both are; the one with fewer NaNs is then preferred.

@@ -32,36 +32,36 @@ _logger = logging.getLogger("solstice")
 
 
 class CheckpointingCallback(Callback):
-    """Saves the run, so that `train(..., resume_from=)` goes on after any crash, bit for bit.
+    """Saves the run, so that `train(..., resume_from=)` continues after any crash, bit for bit.
 
     It saves the experiment, the position in the run, the state of every callback and, if it has
-    one, the state of the dataset's iterator. A copy is taken at once; a thread writes it, with
-    digests. A save waits until the one before is written, so none is skipped. The end of a run is
+    one, the state of the dataset's iterator. A copy is made immediately; a thread writes it, with
+    digests. A save waits until the previous one is written, so none is skipped. The end of a run is
     always saved, also after an early stop or a signal.
 
     Each checkpoint is a directory of safetensors files, which any tool opens, and a
     `checkpoint.json`. Complete checkpoints survive SIGKILL and power cuts.
 
-    With several processes, each writes its part of the arrays into a directory that all of them
-    see; the callbacks' state is that of the first process.
+    With several processes, each writes its part of the arrays into a directory that all of them can
+    access; the callbacks' state is that of the first process.
 
     Args:
-        directory: Where the checkpoints go: a path, or the URL of a store that fsspec knows, such
-            as "s3://bucket/run" (`pip install 'jax-solstice[remote]'`). If it holds checkpoints, a
-            run that does not resume from them raises an error. Only one run at a time may write
-            there.
+        directory: Where the checkpoints go: a path, or the URL of a store that fsspec supports,
+            such as "s3://bucket/run" (`pip install 'jax-solstice[remote]'`). If it holds
+            checkpoints, a run that does not resume from them raises an error. Only one run at a
+            time may write there.
         every: The trigger; by default after each epoch and its validation.
         keep: How many of the newest checkpoints to keep; None keeps all.
-        best: A metric of the validation: the experiment with the best value is saved at once and
-            kept, and `best.json` names its checkpoint. A NaN is never the best. `"loss"` finds
+        best: A metric of the validation: the experiment with the best value is saved immediately
+            and kept, and `best.json` names its checkpoint. A NaN is never the best. `"loss"` finds
             `average_loss`. The direction of standard metrics is known
             (`solstice.metrics.direction`); give it for others, as in `best=("score", "max")`. A
-            third element names a dataset of the run's `EvaluationCallback`: `best=("accuracy",
-            "max", "hard")`. True calls the method `is_better_than(other)` of the validation's
-            metrics.
-        on_error: What to do if a save fails, because no space is left, say: "warn" logs it, once
-            per save, and training goes on; "raise" ends the run at the next save or at its end. The
-            last good checkpoint stays in both cases.
+            third element names a dataset of the run's `EvaluationCallback`:
+            `best=("accuracy", "max", "hard")`. True calls the method `is_better_than(other)` of the
+            validation's metrics.
+        on_error: What to do if a save fails, for example because the disk is full: "warn" logs it,
+            once per save, and training goes on; "raise" ends the run at the next save or at its
+            end. The last good checkpoint remains in both cases.
 
     Attributes:
         directory: The directory's absolute path or URL.
@@ -116,7 +116,7 @@ class CheckpointingCallback(Callback):
         self._failure: Exception | None = None
         # Whether the last save failed.
         self.lost = False
-        # The leaves' paths and descriptions in a checkpoint, and the form of the experiment.
+        # The leaves' paths and descriptions in a checkpoint, and the structure of the experiment.
         self._leaves: tuple[list[str], str] = ([], "")
         self._form: object = None
         self._watch = every.start()
@@ -139,13 +139,13 @@ class CheckpointingCallback(Callback):
         if names and (resumed_from is None or resumed_from.place != self._there.place):
             raise ExistingFileError(
                 f"{self._there.place} holds checkpoints of another run ({names[-1]} is the "
-                f"newest), which this one would mix with its own. Pass resume_from= to go on with "
-                f"that run, or another directory."
+                f"newest), which this one would mix with its own. Pass resume_from= to continue "
+                f"that run, or use another directory."
             )
         if resumed_from is not None and set(names) > set(resumed_from.seen):
             raise DirectoryInUseError(
                 f"Another run has written {names[-1]} into {self._there.place} since this one "
-                f"read the checkpoints there. Start again, to go on from it."
+                f"read the checkpoints there. Start again to resume from it."
             )
         self._best.check()
 
@@ -166,7 +166,7 @@ class CheckpointingCallback(Callback):
             self._best.end_validation()
 
     def note_start(self, about: PyTree) -> None:
-        """Note what a new run needs if this one ends before its first save.
+        """Record what a new run needs if this one ends before its first save.
 
         Args:
             about: A tree of plain containers.
@@ -178,12 +178,12 @@ class CheckpointingCallback(Callback):
                 self._lost(error)
 
     def due_after_step(self, steps: int) -> bool:
-        """Say whether to save, now that `steps` training steps are completed."""
+        """Return whether to save, now that `steps` training steps are completed."""
         self._best.look()
         return self._watch.after_step(steps) or self._best.found
 
     def due_after_epoch(self, epochs: int) -> bool:
-        """Say whether to save, now that `epochs` epochs are completed, validation included."""
+        """Return whether to save, now that `epochs` epochs are completed, validation included."""
         self._best.look()
         return self._watch.after_epoch(epochs) or self._best.found
 
@@ -191,8 +191,8 @@ class CheckpointingCallback(Callback):
         """Save an experiment and the state of its run; all processes call it.
 
         Args:
-            exp: The experiment, whole or taken apart; its arrays are copied at once.
-            state: Called at once; it returns a function that the writing thread calls for the
+            exp: The experiment, whole or flattened; its arrays are copied immediately.
+            state: Called immediately; it returns a function that the writing thread calls for the
                 state, a tree of plain containers.
         """
         self._claim.check()
@@ -276,7 +276,8 @@ class CheckpointingCallback(Callback):
                     self._there.set_best(checkpoint=name, **job.best, **_where(state))
                 except OSError as error:  # the others are still deleted
                     self._lost(error)
-            # If a run ended within a pass, also keep the checkpoint that a longer run goes on from.
+            # If a run ended within a pass, also keep the checkpoint that a longer run continues
+            # from.
             keep = (
                 None
                 if self._keep is None
@@ -293,7 +294,7 @@ class CheckpointingCallback(Callback):
             self._there.place,
             type(error).__name__,
             error,
-            "Training goes on." if self._on_error == "warn" else "The run will end.",
+            "Training continues." if self._on_error == "warn" else "The run will end.",
         )
 
 

@@ -104,8 +104,8 @@ class EarlyStoppingCallback(Callback):
             watch: The mode whose passes are watched: "val" or "train".
             restore_best: Whether the run returns the experiment of the best pass, with its
                 optimizer's state, whether it stops early or completes its epochs. It is kept in
-                memory, on the device, and in each checkpoint. A resumed run with more epochs goes
-                on from the last pass, not from the best.
+                memory, on the device, and in each checkpoint. A resumed run with more epochs
+                continues from the last pass, not from the best.
 
         Raises:
             ValueError: An argument is wrong.

@@ -84,9 +84,9 @@ def _log_line(facts: dict[str, object], step: int, mode: str) -> None:
 def _told(facts: Callable[[], Mapping[str, object]]) -> Mapping[str, object]:
     try:
         return facts()
-    except Exception as error:  # noqa: BLE001 - what only shows ends no run
+    except Exception as error:  # noqa: BLE001 - a log entry must not stop a run
         _logger.warning(
-            "EnvironmentCallback leaves something out, since it failed: %s: %s.",
+            "EnvironmentCallback leaves out a part that failed: %s: %s.",
             type(error).__name__,
             error,
         )

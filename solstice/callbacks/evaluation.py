@@ -70,7 +70,7 @@ class EvaluationCallback(TriggeredCallback):
 
     Attributes:
         results: The last results of each dataset, by its name: numbers and numpy arrays.
-        evaluations: How many evaluations the run has had.
+        evaluations: The number of evaluations in the run.
 
     Raises:
         TypeError, ValueError: An argument is wrong.

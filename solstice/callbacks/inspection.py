@@ -1,6 +1,6 @@
 """InspectionCallback: logs values inside the experiment when a trigger fires.
 
-A function says what to look at; `solstice.compat` has some to start with.
+A function computes the values; `solstice.compat` has some such functions.
 """
 
 import logging
@@ -114,7 +114,7 @@ class InspectionCallback(TriggeredCallback):
         self._batch = None
 
     def get_state(self) -> dict[str, PyTree]:
-        # The batch may be large, so it is kept only if none may follow before the epoch's end.
+        # The batch may be large, so it is kept only if it may be the last one of the epoch.
         last = self._trained or self._pass.may_be_over
         kept = last and self._when.counts_epochs and _is_plain(self._batch)
         return {
@@ -132,7 +132,7 @@ class InspectionCallback(TriggeredCallback):
     def act(self, exp: PyTree, step: int) -> None:
         if self._batch is None:
             _logger.warning(
-                "InspectionCallback left out what it would have logged after %d training steps: "
+                "InspectionCallback logs nothing after %d training steps: "
                 "the run was resumed at the end of an epoch, and its last batch is not known.",
                 step + 1,
             )
@@ -144,7 +144,7 @@ class InspectionCallback(TriggeredCallback):
 
 
 def _is_plain(tree: PyTree) -> bool:
-    """Say whether a checkpoint restores a tree exactly: dicts, lists, tuples, arrays."""
+    """Return whether a checkpoint restores a tree exactly: dicts, lists, tuples, arrays."""
     if type(tree) in (tuple, list):
         return all(map(_is_plain, tree))
     if type(tree) is dict:

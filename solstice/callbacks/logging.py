@@ -84,7 +84,7 @@ class LoggingCallback(TriggeredCallback):
         self._rates = Rates()
         # One for each mode: a validation may come within a window of training steps.
         self._windows: dict[str, Accumulator] = {}
-        # How many steps of each mode the run has had.
+        # The number of steps of each mode in the run.
         self._steps: dict[str, int] = {}
 
     def on_run_start(self, exp: PyTree) -> None:
@@ -118,7 +118,7 @@ class LoggingCallback(TriggeredCallback):
 
     def on_run_end(self, exp: PyTree, error: BaseException | None) -> None:
         if error is None:
-            # After the save, so that a run resumed from it goes on with this window.
+            # After the save, so that a run resumed from it continues this window.
             self._log("train")
         super().on_run_end(exp, error)
 

@@ -33,7 +33,7 @@ class PassCount:
         return first
 
     def end(self) -> None:
-        """Note that the pass is over."""
+        """Record that the pass is over."""
         self._length, self.seen = self.seen, 0
 
     @property
@@ -46,6 +46,6 @@ class PassCount:
         return {"completed": self._completed, "seen": self.seen, "length": self._length}
 
     def set_state(self, state: dict[str, PyTree]) -> None:
-        """Go on from what `get_state` returned."""
+        """Continue from what `get_state` returned."""
         self._completed, self.seen = int(state["completed"]), int(state["seen"])
         self._length = state["length"]

@@ -1,6 +1,6 @@
-"""Plateau: follows a metric from pass to pass, and acts once it has stopped improving.
+"""Plateau: watches a metric from pass to pass, and acts once it has stopped improving.
 
-A subclass says what it does then.
+A subclass defines the action.
 """
 
 import abc
@@ -110,7 +110,7 @@ class Plateau(Callback, abc.ABC):
         self._epoch_over = True
 
     def _run_is_over(self) -> bool:
-        """Say whether a `revise` is the one at the run's end; call it once in each."""
+        """Return whether a `revise` is the one at the run's end; call it once in each."""
         over, self._epoch_over = not self._epoch_over, False
         return over
 

@@ -18,7 +18,7 @@ _logger = logging.getLogger("solstice")
 
 
 class ProfilingCallback(Callback):
-    """Writes traces of jax's profiler for some steps, and reports where the time went.
+    """Writes traces of jax's profiler for some steps, and reports how the time was spent.
 
     Steps are counted in each mode: training, validation and `test`. Consecutive steps are one
     trace, which covers all their device computations and is closed however the run ends. The first

@@ -18,9 +18,10 @@ _logger = logging.getLogger("solstice")
 class ReduceOnPlateau(Plateau):
     """Multiplies the learning rate by a factor whenever a metric has stopped improving.
 
-    The rate of every optimizer, and of every member of an ensemble, is set after the epoch in which
-    the patience ends; a group of `compat.by_path` that is frozen as a whole keeps its own. The
-    count of passes then restarts; the best value stays. A resumed run goes on with both.
+    `solstice.set_learning_rate` sets the rate of every optimizer, and of every member of an
+    ensemble, after the epoch in which the patience ends; a group of `compat.by_path` that is
+    entirely frozen keeps its own. The count of passes then restarts; the best value is kept. A
+    resumed run continues with both.
 
     Args:
         metric: The name in `compute()`; `loss` finds `average_loss`.
@@ -81,7 +82,7 @@ class ReduceOnPlateau(Plateau):
         self._waited, self._due = 0, why
 
     def revise(self, exp: PyTree) -> PyTree:
-        """Return the experiment with the reduced rate, if it is due and the run goes on."""
+        """Return the experiment with the reduced rate, if it is due and the run continues."""
         if self._run_is_over() or self._due is None:
             return exp
         message = "The learning rate is multiplied by %g, but not below %g: %s."

@@ -16,15 +16,14 @@ _T = TypeVar("_T")
 
 
 class TimeReport(NamedTuple):
-    """Where the time of some steps went, in seconds on the host.
+    """How the time of some steps was spent, in seconds on the host.
 
     Attributes:
         steps: The number of training steps; in a `test`, of its steps.
         total: How long they took, everything between them included.
         input: Waiting for batches.
         step: Taking steps of any mode, and waiting for the device after the last.
-        callbacks: In hooks; one that reads a value which a device still computes waits for it
-            there.
+        callbacks: In hooks, which includes waiting for values that a device still computes.
         other: The rest: saving, the progress bar, starting a pass.
 
     >>> print(TimeReport(steps=10, total=2.0, input=0.5, step=1.2, callbacks=0.2, other=0.1))
@@ -108,7 +107,7 @@ class Stopwatch:
                 yield following()
 
     def report(self) -> TimeReport:
-        """Return where the time went."""
+        """Return how the time was spent."""
         seconds = self._seconds
         other = max(0.0, self._total - sum(seconds.values()))
         return TimeReport(

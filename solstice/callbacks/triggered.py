@@ -1,6 +1,6 @@
 """TriggeredCallback: the base of callbacks that act when a trigger fires.
 
-It follows the run and decides when; a subclass says what to do.
+It decides when to act; a subclass defines the action.
 """
 
 import abc

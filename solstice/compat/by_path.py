@@ -37,16 +37,16 @@ def by_path(rules: Mapping[str, Any]) -> "PathOptimizer":
     """Return an optimizer of groups: each parameter follows the first rule that matches its path.
 
     Paths are those that `tree.paths(model.params)` lists, such as "Dense_0/kernel"; in a glob, `*`
-    is any text, slashes included, `?` one character. Each part is initialised and updated by
-    itself: a transformation of all parameters, such as clipping by the global norm, sees only its
-    part. `summary` shows the rule of each parameter.
+    is any text, slashes included, `?` one character. Each part is initialised and updated
+    separately: a transformation of all parameters, such as clipping by the global norm, sees only
+    its part. `summary` shows the rule of each parameter.
 
     A group may be frozen as a whole (`compat.freeze`, None in `params`). Its optimizer then takes
-    no steps: its count and schedule start or go on when it has parameters.
+    no steps: its count and schedule start or continue when it has parameters.
 
     Args:
         rules: A mapping from globs to optimizers: transformations, optimizers of any library, or
-            `compat.Optimizer`s. A rule "*" at the end takes the rest, if there is any.
+            `compat.Optimizer`s. A rule "*" at the end applies to the rest, if any.
 
     Raises:
         TypeError: It is not such a mapping.
@@ -73,7 +73,7 @@ def by_path(rules: Mapping[str, Any]) -> "PathOptimizer":
     for glob in rules:
         if not isinstance(glob, str) or not glob:
             raise InvalidTypeError(
-                f"A rule of by_path is expected to be for a glob, such as 'head/*'; one is for "
+                f"A rule of by_path is expected to have a glob, such as 'head/*'; one has "
                 f"{describe(glob)}."
             )
     parts = []
@@ -216,7 +216,7 @@ class PathOptimizer(Optimizer):
 
 @contextlib.contextmanager
 def _naming(glob: str) -> Iterator[None]:
-    """Add to an error which rule's optimizer it is about."""
+    """Add to an error the rule of the optimizer that raised it."""
     try:
         yield
     except SolsticeError as error:
@@ -253,7 +253,7 @@ def _places(paths: list[str], holes: list[str], globs: tuple[str, ...]) -> tuple
         taken = [path for path in first if matches(path, glob)]
         if taken:
             raise InvalidValueError(
-                f"The rule {glob!r} of by_path matches only parameters that earlier rules take "
+                f"The rule {glob!r} of by_path matches only parameters that earlier rules match "
                 f"({', '.join(map(repr, taken))}). The first match wins: put it before them."
             )
         raise InvalidValueError(

@@ -16,7 +16,7 @@ from solstice.tree.pytree import PyTree
 
 
 def needs_key(model: Model, inputs: tuple[PyTree, ...], key: Array) -> bool:
-    """Say whether a training call with `key` differs from one without a key.
+    """Return whether a training call with `key` differs from one without a key.
 
     It is traced, never run. A call differs if the network raises without a key, if outputs or state
     depend on the key or are computed differently without it, or if only the backward pass uses it,
@@ -66,7 +66,7 @@ def run_with_key(
     adapter: str,
     remedy: str,
 ) -> Any:
-    """Return `run(key)`; if it fails without a key, say so, or evaluate with any key.
+    """Return `run(key)`; if it fails without a key, raise a clear error or evaluate with any key.
 
     For libraries that do not raise a clear error without a key. Some networks require a key in
     evaluation and then do not use it.
@@ -106,7 +106,7 @@ def run_with_any_key(
 
 
 def runs(run: Callable[..., PyTree], *arguments: Any) -> bool:
-    """Say whether a function runs on these arguments; traced, never run."""
+    """Return whether a function runs on these arguments; traced, never run."""
     try:
         jax.eval_shape(run, *arguments)
     except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):

@@ -72,7 +72,7 @@ class EquinoxModel(Model):
     _takes_key: bool = eqx.field(static=True)
     # Whether its `key` has a default, which is kept if no key is given.
     _has_own_key: bool = eqx.field(static=True)
-    # Whether it takes any keyword, and so a key perhaps, for a layer inside.
+    # Whether it takes arbitrary keywords, and so perhaps a key for an inner layer.
     _passes_key_on: bool = eqx.field(static=True)
     _state_by_name: bool = eqx.field(static=True)
     _axis_name: str = eqx.field(static=True)
@@ -95,7 +95,8 @@ class EquinoxModel(Model):
             flags: Keywords of the call that say whether it trains, with their values in training.
                 None finds them among the call's parameters.
             call: Called as `call(module, *inputs, ...)` instead of the mapped module, with whole
-                batches, a `key` if it has such an argument, and the state if it has room for it.
+                batches, a `key` if it has such an argument, and the state if it takes one more
+                argument.
         """
         arguments.instance(module, "module", eqx.Module, "an equinox.Module")
         if state is not None:
@@ -175,9 +176,10 @@ class EquinoxModel(Model):
         return run_with_key(evaluate, None, train=False, adapter=_NAME, remedy=remedy), self
 
     def settle_averages(self) -> Self:
-        """Return the model with the steps of each batch norm counted high, and the first one past.
+        """Return the model as if each batch norm had already counted many steps.
 
-        Evaluation divides moments by `1 - momentum ** counter`; here, they are divided for good.
+        Evaluation divides moments by `1 - momentum ** counter`; here, the division becomes
+        permanent.
         """
         module, state = self._module(train=False), jax.tree.map(lambda leaf: leaf, self.state)
         for norm in filter(_is_norm, jax.tree.leaves(module, is_leaf=_is_norm)):
@@ -237,7 +239,7 @@ class EquinoxModel(Model):
                 f"{_NAME}: the module is expected to take one example, and is mapped over the "
                 f"first axis of its inputs, {given}. That raised {type(error).__name__}: "
                 f"{str(error).partition(chr(10))[0]} It runs on these inputs unmapped, though. "
-                f"If {name} takes whole batches, say so: {_NAME}(module, call=lambda module, x: "
+                f"If {name} takes whole batches, pass call: {_NAME}(module, call=lambda module, x: "
                 f"module(x)); if they are one example, give them a batch axis: x[None]."
             ) from error
 
@@ -258,7 +260,7 @@ class EquinoxModel(Model):
         return call(*inputs, state, **kwargs)
 
     def _has_room_for_state(self, inputs: tuple[PyTree, ...], kwargs: dict[str, PyTree]) -> bool:
-        """Say whether the call takes the state: a cache may be for another method alone."""
+        """Return whether the call takes the state: a cache may belong to another method."""
         module = self._rest.value[1]
         function = call_of(_NAME, module, self._call.value)
         return self._state_by_name or binds(function, module, *inputs, self.state, **kwargs)
@@ -271,7 +273,7 @@ def _is_norm(node: object) -> bool:
 def _with_tags(node: PyTree, path: tuple[str, ...] = ()) -> PyTree:
     """Return a module whose sub-modules are of classes that tag what they return.
 
-    It is built anew field by field, and not as a tree: modules in static fields count too.
+    It is rebuilt field by field, not as a tree, because modules in static fields count too.
     """
     if isinstance(node, eqx.Module) and not isinstance(node, type):
         tags = path and callable(node)

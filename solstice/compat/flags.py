@@ -1,7 +1,7 @@
-"""The train flag: which keyword of a network's call says whether it is training.
+"""The train flag: the keyword of a network's call that switches training on.
 
-Every library and every user names it differently. Only the call's named parameters are considered;
-nothing is guessed.
+Libraries and users name it differently. Only the call's named parameters are considered; nothing is
+guessed.
 """
 
 import inspect
@@ -36,7 +36,7 @@ def parameters(function: Callable[..., PyTree]) -> dict[str, inspect.Parameter]:
 
 
 def takes_more(function: Callable[..., PyTree]) -> bool:
-    """Say whether a call takes arbitrary keywords, which it may pass on.
+    """Return whether a call takes arbitrary keywords, which it may pass on.
 
     >>> takes_more(lambda x, **rest: x), takes_more(lambda x, *rest: x)
     (True, False)
@@ -67,13 +67,13 @@ def call_of(adapter: str, module: Any, call: Callable[..., PyTree] | None) -> Ca
     name = methods[0] if methods else "forward"
     raise InvalidTypeError(
         f"{adapter}: a network is expected to have a __call__; {type(module).__name__} has the "
-        f"methods {', '.join(methods) or 'of its base classes alone'}. Say how to call it on a "
+        f"methods {', '.join(methods) or 'of its base classes only'}. Specify how to call it on a "
         f"batch: {adapter}(..., call=lambda module, x: module.{name}(x))."
     )
 
 
 def accepts(function: Callable[..., PyTree], name: str) -> bool:
-    """Say whether a call takes the keyword `name`, by name or with **kwargs.
+    """Return whether a call takes the keyword `name`, by name or with **kwargs.
 
     >>> accepts(lambda x, **rest: x, "rng"), accepts(lambda x: x, "rng")
     (True, False)
@@ -93,7 +93,7 @@ def _methods(cls: type) -> list[str]:
 
 
 def binds(function: Callable[..., PyTree], *given: PyTree, **keywords: PyTree) -> bool:
-    """Say whether a call takes these arguments; of one that does not tell, that it does.
+    """Return whether a call takes these arguments; True if its signature is unknown.
 
     >>> binds(lambda x: x, 1), binds(lambda x: x, 1, 2)
     (True, False)
@@ -110,7 +110,7 @@ def binds(function: Callable[..., PyTree], *given: PyTree, **keywords: PyTree) -
 
 
 def has_default(function: Callable[..., PyTree], name: str) -> bool:
-    """Say whether a call's parameter `name` has a default, other than None.
+    """Return whether a call's parameter `name` has a default, other than None.
 
     >>> has_default(lambda x, key=0: x, "key"), has_default(lambda x, key=None: x, "key")
     (True, False)
@@ -179,7 +179,7 @@ def check_train(train: object, adapter: str) -> bool:
     if isinstance(train, bool | np.bool_):
         return bool(train)
     raise InvalidTypeError(
-        f"{adapter}: train is expected to be a Python bool, since it chooses between two programs; "
+        f"{adapter}: train is expected to be a Python bool, since it selects one of two programs; "
         f"it is {describe(train)}. Under jax.jit, make it static (static_argnames='train') or "
         f"write one function for each mode."
     )

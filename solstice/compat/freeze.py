@@ -1,4 +1,4 @@
-"""Freezing: which of a network's parameters the optimizer sees, the same for every library.
+"""Freezing: which of a network's parameters the optimizer updates, the same for every library.
 
 Freezing moves leaves from `params` to `frozen` and back; the outputs do not change.
 """
@@ -20,16 +20,16 @@ _M = TypeVar("_M", bound=Model)
 
 
 def freeze(model: _M, predicate: str | Callable[[str, Array], Any]) -> _M:
-    """Return the model with the parameters that `predicate` chooses frozen too.
+    """Return the model with the parameters that `predicate` selects frozen as well.
 
     Args:
         model: An adapted network of any library.
         predicate: A function of a parameter's path, such as "Dense_0/kernel", and its value that
-            says whether to freeze it; or a glob for the paths, such as "Dense_0/*", as in
+            returns whether to freeze it; or a glob for the paths, such as "Dense_0/*", as in
             `by_path`.
 
     Raises:
-        ValueError: It chooses no parameter; the message lists the paths.
+        ValueError: It selects no parameter; the message lists the paths.
 
     Fine-tune only a head, by its name; initialise the optimizer after that:
 
@@ -53,9 +53,9 @@ def freeze(model: _M, predicate: str | Callable[[str, Array], Any]) -> _M:
     if not chosen:
         paths = ", ".join(path_name(path) for path, _ in leaves)
         glob = isinstance(predicate, str)
-        why = f"predicate, the glob {predicate!r}, matches" if glob else "the predicate chose"
+        why = f"predicate, the glob {predicate!r}, matches" if glob else "the predicate selects"
         raise InvalidValueError(
-            f"freeze() is expected to freeze some parameters, but {why} none of: {paths}."
+            f"freeze() is expected to freeze some parameters, but {why} none of {paths}."
         )
     # They include the boxes' paths, which predicate does not get.
     still = {path for path, _ in jax.tree_util.tree_leaves_with_path(model.params)} - chosen
@@ -68,7 +68,7 @@ def freeze(model: _M, predicate: str | Callable[[str, Array], Any]) -> _M:
 def unfreeze(model: _M) -> _M:
     """Return the model with all trainable leaves in its parameters again.
 
-    Of a model of `compat.lora` or `compat.quantize`, that is never what its weights are based on.
+    In a model of `compat.lora` or `compat.quantize`, the base weights stay frozen.
 
     >>> import equinox as eqx, jax
     >>> from solstice import compat

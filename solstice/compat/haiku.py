@@ -108,7 +108,7 @@ class HaikuModel(Model):
         )
         if not isinstance(transformed, kinds):
             raise InvalidTypeError(
-                f"transformed is expected to be what hk.transform or one of its relatives returns; "
+                f"transformed is expected to be the result of hk.transform or one of its variants; "
                 f"it is {describe(transformed)}."
             )
         check_call(call)
@@ -153,7 +153,7 @@ class HaikuModel(Model):
                 raise random_evaluation(
                     _NAME, "Give its function an argument `is_training` and use it."
                 )
-            # Some networks require a key and do not use it, so any key will do.
+            # Some networks require a key and do not use it, so any key works.
             return self._forward(jax.random.key(0), inputs, kwargs)[0], self
         key = single_key(key, _NAME)
         try:
@@ -177,9 +177,9 @@ class HaikuModel(Model):
         }
 
     def settle_averages(self) -> Self:
-        """Return the model with each moving average's `hidden` at its `average`, and counted high.
+        """Return the model as if each moving average had counted many steps: `hidden` at `average`.
 
-        What Haiku keeps in `hidden` is divided by `1 - decay ** counter` in each training step.
+        Each training step divides Haiku's `hidden` by `1 - decay ** counter`.
         """
         settled = {
             module: one

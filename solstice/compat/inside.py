@@ -65,8 +65,8 @@ def intermediates(
     found = leaves_by_path(single)
     if not found:
         raise InvalidValueError(
-            f"{type(model).__name__}: the network noted nothing under {name!r} in this pass. Sow "
-            f"values there, or pass the name= that it uses."
+            f"{type(model).__name__}: the network recorded nothing under {name!r} in this pass. "
+            "Sow values there, or pass the name= that it uses."
         )
     return found
 

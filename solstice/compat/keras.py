@@ -99,7 +99,7 @@ class KerasModel(Model):
         if constrained:
             warnings.warn(
                 f"{_NAME}: the network {network.name!r} constrains {constrained[0]!r}, which only "
-                f"Keras's own training does after each step. Project the parameters in a step of "
+                f"Keras's own training does after each step. Project the parameters in your own "
                 f"your own, or leave the constraint out.",
                 stacklevel=2,
             )

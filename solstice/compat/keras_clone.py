@@ -31,7 +31,7 @@ def clone(adapter: str, network: Any) -> Any:
             return copy
     shared = sorted({layer.name for layer in _shared_layers(network).values()})
     found = (
-        f"each way to clone it raised an error or unties the layers that it shares "
+        f"every way to clone it raises an error or duplicates the layers that it shares "
         f"({', '.join(map(repr, shared))})"
         if shared
         else f"Keras cannot clone {type(network).__name__}"
@@ -82,7 +82,7 @@ class _Cloning:
         copy = self._made[id(layer)] = type(layer).from_config(layer.get_config())
         for name, part in list(vars(layer).items()):
             if id(part) in self._shared and name in vars(copy):
-                copy._layers.remove(getattr(copy, name))  # Keras would go on tracking it
+                copy._layers.remove(getattr(copy, name))  # Keras would continue to track it
                 setattr(copy, name, self(part))
         return copy
 

@@ -32,7 +32,7 @@ def check_own_leaves(adapter: str, **trees: PyTree) -> None:
     Traceback (most recent call last):
         ...
     solstice.errors.InvalidTypeError: PebbleModel: every leaf is expected to be an array; \
-'state/rate' is the float 0.1. Write it as one: jnp.asarray(0.1, jnp.float32).
+'state/rate' is the float 0.1. Convert it: jnp.asarray(0.1, jnp.float32).
     """
     for name, tree in trees.items():
         leaves, structure = jax.tree.flatten(tree)
@@ -45,7 +45,7 @@ def check_own_leaves(adapter: str, **trees: PyTree) -> None:
         path = f"{name}/{names[i]}".rstrip("/")
         raise InvalidTypeError(
             f"{adapter}: every leaf is expected to be an array; {path!r} is "
-            f"{describe(leaves[i])}. Write it as one: {array}."
+            f"{describe(leaves[i])}. Convert it: {array}."
         )
 
 

@@ -37,11 +37,11 @@ def refuse_special(adapter: str, collections: dict[str, PyTree]) -> None:
     special = sorted(name for name in collections if name.startswith("_"))
     if special:
         raise InvalidValueError(
-            f"{adapter}: the network has the collection {special[0]!r}, whose underscore says that "
-            f"it needs special treatment; of such collections, only "
+            f"{adapter}: the network has the collection {special[0]!r}, whose underscore means "
+            "that it needs special treatment; of such collections, only "
             f"{OVERWRITE_WITH_GRADIENT!r} is supported, and this one would never be updated. Leave "
-            f"out the layer that makes it, or write an adapter that knows it: see "
-            f"solstice.compat.register."
+            "out the layer that creates it, or write an adapter that supports it: see "
+            "solstice.compat.register."
         )
 
 
@@ -64,7 +64,7 @@ def persistent(
     losses = [name for name in collections if name not in kept and "loss" in name]
     if losses:
         warnings.warn(
-            f"{adapter}: the network sows {losses[0]!r}, which a Model does not report, so that "
+            f"{adapter}: the network sows {losses[0]!r}, which a Model does not report, so "
             f"nothing of it is added to the loss. Return it with the outputs, in a step of your "
             f"own.",
             stacklevel=5,

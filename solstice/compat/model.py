@@ -33,8 +33,8 @@ class Model(Shown, eqx.Module):
     """An initialised network: three fields of arrays, and a call over batched inputs.
 
     Attributes:
-        params: Strongly typed float or complex arrays, which the optimizer sees. A leaf that is in
-            `frozen` is None here; a leaf whose gradient is its next value is in a box
+        params: Strongly typed float or complex arrays, which the optimizer updates. A leaf that is
+            in `frozen` is None here; a leaf whose gradient is its next value is in a box
             (`compat.Overwritten`).
         frozen: The network's other constants, integer buffers and frozen weights, in a tree like
             `params`; None if there are none.
@@ -61,7 +61,7 @@ class Model(Shown, eqx.Module):
     def __call__(
         self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
     ) -> tuple[PyTree, Self]:
-        """Return the outputs and the model to go on with.
+        """Return the outputs and the model to continue with.
 
         Args:
             *inputs: Batched inputs, as for the library's call.
@@ -91,19 +91,16 @@ class Model(Shown, eqx.Module):
     def tagged(
         self, *inputs: PyTree, key: Keys = None, train: bool = False, **kwargs: PyTree
     ) -> tuple[PyTree, Self]:
-        """Return what the model's call does, with what its sub-modules return in tags.
+        """Return what the model's call returns, with tags on the outputs of its sub-modules.
 
-        `compat.capture` and `compat.intervene` trace it. An adapter puts `compat.tag` around
-        the outputs of each sub-module, but not around the network's; one that cannot leaves this
-        as it is, and the user tags values inside of the network's functions.
+        `compat.capture` and `compat.intervene` trace it. An adapter applies `compat.tag` to the
+        outputs of each sub-module, but not to the network's. An adapter that cannot do so keeps
+        this default, and users tag values in their own functions.
         """
         return self(*inputs, key=key, train=train, **kwargs)
 
     def trainable(self) -> PyTree:
-        """Return booleans, in a tree like the weights: what `compat.unfreeze` puts among `params`.
-
-        It is every float and complex leaf, but for what a wrapper keeps as it is.
-        """
+        """Return booleans in a tree like the weights: which leaves `compat.unfreeze` may train."""
         return jax.tree.map(eqx.is_inexact_array, boxed_weights(self))
 
     @abc.abstractmethod
@@ -111,21 +108,21 @@ class Model(Shown, eqx.Module):
         """Return the library's own object, with the current values."""
 
     def settle_averages(self) -> Self:
-        """Return the model with its running averages as they stand after long training.
+        """Return the model with running averages as they are after long training.
 
-        Where weights of a trained network are put into this one, what corrects averages of few
-        steps (a counter, a flag of the first step) must not correct the new ones: they would be
-        right in evaluation and wrong in the next training step. Outputs in evaluation stay the
-        same. Networks without such corrections return themselves, which is the default.
+        Some libraries correct running averages in the first steps, with a counter or a flag. After
+        the weights of a trained network are inserted, this correction must not apply: averages that
+        are right in evaluation would be wrong in the next training step. Outputs in evaluation stay
+        the same. The default, for networks without such corrections, returns the model itself.
         """
         return self
 
     def library_name(self, name: str) -> str:
-        """Return the name under which the library's own tools look for an array; `compat.save`.
+        """Return the name that the library's own tools use for an array; see `compat.save`.
 
         Args:
-            name: The array's path, with "params/" or "state/" before it. It is its own name where
-                the library has no other.
+            name: The array's path, with "params/" or "state/" before it. By default, the name is
+                the path.
         """
         return name
 
@@ -134,7 +131,7 @@ class Model(Shown, eqx.Module):
         """The inputs' shapes that the network was initialised with; None if there were none.
 
         A tuple with a `jax.ShapeDtypeStruct` for each array, the batch axis included. An experiment
-        uses it to find the number of classes and the form of a batch.
+        uses it to find the number of classes and the shape of a batch.
         """
         return None
 
@@ -168,7 +165,7 @@ def _form(leaf: PyTree) -> PyTree:
 
 
 def is_shaped(leaf: object) -> bool:
-    """Say whether `leaf` is an array or a `jax.ShapeDtypeStruct`."""
+    """Return whether `leaf` is an array or a `jax.ShapeDtypeStruct`."""
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
 
@@ -219,10 +216,10 @@ def checked_weights(model: Model, like: Static[Any] | None) -> PyTree:
         weights = boxed_weights(model)
     except ValueError as error:
         raise InvalidValueError(
-            f"{type(model).__name__}: params and frozen are expected to be trees alike, with None "
-            f"where the other has an array; params are {describe(model.params)}, frozen is "
-            f"{describe(model.frozen)}. Replace values and keep the trees: "
-            f"solstice.replace(model, params=jax.tree.map(..., model.params))."
+            f"{type(model).__name__}: params and frozen are expected to be trees of one structure, "
+            f"with None where the other has an array; params are {describe(model.params)}, frozen "
+            f"is {describe(model.frozen)}. Replace values and keep the trees: "
+            "solstice.replace(model, params=jax.tree.map(..., model.params))."
         ) from error
     if like is not None and (found := jax.tree.structure(weights)) != like.value:
         raise InvalidValueError(
@@ -333,8 +330,9 @@ def missing_key(adapter: str, stream: str = "dropout") -> ValueError:
     """
     return InvalidValueError(
         f"{adapter}: in training this network draws random numbers from the stream {stream!r}, and "
-        f"no key was given for it. Pass one: model(x, key=jax.random.key(0), train=True), or "
-        f"key={{{stream!r}: ...}} for this stream alone; an experiment takes key= when it is made."
+        "no key was given for it. Pass one: model(x, key=jax.random.key(0), train=True), or "
+        f"key={{{stream!r}: ...}} for this stream alone; an experiment takes key= when it is "
+        "created."
     )
 
 

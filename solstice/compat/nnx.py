@@ -123,7 +123,7 @@ class NNXModel(Model):
         kwargs: dict[str, PyTree],
         around: Callable[[nnx.Module], contextlib.AbstractContextManager[None]],
     ) -> tuple[PyTree, Self]:
-        """Call the module `around` which something is done meanwhile."""
+        """Call the module within the context `around`."""
         train = check_train(train, _NAME)
         module, kwargs, drawn = self._prepared(key, train, kwargs)
         cached = jax.tree.leaves(nnx.state(module, nnx.Cache)) if self._has_cache else []
@@ -197,9 +197,9 @@ class NNXModel(Model):
 
 @contextlib.contextmanager
 def _tagging(module: nnx.Module) -> Iterator[None]:
-    """Exchange the classes of all sub-modules, for as long as the module is called.
+    """Replace the classes of all sub-modules while the module is called.
 
-    A class and not a wrapper: Flax's transformations take modules apart and put them together.
+    A subclass, not a wrapper, since Flax's transformations split and merge modules.
     """
     parts = [
         (part, type(part), "/".join(map(str, path)))
@@ -227,7 +227,7 @@ def _is_variable(node: object) -> bool:
 
 
 def _refuse_decoding(before: list[Any], after: list[Any]) -> None:
-    """Raise if a call changed a cache of decoding, since the change would be lost."""
+    """Raise if a call changed a decoding cache, since the change would be lost."""
     if any(new is not old for new, old in zip(after, before, strict=True)):
         raise InvalidValueError(
             f"{_NAME}: the call changed a cache of what was decoded (an nnx.Cache), which a Model "

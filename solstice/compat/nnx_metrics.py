@@ -37,19 +37,19 @@ class NNXMetrics(Metrics):
         """Copy the values of a metric, which does not change.
 
         Raises:
-            TypeError: It is of a kind whose merge is not known.
+            TypeError: It is not known how this kind of metric merges.
         """
         if not self.knows(metric):
             raise InvalidTypeError(
                 f"An NNX metric is expected to be an Average (or Accuracy), a Welford or a "
-                f"MultiMetric of them, since others do not say how they merge; it is "
+                f"MultiMetric of them, since it is not known how others merge; it is "
                 f"{describe(metric)}. compat.as_metrics takes any."
             )
         self._graph, self.state = _split(metric)
 
     @staticmethod
     def knows(metric: nnx.Metric) -> bool:
-        """Say whether a metric is of a kind whose merge is known."""
+        """Return whether it is known how this kind of metric merges."""
         if isinstance(metric, nnx.MultiMetric):
             return all(map(NNXMetrics.knows, _parts(metric).values()))
         return isinstance(metric, nnx.metrics.Average | nnx.metrics.Welford)

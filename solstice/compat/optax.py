@@ -169,8 +169,8 @@ class OptaxOptimizer(Optimizer):
             state = _settled(state, after)
         if callable(self._rate.value) and _count(state) is None:
             raise InvalidValueError(
-                f"{_NAME}: learning_rate is a schedule, which is asked at the count of steps that "
-                f"the transformation keeps; this one keeps none. Give the schedule to the "
+                f"{_NAME}: learning_rate is a schedule, which needs the step count that "
+                f"the transformation keeps; this one has none. Give the schedule to the "
                 f"transformation itself, such as optax.sgd(schedule), or pass a number."
             )
         return replace(
@@ -271,8 +271,8 @@ def _check_not_flat(optimizer: OptaxOptimizer) -> None:
     if flat and row not in shapes:
         raise InvalidValueError(
             f"{_NAME}: the state is expected to have an array for each parameter when other "
-            f"parameters are trained; one is of the shape {row}, all of them in a row, as "
-            f"optax.flatten has it. Take a transformation without it, or begin with a new state: "
+            f"parameters are trained; one has the shape {row}, for all parameters together, as "
+            f"optax.flatten has it. Use a transformation without it, or start with a new state: "
             f"opt.init(params)."
         )
 

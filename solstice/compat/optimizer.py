@@ -45,7 +45,7 @@ class Optimizer(Shown, eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, grads: PyTree, params: PyTree, **extras: PyTree) -> tuple[PyTree, Self]:
-        """Return the updated parameters and the optimizer to go on with.
+        """Return the updated parameters and the optimizer to continue with.
 
         Args:
             grads: Gradients, a tree like `params`.
@@ -146,7 +146,7 @@ def no_rate(adapter: str, why: str) -> InvalidValueError:
     """Return the error of an optimizer whose learning rate cannot be set."""
     return InvalidValueError(
         f"{adapter}: its learning rate is expected to be a number in its state, which can be set. "
-        f"{why}. Take an optimizer such as optax.inject_hyperparams(optax.adam)(1e-3), which keeps "
+        f"{why}. Use an optimizer such as optax.inject_hyperparams(optax.adam)(1e-3), which keeps "
         f"it there, or one of Keras with a number."
     )
 
@@ -176,11 +176,11 @@ def new_rate(rate: Any, old: Array) -> Array:
     if not is_traced(value) and not ((value >= 0) & jnp.isfinite(value)).all():
         raise InvalidValueError(
             f"{name} is expected to be finite and at least 0; it is {value} in {old.dtype}, "
-            f"where the present rate is {old}."
+            f"where the current rate is {old}."
         )
     if value.shape not in ((), old.shape):
         raise InvalidValueError(
-            f"rate is expected to be one number, or of the shape {old.shape} of the present one; "
+            f"rate is expected to be one number, or of the shape {old.shape} of the current one; "
             f"it is {describe(value)}."
         )
     return jnp.broadcast_to(value, old.shape)

@@ -123,10 +123,10 @@ def _refuse_schedule(rate: Callable[..., Any]) -> None:
         return
     if takes in _COUNTS:
         raise InvalidTypeError(
-            f"rate is expected to be a number or a function of the present rate; it is one of "
+            f"rate is expected to be a number or a function of the current rate; it is one of "
             f"{takes!r}, a schedule. Give that to the optimizer when it is made, such as "
             f"optax.inject_hyperparams(optax.adam)(learning_rate=schedule), or "
-            f"compat.OptaxOptimizer(tx, learning_rate=schedule) for logs to tell it."
+            f"compat.OptaxOptimizer(tx, learning_rate=schedule) to log it."
         )
 
 

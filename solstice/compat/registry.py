@@ -222,8 +222,8 @@ def _unknown(what: str, thing: Any, known: list[str]) -> str:
         ("Model", "network, example, key") if what == "network" else ("Optimizer", "optimizer")
     )
     return (
-        f"This {what} is of no known kind: {describe(thing)}, of type "
-        f"{type(thing).__module__}.{type(thing).__qualname__}.{hint} Known are:{listed}\n"
+        f"This {what} is not supported: {describe(thing)}, of type "
+        f"{type(thing).__module__}.{type(thing).__qualname__}.{hint} Supported are:{listed}\n"
         f"  - a compat.{protocol}\n"
         f"For another library, register an adapter: compat.register(TheClass, adapt) with "
         f"adapt({adapt}) -> compat.{protocol}."

@@ -1,6 +1,6 @@
-"""Arrays: whole arrays as a dataset, shuffled and cut into batches, each epoch in its own order.
+"""Arrays: whole arrays as a dataset, shuffled and split into batches, in a new order each epoch.
 
-A batch is a function of the epoch and its index, so a resumed run goes on without reading earlier
+A batch is a function of the epoch and its index, so a resumed run continues without reading earlier
 batches. `rows.py` chooses the rows of a batch.
 """
 
@@ -43,10 +43,10 @@ _OTHER_NAMES = {
 
 
 class Arrays(Shown):
-    """A dataset of whole arrays, cut into batches and reshuffled in each epoch.
+    """A dataset of whole arrays, split into batches and reshuffled in each epoch.
 
     Each epoch reads every row once, in an order that depends only on the seed and the epoch. So a
-    resumed run gets the same batches, and goes on within an epoch without reading earlier ones.
+    resumed run gets the same batches, and continues within an epoch without reading earlier ones.
 
     The methods return a new dataset over the same memory: nothing is copied, and memory-mapped
     files stay on the disk.
@@ -57,10 +57,10 @@ class Arrays(Shown):
             such as `(x, y)`; a mapping gives mappings.
         batch_size: How many examples a batch has.
         shuffle: A seed, from 0; None leaves the rows in their order.
-        last: What to do with a last batch that has fewer examples. "pad" fills it up with other
-            rows and adds a mask to every batch, as `pad_last` does; "drop" leaves it out; "short"
-            keeps it short. None pads if the experiment takes masks, has no state from whole batches
-            (as batch norm has), and nothing is mapped; otherwise the batch stays short.
+        last: What to do with a last batch that has fewer examples. "pad" fills it with other rows
+            and adds a mask to every batch, as `pad_last` does; "drop" leaves it out; "short" keeps
+            it short. None pads if the experiment takes masks, has no state from whole batches (as
+            batch norm has), and nothing is mapped; otherwise the batch stays short.
 
     Attributes:
         rows: How many examples there are.
@@ -255,7 +255,7 @@ class Arrays(Shown):
             raise InvalidValueError(
                 f"on_device is expected to have enough free memory for the arrays; they have "
                 f"{needed / 2**20:,.0f} MiB, and {device} has {free / 2**20:,.0f} MiB free. Leave "
-                f"on_device() out: batches are then read ahead and copied one by one."
+                f"out on_device(): batches are then prefetched and copied one by one."
             )
         # Not committed to it, or the first step would commit the experiment too and recompile.
         placed = [_placed(leaf, device) for leaf in leaves]
@@ -274,7 +274,7 @@ class Arrays(Shown):
             seed: The seed for choosing rows; None takes the first rows, as for a time series.
             stratify: The class of each row, an array, or the name of one in a mapping: both
                 datasets then have the classes in the same proportion. True uses the targets, the
-                second array. Classes are whole numbers, of any dtype, or texts.
+                second array. Classes are whole numbers, of any dtype, or strings.
 
         Raises:
             TypeError, ValueError: An argument is wrong, or a dataset would be empty.
@@ -535,7 +535,7 @@ def _placed(leaf: np.ndarray, device: Any) -> jax.Array:
 
 
 def _are_classes(labels: np.ndarray) -> bool:
-    """Say whether each label can be a class: no fractions, nothing missing, one type."""
+    """Return whether each label can be a class: no fractions, nothing missing, one type."""
     if jnp.issubdtype(labels.dtype, jnp.floating):
         return bool((np.isfinite(labels) & (labels == np.round(labels))).all())
     if labels.dtype.kind == "O":
@@ -552,7 +552,7 @@ def _are_classes(labels: np.ndarray) -> bool:
 
 
 def _hint(labels: object, tree: PyTree, found: np.ndarray) -> str:
-    """Say what to pass instead of labels that are not classes."""
+    """Describe what to pass instead of labels that are not classes."""
     if labels is True and isinstance(tree, Mapping):
         return f"Name the entry that holds them, one of {', '.join(map(repr, tree))}."
     if found.ndim == 2 and found.shape[1] == 1:

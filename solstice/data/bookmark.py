@@ -153,7 +153,7 @@ class Bookmark:
             self._states.popleft()
 
     def state(self, consumed: int) -> tuple[PyTree, int | None]:
-        """Return a state to go on from, and how many of the pass's batches come before it.
+        """Return a state to continue from, and how many of the pass's batches come before it.
 
         They are at most `consumed`; the batches between must be read again. If none is consumed,
         the state is that of the pass before, with the number None. Without a state, it is None.
@@ -200,7 +200,7 @@ class Bookmark:
         if is_tf_state(state) or not callable(set_state):
             raise InvalidValueError(
                 f"The run was saved with the state of {self._name}'s iterator; "
-                f"{describe(self._iterator)} cannot go on from it. Resume with the dataset that "
+                f"{describe(self._iterator)} cannot continue from it. Resume with the dataset that "
                 f"the run had."
             )
         set_state(state)

@@ -1,4 +1,4 @@
-"""Columns: errors for values in a batch that no compiled step can take.
+"""Columns: errors for values in a batch that a compiled step cannot take.
 
 jax's errors do not say which part of a batch it is, nor what to do about it.
 """
@@ -67,7 +67,7 @@ def check_columns(batch: PyTree, name: str, *, static: bool = False) -> None:
 
 
 def _what(leaf: object) -> str | None:
-    """Say what a leaf is if it is not a number, key or array of these."""
+    """Describe what a leaf is if it is not a number, key or array of these."""
     if isinstance(leaf, np.ndarray | np.generic):
         if leaf.dtype.kind == "O" and leaf.size and isinstance(leaf.flat[0], str | bytes):
             return "text"

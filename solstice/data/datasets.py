@@ -30,7 +30,7 @@ _ONE_SHOT_HOMES = ("builtins", "itertools")
 def check_dataset(
     dataset: Dataset, name: str, passes: int | None = 1, *, endless: bool = False
 ) -> None:
-    """Raise if this is visibly not a dataset, or cannot be read often enough; reads nothing.
+    """Raise if this is clearly not a dataset, or cannot be read often enough; reads nothing.
 
     Args:
         dataset: What the user passed.
@@ -45,15 +45,15 @@ def check_dataset(
     >>> check_dataset([], "train_ds")
     Traceback (most recent call last):
         ...
-    solstice.errors.InvalidValueError: train_ds is empty: it has no batch at all; it is [].
+    solstice.errors.InvalidValueError: train_ds is empty: it has no batches; it is [].
     """
     if isinstance(dataset, Arrays):
         return  # it was checked when it was made
     if isinstance(dataset, Live):
         if dataset.length is None and not endless:
             raise InvalidValueError(
-                f"{name} makes batches without an end, and nothing else ends a pass over it. Say "
-                f"how many a pass has, live(make, length=100); num_steps= can end training too."
+                f"{name} makes batches without end, and nothing else ends a pass over it. Pass "
+                f"their number, live(make, length=100); num_steps= can also end training."
             )
         return
     if isinstance(dataset, Mapping) and dataset and not _holds_columns(dataset):
@@ -81,14 +81,12 @@ def check_dataset(
             f"the experiment; it requires {number} arguments. Bind others with functools.partial."
         )
     if _length(dataset) == 0:
-        raise InvalidValueError(
-            f"{name} is empty: it has no batch at all; it is {describe(dataset)}."
-        )
+        raise InvalidValueError(f"{name} is empty: it has no batches; it is {describe(dataset)}.")
     if not endless and _is_endless(dataset):
         raise InvalidValueError(
             f"{name} is expected to end; a pass over this {type(dataset).__name__} never does. "
             f"Leave out its repeat(), since each epoch reads it again. Or end it, as by take(100); "
-            f"num_steps= can end training too."
+            f"num_steps= can also end training."
         )
     if hasattr(dataset, "_fields"):
         raise InvalidTypeError(
@@ -100,7 +98,7 @@ def check_dataset(
         raise InvalidTypeError(
             f"{name} is expected to hold batches; it holds whole arrays, ({arrays}). "
             f"solstice.data.Arrays({', '.join('xyz'[: len(dataset)])}, batch_size=32, shuffle=0) "
-            f"cuts and shuffles them."
+            f"splits and shuffles them."
         )
     if is_one_shot(dataset) and passes is not None and passes > 1:
         raise InvalidValueError(
@@ -111,14 +109,14 @@ def check_dataset(
 
 
 def is_one_shot(dataset: Dataset) -> bool:
-    """Say whether a dataset is known to be readable only once."""
+    """Return whether a dataset is known to be readable only once."""
     return isinstance(dataset, GeneratorType) or (
         isinstance(dataset, Iterator) and type(dataset).__module__ in _ONE_SHOT_HOMES
     )
 
 
 def _holds_columns(mapping: Mapping[object, object]) -> bool:
-    """Say whether a mapping holds the parts of a batch, not datasets like a DatasetDict."""
+    """Return whether a mapping holds the parts of a batch, not datasets like a DatasetDict."""
     for one in mapping.values():
         if hasattr(one, "dtype") or not isinstance(one, Iterable):
             return True
@@ -128,7 +126,7 @@ def _holds_columns(mapping: Mapping[object, object]) -> bool:
 
 
 def _is_endless(dataset: Dataset) -> bool:
-    """Say whether a dataset reports that it is endless, as after `repeat()`."""
+    """Return whether a dataset reports that it is endless, as after `repeat()`."""
     if isinstance(dataset, itertools.repeat):
         return operator.length_hint(dataset, -1) == -1
     if isinstance(dataset, itertools.cycle | itertools.count):
@@ -139,7 +137,7 @@ def _is_endless(dataset: Dataset) -> bool:
 
 
 def _is_whole(dataset: Dataset) -> bool:
-    """Say whether it is (x, y) or (x, y, mask) of all examples, not a list of batches."""
+    """Return whether it is (x, y) or (x, y, mask) of all examples, not a list of batches."""
     shapes: list[tuple[int, ...]] = [getattr(part, "shape", ()) for part in dataset[:4]]
     # Each has as many examples; a list of arrays of one form may be a list of batches.
     return (
@@ -174,7 +172,7 @@ def batches(
         dataset: What `check_dataset` accepts.
         epoch: The epoch's index.
         name: The argument's name, for messages.
-        bookmark: Where the pass begins, if not with the first batch, and what keeps its position.
+        bookmark: Where the pass starts, if not with the first batch; also keeps its position.
         experiment: Returns the current experiment, for a dataset that makes batches from it.
         step: For a live dataset: the index of the next step.
         made: For a live dataset and `Arrays`: how many batches of the pass a resumed run has
@@ -214,7 +212,7 @@ def batches(
     empty = empty and (bookmark is None or not bookmark.count)
     if empty:
         if made_anew:
-            cause = "It is a function: have it return a new iterator, with batches, at each call."
+            cause = "It is a function: it must return a new iterator, with batches, at each call."
         elif isinstance(dataset, Iterator):
             cause = (
                 "An iterator that can be read only once is used up after the first epoch: pass a "
@@ -240,7 +238,7 @@ def iterator_of(made: Dataset, name: str) -> Iterator[PyTree]:
 
 
 def length(dataset: Dataset) -> int | None:
-    """Return how many batches a pass has; None if the dataset does not tell.
+    """Return how many batches a pass has; None if unknown.
 
     >>> length([1, 2]), length(iter([1, 2]))
     (2, None)
@@ -262,12 +260,12 @@ def _length(dataset: Dataset) -> int | None:
 
 
 def makes_iterators(dataset: Dataset) -> bool:
-    """Say whether a dataset is a function that returns an iterator."""
+    """Return whether a dataset is a function that returns an iterator."""
     return callable(dataset) and not isinstance(dataset, Iterable)
 
 
 def uses_experiment(dataset: Dataset) -> bool:
-    """Say whether a dataset makes its batches from the experiment.
+    """Return whether a dataset generates its batches from the experiment.
 
     >>> uses_experiment(lambda epoch, exp: iter([])), uses_experiment(lambda epoch: iter([]))
     (True, False)
@@ -276,7 +274,7 @@ def uses_experiment(dataset: Dataset) -> bool:
 
 
 def uses_epoch(dataset: Dataset) -> bool:
-    """Say whether a dataset is told the epoch, so that its order can depend on it.
+    """Return whether a dataset gets the epoch, so that its order can depend on it.
 
     >>> uses_epoch([1, 2]), uses_epoch(lambda epoch: iter([]))
     (False, True)

@@ -1,7 +1,7 @@
-"""live: batches that are each made from the current experiment.
+"""live: batches that are each generated from the current experiment.
 
-For data that depends on the experiment, such as the episodes of a policy: reading ahead would use
-an older one.
+For data that depends on the experiment, such as the episodes of a policy, which prefetching would
+take from an older one.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,8 +18,8 @@ from solstice.tree.pytree import PyTree
 def live(make: Callable[..., PyTree], length: int | None = None) -> "Live":
     """Return a dataset that calls `make` for each batch right before its step.
 
-    No batch is made from an older experiment: a run does not read this dataset ahead and takes one
-    step per call, whatever `prefetch` and `steps_per_call` say. A resumed run is the same bit for
+    No batch is made from an older experiment: a run does not prefetch this dataset and takes one
+    step per call, regardless of `prefetch` and `steps_per_call`. A resumed run is the same bit for
     bit if `make` depends only on its arguments: draw random numbers from a key of the experiment,
     or from one folded with the step.
 

@@ -1,4 +1,4 @@
-"""Padding: fills short batches up to one shape, with a mask of the real examples.
+"""Padding: fills short batches to one shape, with a mask of the real examples.
 
 It repeats the last example; it does not cut or join batches.
 """
@@ -74,9 +74,7 @@ class _PaddedDataset:
 
     def __len__(self) -> int:
         if not hasattr(self._ds, "__len__"):
-            raise InvalidTypeError(
-                f"The padded dataset does not say its length: {describe(self._ds)}."
-            )
+            raise InvalidTypeError(f"The padded dataset has no known length: {describe(self._ds)}.")
         return len(self._ds)
 
     # Otherwise Python asks for the length, which may not exist.
@@ -142,7 +140,7 @@ def _size(batch: PyTree, batch_size: int) -> int:
     size = next(iter(sizes.values()))
     if not 1 <= size <= batch_size:
         raise InvalidValueError(
-            f"pad_last fills batches up to batch_size={batch_size}; one has {size} examples. "
+            f"pad_last fills batches to batch_size={batch_size}; one has {size} examples. "
             + ("Leave empty batches out." if size == 0 else "Pass the size of the largest batch.")
         )
     return size

@@ -15,7 +15,7 @@ from solstice.tree.pytree import PyTree
 
 _logger = logging.getLogger("solstice")
 
-# How many seconds a thread gets to end.
+# How many seconds a thread has to end.
 _PATIENCE = 5
 
 

@@ -1,4 +1,4 @@
-"""What a function or an object can reach: closures, attributes, globals of its module.
+"""Finds what a function or an object can reach: closures, attributes, globals of its module.
 
 It finds data that secretly depends on the run, without calling anything.
 """
@@ -8,7 +8,7 @@ import functools
 import types
 from collections.abc import Iterable, Mapping
 
-# What a dataset reads of a run is never deep; a library's objects may be.
+# A dataset's references to a run are never deep; a library's objects may be.
 _MOST = 1000
 _OPAQUE = (types.ModuleType, types.BuiltinFunctionType, str, bytes, int, float, complex, type(None))
 _CONTAINERS = (dict, list, tuple, set)
@@ -16,7 +16,7 @@ _READING = ("__iter__", "__next__", "__getitem__", "__call__")
 
 
 def leads_to(start: object, targets: Iterable[object]) -> bool:
-    """Say whether a function or an object can reach one of the targets.
+    """Return whether a function or an object can reach one of the targets.
 
     >>> seen = {"policy": None}
     >>> leads_to(lambda epoch: iter([seen["policy"]]), [seen])

@@ -18,7 +18,7 @@ _FILE = re.compile(r"iterator\.(index|data-\d+-of-\d+)|checkpoint")
 
 
 def is_tf(iterator: Iterator[PyTree]) -> bool:
-    """Say whether an iterator is tf.data's.
+    """Return whether an iterator is tf.data's.
 
     >>> is_tf(iter([]))
     False
@@ -28,7 +28,7 @@ def is_tf(iterator: Iterator[PyTree]) -> bool:
 
 
 def is_tf_state(state: PyTree) -> bool:
-    """Say whether a state is of a tf.data iterator.
+    """Return whether a state is of a tf.data iterator.
 
     >>> is_tf_state({"tf.data": {}}), is_tf_state({"position": 3})
     (True, False)
@@ -93,7 +93,7 @@ def seeds(state: PyTree) -> int:
 
 
 def repeats(state: PyTree) -> bool:
-    """Say whether the dataset repeats, and so draws seeds within a pass too.
+    """Return whether the dataset repeats, and so draws seeds within a pass too.
 
     >>> repeats({"tf.data": {"iterator.data-00000-of-00001": b"Repeat"}}), repeats(None)
     (True, False)

@@ -1,6 +1,6 @@
-"""The form of a supervised batch, and the errors for batches of another form.
+"""The parts of a supervised batch, and the errors for other batches.
 
-It knows inputs, targets, masks and weights, and not what targets mean: that is up to the `Task`.
+It handles inputs, targets, masks and weights; the `Task` defines what targets mean.
 """
 
 from collections.abc import Mapping

@@ -372,7 +372,7 @@ def _weights(values: ArrayLike) -> tuple[float, ...]:
 
 
 def _what_they_are(targets: Any, outputs: Any) -> str:
-    """Say what labels of the wrong shape look like, and what to do with them."""
+    """Describe what labels of the wrong shape look like, and what to do with them."""
     if targets.shape != outputs.shape:
         return f"The network's outputs are {describe(outputs)}."
     multi_hot = (

@@ -1,4 +1,4 @@
-"""Ensemble: many runs of one experiment as one, in one compiled step.
+"""Ensemble: many runs of one experiment, in one compiled step.
 
 An ensemble is an Experiment, so the trainer and the callbacks need no special case. The members may
 be any experiments whose steps can be vmapped.
@@ -261,7 +261,7 @@ class Ensemble(Runnable):
         return None if self.own_batches else self.members.with_mask(batch, real)
 
     def learns_from_whole_batches(self, batch: Any) -> bool:
-        """Say what a member does."""
+        """Describe what a member does."""
         return self.member(0).learns_from_whole_batches(batch)
 
     def check_batch(self, batch: Any) -> None:

@@ -51,7 +51,7 @@ class MemberStopping(eqx.Module):
         arguments.number(self.min_delta, "min_delta", least=0)
 
     def is_about(self, metric: str, mode: Direction | None) -> bool:
-        """Say whether this rule keeps the best values of a metric, in a direction."""
+        """Return whether this rule keeps the best values of a metric, in a direction."""
         same = metric == self.metric or reported_name(metric, [self.metric]) is not None
         same = same or reported_name(self.metric, [metric]) is not None
         return same and mode in (None, self.mode)

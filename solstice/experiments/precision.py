@@ -1,4 +1,4 @@
-"""Number types: what a network computes in, and what stays in float32.
+"""Number types: the type in which a network computes, and what stays in float32.
 
 Sums of many small parts (losses, averages of parameters) stay in float32 or wider, whatever the
 type of the parameters.

@@ -89,8 +89,8 @@ class SupervisedExperiment(Runnable):
         key: The PRNG key of training; None if the network draws no random numbers.
         ema: The moving average of the parameters, which evaluation uses; None without one. It is at
             least float32, and is cast to the parameters' types for evaluation.
-        loss_scale: With float16, the factor of the losses, which adapts itself. Otherwise None.
-        task: What is learned; see `Task` to write one.
+        loss_scale: With float16, the automatic factor of the losses. Otherwise None.
+        task: The task; see `Task` to write one.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -140,7 +140,7 @@ class SupervisedExperiment(Runnable):
         """Adapt and initialise the network and the optimizer.
 
         Args:
-            task: What is learned.
+            task: The task.
             model: Any network that `compat.as_model` takes, or a `Model`.
             optimizer: Any optimizer that `compat.as_optimizer` takes, or an `Optimizer`; it is
                 initialised with the model's parameters.
@@ -161,11 +161,11 @@ class SupervisedExperiment(Runnable):
             ema_decay: Keep a moving average of the parameters, `decay * average + (1 - decay) *
                 parameters` after each step, and evaluate with it.
             compute_dtype: The type that the network computes in, such as "bfloat16", or "float16"
-                with a loss scale that adapts itself. Parameters, state, losses and metrics keep
-                their types. A step of float16 that overflows changes only the scale.
+                with an automatic loss scale. Parameters, state, losses and metrics keep their
+                types. A step of float16 that overflows changes only the scale.
             accumulate_steps: Compute the gradient of a batch in this many parts, one after the
-                other. It takes less memory and gives the gradient of the whole batch (except that
-                batch norm sees each part by itself).
+                other. It saves memory and gives the gradient of the whole batch (except that batch
+                norm sees each part separately).
 
         Raises:
             TypeError: No adapter knows the network or the optimizer.
@@ -328,7 +328,7 @@ class SupervisedExperiment(Runnable):
             model: This experiment's model after `compat.freeze` or `compat.unfreeze`; its outputs
                 have the same shapes.
 
-        First train a head alone, then all of it:
+        First train only a head, then the whole network:
 
         >>> import jax.numpy as jnp, optax, solstice
         >>> from jax.example_libraries import stax
@@ -392,7 +392,7 @@ class SupervisedExperiment(Runnable):
         return batches.with_mask(batch, real, self._batch_keys)
 
     def learns_from_whole_batches(self, batch: Any) -> bool:
-        """Say whether the network updates its state from whole batches, as batch norm does."""
+        """Return whether the network updates its state from whole batches, as batch norm does."""
         return self._keeps_state_of(batches.unpack(batch, self._batch_keys).inputs)
 
     @jax.jit
@@ -518,7 +518,7 @@ class SupervisedExperiment(Runnable):
             )
 
     def _keeps_state_of(self, inputs: tuple) -> bool:
-        """Say whether the network updates its state from the inputs of training."""
+        """Return whether the network updates its state from the inputs of training."""
 
         def state(inputs: tuple) -> Any:
             return self.model(*inputs, key=jax.random.key(0), train=True)[1].state

@@ -1,4 +1,4 @@
-"""Task: what a `SupervisedExperiment` learns from targets."""
+"""Task: what a `SupervisedExperiment` learns."""
 
 import abc
 from typing import Any, ClassVar, NamedTuple, Self
@@ -15,11 +15,12 @@ from solstice.tree.reprs import Shown
 
 
 class Names(NamedTuple):
-    """How names of classes or labels go with predictions.
+    """How class or label names relate to predictions.
 
     Attributes:
         number: How many names there are.
-        each: Whether there is a prediction for each of them; otherwise, one is a name's number.
+        each: Whether there is a prediction for each name; otherwise, a prediction is the index of a
+            name.
     """
 
     number: int
@@ -27,7 +28,7 @@ class Names(NamedTuple):
 
 
 class Task(Shown, abc.ABC):
-    """What is learned: the form of targets and outputs, a loss and a metric.
+    """A task: the form of targets and outputs, a loss and a metric.
 
     Ready-made ones are `Classification`, `BinaryClassification`, `MultiLabel` and `Regression`. A
     task is an immutable value, and equal tasks share a compiled step. This one asks a yes-or-no
@@ -61,7 +62,7 @@ class Task(Shown, abc.ABC):
     {'accuracy': 1.0}
     """
 
-    # What the network's outputs are, in words for whoever meets an export.
+    # A description of the network's outputs, for users of an export.
     outputs_are: ClassVar[str] = "outputs"
 
     @abc.abstractmethod
@@ -71,7 +72,7 @@ class Task(Shown, abc.ABC):
     def for_outputs(self, outputs: Any) -> Self:
         """Return the task for a network with these outputs; raise if they do not fit it.
 
-        An experiment calls it when it is made, if it has an example, and with its first batch. A
+        An experiment calls it when it is created, if it has an example, and with its first batch. A
         task that reads something from the outputs returns a new task with it, since a task never
         changes: compiled steps are looked up by it.
 
@@ -89,7 +90,7 @@ class Task(Shown, abc.ABC):
         return None
 
     def names(self, outputs: Any) -> Names | None:
-        """Return how names of classes go with predictions; None where they do not.
+        """Return how class names relate to predictions; None if they do not.
 
         Args:
             outputs: The network's outputs, or their shapes.

@@ -1,8 +1,8 @@
-"""export: an experiment or a model as StableHLO programs and weights, in one folder.
+"""export: writes an experiment or a model as StableHLO programs and weights to one folder.
 
-What is written is what evaluation computes: `exp(x)` and `exp.predict(x)`, or `model(x)[0]`. Of the
-arrays, only those that these need are written: no optimizer's state, and averaged parameters in the
-place of others where evaluation uses them.
+The programs compute what evaluation computes: `exp(x)` and `exp.predict(x)`, or `model(x)[0]`. Only
+the arrays that they need are written: no optimizer state, and averaged parameters if evaluation
+uses them.
 """
 
 import os
@@ -56,12 +56,12 @@ def export(
         path: A new or empty folder.
         example: A batch of inputs of any length, or their `jax.ShapeDtypeStruct`s, as `preprocess`
             takes them, or the experiment if there is no `preprocess`; several as a tuple. None
-            means those with which the network was made. Symbolic sizes
-            (`jax.export.symbolic_shape`) are kept.
-        batch: How many examples the program takes: "any" number, a fixed one, or the "example"'s,
-            which keeps all its shapes.
+            means those that initialised the network. Symbolic sizes (`jax.export.symbolic_shape`)
+            are kept.
+        batch: How many examples the program takes: "any" number, a fixed number, or "example" to
+            keep all shapes of the example.
         platforms: The platforms that the program can run on: some of "cpu", "cuda", "rocm" and
-            "tpu", whichever it is exported on.
+            "tpu", no matter where it is exported.
         preprocess: A function that JAX can trace, which becomes part of the program. It is called
             as `preprocess(*inputs)` and returns the inputs of the experiment.
         classes: The names of the classes, in order; for a binary classifier, those of 0 and 1; for
@@ -108,9 +108,9 @@ def export(
         except Exception as error:
             if names is not None or isinstance(error, SolsticeError):
                 raise
-            # The outputs can be exported all the same; who asks for predictions is told.
+            # The outputs can still be exported; asking for predictions raises an error.
             first = str(error).partition("\n")[0]
-            why = f"its predict() is none that jax can trace ({type(error).__name__}: {first})"
+            why = f"jax cannot trace its predict() ({type(error).__name__}: {first})"
     rule = None
     if names is not None:
         rule = known.names(programs["outputs"].gives)
@@ -143,7 +143,7 @@ def _prepared(function: Function, preprocess: Callable[..., PyTree] | None) -> F
         except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
             first = str(error).partition("\n")[0]
             raise InvalidTypeError(
-                f"preprocess is expected to be a function that jax can trace; it asks for the "
+                f"preprocess is expected to be a function that jax can trace; it reads the "
                 f"values of its inputs: {first} Write it with jax.numpy, and without an `if` on "
                 f"values."
             ) from error
@@ -183,9 +183,9 @@ def _traced(
         raise FixedSizeError(
             f"batch={'any'!r} is expected to suit a network whose program is the same for any "
             f"number of examples; tracing {type(thing).__name__} with {describe(shapes)} failed: "
-            f"{type(error).__name__}: {first} Let the network ask for no number: x.shape[0] or -1 "
-            f"for len(x) in a reshape, no `if` on it. Or fix it, batch=32 say, and pad what has "
-            f"fewer."
+            f"{type(error).__name__}: {first} The network must not depend on the number: use "
+            "x.shape[0] or -1 instead of len(x) in a reshape, and no `if` on it. Or fix it, as in "
+            "batch=32, and pad smaller batches."
         ) from error
     if not all(isinstance(n, int) for leaf in leaves for n in leaf.shape):
         one, two = (jax.tree.leaves(with_batch(inputs, size)) for size in (1, 2))
@@ -206,7 +206,7 @@ def _check_here(arrays: Mapping[str, Any]) -> None:
     for name, array in arrays.items():
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
             raise InvalidValueError(
-                f"exp_or_model is expected to hold arrays of this process; {name!r} lies in "
+                f"exp_or_model is expected to hold arrays of this process; {name!r} is in "
                 f"several processes. Gather it in all of them by solstice.sharding.gather(exp), "
                 f"and export it in one."
             )
@@ -243,23 +243,23 @@ def _names(classes: Any) -> tuple[str, ...] | None:
 def _check_names(
     names: tuple[str, ...], rule: Names | None, programs: Mapping[str, Traced], why: str
 ) -> None:
-    """Raise where names of classes do not go with what is predicted.
+    """Raise if class names do not fit the predictions.
 
     Raises:
-        ValueError: There are too many or too few, or nothing that they could name.
+        ValueError: There are too many or too few, or there are no classes to name.
     """
     if "predictions" not in programs:
         raise InvalidValueError(
-            f"classes are expected to name what is predicted; they are {', '.join(names)}, and "
-            f"{why}. Define `predict(self, x)`, which returns numbers of classes, or export "
+            f"classes are expected to name the predicted classes; they are {', '.join(names)}, and "
+            f"{why}. Define `predict(self, x)`, which returns class indices, or export "
             f"without classes."
         )
     gives = programs["predictions"].gives
     whole = isinstance(gives, jax.ShapeDtypeStruct) and jnp.issubdtype(gives.dtype, jnp.integer)
     if rule is None or not whole:
         raise InvalidValueError(
-            f"classes are expected to name what is predicted; they are {', '.join(names)}, and "
-            f"predictions are {describe(gives)}, no numbers of classes. Export without classes."
+            f"classes are expected to name the predicted classes; they are {', '.join(names)}, and "
+            f"predictions are {describe(gives)}, not class indices. Export without classes."
         )
     if rule.number != len(names):
         raise InvalidValueError(

@@ -1,4 +1,4 @@
-"""Exported: what `export` wrote, read and called without any network library."""
+"""Exported: loads and calls an export without any network library."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -27,8 +27,8 @@ def load_exported(path: str | os.PathLike[str]) -> "Exported":
     Raises:
         FileNotFoundError: There is no such folder.
         DamagedFileError: `export` did not write it, or a part is missing or was changed.
-        ValueError: It is of a newer version, for other platforms than this process computes on, or
-            needs 64-bit types that jax has turned off.
+        ValueError: It is of a newer version, does not support the platform of this process, or
+            needs 64-bit types that are disabled in jax.
         ImportError: safetensors is not installed.
 
     >>> import equinox as eqx, jax, numpy as np, solstice, tempfile
@@ -47,17 +47,17 @@ def load_exported(path: str | os.PathLike[str]) -> "Exported":
 class Exported(Shown):
     """An exported network: call it on a batch to get the outputs.
 
-    `load_exported` makes it. The first call with each number of examples compiles the program.
+    `load_exported` returns it. The first call with each number of examples compiles the program.
 
     Attributes:
         path: The folder.
         of: The class of what was exported, such as "ClassificationExperiment".
-        classes: The names of the classes or labels; None where the export has none.
+        classes: The names of the classes or labels; None if the export has none.
         inputs: The shape and the type of the input, or a tuple of several; "batch" in a shape is
             any number of examples.
         outputs: The shape and the type of the outputs.
-        outputs_are: What the outputs are, in words, such as "logits, one for each class".
-        platforms: What it runs on: "cpu", "cuda", "rocm", "tpu".
+        outputs_are: A description of the outputs, such as "logits, one for each class".
+        platforms: The platforms it runs on: "cpu", "cuda", "rocm", "tpu".
         versions: The versions of Solstice and JAX that wrote it.
 
     >>> import numpy as np, optax, solstice, tempfile
@@ -109,11 +109,11 @@ class Exported(Shown):
         """Return the outputs for a batch of inputs.
 
         Args:
-            *inputs: As the experiment or the model takes them: several inputs as as many arguments,
-                as one tuple, or as a mapping where they have names. Arrays of jax or numpy.
+            *inputs: As the experiment or the model takes them: several inputs as several arguments,
+                as one tuple, or as a mapping if they have names. Arrays of jax or numpy.
 
         Raises:
-            TypeError: They are built otherwise than `inputs` says, or of another dtype.
+            TypeError: Their structure differs from `inputs`, or they have another dtype.
             ValueError: They have other shapes.
         """
         return self._programs["outputs"](self._arrays(inputs))
@@ -125,11 +125,11 @@ class Exported(Shown):
         labels, 0 or 1 for each label, in the order of `classes`.
 
         Raises:
-            TypeError: Nothing says what is predicted; or as a call does.
+            TypeError: The export has no predictions; or as for a call.
         """
         if "predictions" not in self._programs:
             raise InvalidTypeError(
-                f"The export at {self.path!r} holds outputs alone: {self._unpredicted}. Call it "
+                f"The export at {self.path!r} has only outputs: {self._unpredicted}. Call it "
                 f"for its outputs: exported(x)."
             )
         found = self._programs["predictions"](self._arrays(inputs))
@@ -137,15 +137,15 @@ class Exported(Shown):
             return found
         if isinstance(found, Tracer):
             raise InvalidTypeError(
-                "predict() returns the names of classes, which are no arrays of jax, and is "
-                "expected to be called outside of jax.jit. Inside, take exported(x).argmax(-1)."
+                "predict() returns class names, which are not jax arrays, and is "
+                "expected to be called outside of jax.jit. Inside, use exported(x).argmax(-1)."
             )
         numbers = np.asarray(found)
         outside = (numbers < 0) | (numbers >= len(self.classes))
         if outside.any():
             raise InvalidValueError(
-                f"Predictions are expected to be numbers of the {len(self.classes)} classes; "
-                f"{numbers[outside][0]} is none. Export with the names of all classes."
+                f"Predictions are expected to be indices of the {len(self.classes)} classes; "
+                f"{numbers[outside][0]} is not. Export with the names of all classes."
             )
         return np.asarray(self.classes)[numbers]
 
@@ -177,8 +177,8 @@ class Exported(Shown):
             raise InvalidValueError(
                 f"The export at {self.path!r} is for {' and '.join(self.platforms)}, and this "
                 f"process computes on {here}. Export it again with "
-                f"{'cuda or rocm' if here == 'gpu' else here} among platforms=, or run it on one "
-                f"of its own."
+                f"{'cuda or rocm' if here == 'gpu' else here} in platforms=, or run it on a "
+                "platform that it supports."
             )
 
     def _shown(self) -> list[tuple[str, object]]:
@@ -189,7 +189,7 @@ class Exported(Shown):
 
 
 def _shape(form: ArrayForm) -> jax.ShapeDtypeStruct:
-    """Return what prints as an array does."""
+    """Return an object that prints like an array."""
     return jax.ShapeDtypeStruct(form.shape, form.dtype)
 
 
@@ -209,7 +209,7 @@ class _Program:
             for aval in (*exported.in_avals[n:], *exported.out_avals)
         ]
         if found != [*takes.arrays, *gives.arrays]:
-            raise InvalidValueError("a program takes or gives other arrays than export.json says")
+            raise InvalidValueError("the arrays of a program do not match export.json")
         self._weights, self._gives = weights, gives
         self._call = jax.jit(exported.call)
 
@@ -218,12 +218,12 @@ class _Program:
             found = self._call(self._weights, list(arrays))
         except ValueError as error:
             raise InvalidValueError(
-                f"inputs are expected to be what the exported program takes; they are "
+                f"inputs are expected to fit the exported program; they are "
                 f"{describe(list(arrays))}: {error}"
             ) from error
         except NotImplementedError as error:
             raise InvalidTypeError(
-                f"An exported program is compiled as a whole: jax.jit can contain it, and jax.vmap "
+                f"An exported program is compiled as a whole: jax.jit can contain it, but jax.vmap "
                 f"cannot ({error}). It takes a batch; call it on that."
             ) from error
         return self._gives.whole(found)
@@ -235,7 +235,7 @@ def _deserialized(program: bytes, of: Exported) -> jax.export.Exported:
     except Exception as error:
         raise InvalidValueError(
             f"The export at {of.path!r} was written by jax {of.versions.get('jax')}, and jax "
-            f"{jax.__version__} cannot read it: {error}. Load it with a version nearer to that "
+            f"{jax.__version__} cannot read it: {error}. Load it with a version closer to that "
             f"one, or export it again."
         ) from error
 
@@ -244,14 +244,14 @@ def _check_types(arrays: Sequence[ArrayForm | np.ndarray]) -> None:
     for one in arrays:
         if jax.dtypes.canonicalize_dtype(one.dtype) != one.dtype:
             raise InvalidValueError(
-                f"The exported program has an array {describe(one)}, of a type that jax has turned "
-                f"off here. Turn it on before anything else: "
+                f"The exported program has an array {describe(one)}, of a type that is disabled in "
+                f"jax. Enable it before anything else: "
                 f"jax.config.update('jax_enable_x64', True)."
             )
 
 
 def _one(inputs: PyTree, names: Sequence[str] | None) -> PyTree:
-    """Return the inputs as users give them: one alone, several by name or in a tuple."""
+    """Return the inputs as users pass them: one by itself, several by name or in a tuple."""
     if names:
         return dict(zip(names, inputs, strict=True))
     return inputs[0] if type(inputs) is tuple and len(inputs) == 1 else inputs

@@ -1,7 +1,7 @@
-"""The folder of an export: one JSON that says what is there, the programs, and the weights.
+"""The folder of an export: a JSON file that describes it, the programs, and the weights.
 
-It gets its name when all of it is on the disk. Only a folder that Solstice wrote is ever replaced.
-What a killed process left beside it, the next export to the same path deletes.
+The folder gets its name when it is completely on disk. Only a folder that Solstice wrote is ever
+replaced. What a killed process left beside it, the next export to the same path deletes.
 """
 
 import importlib.util
@@ -39,17 +39,17 @@ from solstice.tree.tensors import (
 ABOUT = "export.json"
 WEIGHTS = "weights.safetensors"
 _FORMAT, _VERSION = "solstice export", 1
-# Says in the file of weights which export it belongs to.
+# Identifies the export to which a weights file belongs.
 _EXPORT = "of export"
 _PROGRAM = "{}.jax_export"
 _OURS = re.compile(rf"{re.escape(ABOUT)}|{re.escape(WEIGHTS)}|\w+\.jax_export")
 
 
 class Content(NamedTuple):
-    """What a folder holds.
+    """The contents of a folder.
 
     Attributes:
-        about: What its JSON says.
+        about: The contents of its JSON file.
         programs: The programs by name, as jax serializes them.
         weights: The arrays by their names.
     """
@@ -60,7 +60,7 @@ class Content(NamedTuple):
 
 
 def check_packages() -> None:
-    """Check that what reads and writes exports is installed.
+    """Check that the packages for exports are installed.
 
     Raises:
         MissingPackageError: A package is not.
@@ -78,8 +78,8 @@ def vacant(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
 
     Raises:
         ValueError: It is a URL.
-        FileExistsError: There is something: an export without `overwrite`, or anything else.
-        ImportError: What writes the weights is not installed.
+        FileExistsError: Something is there: an export without `overwrite`, or anything else.
+        ImportError: The package that writes the weights is not installed.
     """
     check_packages()
     place = _local(path)
@@ -90,14 +90,14 @@ def vacant(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
         raise _foreign(place)
     if not overwrite:
         raise ExistingFileError(
-            f"path is expected to be a new folder; at {os.fspath(place)!r}, there is an export. "
+            f"path is expected to be a new folder; {os.fspath(place)!r} is an export. "
             f"Replace it with export(..., overwrite=True), or choose another path."
         )
     return place
 
 
 def write(place: Path, content: Content) -> None:
-    """Write a folder, which appears when it is whole, in the place of an older export if any."""
+    """Write a folder, which appears when it is complete and replaces an older export."""
     place.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
     with room_beside(place) as room:
@@ -122,7 +122,7 @@ def read(path: str | os.PathLike[str]) -> Content:
 
     Raises:
         FileNotFoundError: There is no such folder.
-        DamagedFileError: It is none of ours, a part is missing, or something was changed.
+        DamagedFileError: `export` did not write it, a part is missing, or something was changed.
         ValueError: A newer version wrote it.
     """
     place = _local(path)
@@ -135,7 +135,7 @@ def read(path: str | os.PathLike[str]) -> Content:
     with untrusted(place, is_file=False):
         names = about["programs"]
         if not all(re.fullmatch(r"\w+", name) for name in names):
-            raise damaged(place, "its programs have odd names", is_file=False)
+            raise damaged(place, "its programs have unknown names", is_file=False)
         programs = {name: _read(place, _PROGRAM.format(name)) for name in names}
         for name, program in programs.items():
             if _digest(program) != names[name]:
@@ -145,7 +145,7 @@ def read(path: str | os.PathLike[str]) -> Content:
             raise damaged(place, f"{WEIGHTS} is missing", is_file=False)
         weights = load(place / WEIGHTS)
         if weights.pop(_EXPORT, None) != about["export"]:
-            raise damaged(place, f"{WEIGHTS} is of another export", is_file=False)
+            raise damaged(place, f"{WEIGHTS} belongs to another export", is_file=False)
     return Content(about, programs, weights)
 
 
@@ -154,7 +154,7 @@ def _about(place: Path) -> dict[str, Any]:
         raise DamagedFileError(
             f"{place} is expected to be a folder that solstice.export wrote, with a file {ABOUT}; "
             f"it has {', '.join(sorted(os.listdir(place))[:5]) or 'nothing'}. Give the folder "
-            f"itself; of a copy, check that it is whole.",
+            f"itself; if it is a copy, check that it is complete.",
             path=str(place),
         )
     try:
@@ -162,7 +162,7 @@ def _about(place: Path) -> dict[str, Any]:
         form = str(about.get("format"))
         version = re.fullmatch(rf"{_FORMAT} (\d{{1,9}})", form)
     except (ValueError, AttributeError, RecursionError) as error:
-        raise damaged(place / ABOUT, f"it is no JSON of an export ({error})") from error
+        raise damaged(place / ABOUT, f"it is not the JSON of an export ({error})") from error
     if version is None:
         raise damaged(place / ABOUT, f"its format is {form!r}, not {_FORMAT!r}")
     if int(version[1]) != _VERSION:
@@ -172,7 +172,7 @@ def _about(place: Path) -> dict[str, Any]:
             f"{about.get('versions')}, or a newer one."
         )
     if about.pop("digest", None) != _digest_of(about):
-        raise damaged(place / ABOUT, "what it says was changed")
+        raise damaged(place / ABOUT, "its contents were changed")
     return about
 
 
@@ -209,7 +209,7 @@ def _is_folder(place: Path) -> bool:
 
 
 def _is_export(place: Path) -> bool:
-    """Say whether a folder holds an export, whole or not, and nothing else."""
+    """Return whether a folder holds an export, complete or not, and nothing else."""
     if not _is_folder(place) or not (place / ABOUT).is_file():
         return False
     if not all(map(_OURS.fullmatch, os.listdir(place))):

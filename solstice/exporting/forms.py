@@ -1,7 +1,7 @@
-"""Forms: the trees of arrays that a program takes and gives, as JSON can hold them.
+"""Forms: the trees of arrays that a program takes and returns, as JSON.
 
-Trees are dicts, lists and tuples here. Any other node, a named tuple say, is a dict of its parts by
-their names, so that reading a form needs none of the classes that it was made of.
+Trees are dicts, lists and tuples here. Any other node, such as a named tuple, becomes a dict of its
+parts by name, so that reading a form needs none of the original classes.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ class Form(Shown):
         return cls(_plain(numbered), [array_form(leaf.shape, leaf.dtype) for leaf in leaves])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as what `json.dumps` takes."""
+        """Return it in a form for `json.dumps`."""
         names = leaves_by_path(self.tree)
         arrays = {
             name: {"shape": list(self.arrays[i].shape), "dtype": dtype_name(self.arrays[i].dtype)}
@@ -73,7 +73,7 @@ class Form(Shown):
 
     @classmethod
     def from_dict(cls, about: Mapping[str, Any]) -> "Form":
-        """Return the form that `to_dict` made a dict of."""
+        """Return the form that `to_dict` encoded."""
         tree = from_json(json.dumps(about["tree"]))
         names = leaves_by_path(tree)
         if sorted(names.values()) != list(range(len(about["arrays"]))):
@@ -95,10 +95,10 @@ class Form(Shown):
 
         Args:
             tree: Any tree of the same parts.
-            what: What it is called in messages.
+            what: Its name in messages.
 
         Raises:
-            TypeError: It has other parts, a leaf that is no array, or one of another dtype.
+            TypeError: It has other parts, a leaf that is not an array, or a wrong dtype.
             ValueError: An array has another shape.
         """
         leaves, structure = jax.tree.flatten(tree)
@@ -106,7 +106,7 @@ class Form(Shown):
             if not is_array(leaf):
                 raise InvalidTypeError(
                     f"{what} is expected to hold arrays, {self._described()}; it holds "
-                    f"{describe(leaf)}. Make an array of it: np.asarray(..., np.float32)."
+                    f"{describe(leaf)}. Convert it: np.asarray(..., np.float32)."
                 )
         if structure != self.structure:
             numbered = _plain(jax.tree.unflatten(structure, range(len(leaves))))
@@ -148,7 +148,7 @@ class Form(Shown):
 
 
 def _whole(tree: PyTree) -> PyTree:
-    """Return what a tuple of one holds, which is how messages name a single input."""
+    """Return the item of a tuple of one; messages name a single input that way."""
     return tree[0] if type(tree) is tuple and len(tree) == 1 else tree
 
 
@@ -166,9 +166,9 @@ def _plain(tree: PyTree) -> PyTree:
 
 
 def _fits(wanted: Shape, found: Sequence[int], sizes: dict[str, int]) -> bool:
-    """Say whether a shape is as expected, and note the sizes of what has a name.
+    """Return whether a shape is as expected, and note the sizes of what has a name.
 
-    A size that is computed of others, such as "2*length", is left to the program.
+    A size that is computed from others, such as "2*length", is left to the program.
     """
     if len(wanted) != len(found):
         return False

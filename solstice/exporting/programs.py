@@ -20,10 +20,10 @@ class Traced(NamedTuple):
     """A function, traced.
 
     Attributes:
-        program: What it computes of a dict of arrays and a list of inputs; a list of arrays.
+        program: A function of a dict of arrays and a list of inputs; returns a list of arrays.
         weights: The arrays that it needs, by name.
         inputs: The inputs' shapes.
-        gives: The shapes of what it returns, as a tree.
+        gives: The shapes of its results, as a tree.
     """
 
     program: Callable[[dict[str, Any], list[Any]], list[Any]]
@@ -77,7 +77,7 @@ def lowered(one: Traced, platforms: Sequence[str]) -> bytes:
 
 
 def exported(one: Traced, platforms: Sequence[str] | None = None) -> jax.export.Exported:
-    """Return a traced function as jax exports it; by default for the present platform."""
+    """Return a traced function as jax exports it; by default for the current platform."""
     weights = {name: jax.eval_shape(lambda a: a, array) for name, array in one.weights.items()}
     return jax.export.export(jax.jit(one.program), platforms=platforms)(weights, one.inputs)
 
@@ -106,7 +106,7 @@ def with_batch(inputs: tuple[PyTree, ...], batch: int | str) -> tuple[PyTree, ..
     if len(sizes) > 1:
         raise InvalidValueError(
             f"example is expected to hold arrays with as many examples along their first axes; it "
-            f"is {describe(inputs)}. Where these axes are something else, keep all shapes with "
+            f"is {describe(inputs)}. If these axes are something else, keep all shapes with "
             f"batch='example', or name sizes: n, m = jax.export.symbolic_shape('n, m'), and "
             f"example=(jax.ShapeDtypeStruct((n, 8), 'float32'), ...)."
         )
@@ -122,8 +122,8 @@ def with_batch(inputs: tuple[PyTree, ...], batch: int | str) -> tuple[PyTree, ..
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     if not hasattr(leaf, "shape"):
         raise InvalidValueError(
-            f"example is expected to hold arrays alone; it holds {describe(leaf)}. Make an array "
-            f"of it, or bind it with an adapter's call=."
+            f"example is expected to hold only arrays; it holds {describe(leaf)}. Convert it to an "
+            "array, or bind it with an adapter's call=."
         )
     dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
     return jax.ShapeDtypeStruct(leaf.shape, dtype)

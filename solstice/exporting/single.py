@@ -1,8 +1,8 @@
-"""Whether a program for any number of examples is right for one example alone.
+"""Checks that a program for any number of examples is right for a single example.
 
-jax lets a network compare the unknown number with a constant, `x.shape[0] == 1`, and takes it as
-false. So the network is traced for one example and for two. If the operations differ, the exported
-program and the network are both run on one example, and must agree.
+jax lets a network compare the unknown number with a constant, `x.shape[0] == 1`, and assumes that
+they differ. So the network is traced for one example and for two. If the operations differ, the
+exported program and the network are both run on one example, and must agree.
 """
 
 from collections import Counter
@@ -30,10 +30,10 @@ def check_single(
     one: Sequence[jax.ShapeDtypeStruct],
     two: Sequence[jax.ShapeDtypeStruct],
 ) -> None:
-    """Raise where a program for any number of examples computes something else for one.
+    """Raise if a program for any number of examples computes something else for one.
 
     Args:
-        function: What was traced, of named arrays and inputs.
+        function: The traced function, of named arrays and inputs.
         arrays: The arrays.
         program: The function, traced for any number of examples.
         one: The inputs' shapes for one example.
@@ -52,9 +52,9 @@ def check_single(
     if not all(map(_are_near, ours, its)):
         raise FixedSizeError(
             "batch='any' is expected to suit a network whose program is the same for any number of "
-            "examples; for one example, this network computes something else than the program. "
-            "Leave out an `if` on the number of examples (x.shape[0] == 1), or fix the number: "
-            "batch=32, say."
+            "examples; for one example, this network and the program compute different results. "
+            "Remove any `if` on the number of examples (x.shape[0] == 1), or fix the number, as in "
+            "batch=32."
         )
 
 

@@ -1,4 +1,4 @@
-"""What is exported of an experiment or a model: two functions, and what is known of inputs."""
+"""The parts of an experiment or a model to export: two functions, and facts about the inputs."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,11 +23,11 @@ class Subject(NamedTuple):
     """An experiment or a model, as an export sees it.
 
     Attributes:
-        outputs: Gives the outputs.
-        outputs_are: What these are, in words.
-        predictions: Gives what is predicted; None where nothing says what that is.
-        unpredicted: Why not, then.
-        names: From the outputs' shapes to how names of classes go with predictions.
+        outputs: Returns the outputs.
+        outputs_are: A description of the outputs.
+        predictions: Returns the predictions; None if they are not defined.
+        unpredicted: Why they are not defined.
+        names: From the outputs' shapes to how class names relate to predictions.
         example: Its inputs' shapes; None where they are not known.
         input_names: The names of several inputs, if they have any.
     """
@@ -42,7 +42,7 @@ class Subject(NamedTuple):
 
 
 def subject(thing: Experiment | Model, classes: tuple[str, ...] | None) -> Subject:
-    """Return what is exported of an experiment or a model.
+    """Return the parts of an experiment or a model to export.
 
     Raises:
         TypeError: It is neither, or an experiment that cannot be called.
@@ -89,7 +89,7 @@ def _of_model(model: Model, classes: tuple[str, ...] | None) -> Subject:
         outputs=outputs,
         outputs_are="logits, one for each class along the last axis" if named else "outputs",
         predictions=most_probable if named else None,
-        unpredicted="it was made of a model without the names of `classes`",
+        unpredicted="it was exported from a model without `classes`",
         names=names,
         example=model.example,
         input_names=None,
@@ -105,7 +105,7 @@ def example_of(known: Subject, example: PyTree, *, raw: bool) -> tuple[PyTree, .
         raw: Whether they are inputs of a user's `preprocess`.
 
     Raises:
-        TypeError: They are no inputs.
+        TypeError: They are not inputs.
         ValueError: There are none.
     """
     if example is not None:
@@ -118,31 +118,31 @@ def example_of(known: Subject, example: PyTree, *, raw: bool) -> tuple[PyTree, .
         return inputs
     if raw:
         raise InvalidValueError(
-            "example is expected to be a batch of what preprocess takes; it is None. Give one, or "
+            "example is expected to be a batch of inputs of preprocess; it is None. Pass one, or "
             "its shapes: example=jax.ShapeDtypeStruct((1, 28, 28), 'uint8')."
         )
     if known.example is None:
         raise InvalidValueError(
-            "example is expected to be a batch's inputs, for this network was made without any; "
-            "it is None. Give one: export(..., example=x[:1])."
+            "example is expected to be a batch's inputs, since this network was created without "
+            "any; it is None. Pass one: export(..., example=x[:1])."
         )
     return known.example
 
 
 def _check_axes(inputs: tuple[PyTree, ...], known: tuple[PyTree, ...]) -> None:
-    """Raise where an example has other axes than the one that the network was made with."""
+    """Raise if an example has other axes than the one that initialised the network."""
     if jax.tree.structure(inputs) != jax.tree.structure(known):
-        return  # what is built otherwise, the network tells better
+        return  # the network's own error is clearer
     for found, wanted in zip(*map(jax.tree.leaves, (inputs, known)), strict=True):
         if is_shaped(wanted) and is_shaped(found) and found.ndim != wanted.ndim:
             raise InvalidValueError(
-                f"example is expected to be a batch's inputs, with as many axes as those that the "
-                f"network was made with, {describe(_as_one(known))}; it is "
-                f"{describe(_as_one(inputs))}. Of a single example, give a batch: x[None]."
+                f"example is expected to be a batch's inputs, with as many axes as those that "
+                f"initialised the network, {describe(_as_one(known))}; it is "
+                f"{describe(_as_one(inputs))}. For a single example, pass a batch: x[None]."
             )
 
 
 def _as_one(inputs: tuple[PyTree, ...]) -> PyTree:
-    """Return inputs as an experiment is called on: one alone, several as a tuple."""
+    """Return inputs as an experiment takes them: one by itself, several as a tuple."""
     one = len(inputs) == 1 and type(inputs[0]) is not tuple
     return inputs[0] if one else inputs

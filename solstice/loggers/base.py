@@ -261,7 +261,7 @@ class Sink(ShownAsMade, abc.ABC):
         if not self._warned:
             self._warned = True
             _logger.warning(
-                "The sink %s %s%s. Training goes on; this is said once.",
+                "The sink %s %s%s. Training continues; this is logged only once.",
                 self._name,
                 what,
                 "" if error is None else f": {type(error).__name__}: {error}",

@@ -137,7 +137,7 @@ def decoded(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_number(value: object) -> bool:
-    """Say whether a value on the host is one number (or bool)."""
+    """Return whether a value on the host is one number (or bool)."""
     return isinstance(value, (int, float))
 
 

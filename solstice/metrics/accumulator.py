@@ -190,7 +190,7 @@ def _types(metrics: PyTree) -> tuple[PyTreeDef, list[tuple[object, ...]]]:
 
 
 def is_hosted(node: object) -> TypeGuard[Metrics]:
-    """Say whether a node of a pytree is a metric that merges on the host."""
+    """Return whether a node of a pytree is a metric that merges on the host."""
     # isinstance comes last, since it is slow for an array.
     return overrides(node, Metrics, "to_host") and isinstance(node, Metrics)
 

@@ -106,7 +106,7 @@ class Metrics(Shown, eqx.Module):
 
 
 def is_metrics(value: object) -> bool:
-    """Say whether `value` is a metric: whether its class has `merge` and `compute`.
+    """Return whether `value` is a metric: whether its class has `merge` and `compute`.
 
     >>> is_metrics({"loss": 1.0})
     False

@@ -250,7 +250,7 @@ def count(real: Array, axis: int | None = None) -> Array:
 
 
 def is_traced(tree: PyTree) -> bool:
-    """Say whether values are unknown, as under `jax.jit`."""
+    """Return whether values are unknown, as under `jax.jit`."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 

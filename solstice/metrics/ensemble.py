@@ -143,7 +143,7 @@ _MEMBER = re.compile(r"_member_\d+((?:_member_\d+)*)$")
 
 
 def is_of_member(name: str) -> bool:
-    """Say whether a value is one member's."""
+    """Return whether a value is one member's."""
     return _MEMBER.search(name) is not None
 
 

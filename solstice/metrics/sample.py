@@ -126,7 +126,7 @@ class Sample(Metrics):
 
 
 def _are_alike(one: Sample, other: object, axis: int) -> bool:
-    """Say whether two samples hold the same arrays, of any number of examples."""
+    """Return whether two samples hold the same arrays, of any number of examples."""
     if type(other) is not type(one) or jax.tree.structure(other) != jax.tree.structure(one):
         return False
 

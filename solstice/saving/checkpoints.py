@@ -208,7 +208,7 @@ class Checkpoints:
                     _logger.warning("%s in %s cannot be deleted: %s", name, self.place, error)
 
     def note_start(self, about: Mapping[str, PyTree]) -> None:
-        """Note about a new run, atomically, until its first checkpoint exists."""
+        """Record about a new run, atomically, until its first checkpoint exists."""
         self.store.write(_START, to_json(dict(about)).encode())
 
     def start(self) -> dict[str, PyTree] | None:
@@ -249,7 +249,7 @@ class Checkpoints:
             return best
 
     def set_best(self, **about: PyTree) -> None:
-        """Note which checkpoint is the best, atomically."""
+        """Record which checkpoint is the best, atomically."""
         self.store.write(_BEST, to_json(about).encode())
 
     def _read_last(self, name: str) -> dict[str, PyTree]:

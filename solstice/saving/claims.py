@@ -158,7 +158,7 @@ class Claim:
 
 
 def _is_dead(holder: dict[str, PyTree]) -> bool:
-    """Say whether a claim's process has ended, if this host can tell."""
+    """Return whether a claim's process has ended, if this host can tell."""
     pid = holder.get("pid")
     if not isinstance(holder.get("beat"), int | float) or not isinstance(pid, int):
         return True  # it is another user's

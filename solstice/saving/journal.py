@@ -33,7 +33,7 @@ class _File:
     digest: "hashlib._Hash" = dataclasses.field(default_factory=hashlib.sha256)
 
     def goes_on(self, growing: Growing) -> bool:
-        """Say whether it holds the first of some entries."""
+        """Return whether it holds the first of some entries."""
         if self.entries is not growing.entries or self.count > len(growing):
             return False
         return not self.count or self.entries[self.count - 1] is self.last
@@ -83,7 +83,7 @@ class Journal:
         return rest, [file.about() for file in self._pending.values()]
 
     def written(self, directory: str) -> None:
-        """Note that the checkpoint is complete, and its directory."""
+        """Record that the checkpoint is complete, and its directory."""
         self._files = {
             i: dataclasses.replace(file, path=_path(directory, i))
             for i, file in self._pending.items()

@@ -70,7 +70,7 @@ def initialize(
 
 
 def is_first_process() -> bool:
-    """Say whether this process logs and writes; a single process always does.
+    """Return whether this process logs and writes; a single process always does.
 
     >>> is_first_process()
     True

@@ -51,7 +51,7 @@ def assert_same_bits(left: PyTree, right: PyTree, what: str) -> None:
 
 
 def differ(left: PyTree, right: PyTree) -> bool:
-    """Say whether some elements of two trees of one structure differ."""
+    """Return whether some elements of two trees of one structure differ."""
     pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     return any(bool(jnp.any(a != b)) for a, b in pairs)
 

@@ -49,7 +49,7 @@ class Law:
         return self.needs is not None and getattr(subject, self.needs) is None
 
     def lack(self) -> str:
-        """Say what is missing, for a law that is skipped without it."""
+        """Describe what is missing, for a law that is skipped without it."""
         return self.lacks or f"it needs `{self.needs}`, which was not given"
 
     def check(self, subject: Any, *, examples: int = EXAMPLES) -> None:

@@ -211,7 +211,7 @@ def later(records: Sequence[Mapping[str, Any]], than: Sequence[Mapping[str, Any]
 
 
 def difference(expected: Any, found: Any, where: str = "what was read back") -> str | None:
-    """Say where two values of the same kinds differ: in kind, in length, in a number's last bit.
+    """Describe the first difference of two values: in kind, in length, in a number's last bit.
 
     Lists, arrays and tuples are one kind, and NaN is equal to NaN.
 

@@ -89,7 +89,7 @@ class Calls:
         return self.asked if isinstance(self.asked, int) else 1
 
     def fuses(self, steps: int) -> bool:
-        """Say whether this many steps are one compiled call, which is worth compiling."""
+        """Return whether this many steps are one compiled call, which is worth compiling."""
         return steps in (1, self.size) or self.asked == "epoch"
 
     def go_on(self, found: int | None) -> None:
@@ -98,7 +98,7 @@ class Calls:
             self.found = found
 
     def begin(self, total: int | None, *, gathers: bool = False) -> None:
-        """Note that a pass begins.
+        """Record that a pass begins.
 
         Args:
             total: How many steps it has, where that is known.
@@ -117,7 +117,7 @@ class Calls:
         self.found = self._trial.found
 
     def taken(self, steps: int, outs: Any) -> None:
-        """Note that a call of this many steps was made; "auto" times it."""
+        """Record that a call of this many steps was made; "auto" times it."""
         if self._trial is not None and self.found is None:
             self._trial.taken(steps, outs)
             self.found = self._trial.found

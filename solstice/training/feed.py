@@ -190,7 +190,7 @@ class Feed:
         return not self._left_alone or keeps_place
 
     def consumed(self, group: list[Any]) -> None:
-        """Note that the steps of these batches are taken."""
+        """Record that the steps of these batches are taken."""
         self._consumed += len(group)
         if not self._tracked:
             return
@@ -229,7 +229,7 @@ class Feed:
             yield group
 
     def _ends(self, ready: Iterator[Any]) -> bool:
-        """Say whether a pass has no more batches; this may read one, which is not used."""
+        """Return whether a pass has no more batches; this may read one, which is not used."""
         if isinstance(self._dataset, Live):
             return self._consumed == self._dataset.length
         if isinstance(self._dataset, Iterator):  # which would miss the batch

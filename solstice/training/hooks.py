@@ -67,11 +67,11 @@ class Hooks:
         )
 
     def any(self, hook: str) -> bool:
-        """Say whether a callback has the hook."""
+        """Return whether a callback has the hook."""
         return bool(self._called[hook])
 
     def looks(self, hook: str) -> bool:
-        """Say whether a callback with the hook looks at the experiment."""
+        """Return whether a callback with the hook looks at the experiment."""
         return self._looking[hook]
 
     def fire(self, hook: str, *arguments: Any) -> None:
@@ -179,7 +179,7 @@ class Hooks:
 def _check_revised(exp: Any, new: Any) -> None:
     if not isinstance(new, Experiment):
         raise InvalidTypeError(
-            f"revise(exp) is expected to return the experiment to go on with, exp itself if "
+            f"revise(exp) is expected to return the experiment to continue with, exp itself if "
             f"nothing changes; it returned {describe(new)}."
         )
     if change := form_change(Flat.of(exp), Flat.of(new)):

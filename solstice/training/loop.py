@@ -417,7 +417,7 @@ class Loop:
                 callback.save(self._stepper.flat, self._state)
 
     def _note_first(self, feed: Feed) -> None:
-        """Note a training pass's first batch; warn once if the passes' order cannot be restored.
+        """Record a training pass's first batch; warn once if the passes' order cannot be restored.
 
         That matters if another process made the run's first passes.
         """
@@ -478,7 +478,7 @@ class Loop:
         return None if self._never_padded else masked
 
     def _is_told(self, dataset: Any) -> bool:
-        """Say whether a dataset reads one of the callbacks, and so needs the steps so far."""
+        """Return whether a dataset reads one of the callbacks, and so needs the steps so far."""
         return type(dataset) not in (list, tuple) and leads_to(dataset, self._hooks.callbacks)
 
     def _close_opened(self) -> None:
@@ -570,7 +570,7 @@ class Loop:
         return f"{steps} training step{'' if steps == 1 else 's'}"
 
     def _tell_saved(self, callback: CheckpointingCallback, ending: BaseException) -> None:
-        """Say where a run is saved after a signal has ended it, unless that save failed."""
+        """Report where a run is saved after a signal has ended it, unless that save failed."""
         if not callback.lost:
             steps = self._steps_taken
             self._progress.say(

@@ -97,7 +97,7 @@ class Position:
         self.first = self.last = None
 
     def is_over(self, num_epochs: int | None, num_steps: int | None) -> bool:
-        """Say whether a run that ended here has nothing left to do for these numbers.
+        """Return whether a run that ended here has nothing left to do for these numbers.
 
         >>> ended = Position(epoch=2, ended="finished", num_epochs=2)
         >>> ended.is_over(2, None), ended.is_over(3, None)

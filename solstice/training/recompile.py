@@ -55,7 +55,7 @@ was float32[3] and is float32[2]. ...
         self._compilations = 1
 
     def met(self, flat: Flat, batches: list[Any], *, traced: bool) -> None:
-        """Say what changed since the last compilation.
+        """Describe what changed since the last compilation.
 
         Args:
             flat: The experiment of a call that was new to jax.
@@ -92,7 +92,7 @@ was float32[3] and is float32[2]. ...
 
 
 def form_change(before: Flat, after: Flat) -> str | None:
-    """Say how an experiment's form differs, placement aside; None if it does not.
+    """Describe how an experiment's form differs, placement aside; None if it does not.
 
     >>> import jax.numpy as jnp
     >>> form_change(Flat.of({"weight": jnp.zeros(2)}), Flat.of({"weight": jnp.zeros(3)}))
@@ -192,7 +192,7 @@ def _place_text(place: Any) -> str:
 
 
 def _tree_change(before: Any, after: Any, name: str) -> _Change:
-    """Say where two tree structures differ first: another node, or another static field of one."""
+    """Describe the first difference of two tree structures: a node, or a static field of one."""
     old, new = (jax.tree.unflatten(one, range(one.num_leaves)) for one in (before, after))
     while True:
         (old_children, old_node), (new_children, new_node) = map(_one_level, (old, new))

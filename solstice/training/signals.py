@@ -33,7 +33,7 @@ class Signals:
 
 @contextlib.contextmanager
 def noted() -> Iterator[Signals]:
-    """Note the first SIGINT or SIGTERM; a second one ends the process at once.
+    """Record the first SIGINT or SIGTERM; a second one ends the process at once.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
 

@@ -136,7 +136,7 @@ class Stepper:
             check_columns(batch, f"{mode}_ds", static=True)
 
     def compiles(self, mode: str) -> bool:
-        """Say whether jax compiles the mode's step as a whole."""
+        """Return whether jax compiles the mode's step as a whole."""
         step = getattr(self._type, "train_step" if mode == "train" else "eval_step")
         return isinstance(step, (Step, *_COMPILED))
 

@@ -61,7 +61,7 @@ class Trial:
         self._seconds: dict[int, float] = {}
 
     def begin(self) -> None:
-        """Note that a pass begins."""
+        """Record that a pass begins."""
         self._longest, self._in_pass = max(self._longest, self._in_pass), 0
         if self._untried and not self._compiled:
             self._settle()  # the pass before had fewer steps than a call
@@ -69,7 +69,7 @@ class Trial:
         self._since, self._steps = self._clock(), 0
 
     def taken(self, steps: int, outs: Any) -> None:
-        """Note that a call of so many steps was made."""
+        """Record that a call of so many steps was made."""
         if self.found is not None:
             return
         self._in_pass += steps

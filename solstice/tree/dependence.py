@@ -10,7 +10,7 @@ from solstice.tree.pytree import PyTree
 
 
 def depends_on(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree) -> bool:
-    """Say whether an output of `function(argument, *rest)` is computed from `argument`.
+    """Return whether an output of `function(argument, *rest)` is computed from `argument`.
 
     The function is traced, never run.
 

@@ -143,7 +143,7 @@ class Structure:
         return Structure(self.treedef, self.places, placement)
 
     def same_tree(self, other: "Structure") -> bool:
-        """Say whether both are the structure of one tree, placement aside."""
+        """Return whether both are the structure of one tree, placement aside."""
         return (
             self._hash == other._hash
             and self.places == other.places

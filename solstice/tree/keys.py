@@ -12,7 +12,7 @@ from solstice.tree.kinds import is_typed_key
 
 
 def is_key(value: object) -> TypeGuard[Array]:
-    """Say whether `value` is one PRNG key, raw or typed.
+    """Return whether `value` is one PRNG key, raw or typed.
 
     >>> is_key(jax.random.key(0)), is_key(jax.random.PRNGKey(0)), is_key(0)
     (True, True, False)

@@ -24,7 +24,7 @@ class Shaped(Protocol):
 
 
 def is_array(leaf: object) -> TypeGuard[Shaped]:
-    """Say whether `leaf` is an array of jax or numpy, or a `jax.ShapeDtypeStruct`."""
+    """Return whether `leaf` is an array of jax or numpy, or a `jax.ShapeDtypeStruct`."""
     return isinstance(leaf, _ARRAYS)
 
 
@@ -48,7 +48,7 @@ def dtype_name(dtype: Any) -> str:
 
 
 def is_typed_key(value: object) -> bool:
-    """Say whether `value` is an array of typed PRNG keys, or its shape and dtype.
+    """Return whether `value` is an array of typed PRNG keys, or its shape and dtype.
 
     >>> is_typed_key(jax.random.split(jax.random.key(0))), is_typed_key(jax.random.PRNGKey(0))
     (True, False)

@@ -23,7 +23,7 @@ def path_name(path: tuple[object, ...]) -> str:
 
 
 def matches(path: str, glob: str) -> bool:
-    """Say whether a name matches a glob: `*` is any text, `?` one character.
+    """Return whether a name matches a glob: `*` is any text, `?` one character.
 
     >>> matches("blocks[0]/bias", "blocks[0]/*"), matches("blocks[0]/bias", "blocks[?]")
     (True, False)

@@ -87,5 +87,5 @@ def set_apart(
 
 
 def is_box(node: object) -> bool:
-    """Say whether a node of a tree is a box."""
+    """Return whether a node of a tree is a box."""
     return isinstance(node, Overwritten)

@@ -267,7 +267,7 @@ def as_dtype(name: str) -> np.dtype:
 
 
 def is_storable(dtype: np.dtype) -> bool:
-    """Say whether the format has a dtype; arrays of another are stored as bytes."""
+    """Return whether the format has a dtype; arrays of another are stored as bytes."""
     return dtype_name(dtype) in _KNOWN
 
 

@@ -25,7 +25,7 @@ def network(outputs):
 
 # Told what it wants, it need not be traced for it.
 OPTIMIZER = compat.OptaxOptimizer(SGD, wants=())
-MADE = "of no known kind: the NoneType None"
+MADE = "is not supported: the NoneType None"
 ARGUMENTS = {
     "net": only(network).called("net", "network").telling(MADE),
     "optimizer": only(OPTIMIZER).telling(MADE),

@@ -101,9 +101,7 @@ def test_what_cannot_be_told_is_left_out_and_ends_no_run(caplog):
     callback = EnvironmentCallback(lambda facts, *_: told.append(facts))
     solstice.train(odd, 1, [1], callbacks=[callback], progress=False)
     assert "jax" in told[0] and "parameters" not in told[0]
-    assert (
-        "EnvironmentCallback leaves something out, since it failed: AttributeError" in caplog.text
-    )
+    assert "EnvironmentCallback leaves out a part that failed: AttributeError" in caplog.text
 
 
 def test_an_experiment_without_arrays_has_none(train):

@@ -97,7 +97,7 @@ def test_what_notes_nothing_says_so():
     with pytest.raises(TypeError, match="Return the values with the network's outputs"):
         compat.intermediates(model, X)
     model = compat.as_model(Sowing(), X, key=jax.random.key(0))
-    with pytest.raises(ValueError, match="the network noted nothing under 'theirs'"):
+    with pytest.raises(ValueError, match="the network recorded nothing under 'theirs'"):
         compat.intermediates(model, X, name="theirs")
 
 

@@ -167,7 +167,7 @@ def test_a_test_asks_for_no_revision(adding):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda exp: None, TypeError, r"experiment to go on with.*it returned the NoneType"),
+        (lambda exp: None, TypeError, r"experiment to continue with.*it returned the NoneType"),
         (
             lambda exp: solstice.replace(exp, total=jnp.zeros(2)),
             ValueError,

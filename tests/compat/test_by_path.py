@@ -75,8 +75,8 @@ def test_its_parts_may_be_of_several_libraries():
     [
         ({"*/bias": 0, "head/*": 0}, r"'body/kernel' match none\. Add a rule .*'\*'"),
         ({"haed/*": 0, "*": 0}, r"rule 'haed/\*' .*matches none .* 'body/bias', 'body/kernel'"),
-        ({"head/*": 0, "head/bias": 0, "*": 0}, r"'head/bias' .*earlier rules take .*first match"),
-        ({"*": 0, "head/*": 0}, r"'head/\*' .*earlier rules take \('head/bias', 'head/kernel'"),
+        ({"head/*": 0, "head/bias": 0, "*": 0}, r"'head/bias' .*earlier rules match .*first match"),
+        ({"*": 0, "head/*": 0}, r"'head/\*' .*earlier rules match \('head/bias', 'head/kernel'"),
     ],
 )
 def test_rules_that_do_not_fit_are_told(rules, message):
@@ -329,7 +329,7 @@ def test_unfreezing_equals_optax_by_hand():
 
 def test_a_state_in_one_row_is_not_divided():
     opt = OptaxOptimizer(optax.flatten(optax.adam(0.1))).init(BODY | HEAD)
-    with pytest.raises(ValueError, match=r"shape \(15,\), all of them in a row"):
+    with pytest.raises(ValueError, match=r"shape \(15,\), for all parameters together"):
         opt.retarget(BODY | {"b": None})
     same = opt.retarget(BODY | HEAD)
     assert jax.tree.structure(same) == jax.tree.structure(opt)

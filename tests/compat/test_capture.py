@@ -265,7 +265,9 @@ def test_the_first_edit_that_matches_wins():
     edits = {"Dense_0": lambda value: value + 1, "*": jnp.zeros_like}
     bias = model.params["Dense_0"]["bias"]
     np.testing.assert_allclose(intervene(model, x, edits=edits), np.tile(bias + 1, (4, 1)))
-    with pytest.raises(ValueError, match=r"edits\['Dense_0'\] matches only what earlier edits"):
+    with pytest.raises(
+        ValueError, match=r"edits\['Dense_0'\] matches only values that earlier edits"
+    ):
         intervene(model, x, edits=dict(reversed(edits.items())))
 
 
@@ -308,7 +310,7 @@ def test_a_network_that_differentiates_itself():
     assert_same_bits(model(X)[0], found["forces"], "the outputs, and the last value")
     doubled_forces = intervene(model, X, edits={"forces": doubled})
     np.testing.assert_allclose(doubled_forces, 2 * found["forces"])
-    with pytest.raises(ValueError, match="network itself takes a derivative"):
+    with pytest.raises(ValueError, match="network itself differentiates"):
         intervene(model, X, edits={"hidden": jnp.zeros_like})
 
 
@@ -352,7 +354,7 @@ def within(loop):
 def test_what_is_in_a_loop_of_unknown_length_or_a_branch_is_refused(loop):
     model = within(loop)
     for choose in (capture, lambda *a: intervene(*a, edits={"inner": jnp.zeros_like})):
-        with pytest.raises(ValueError, match=f"'inner', which is in a '{loop}' of jax"):
+        with pytest.raises(ValueError, match=f"'inner', which is inside a '{loop}' of jax"):
             choose(model, X)
     assert list(capture(model, X, where="outer")) == ["outer"]
 
@@ -364,7 +366,7 @@ def test_unknown_paths_are_told_with_those_near_them():
         intervene(model, *subject.inputs, edits={"atend/query": jnp.zeros_like})
     with pytest.raises(ValueError, match=r"'\*\*\*x', .* sub-modules, .* none of .*attend/query"):
         capture(model, *subject.inputs, where="***x")
-    with pytest.raises(ValueError, match=r"where, the function, .* chooses none of attend/query"):
+    with pytest.raises(ValueError, match=r"where, the function, .* selects none of attend/query"):
         capture(model, *subject.inputs, where=lambda path: False)
 
 
@@ -412,7 +414,7 @@ def test_a_change_of_what_is_no_array_is_refused(given, edit):
     model = compat.FunctionModel(lambda key, x: {"w": jnp.eye(3)}, apply, x, key=0)
     seen = capture(model, x)
     for new in ({**seen["value"], "gain": edit}, lambda value: {**value, "gain": edit}):
-        with pytest.raises(ValueError, match="to keep what is no jax array"):
+        with pytest.raises(ValueError, match="to keep the part that is not a jax array"):
             intervene(model, x, edits={"value": new})
     for same in (seen, jax.jit(capture)(model, x)):
         np.testing.assert_array_equal(intervene(model, x, edits=same), model(x)[0])
@@ -434,7 +436,7 @@ MODULES = {
 @pytest.mark.parametrize("library", MODULES)
 def test_a_module_is_no_function_to_tag(library):
     """As an attribute, the function would hide the module's parameters."""
-    with pytest.raises(TypeError, match=r"Tag what it returns: compat\.tag\('hidden', layer"):
+    with pytest.raises(TypeError, match=r"Tag its output: compat\.tag\('hidden', layer"):
         compat.tag("hidden", MODULES[library]())
 
 

@@ -87,6 +87,8 @@ class Holds(keras.Model):
 def test_a_network_that_keras_cannot_clone_says_why():
     network = Holds(layers.Dense(4, name="both"))
     network(X)
-    message = r"KerasModel: unwrap\(\) .* unties the layers .*'both'.*Give Holds a get_config that"
+    message = (
+        r"KerasModel: unwrap\(\) .* duplicates the layers .*'both'.*Give Holds a get_config that"
+    )
     with pytest.raises(TypeError, match=message):
         KerasModel(network).unwrap()

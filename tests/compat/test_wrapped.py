@@ -293,7 +293,7 @@ def test_narrow_weights_have_wide_factors_and_keep_their_dtype():
     assert compat.merge(stirred(model)).params["w"].dtype == jnp.bfloat16
     imaginary = parameters(weight.astype(jnp.complex64) * 1j)
     assert compat.lora(imaginary, rank=2, key=0).params["w"].b.dtype == jnp.complex64
-    with pytest.raises(ValueError, match=r"choose weights of floats .* w \(complex64\[8, 4\]\)"):
+    with pytest.raises(ValueError, match=r"select float weights .* w \(complex64\[8, 4\]\)"):
         compat.quantize(imaginary)
 
 
@@ -534,12 +534,12 @@ def test_a_summary_tells_factors_from_what_they_are_beside():
         (lambda m: compat.lora(m, rank=1, key=None), r"key is expected to be an int seed"),
         (lambda m: compat.lora(m, rank=1, key=0, alpha=0), r"alpha .* above 0; it is 0"),
         (lambda m: compat.lora(m, rank=1, key=0, where="head/*"), r"'head/\*'.* none of 1, 0"),
-        (lambda m: compat.lora(m, rank=1, key=0, where=lambda p: False), r"chooses none of 0, 1"),
+        (lambda m: compat.lora(m, rank=1, key=0, where=lambda p: False), r"selects none of 0, 1"),
         (lambda m: compat.lora(m, rank=1, key=0, where=3), r"where is expected to be a glob"),
-        (lambda m: compat.lora(m, rank=1, key=0, full="*"), r"it chooses none beside .* full"),
+        (lambda m: compat.lora(m, rank=1, key=0, full="*"), r"it selects none besides .* full"),
         (
             lambda m: compat.lora(compat.quantize(m), rank=1, key=0, where="0", full="1"),
-            r"full is expected to choose weights that are arrays; '1' is int8\.",
+            r"full is expected to select weights that are arrays; '1' is int8\.",
         ),
         (lambda m: compat.quantize(m, bits=2), r"bits is expected to be 8 or 4; it is the int 2"),
         (lambda m: compat.quantize(compat.quantize(m)), r"it chooses 0 \(int8\[8, 8\]\), 1"),
@@ -547,7 +547,7 @@ def test_a_summary_tells_factors_from_what_they_are_beside():
         (lambda m: compat.merge(m.params), r"model is expected to be a compat\.Model"),
         (
             lambda m: solstice.replace(compat.quantize(m), frozen=m.params)(X),
-            r"WrappedModel: params and frozen are expected to be trees alike",
+            r"WrappedModel: params and frozen are expected to be trees of one structure",
         ),
         (
             lambda m: solstice.replace(compat.lora(m, rank=1, key=0), params=None)(X),
@@ -571,7 +571,7 @@ def test_weights_of_one_axis_alone_are_told():
             ValueError, match=r"two axes longer than 1; .* Dense_0/bias \(float32\[\d\]\)"
         ):
             change("Dense_0/bias")
-        with pytest.raises(ValueError, match=r"chooses none of Dense_0/kernel, .* more\.|Dense_1"):
+        with pytest.raises(ValueError, match=r"selects none of Dense_0/kernel, .* more\.|Dense_1"):
             change("Dense_0/kernl")
         assert change("Dense_0/*").made_of["Dense_0/bias"] == "float32"
 

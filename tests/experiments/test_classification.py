@@ -297,9 +297,9 @@ def test_outputs_that_do_not_fit_are_refused():
 def test_a_network_class_and_unknown_objects_are_refused():
     with pytest.raises(TypeError, match=r"got the class 'MLP'.*MLP\(\.\.\.\)"):
         solstice.ClassificationExperiment(MLP, TX, example_input=X, key=0)
-    with pytest.raises(TypeError, match=r"This network is of no known kind"):
+    with pytest.raises(TypeError, match=r"This network is not supported"):
         solstice.ClassificationExperiment("resnet", TX, example_input=X, key=0)
-    with pytest.raises(TypeError, match=r"This optimizer is of no known kind"):
+    with pytest.raises(TypeError, match=r"This optimizer is not supported"):
         solstice.ClassificationExperiment(MLP(), "adam", example_input=X, key=0)
 
 

@@ -121,7 +121,7 @@ def test_a_failing_write_loses_that_record_and_is_told_once_a_run(train, caplog)
     assert steps_of(sink) == [1, 4, 1, 4]
     message = (
         "The sink Lines() failed to write a record, which is lost: OSError: no space. "
-        "Training goes on; this is said once."
+        "Training continues; this is logged only once."
     )
     assert caplog.messages == [message] * 2
     assert {(r.name, r.levelno) for r in caplog.records} == {("solstice", logging.WARNING)}
@@ -133,7 +133,7 @@ def test_a_blocked_sink_stops_neither_training_nor_other_sinks(train, caplog, ga
     assert int(trained.total) == 12
     assert steps_of(free) == [1, 2, 3, 4, 5, 6]
     assert caplog.messages == [
-        "The sink Lines() is not done with its records after 0.05 s. Training goes on; this is "
+        "The sink Lines() is not done with its records after 0.05 s. Training continues; this is "
         "said once."
     ]
     assert steps_of(blocked) == []

@@ -1,4 +1,4 @@
-"""What a network's sub-modules return in a forward pass: captured, or changed on the way."""
+"""Capture the outputs of a network's sub-modules in a forward pass, or change them."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -28,12 +28,12 @@ def capture(
 
     Args:
         model: An adapted network. Those of Flax, Haiku, Equinox and Keras have the library's own
-            paths; in others, name values by `compat.tag`.
+            paths; in others, name values with `compat.tag`.
         *inputs: Batched inputs, as the model's call takes them.
         where: A glob over paths, such as `"*/attention*"`, whose `*` also matches `/`; or a
-            function that says whether to return the value of a path. "dense" chooses all its calls.
+            function of a path that returns whether to capture it. "dense" selects all its calls.
         key: As the model's call takes it.
-        train: Whether the pass is one of training; the model does not change in any case.
+        train: Whether the pass is in training mode; the model does not change in any case.
         **kwargs: As the model's call takes them.
 
     Raises:
@@ -78,11 +78,11 @@ def intervene(
             from `compat.capture`, or to a function of the output, which in a scan is called in each
             step. The first that matches wins. Shapes and dtypes must not change.
         key: As the model's call takes it.
-        train: Whether the pass is one of training; the model does not change in any case.
+        train: Whether the pass is in training mode; the model does not change in any case.
         **kwargs: As the model's call takes them.
 
     Raises:
-        ValueError: A path or glob matches nothing that is still to be changed; a value has another
+        ValueError: A path or glob matches nothing that is not edited already; a value has another
             structure, shape or dtype; or values there cannot be changed.
 
     >>> import equinox as eqx, jax, jax.numpy as jnp
@@ -101,8 +101,8 @@ def intervene(
         fresh = [number for number in found if number not in taken]
         if not fresh:
             raise InvalidValueError(
-                f"edits[{glob!r}] matches only what earlier edits change. The first match wins: "
-                f"put it before them."
+                f"edits[{glob!r}] matches only values that earlier edits change. The first match "
+                "wins: put it before them."
             )
         taken |= dict.fromkeys(fresh, glob)
     values, changes = {}, {}
@@ -110,9 +110,9 @@ def intervene(
         site, edit = program.sites[number], edits[glob]
         if site.name in program.differentiated:
             raise InvalidValueError(
-                f"edits[{glob!r}] would change the value at {site.path!r}, through which the "
-                f"network itself takes a derivative, which would not be that of the changed one. "
-                f"Leave it as it is."
+                f"edits[{glob!r}] would change the value at {site.path!r}, but the "
+                f"network itself differentiates through it, and would use the wrong derivative. "
+                f"Do not edit it."
             )
         if callable(edit):
             changes[number] = edit
@@ -122,7 +122,7 @@ def intervene(
 
 
 def sub_modules(model: Model, *inputs: PyTree) -> list[str]:
-    """Return the paths of all that can be captured and changed in an evaluation; traced, not run.
+    """Return the paths of all values that can be captured in an evaluation; traced, not run.
 
     >>> import jax, jax.numpy as jnp
     >>> from jax.example_libraries import stax
@@ -152,12 +152,12 @@ def _traced(
 
 
 def _sites(model: Model, program: TaggedProgram, where: Where, name: str = "where") -> list[int]:
-    """Return the numbers of the tags that `where` chooses."""
+    """Return the numbers of the tags that `where` selects."""
     if not program.sites:
         raise InvalidValueError(
             f"{type(model).__name__}: this network called no sub-modules in this pass, so there is "
-            f"nothing to capture or to change. Name values inside of its functions with "
-            f"compat.tag(name, value), and layers of Stax before they are joined."
+            f"nothing to capture or change. Name values in its functions with "
+            f"compat.tag(name, value), and Stax layers before they are joined."
         )
     paths, names = [site.path for site in program.sites], [site.name for site in program.sites]
     found = chosen(paths, where, name, what="sub-modules", groups=names)
@@ -165,8 +165,8 @@ def _sites(model: Model, program: TaggedProgram, where: Where, name: str = "wher
         site = program.sites[number]
         if site.within is not None:
             raise InvalidValueError(
-                f"{name} chooses the value at {site.path!r}, which is in a {site.within!r} of jax: "
-                f"how often it is computed is known only when the network runs, so there is no "
-                f"one value. Choose others, such as the module around it."
+                f"{name} selects the value at {site.path!r}, which is inside a {site.within!r} of "
+                "jax: the number of times it is computed is not known in advance, so there is no "
+                "single value. Select another one, such as the module around it."
             )
     return found

@@ -1,7 +1,7 @@
-"""Weights that are computed from other arrays: nodes that take a leaf's place in a network's tree.
+"""Weights that are computed from other arrays: nodes that replace a leaf in a network's tree.
 
-A node holds arrays, so it is trained, frozen, saved, stacked and sharded as any part of a tree; its
-leaves have the path of the weight with their own name behind, as in "Dense_0/kernel/a".
+A node holds arrays, so it is trained, frozen, saved, stacked and sharded like any part of a tree;
+its leaves have the path of the weight followed by their own name, as in "Dense_0/kernel/a".
 """
 
 import abc
@@ -23,33 +23,33 @@ class Composed(eqx.Module):
 
     @abc.abstractmethod
     def words(self) -> str:
-        """Say what it is made of, in a few words."""
+        """Describe how it is made, in a few words."""
 
 
 def is_composed(node: object) -> bool:
-    """Say whether a node of a tree is a weight that is computed."""
+    """Return whether a node of a tree is a computed weight."""
     return isinstance(node, Composed)
 
 
 def is_weight(node: object) -> bool:
-    """Say whether a node is one weight to its network: computed, or in a box."""
+    """Return whether a node is one weight to its network: computed, or in a box."""
     return is_composed(node) or is_box(node)
 
 
 def joined(node: Any) -> Any:
-    """Return the weight that a node is; what is not computed is returned unchanged."""
+    """Return the weight of a node; other leaves are returned unchanged."""
     return node.joined() if isinstance(node, Composed) else node
 
 
 def form(node: Any) -> jax.ShapeDtypeStruct:
-    """Return the shape and the dtype of the weight that a node is."""
+    """Return the shape and the dtype of the weight of a node."""
     if is_composed(node):
         return jax.eval_shape(joined, node)
     return jax.ShapeDtypeStruct(node.shape, node.dtype)
 
 
 def is_matrix(leaf: jax.ShapeDtypeStruct) -> bool:
-    """Say whether two axes of a weight or more are longer than 1.
+    """Return whether two or more axes of a weight are longer than 1.
 
     >>> bias, kernel = (jax.ShapeDtypeStruct((8, n, 1), "float32") for n in (1, 8))
     >>> is_matrix(bias), is_matrix(kernel)
@@ -59,7 +59,7 @@ def is_matrix(leaf: jax.ShapeDtypeStruct) -> bool:
 
 
 def words(node: Any) -> str:
-    """Say what a weight is made of, in a few words."""
+    """Describe how a weight is made, in a few words."""
     if is_composed(node):
         return node.words()
     return (node.value if is_box(node) else node).dtype.name

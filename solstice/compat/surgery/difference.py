@@ -1,4 +1,4 @@
-"""From which layer on two networks differ, of one library or of two."""
+"""The first layer at which two networks differ, of the same library or of two."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from solstice.tree.pytree import PyTree
 
 
 class Difference(NamedTuple):
-    """The first sub-module whose value the other network computes nowhere.
+    """The first sub-module whose value the other network does not compute.
 
     Attributes:
         path: The sub-module.
-        nearest: The sub-module of the other network whose value is the most like it.
-        distance: How far the two are from each other, relative to the largest number of the first.
+        nearest: The sub-module of the other network with the most similar value.
+        distance: The distance between the two, relative to the largest number of the first.
     """
 
     path: str
@@ -29,14 +29,14 @@ def first_difference(
 ) -> Difference | None:
     """Return the first value of `found` that is not among `others`; None if all are.
 
-    Libraries order axes in their ways, split heads or not, and call other sub-modules around the
-    same layers. So values are compared as sorted numbers, with all of the other network's that are
-    of one size; a value of a size that the other network does not have is passed over.
+    Libraries order axes differently, split heads or not, and wrap the same layers in different
+    sub-modules. So values are compared as sorted numbers, with all values of the same size in the
+    other network; a value of a size that the other network does not have is skipped.
 
     Args:
         found: What `compat.capture` returned of a network: values by path, in order of execution.
         others: What it returned of another network on the same inputs, or values from elsewhere.
-        tolerance: The largest distance, relative to the largest number, that is no difference.
+        tolerance: The largest distance, relative to the largest number, that counts as equal.
 
     >>> import numpy as np
     >>> one = {"dense": np.array([1.0, 2.0]), "norm": np.array([0.5, 1.5])}
@@ -62,6 +62,6 @@ def first_difference(
 
 
 def _numbers(value: PyTree) -> list[np.ndarray]:
-    """Return the sorted numbers of the first array of a value, which is what is passed on."""
+    """Return the sorted numbers of the first array of a value, which is the one passed on."""
     arrays = [leaf for leaf in jax.tree.leaves(value) if eqx.is_inexact_array(leaf)]
     return [np.sort(np.asarray(one, np.float64), axis=None) for one in arrays[:1]]

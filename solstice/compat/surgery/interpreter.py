@@ -1,9 +1,8 @@
-"""A traced network, run with the values at its tags collected or exchanged.
+"""Runs a traced network, with the values at its tags collected or replaced.
 
-The program is evaluated equation by equation. Of those that call another program, only the ones
-that hold a chosen tag are opened: what is in a jit, a remat or a scan is evaluated within another
-jit, remat or scan, which returns what was collected too. What is in a scan is stacked. It refuses
-to open loops of unknown length, branches and kernels.
+The program is evaluated equation by equation. Inner programs (of a jit, a remat or a scan) are
+rebuilt only if they contain a selected tag: they then also return the collected values, which a
+scan stacks. It refuses to open loops of unknown length, branches and kernels.
 """
 
 import collections
@@ -42,9 +41,10 @@ class Site(NamedTuple):
     Attributes:
         path: The sub-module's path, with "#" and a number if there are several calls.
         name: The path alone.
-        form: How its value is put together.
+        form: The structure of its value.
         shapes: The value's arrays, stacked by the scans around them.
-        within: What cannot be opened around it, such as "while"; None for nothing.
+        within: The operation around it that cannot be opened, such as "while"; None if there is
+            none.
     """
 
     path: str
@@ -55,16 +55,16 @@ class Site(NamedTuple):
 
     @property
     def is_of_arrays(self) -> bool:
-        """Whether all of the value can be changed."""
+        """Whether the whole value can be changed."""
         return not any(part is not None for part in self.form.parts)
 
     def arrays(self, value: PyTree, what: str, shapes: Arrays | None = None) -> Arrays:
-        """Return the arrays of a value that goes where this site's is.
+        """Return the arrays of a value that replaces the one at this site.
 
         Args:
             value: The new value.
             what: What it is, for an error.
-            shapes: What is there; by default, what is there over all steps of a scan.
+            shapes: The arrays there; by default, those over all steps of a scan.
 
         Raises:
             ValueError: It has another structure, shape or dtype.
@@ -82,10 +82,10 @@ class Site(NamedTuple):
         for leaf, part in own:
             if part is not None and not _is_same(leaf, part):
                 raise InvalidValueError(
-                    f"{what} is expected to keep what is no jax array in the value at "
-                    f"{self.path!r}, {describe(part)}: the network has computed with it already, "
-                    f"and a change would do nothing. Return it as it is, or make it an array in "
-                    f"the network: jnp.asarray(...)."
+                    f"{what} is expected to keep the part that is not a jax array in the value at "
+                    f"{self.path!r}, {describe(part)}: the network has already used it, so a "
+                    "change would have no effect. Return it unchanged, or make it an array in the "
+                    "network: jnp.asarray(...)."
                 )
         arrays = [jnp.asarray(leaf) for leaf, part in own if part is None]
         for array, shape in zip(arrays, shapes, strict=True):
@@ -131,12 +131,12 @@ class TaggedProgram:
     def run(
         self, kept: Collection[int], values: Mapping[int, Arrays], changes: Mapping[int, Change]
     ) -> tuple[PyTree, dict[int, PyTree]]:
-        """Return the outputs, and what was there at tags, known by their number.
+        """Return the outputs, and the values at tags, by the number of the tag.
 
         Args:
             kept: Which values to return.
-            values: The arrays to put there.
-            changes: The functions that change what is there, called in each step of a scan.
+            values: The arrays to insert there.
+            changes: The functions that change the values there, called in each step of a scan.
         """
         run = _Run(self.sites, kept, changes)
         outs, found = run(self._jaxpr, self._consts, self._leaves, 0, dict(values))
@@ -159,7 +159,7 @@ class _Run:
         """Evaluate a program whose first tag has the `number`."""
         known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *given], strict=True))
         found: dict[int, Arrays] = {}
-        # What is not used again is let go of, as when the network runs by itself.
+        # Values are freed after their last use, as in a normal run of the network.
         last = {id(one): i for i, eqn in enumerate(jaxpr.eqns) for one in eqn.invars}
         last |= dict.fromkeys(map(id, jaxpr.outvars), len(jaxpr.eqns))
         for i, eqn in enumerate(jaxpr.eqns):
@@ -196,7 +196,7 @@ class _Run:
     def _open(
         self, eqn: JaxprEqn, operands: Arrays, inside: range, values: dict[int, Arrays]
     ) -> tuple[Arrays, dict[int, Arrays]]:
-        """Evaluate an equation that calls a program with chosen tags."""
+        """Evaluate an equation that calls a program with selected tags."""
         name, params, first = eqn.primitive.name, eqn.params, inside.start
         (jaxpr,) = inner_programs(eqn)
         consts = next(
@@ -230,7 +230,7 @@ def _scan(
     operands: Arrays,
     values: dict[int, Arrays],
 ) -> tuple[Arrays, dict[int, Arrays]]:
-    """Evaluate a scan; what is collected comes out stacked, and what is put there goes in so."""
+    """Evaluate a scan; collected values come out stacked, and inserted values go in stacked."""
     params = eqn.params
     closed, carried = scan_parts(eqn)
     consts, xs = operands[:closed], operands[closed + carried :]
@@ -268,7 +268,7 @@ def _sites(
 
 
 def _named(sites: Iterator[Site]) -> list[Site]:
-    """Number the calls of what is called several times."""
+    """Number the calls of sub-modules that are called several times."""
     every = list(sites)
     total = collections.Counter(site.name for site in every)
     counts = collections.defaultdict[str, Iterator[int]](itertools.count)
@@ -286,7 +286,7 @@ def _count(eqn: JaxprEqn) -> int:
 
 
 def _is_same(leaf: Any, part: Any) -> bool:
-    """Say whether what is no array of jax, such as a number or an array of numpy, is unchanged."""
+    """Return whether parts that are not jax arrays (numbers, numpy arrays) are unchanged."""
     if leaf is part:
         return True
     if isinstance(leaf, Tracer):
@@ -304,7 +304,7 @@ def _without_derivative(tree: PyTree) -> PyTree:
 @_without_derivative.defjvp
 def _refuse(primals: Any, tangents: Any) -> Any:
     raise InvalidTypeError(
-        "A value is expected to be differentiated by the network's own rule; it is captured or "
-        "changed inside of a function with a custom derivative (jax.custom_vjp or custom_jvp), "
-        "which says nothing of it. Choose sub-modules outside of it, or take no derivative."
+        "A value cannot be differentiated: it is captured or "
+        "changed inside a function with a custom derivative (jax.custom_vjp or custom_jvp), "
+        "whose rule does not cover it. Select sub-modules outside of it, or take no derivative."
     )

@@ -52,15 +52,15 @@ def lora(
         rank: The inner size of the factors.
         where: Which weights to adapt, of those with two axes longer than 1: a glob over paths as in
             `compat.by_path`, or a function of a path. Other weights get no factors; `made_of` of
-            the result says which.
+            the result shows which.
         key: A seed or PRNG key for the factors.
-        alpha: The factors' scale times `rank`; None means `rank`. The scale is an array in
+        alpha: The scale of the factors times `rank`; None means `rank`. The scale is an array in
             `frozen`, "Dense_0/kernel/scale", so a checkpoint or a file brings its own.
         full: Which weights to train in full, such as a new head; these get no factors.
 
     Raises:
         TypeError: An argument is of another type.
-        ValueError: `where` or `full` chooses no suitable weight, or a weight is too small for the
+        ValueError: `where` or `full` selects no suitable weight, or a weight is too small for the
             rank.
 
     >>> import flax.linen as nn, jax.numpy as jnp, optax, solstice
@@ -88,10 +88,10 @@ def lora(
     if not suited:
         found = ", ".join(described(weights[i].path, weights[i].node) for i in among)
         raise InvalidValueError(
-            f"where is expected to choose weights of floats with two axes longer than 1; it "
-            f"chooses {found or 'none'}{' beside those of full' * bool(whole)}."
+            f"where is expected to select float weights with two axes longer than 1; it "
+            f"selects {found or 'none'}{' besides those of full' * bool(whole)}."
         )
-    # A key by the weight's place among all, so that the others of `where` change nothing.
+    # The key depends on the weight's place among all weights, not on what else `where` selects.
     made = [
         _adapted(weight, rank, scale, jax.random.fold_in(key, i))
         if i in suited
@@ -105,11 +105,10 @@ class LowRank(Composed):
     """A weight and the product of two factors.
 
     Attributes:
-        base: The weight, or what it is computed from.
-        a: The one factor, float (m, rank).
-        b: The other, float (rank, n).
-        scale: What their product is multiplied by, float (). It belongs to the factors: they mean
-            nothing with another one.
+        base: The weight, or the node that computes it.
+        a: The first factor, float (m, rank).
+        b: The second factor, float (rank, n).
+        scale: The factor of their product, float (). The factors were trained with it.
     """
 
     base: Any
@@ -131,7 +130,7 @@ class LowRank(Composed):
 
 @jax.custom_jvp
 def _plus(weight: Array, change: Array) -> Array:
-    """Return the sum; where the change is 0, every bit of the weight: -0.0 + 0.0 would be 0.0."""
+    """Return the sum; where the change is 0, the weight bit for bit: -0.0 + 0.0 would be 0.0."""
     return jnp.where(change == 0, weight, weight + change)
 
 
@@ -141,7 +140,7 @@ def _plus_jvp(values: tuple[Array, Array], tangents: tuple[Array, Array]) -> tup
 
 
 def suits(weight: Weight) -> bool:
-    """Say whether a weight can have factors: of floats, with two axes longer than 1."""
+    """Return whether a weight can have factors: of floats, with two axes longer than 1."""
     if is_box(weight.node):
         return False
     leaf = form(weight.node)
@@ -154,7 +153,7 @@ def _adapted(weight: Weight, rank: int, scale: float, key: Array) -> Weight:
     if rank > min(m, n):
         raise InvalidValueError(
             f"rank is expected to be at most {min(m, n)} for {weight.path!r} of shape "
-            f"{leaf.shape}, a matrix of {m} by {n}; it is {rank}. Take a smaller one, or leave "
+            f"{leaf.shape}, a matrix of {m} by {n}; it is {rank}. Use a smaller rank, or leave "
             f"this weight out of where=."
         )
     dtype = leaf.dtype if leaf.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
@@ -166,7 +165,7 @@ def _adapted(weight: Weight, rank: int, scale: float, key: Array) -> Weight:
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return the sizes of the matrix that a weight is seen as, its axes divided in two.
+    """Return the sizes of the matrix that a weight is treated as, its axes split in two.
 
     >>> _matrix((3, 3, 8, 16)), _matrix((16, 8, 3, 3))
     ((72, 16), (16, 72))
@@ -181,7 +180,7 @@ def _kept(weight: Weight, *, in_full: bool) -> Weight:
         return weight
     if in_full and is_composed(weight.node):
         raise InvalidValueError(
-            f"full is expected to choose weights that are arrays; {weight.path!r} is "
+            f"full is expected to select weights that are arrays; {weight.path!r} is "
             f"{words(weight.node)}. Leave it out, or merge the model first."
         )
     trained = jax.tree.map(lambda leaf: in_full and eqx.is_inexact_array(leaf), weight.node)

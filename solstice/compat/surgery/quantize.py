@@ -38,11 +38,11 @@ def quantize(model: Model, *, bits: int = 8, where: Where = "*") -> WrappedModel
         bits: 8 or 4.
         where: Which weights to quantize, of the float ones with two axes longer than 1: a glob over
             paths as in `compat.by_path`, or a function of a path. Other weights do not change;
-            `made_of` of the result says which.
+            `made_of` of the result shows which.
 
     Raises:
         TypeError: An argument is of another type.
-        ValueError: `where` chooses nothing that can be quantized.
+        ValueError: `where` selects nothing that can be quantized.
 
     >>> import flax.linen as nn, jax.numpy as jnp, solstice
     >>> from solstice import compat
@@ -60,8 +60,8 @@ def quantize(model: Model, *, bits: int = 8, where: Where = "*") -> WrappedModel
     if not suited:
         found = ", ".join(described(weights[i].path, weights[i].node) for i in among)
         raise InvalidValueError(
-            f"where is expected to choose weights of floats with two axes longer than 1; it "
-            f"chooses {found}."
+            f"where is expected to select float weights with two axes longer than 1; it "
+            f"selects {found}."
         )
     made = [_quantized(one, bits) if i in suited else one for i, one in enumerate(weights)]
     return WrappedModel(model, made, structure)
@@ -85,7 +85,7 @@ class Quantized(Composed):
 
     @classmethod
     def of(cls, weight: Array, bits: int) -> "Quantized":
-        """Return a weight in so many bits."""
+        """Return a weight quantized to `bits` bits."""
         most = 2 ** (bits - 1) - 1
         # A scale of float16 might be too small for its type.
         wide = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))

@@ -1,7 +1,7 @@
 """Tags: an identity operation that gives a value a name in a traced program.
 
-A tag is there only while `capture` or `intervene` traces a network; in any other call `tag` returns
-what it is given, so that networks with tags compute, compile and train as those without.
+A tag exists only while `capture` or `intervene` traces a network; in any other call `tag` returns
+its argument, so networks with tags compute, compile and train exactly like those without.
 """
 
 import functools
@@ -22,13 +22,13 @@ from solstice.tree.pytree import PyTree, PyTreeDef
 
 _T = TypeVar("_T")
 
-# jax keeps what it traced within this context apart, so that a function which is jitted inside the
-# network is traced anew, with its tags.
+# jax caches traces in this context separately, so a function that is jitted inside the network is
+# traced again, with its tags.
 tagging: Any = jax.make_user_context(False)
 
 
 class Form(NamedTuple):
-    """How a tagged value is put together: `parts` has None for each array of it."""
+    """The structure of a tagged value: `parts` has None for each of its arrays."""
 
     structure: PyTreeDef
     parts: tuple[Any, ...]
@@ -41,14 +41,14 @@ class Form(NamedTuple):
 
 
 def tag(name: str, value: _T) -> _T:
-    """Name a value inside of a network, for `compat.capture` and `compat.intervene`.
+    """Name a value inside a network, for `compat.capture` and `compat.intervene`.
 
     The sub-modules of Flax, Haiku, Equinox and Keras need no tag: they have paths. In a plain
     function, tag values; in a Stax network, tag layers before they are joined.
 
     Args:
-        name: Its path, such as "block/attention". A name that is used several times in a pass
-            counts its uses: "block/attention#0", "block/attention#1".
+        name: Its path, such as "block/attention". A name that is used several times in a pass gets
+            a number for each use: "block/attention#0", "block/attention#1".
         value: An array or a tree of them, which is returned; or a function, or a Stax
             (init, apply) pair, which is returned with its outputs tagged.
 
@@ -77,7 +77,7 @@ def tag(name: str, value: _T) -> _T:
     name = arguments.text(name, "name")
     if "#" in name:
         raise InvalidValueError(
-            f"name is expected to have no '#', which counts the uses of a name; it is {name!r}."
+            f"name is expected to have no '#', which numbers the uses of a name; it is {name!r}."
         )
     given: Any = value
     if type(given) is tuple and len(given) == 2 and all(map(callable, given)):
@@ -88,16 +88,16 @@ def tag(name: str, value: _T) -> _T:
         return new
     if not _is_function(given):
         raise InvalidTypeError(
-            f"value is expected to be an array, a tree of them, a function or a Stax layer; it is "
-            f"{describe(given)}. In a function, its parameters would be hidden from the network "
-            f"that it is part of, and not trained. Tag what it returns: "
-            f"compat.tag({name!r}, layer(x))."
+            "value is expected to be an array, a tree of them, a function or a Stax layer; it is "
+            f"{describe(given)}. Inside a function, its parameters would be hidden from the "
+            f"network that it is part of, and not trained. Tag its output: compat.tag({name!r}, "
+            "layer(x))."
         )
     return tagged_call(name, given)  # pyright: ignore[reportReturnType]
 
 
 def tagged(path: str, value: PyTree) -> PyTree:
-    """Return a value with a tag around its arrays; the very same one outside of `tagging`."""
+    """Return a value with a tag on its arrays; outside of `tagging`, the value itself."""
     if not tagging.value:
         return value
     leaves, structure = jax.tree.flatten(value)
@@ -107,7 +107,7 @@ def tagged(path: str, value: PyTree) -> PyTree:
 
 
 def tagged_call(path: str, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """Return a function that tags what it returns."""
+    """Return a function that tags its outputs."""
 
     @functools.wraps(function)
     def call(*args: PyTree, **kwargs: PyTree) -> PyTree:
@@ -118,9 +118,9 @@ def tagged_call(path: str, function: Callable[..., PyTree]) -> Callable[..., PyT
 
 @functools.cache
 def tagged_class(cls: type[_T], path: str) -> type[_T]:
-    """Return a subclass that tags what its `__call__` returns, always the same for a path.
+    """Return a subclass that tags the outputs of its `__call__`; the same one each time for a path.
 
-    jax keeps a compiled program, and Flax and Equinox a registration, for every class there is.
+    For every class, jax keeps a compiled program, and Flax and Equinox a registration.
     """
 
     def __call__(self: Any, *args: PyTree, **kwargs: PyTree) -> PyTree:  # noqa: N807
@@ -132,7 +132,7 @@ def tagged_class(cls: type[_T], path: str) -> type[_T]:
 
 
 def tag_calls(path_of: Callable[[Any], str]) -> Callable[..., PyTree]:
-    """Return an interceptor of methods that tags what each `__call__` of a module returns.
+    """Return a method interceptor that tags the outputs of each module's `__call__`.
 
     Args:
         path_of: Returns a module's path; empty for the network itself, which gets no tag.
@@ -158,7 +158,7 @@ def tag_calls(path_of: Callable[[Any], str]) -> Callable[..., PyTree]:
 
 
 def _is_function(value: Callable[..., Any]) -> bool:
-    """Say whether a callable is a function, perhaps one that jax or functools made."""
+    """Return whether a callable is a function, also one made by jax or functools."""
     if isinstance(value, functools.partial):
         return _is_function(value.func)
     made_by = type(value).__module__.partition(".")[0]
@@ -175,7 +175,7 @@ tag_p.def_impl(lambda *arrays, **_: list(arrays))
 tag_p.def_abstract_eval(lambda *avals, **_: list(avals))
 mlir.register_lowering(tag_p, lambda context, *arrays, **_: list(arrays))
 
-# What a tag is in a derivative that the network takes itself: there no value can be exchanged.
+# A tag in a derivative that the network takes itself: no value can be replaced there.
 derivative_p = Primitive("solstice_tag_derivative")
 derivative_p.def_impl(lambda array, **_: array)
 derivative_p.def_abstract_eval(lambda aval, **_: aval)
@@ -194,7 +194,7 @@ def _differentiate(arrays: Any, tangents: Any, *, path: str, form: Static[Form])
 
 
 def _batch(arrays: Any, axes: Any, **about: Any) -> Any:
-    """What vmap stacks goes along the first axis."""
+    """Values stacked by vmap have the batch axis first."""
     moved = [
         array if axis is None else jnp.moveaxis(array, axis, 0)
         for array, axis in zip(arrays, axes, strict=True)

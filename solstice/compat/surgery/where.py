@@ -1,4 +1,4 @@
-"""Which of a network's parts a call is about: a glob over their paths, or a predicate."""
+"""Selecting parts of a network: with a glob over their paths, or with a predicate."""
 
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -9,7 +9,7 @@ from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.names import matches
 
-# A glob, whose `*` stands for any text (slashes too), or a function of a path.
+# A glob, whose `*` matches any characters (slashes too), or a function of a path.
 Where = str | Callable[[str], Any]
 # How many paths a message lists.
 _MANY = 8
@@ -23,26 +23,26 @@ def chosen(
     what: str = "weights",
     groups: Sequence[str] | None = None,
 ) -> list[int]:
-    """Return the indices of the paths that `where` chooses.
+    """Return the indices of the paths that `where` selects.
 
     Args:
         paths: All paths that exist.
         where: The user's argument.
         name: The name of that argument.
-        what: What the paths are of, for messages.
+        what: What the paths belong to, for messages.
         groups: A second name for each path, which a glob may match too.
 
     Raises:
         TypeError: `where` is neither a string nor a function of a path.
-        ValueError: It chooses none; the message lists the nearest.
+        ValueError: It selects none; the message lists the closest paths.
 
     >>> chosen(["head/kernel", "body/kernel"], "head/*")
     [0]
     >>> chosen(["head/kernel", "body/kernel"], "haed/*")
     Traceback (most recent call last):
         ...
-    solstice.errors.InvalidValueError: where, the glob 'haed/*', is expected to choose some of the \
-network's weights, and chooses none of head/kernel, body/kernel.
+    solstice.errors.InvalidValueError: where, the glob 'haed/*', is expected to select some of the \
+    network's weights, and selects none of head/kernel, body/kernel.
     """
     if isinstance(where, str):
         names = zip(paths, groups or paths, strict=True)
@@ -61,6 +61,6 @@ network's weights, and chooses none of head/kernel, body/kernel.
         return found
     rest = f" and {len(paths) - len(near)} more" * (len(paths) > len(near))
     raise InvalidValueError(
-        f"{name}, {said}, is expected to choose some of the network's {what}, and chooses none of "
+        f"{name}, {said}, is expected to select some of the network's {what}, and selects none of "
         f"{', '.join(near) or 'them, for there are none'}{rest}."
     )

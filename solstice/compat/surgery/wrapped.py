@@ -1,7 +1,7 @@
-"""A network whose weights are computed before each call: what adapts it knows no library.
+"""A network whose weights are computed before each call, in any library.
 
-The network's own adapter is kept without its arrays and is called with the weights joined, so no
-operation is intercepted, and what holds for the adapter holds for the wrapper.
+The network's own adapter is kept without its arrays and called with the computed weights. So no
+operation is intercepted, and the wrapper satisfies the same laws as the adapter.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Weight(NamedTuple):
 
     Attributes:
         path: Its path in the network's own tree.
-        node: The array, what it is computed from, or a box.
+        node: The array, the node that computes it, or a box.
         trained: Which of the node's arrays are among `params`: booleans in a node like it.
         trainable: Which `compat.unfreeze` puts there.
     """
@@ -46,11 +46,11 @@ def weights_of(model: Model) -> tuple[list[Weight], PyTreeDef]:
 
 
 class WrappedModel(Model):
-    """A network some of whose weights are computed from others before each call.
+    """A network with weights that are computed from other arrays before each call.
 
     `compat.lora` and `compat.quantize` return it. It is called, trained, frozen, saved and resumed
-    as the network's own model; `unwrap()` returns the library's object with the weights joined, and
-    `compat.merge` the network's own model.
+    like the network's own model; `unwrap()` returns the library's object with the computed weights,
+    and `compat.merge` the network's own model.
 
     Attributes:
         inner: The network's own model, without arrays.
@@ -78,7 +78,7 @@ class WrappedModel(Model):
     _holes: bool = eqx.field(static=True)
 
     def __init__(self, model: Model, weights: Sequence[Weight], structure: PyTreeDef) -> None:
-        """Put other weights into a network, which does not change; arrays are shared.
+        """Insert other weights into a network, which does not change; arrays are shared.
 
         Args:
             model: The network, wrapped before or not.
@@ -161,7 +161,7 @@ def merge(model: Model) -> Model:
         model: An adapted network; one without computed weights is returned unchanged.
 
     Raises:
-        TypeError: It is no `compat.Model`.
+        TypeError: It is not a `compat.Model`.
 
     >>> import equinox as eqx, jax, jax.numpy as jnp
     >>> from solstice import compat
@@ -177,6 +177,6 @@ def merge(model: Model) -> Model:
 
 
 def _trained(model: Model, weights: PyTree) -> PyTree:
-    """Return booleans like a model's weights: which of them are among its params."""
+    """Return booleans in a tree like a model's weights: which of them are params."""
     paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(model.params)}
     return jax.tree_util.tree_map_with_path(lambda path, _: path in paths, weights)

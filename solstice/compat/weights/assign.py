@@ -1,12 +1,11 @@
-"""Which layer of a source goes to which layer of a model: by name, by order of use, by likeness.
+"""Matches layers of a source with layers of a model: by name, order of use, or similarity.
 
-    first    layers of one name, then of one name but for its numbers, in the order of these
+    first    layers with equal names, then with names that differ only in numbers, in their order
     then     the k-th layer of some roles and shapes goes to the k-th such layer in order of use
-    then     fused and split projections, and layers of which one has a bias more than the other
-    last     if one side has more layers of a form than the other, the most similar names
+    then     fused and split projections, and layers of which only one has a bias last     if one
+    side has more layers of a shape than the other, the most similar names
 
-Nothing is guessed silently: if another layer of the same form could have been meant, the pairs
-say which.
+Nothing is guessed silently: if another layer of the same shape is possible, the pairs list it.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ _T = TypeVar("_T")
 _PARTS = (2, 3)  # a gate and a value in one array; query, key and value
 
 
-# What the layers of attention are called.
+# The names of attention layers.
 _PROJECTIONS = {
     kind: {(name,) for name in names.split()}
     for kind, names in {
@@ -44,7 +43,7 @@ class Match:
     Attributes:
         target: Of the model.
         source: Of the source.
-        uses: How the source's layer is read.
+        uses: How the source's layer is interpreted.
         how: How it was found.
         group: Which matches it could be exchanged with; None if a name decided.
         layouts: How the source's layer may be read, the likeliest, `uses`, first.
@@ -89,7 +88,7 @@ class Match:
 
 @dataclasses.dataclass
 class Assignment:
-    """The matches, and the layers that are left on either side."""
+    """The matches, and the unmatched layers on either side."""
 
     matches: list[Match]
     targets: list[Layer]
@@ -104,7 +103,7 @@ class Assignment:
 
 
 def assign(targets: Sequence[Layer], sources: Sequence[Layer]) -> Assignment:
-    """Return which layers go together, and which are left over.
+    """Return the matched layers, and the unmatched ones.
 
     Args:
         targets: A model's layers, in order of use.
@@ -142,7 +141,7 @@ def _by_name(found: Assignment, key: Callable[[str], tuple[str, ...]]) -> None:
         ]
         if all(readings):
             for target, source, uses in zip(ours, its, readings, strict=True):
-                # Of several with one name but for numbers, their order decides.
+                # If names differ only in numbers, their order decides.
                 alone = len(ours) == 1
                 group = None if alone else (name, signature_of(target.uses))
                 found.add(target, source, uses or (), BY_NAME, group)
@@ -163,7 +162,7 @@ def _by_projection(found: Assignment) -> None:
 
 
 def _by_order(found: Assignment) -> None:
-    """Match in order of use, first as sources are likeliest meant, then as they can be read."""
+    """Match in order of use: first by the likeliest reading of each source, then by any reading."""
     for depth in range(max((len(layer.readings) for layer in found.sources), default=0)):
         readings = _grouped(
             [layer for layer in found.sources if len(layer.readings) > depth],
@@ -178,7 +177,7 @@ def _by_order(found: Assignment) -> None:
 
 
 def _split(found: Assignment) -> None:
-    """Cut layers whose matrix holds several side by side, if the other side has them apart."""
+    """Split layers with several matrices side by side, if the other side has them separately."""
     for ours, theirs in ((found.targets, found.sources), (found.sources, found.targets)):
         wanted = {key for layer in ours for key in map(signature_of, layer.readings)}
         for layer in list(theirs):

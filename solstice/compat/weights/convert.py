@@ -1,4 +1,4 @@
-"""A network's weights in a network of another library, with proof that both compute the same."""
+"""Moves weights to a network of another library, and checks that both compute the same."""
 
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
@@ -41,16 +41,16 @@ _WHAT = "a compat.Model, such as exp.model or compat.as_model(network, example, 
 def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     """Return `like` with the weights of `model`: the same network in another library.
 
-    Leaves are matched by how the networks use them and in which order, which a trace of each call
-    shows; names and layouts do not matter. Orders of a recurrent cell's gates are tried. Then both
-    networks run on the example, once with random weights and once with `model`'s, and must agree.
-    Neither model changes.
+    A trace of each call shows how, and in which order, the networks use their leaves; leaves are
+    matched by that, not by names or layouts. All orders of a recurrent cell's gates are tried. Then
+    both networks run on the example, once with random weights and once with `model`'s, and must
+    agree. Neither model changes.
 
     The result continues training as `model` would: running averages are copied, and their
     correction for the first steps (`Model.settle_averages`) is over.
 
     Args:
-        model: The network that has the weights. A wrapped one (`compat.lora`, `compat.quantize`) is
+        model: The network with the weights. A wrapped one (`compat.lora`, `compat.quantize`) is
             merged first.
         like: A network of the same architecture, in any library, not wrapped. The result has its
             structure, dtypes and placement.
@@ -78,7 +78,7 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     if isinstance(like, WrappedModel):
         raise InvalidTypeError(
             "like is expected to be a network's own model; it is a WrappedModel, whose factors or "
-            "codes no other network has. Convert first, then wrap: "
+            "quantized values no other network has. Convert first, then wrap: "
             "compat.lora(compat.convert(model, like=compat.merge(like), example=x), ...)."
         )
     given = as_inputs(example)
@@ -151,7 +151,7 @@ def _first_equal(source: _Side[Any], target: _Side[Any], reference: PyTree) -> t
         if best is None or gap < best[0]:
             best = gap, pairs, given, found
         if has_one_order(source.trace) and unlike(source.trace, target.trace):
-            break  # no order of layers makes up for another epsilon or activation
+            break  # no order of layers compensates for another epsilon or activation
     if best is None and clash is not None:
         raise clash
     assert best is not None  # `candidates` yields one at least, or raises
@@ -160,7 +160,7 @@ def _first_equal(source: _Side[Any], target: _Side[Any], reference: PyTree) -> t
 
 
 def _check_far(pairs: Sequence[Pair], source: _Side[Any], target: _Side[Any]) -> None:
-    """Raise where outputs differ once biases are large: an activation ends early in one network.
+    """Raise if outputs differ when biases are large: an activation saturates in one network only.
 
     Rounding grows with the biases, so only a difference that no rounding explains counts.
     """
@@ -176,8 +176,8 @@ def _check_far(pairs: Sequence[Pair], source: _Side[Any], target: _Side[Any]) ->
     if is_finite(goal) and difference(target.run(target.arrays | found), goal) > _GROSS:
         raise InvalidValueError(
             "convert() is expected to give a network that computes the same for activations of any "
-            "size; with large biases, the outputs differ. It seems that an activation or a clip "
-            "ends early in one network alone, as relu6 does. Give `like` the hyper-parameters of "
+            "size; with large biases, the outputs differ. Probably an activation or a clip "
+            "saturates in one network only, as relu6 does. Give `like` the hyper-parameters of "
             "model."
         )
 
@@ -190,7 +190,7 @@ def _refusal(
     given: Arrays,
     found: Arrays,
 ) -> str:
-    """Say by how much outputs differ, from which layer on, and why that may be."""
+    """Describe by how much outputs differ, from which layer on, and why that may be."""
     last, first = first_divergence(
         pairs, (source.model, given), (target.model, {**target.arrays, **found}), source.inputs
     )

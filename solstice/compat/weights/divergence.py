@@ -26,11 +26,11 @@ def first_divergence(
     like: tuple[Model, Mapping[str, Any]],
     inputs: tuple[PyTree, ...],
 ) -> tuple[Use | None, Use | None]:
-    """Return the last layer of the target that gives the same, and the first that does not.
+    """Return the last layer of the target with equal results, and the first with different ones.
 
-    A layer is a product, a convolution or a lookup outside of loops over time; what it gives is
-    compared sorted, so that layouts do not matter. The first layer is None if none gives the
-    same; the second is None if all do, and the difference is after them.
+    A layer is a product, a convolution or a lookup outside of loops over time; its results are
+    compared sorted, so that layouts do not matter. The first layer is None if no results are equal;
+    the second is None if all are, and the difference comes later.
 
     Args:
         pairs: Which leaf goes with which.

@@ -1,4 +1,4 @@
-"""Alike layers exchanged, and doubtful layouts changed, until the model gives the right outputs."""
+"""Swaps layers of equal shapes, and doubtful layouts, until the model gives the right outputs."""
 
 import itertools
 import math
@@ -28,15 +28,15 @@ def ambiguous(matches: Iterable[Matched]) -> list[list[Matched]]:
 def nearest_exchange(
     matches: Sequence[Matched], far: Callable[[list[Matched]], float], exchanged: _Exchange
 ) -> list[Matched] | None:
-    """Return the first assignment that is near enough.
+    """Return the first assignment that is close enough.
 
-    If they are few, all orders of alike layers are tried, with all layouts that were told to be
-    doubtful. Then, or if they are many, the nearest one is changed as long as it gets nearer, also
-    by layouts that nothing spoke for.
+    If they are few, all orders of layers of equal shapes are tried, with all layouts that are in
+    doubt. Then, or if they are many, the nearest one is changed as long as it gets nearer, also by
+    layouts for which there was no sign.
 
     Args:
         matches: The assignment to begin with.
-        far: Returns how far the outputs of an assignment are from those wanted.
+        far: Returns how far the outputs of an assignment are from the expected ones.
         exchanged: Returns the first match with the source of the second.
     """
     groups = ambiguous(matches)

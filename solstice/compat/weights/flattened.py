@@ -1,4 +1,4 @@
-"""Rows of matrices that take flattened features, put into the order of the network they go to.
+"""Reorders the rows of matrices that take flattened features for the target network.
 
 torch and Equinox flatten channels first, the others last.
 """
@@ -71,7 +71,7 @@ def row_orders(
     Args:
         target: The model's, with the axes of its rows.
         use: The source's.
-        channels: The number of channels, which tells the axis of the channels.
+        channels: The number of channels, which identifies the axis of the channels.
         channels_first: Whether the source's library flattens channels first.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a walk through a network's program knows of a value while it follows the leaves.
+"""What is known about a value while following the leaves through a network's program.
 
 A value is a piece of the leaves (elements moved about), known (it depends on neither leaves nor
 inputs) or a flow (it depends on the inputs). Reshapes, transposes, slices, and multiples and sums
@@ -94,7 +94,7 @@ def all_known(values: Sequence[Any]) -> list[Value]:
 
 
 def moved(eqn: JaxprEqn, ins: list[Value]) -> list[Value] | None:
-    """Return what is no use but a move of elements, or None."""
+    """Return the result of an operation that only moves elements, or None."""
     name, p, first = eqn.primitive.name, eqn.params, ins[0]
     if name == "optimization_barrier":
         return list(ins)
@@ -143,7 +143,7 @@ def _alike(pieces: Sequence[Piece]) -> bool:
 
 
 def dependence(values: Sequence[Value]) -> str:
-    """Say what values in a loop depend on: "carry", "input" or nothing, ""."""
+    """Describe what values in a loop depend on: "carry", "input" or nothing, ""."""
     kinds = {value.of for value in values if isinstance(value, Flow)}
     return "carry" if "carry" in kinds else "input" if "input" in kinds else ""
 

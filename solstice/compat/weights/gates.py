@@ -1,4 +1,4 @@
-"""Which gate is which in a network's recurrent cells, found by running their loops.
+"""Finds which gate is which in a network's recurrent cells by running their loops.
 
 A cell's blocks are known from the trace, and which gate each is, from what the loop makes of
 numbers: its matrices and biases for the carry are drawn at random, and one turn of the loop changes
@@ -29,7 +29,7 @@ _CLOSE_ELSE = 1e-4
 
 
 def find_gates(model: Model, example: PyTree, cells: Sequence[Cell]) -> list[Gates | None]:
-    """Return which gate each block of a model's cells is; None if it cannot be found out.
+    """Return which gate each block of a model's cells is; None if unknown.
 
     It finds those of LSTMs and GRUs, and of simple cells, which have one block.
 

@@ -17,7 +17,7 @@ from solstice.compat.weights.uses import (
 
 _NORM = MEAN, VARIANCE, SCALE
 Signature = tuple[tuple[Any, int], ...]
-# Prefixes of all names in a network, which say nothing.
+# Prefixes of all names in a network, which carry no information.
 _OUTSIDE = {"params", "state", "module", "model", "_orig_mod", "vars", "batch_stats", "variables"}
 
 
@@ -26,9 +26,9 @@ class Layer:
     """The uses of a layer.
 
     Attributes:
-        name: What the names of its leaves begin with.
-        readings: Its uses, in each way that they can be understood, the likeliest first. Those of
-            a model's layer are known from its trace, so there is one.
+        name: The common prefix of the names of its leaves.
+        readings: Its uses, in each possible reading, the likeliest first. A model's layer has one
+            reading, from its trace.
     """
 
     name: str
@@ -89,7 +89,7 @@ def traced_layers(uses: Sequence[Use]) -> list[Layer]:
 
 
 def _belongs(use: Use, layer: list[Use]) -> bool:
-    """Say whether a use belongs to a layer, or begins another."""
+    """Return whether a use belongs to a layer, or begins another."""
     roles = {one.role for one in layer}
     if use.role in LAYERS or use.role in roles:
         return False
@@ -114,7 +114,7 @@ def prefix(name: str) -> str:
 
 
 def normal(name: str) -> tuple[str, ...]:
-    """Return the parts of a layer's name that say something, the same in every library.
+    """Return the informative parts of a layer's name, the same in every library.
 
     >>> normal("module.encoder.layers.0"), normal("params/encoder/layers/0"), normal("params/03_fc")
     (('encoder', 'layers', '0'), ('encoder', 'layers', '0'), ('fc',))

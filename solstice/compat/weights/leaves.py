@@ -35,7 +35,7 @@ def model_leaves(model: Model) -> dict[str, Array]:
 
 
 def float_leaves(model: Model) -> dict[str, Array]:
-    """Return the floats among a model's arrays: all that it has learned.
+    """Return the float arrays of a model: everything that it has learned.
 
     >>> import jax, jax.numpy as jnp
     >>> from jax.example_libraries import stax

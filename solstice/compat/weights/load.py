@@ -1,4 +1,4 @@
-"""Weights from anywhere into a network of any library."""
+"""Loads weights from any source into a network of any library."""
 
 import os
 import warnings
@@ -35,11 +35,11 @@ def load(
 ) -> tuple[_M, LoadReport]:
     r"""Return the model with the weights of a source, and a report of what went where.
 
-    An array with the name and shape of a leaf goes there, as all of a file from `compat.save` do.
-    For the others, names and shapes show what an array is for, and a trace of the model what a leaf
-    is for. Layers with equal names are matched first, then the k-th layer of a kind with the k-th
-    in order of use, then the most similar names. Layouts are converted. If another array of the
-    same kind could have been meant, the report and a warning say so.
+    An array with the name and shape of a leaf goes there; in a file from `compat.save`, all do. For
+    the others, names and shapes show the role of an array, and a trace of the model shows the role
+    of a leaf. Layers with equal names are matched first, then the k-th layer of a kind with the
+    k-th in order of use, then the most similar names. Layouts are converted. If another array of
+    the same kind is possible, the report and a warning say so.
 
     Args:
         model: An adapted network of any library; it does not change. A wrapped one (`compat.lora`,
@@ -50,24 +50,24 @@ def load(
             such as a torch module's `state_dict()`. Nothing is unpickled.
         example: A batch of inputs, or their `jax.ShapeDtypeStruct`s, for the trace; several inputs
             as a tuple. Needed if the model has no `model.example` and not all names match.
-        rename: New names for arrays before they are matched: from regular expressions, found
-            anywhere in a name, to their replacements, or to None to leave the array out; or a
-            function from a name to the new one, or to None. The layout follows the old name.
+        rename: New names for arrays before they are matched: from regular expressions, which match
+            anywhere in a name, to their replacements, or to None to drop the array; or a function
+            from a name to the new one, or to None. The old name determines the layout.
         strict: Whether leftovers on either side are an error; otherwise the report lists them.
-        outputs: What the original network returns for `example`, in evaluation; `example` must then
-            be arrays. Layers of equal shapes are exchanged until the model returns it too.
+        outputs: The original network's outputs for `example`, in evaluation; `example` must then be
+            arrays. Layers of equal shapes are swapped until the model gives the same outputs.
 
     Returns:
         The loaded model, each leaf in its own dtype, and the report, which prints as a table.
 
     Raises:
-        DamagedFileError: A file is truncated, or has another format than its name says.
-        UnequalOutputsError: No assignment that was tried gives `outputs`.
+        DamagedFileError: A file is truncated, or its format does not match its suffix.
+        UnequalOutputsError: No tried assignment gives `outputs`.
         ImportError: A format needs a package that is not installed; the message says which.
         FileNotFoundError: There is no such file.
-        TypeError: An argument has a wrong type, or the source holds other things than arrays.
-        ValueError: Something is left over, or does not fit; `rename` matches nothing or makes two
-            names one; a file is empty or of an unknown format.
+        TypeError: An argument has a wrong type, or the source holds something other than arrays.
+        ValueError: Something is unmatched or does not fit; `rename` matches nothing or gives two
+            arrays one name; a file is empty or of an unknown format.
 
     Weights of torch are (out, in), kernels of Flax (in, out):
 
@@ -112,7 +112,7 @@ def load(
     if outputs is not None:
         plan.settle(as_inputs(example), outputs)
     with warnings.catch_warnings():
-        # What a cast loses is an error below.
+        # Values lost in a cast raise an error below.
         warnings.simplefilter("ignore", np.exceptions.ComplexWarning)
         warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
         loaded, report = plan.finish(strict=strict)
@@ -123,7 +123,7 @@ def load(
 def _check_casts(
     report: LoadReport, arrays: Mapping[str, np.ndarray], leaves: Mapping[str, Any]
 ) -> None:
-    """Raise where a leaf's dtype cannot hold the numbers that it got."""
+    """Raise if a leaf's dtype cannot hold its new values."""
     for row in report.rows:
         leaf = leaves[row.leaf]
         for name in row.sources:
@@ -143,10 +143,10 @@ def _check_casts(
 
 
 def _check_wrapped(plan: Plan, leaves: Iterable[str], *, strict: bool) -> None:
-    """Raise unless names alone match: a trace cannot tell a base weight from its factors.
+    """Raise unless all names match: a trace cannot distinguish a base weight from its factors.
 
     Raises:
-        ValueError: The message names the first leaf or array that is left over.
+        ValueError: The message names the first unmatched leaf or array.
     """
     left = next(iter(plan.rest), None)
     missing = next((leaf for leaf in leaves if leaf not in plan.by_name), None)

@@ -1,4 +1,4 @@
-"""Which use gets which, in `compat.convert`: every way to pair the uses of two traced networks.
+"""Pairs the uses of two traced networks, in every possible way, for `compat.convert`.
 
     for pairs in candidates(target_uses, source_uses):    # the likeliest first
         arrays = values(pairs, source_arrays, target_arrays)
@@ -31,7 +31,7 @@ _SWAPS = 100  # how many other orders of alike layers are proposed
 
 
 class MismatchError(InvalidValueError):
-    """Two networks do not use their weights alike: the message names the first place.
+    """Two networks use their weights differently: the message names the first place.
 
     Attributes:
         target: The first leaf of the target that nothing fits; None if all of its leaves fit.
@@ -85,7 +85,7 @@ def _candidates(target: Sequence[Use], source: Sequence[Use]) -> Iterator[tuple[
 
 
 def _orders(target: Sequence[Use], source: Sequence[Use]) -> Iterator[tuple[Pair, ...]]:
-    """Yield pairings of uses outside of loops: in order, then with two exchanged that are alike."""
+    """Yield pairings of uses outside of loops: in order, then with two similar ones swapped."""
     if len(target) != len(source):
         target, source = _once(target), _once(source)
     ours, theirs = _layers(target), _layers(source)
@@ -102,7 +102,7 @@ def _orders(target: Sequence[Use], source: Sequence[Use]) -> Iterator[tuple[Pair
 
 
 def _exchanged(items: Sequence[_T], kind: Callable[[_T], Any]) -> Iterator[list[_T]]:
-    """Yield the items with two exchanged that are of one kind."""
+    """Yield the items with two of the same kind swapped."""
     for i, j in itertools.combinations(range(len(items)), 2):
         if kind(items[i]) == kind(items[j]):
             order = list(items)
@@ -185,9 +185,7 @@ def _cell_orders(target: Sequence[Cell], source: Sequence[Cell]) -> Iterator[tup
         place = alike.index(False)
         if target[place].signature == source[place].signature:
             return
-        raise _mismatch(
-            target[place].uses, source[place].uses, "cells of other sizes or of another kind"
-        )
+        raise _mismatch(target[place].uses, source[place].uses, "cells of different sizes or kinds")
     for ways in itertools.product(*map(pairings_of_cells, kinds)):
         way = dict(zip(kinds, ways, strict=True))
         yield tuple(

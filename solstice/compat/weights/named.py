@@ -1,4 +1,4 @@
-"""What the arrays of a source are for, by the names that libraries give them and their shapes.
+"""Finds the roles of a source's arrays from their names and shapes.
 
 A name's last part says the role and the layout: a `weight` is (out, in), a `kernel` (in, out).
 If several readings are possible (an embedding's `weight` is a table), all are kept, the likeliest
@@ -44,7 +44,7 @@ _FROM_HEADS = re.compile(r"(^|[./_])(out|o|output|attention_output|output_dense)
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """What the names of a source say.
+    """The roles that the names of a source give.
 
     Attributes:
         layers: In the order of the names.
@@ -63,7 +63,7 @@ def read_names(
     wanted: Set[tuple[int, ...]] = frozenset(),
     loops: bool = True,
 ) -> Named:
-    """Return what arrays are for.
+    """Return the roles of arrays.
 
     Args:
         arrays: By the names they have in the source, which say roles and layouts.

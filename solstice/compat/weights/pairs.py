@@ -53,7 +53,7 @@ class Pair:
 
 
 def _plain(pair: Pair, use: Use) -> bool:
-    """Say whether values are copied without change, bit for bit."""
+    """Return whether values are copied without change, bit for bit."""
     target = pair.target
     shifts = target.role == VARIANCE or use.shift == target.shift
     same = use.factor == target.factor and shifts

@@ -1,4 +1,4 @@
-"""What goes where in `compat.load`: first what names say, then what a trace does, then outputs."""
+"""Decides what goes where in `compat.load`: by names first, then by a trace, then by outputs."""
 
 import math
 import warnings
@@ -35,12 +35,12 @@ from solstice.compat.weights.words import OUT_IN, is_ignored, says_layout
 from solstice.tree.kinds import is_typed_key
 from solstice.tree.pytree import PyTree
 
-# How leaves were matched about which there is no doubt.
+# Kinds of matches that are certain.
 _SURE = (BY_NAME, BY_GATES)
 
 
 class Plan:
-    """What goes where, as far as it is known.
+    """The known matches.
 
     Attributes:
         model: The model that is loaded into.
@@ -115,7 +115,7 @@ class Plan:
         return leaf, next((name for name in self.rest if self._is_weight(name)), None)
 
     def match_uses(self, inputs: PyTree) -> None:
-        """Match what is left by what a trace says that leaves are for."""
+        """Match the rest by the roles that a trace gives to leaves."""
         self._trace = trace(self.model, inputs)
         weights = {name: new for name, new in self.rest.items() if self._is_weight(name)}
         uses = [as_written(use) for use in self._trace.uses if use.leaf not in self.by_name]
@@ -138,10 +138,10 @@ class Plan:
         self._found.matches[:] = map(self._layouts.of, self._found.matches)
 
     def settle(self, inputs: tuple[PyTree, ...], outputs: PyTree) -> None:
-        """Exchange alike layers until the model gives some outputs.
+        """Swap layers of equal shapes until the model gives some outputs.
 
         Raises:
-            UnequalOutputsError: No assignment that was tried does.
+            UnequalOutputsError: No tried assignment does.
         """
         base = self._based()
         run, floats = evaluation(base, inputs), float_leaves(base)
@@ -178,10 +178,10 @@ class Plan:
             self._notes.append(f"The outputs given decided between layouts, at try {tries}.")
 
     def finish(self, *, strict: bool) -> tuple[Any, LoadReport]:
-        """Return the loaded model and the report, with a warning of what is ambiguous.
+        """Return the loaded model and the report, with a warning about ambiguous matches.
 
         Raises:
-            ValueError: Something is left over on either side, and `strict`.
+            ValueError: Something is unmatched on either side, and `strict` is True.
         """
         pairs, base = self._pairs(self._all), self._based()
         if self._how is None:
@@ -232,7 +232,7 @@ class Plan:
         return [*pairs, *self._ties]
 
     def _based(self) -> Any:
-        """Return the model with what went by name, and averages as after long training."""
+        """Return the model with the arrays matched by name, and averages as after long training."""
         model = self.model
         if self._has_statistics(self._pairs(self._all)):
             model = model.settle_averages()
@@ -248,7 +248,7 @@ class Plan:
         return self.source.arrays[name].dtype.kind not in "iub" and not is_ignored(name)
 
     def _unused(self, pairs: Sequence[Pair]) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
-        """Return the arrays that went nowhere: those that should not have, and the others."""
+        """Return the unused arrays: those that should have been used, and the others."""
         arrays = self.source.arrays
         taken = {use.leaf for pair in pairs for use in pair.sources}
         unused, ignored = {}, []
@@ -295,7 +295,7 @@ class Plan:
 
 
 def _is_like(array: np.ndarray, leaf: Any) -> bool:
-    """Say whether an array can replace a leaf without a change of its layout."""
+    """Return whether an array can replace a leaf without a change of its layout."""
     leaf = numbers_like(leaf)
     floats = all(jax.numpy.issubdtype(one.dtype, np.inexact) for one in (array, leaf))
     return array.shape == leaf.shape and (floats or array.dtype.kind == leaf.dtype.kind)
@@ -311,7 +311,7 @@ def _cast(arrays: Sequence[np.ndarray], leaf: Any) -> str:
 
 
 def _left_parts(pairs: Sequence[Pair], leaves: Mapping[str, Any]) -> set[str]:
-    """Return the leaves of which only a part got numbers."""
+    """Return the leaves that were only partly filled."""
     counts: dict[str, int] = {}
     for pair in pairs:
         counts[pair.target.leaf] = counts.get(pair.target.leaf, 0) + pair.target.index.size

@@ -1,4 +1,4 @@
-"""Whether two networks compute the same, on random weights and on the real ones."""
+"""Checks whether two networks compute the same, on random weights and on the real ones."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -63,8 +63,8 @@ def _gap(ours: np.ndarray, its: np.ndarray) -> float:
 def drawn(uses: Sequence[Use], arrays: Arrays, seed: int = 0) -> dict[str, np.ndarray]:
     """Return random values of a size that keeps activations near 1, all elements unequal.
 
-    A fresh network's biases are all 0 and its scales all 1, which would hide that two of them are
-    exchanged.
+    A new network's biases are all 0 and its scales all 1, which would hide that two of them are
+    swapped.
     """
     generator = np.random.default_rng(seed)
     made = {path: np.array(leaf) for path, leaf in arrays.items()}
@@ -87,7 +87,7 @@ def drawn(uses: Sequence[Use], arrays: Arrays, seed: int = 0) -> dict[str, np.nd
 
 
 def is_finite(outputs: PyTree) -> bool:
-    """Say whether all outputs are finite."""
+    """Return whether all outputs are finite."""
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(outputs))
 
 

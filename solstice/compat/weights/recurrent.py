@@ -1,9 +1,9 @@
-"""Cells of recurrent networks: their gates, in whatever order a library keeps them.
+"""Cells of recurrent networks: their gates, in any library's order.
 
-A loop over time holds matrices that take the input and matrices that take the carry. Cut into
-blocks as wide as the carry, a matrix for each gate is what is left in any library, whether it
-keeps eight kernels, two or one. Which gate is which is not asked: libraries disagree about the
-order only, and about a 1 that is added to the forget gate, so all orders are proposed.
+A loop over time holds matrices that take the input and matrices that take the carry. Split into
+blocks as wide as the carry, they give one matrix per gate in any library, whether it stores eight
+kernels, two or one. Libraries differ in the order of the gates, and in a 1 that some add to the
+forget gate, so all orders are proposed.
 """
 
 import dataclasses
@@ -92,7 +92,7 @@ class Cell:
         return count if fits else 0
 
     def fits(self, other: "Cell") -> bool:
-        """Say whether the other cell is of the same kind and sizes."""
+        """Return whether the other cell is of the same kind and sizes."""
         return (
             self.gates == other.gates != 0
             and self.of_input[0].shape == other.of_input[0].shape

@@ -1,4 +1,4 @@
-"""A user's rules for names: regular expressions with what replaces a match, or a function."""
+"""A user's rules for names: regular expressions with replacements, or a function."""
 
 import difflib
 import re
@@ -16,14 +16,14 @@ def renamed(names: Iterable[str], rename: Renames, argument: str = "rename") -> 
 
     Args:
         names: The names.
-        rename: From regular expressions, found anywhere in a name, to what replaces the
-            match, as in `re.sub`; one after the other. None leaves out each name that matches. Or
-            a function from a name to its new one, or to None.
+        rename: From regular expressions, which match anywhere in a name, to replacements, as in
+            `re.sub`; applied one after the other. None drops each name that matches. Or a function
+            from a name to its new one, or to None.
         argument: The name of the user's argument.
 
     Raises:
         TypeError: A rule is neither a string nor None.
-        ValueError: A rule is no regular expression, or matches no name, or two names become one.
+        ValueError: A rule is not a regular expression or matches no name, or two names become one.
 
     >>> renamed(["layer1.w", "layer2.w", "step"], {r"layer(\d)\.": r"stage\1/", "step": None})
     {'layer1.w': 'stage1/w', 'layer2.w': 'stage2/w'}
@@ -49,7 +49,9 @@ def renamed(names: Iterable[str], rename: Renames, argument: str = "rename") -> 
             )
         by_new[text] = name
     if names and not kept:
-        raise InvalidValueError(f"{argument} is expected to keep some arrays; it leaves out all.")
+        raise InvalidValueError(
+            f"{argument} is expected to keep some arrays; it drops all of them."
+        )
     return kept
 
 
@@ -79,6 +81,6 @@ def _text(value: object, argument: str, what: str) -> str | None:
     if value is None or (isinstance(value, str) and value):
         return value
     raise InvalidTypeError(
-        f"{argument} is expected to give a new name, or None to leave out; for {what!r} it gives "
-        f"{describe(value)}."
+        f"{argument} is expected to return a new name, or None to drop the array; for {what!r} it "
+        f"returns {describe(value)}."
     )

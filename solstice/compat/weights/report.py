@@ -1,4 +1,4 @@
-"""What `compat.load` did, leaf by leaf, as a table; and the proof by outputs."""
+"""What `compat.load` did, leaf by leaf, as a table; and a check by outputs."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,11 @@ _WIDTH = 44
 
 @dataclasses.dataclass(frozen=True)
 class LoadedLeaf:
-    """One leaf of the model, and where its numbers came from.
+    """One leaf of the model, and the source of its values.
 
     Attributes:
         leaf: Its path, from "params/" or "state/" on.
-        sources: The names of the arrays that its numbers came from.
+        sources: The names of the arrays that its values came from.
         how: How it was matched: "name", "order of use", "likeness of names", "tied" (to an
             embedding), "gates" (of a recurrent cell) or "outputs" (that were passed).
         turned: How the layout changed: "transposed (1, 0)", or "as it is".
@@ -54,8 +54,8 @@ class LoadReport:
         missing: Leaves that were not, with their shapes; empty unless `strict=False`.
         unused: Arrays of the source that were not used, with their shapes; empty unless
             `strict=False`.
-        kept: Leaves that are counters or seeds, and kept their values.
-        ignored: Arrays of the source that are no weights, such as torch's `num_batches_tracked`.
+        kept: Counters and seeds, which kept their values.
+        ignored: Arrays of the source that are not weights, such as torch's `num_batches_tracked`.
         notes: Remarks on how the source was read.
     """
 
@@ -108,7 +108,7 @@ class LoadReport:
 
         Args:
             inputs: A batch of inputs; several as a tuple.
-            outputs: What the original network returns for them, in evaluation.
+            outputs: The original network's outputs for them, in evaluation.
             inside: The outputs of all layers of that network, under any names (in torch, from
                 `register_forward_hook`). If the outputs differ, the error names the first
                 sub-module of the model whose value is not among these, in any order of axes.
@@ -118,8 +118,8 @@ class LoadReport:
             The largest difference, as `tolerance` measures it.
 
         Raises:
-            UnequalOutputsError: They differ by more. The message says what that points to: a
-                hyper-parameter (an epsilon, the form of GELU) or exchanged leaves.
+            UnequalOutputsError: They differ by more. The message names the likely cause: a
+                hyper-parameter (an epsilon, the variant of GELU) or swapped leaves.
             ValueError: The outputs have another structure or shape.
 
         >>> import equinox as eqx, jax, numpy as np
@@ -152,12 +152,15 @@ class LoadReport:
     def _layer(
         self, inputs: tuple[PyTree, ...], others: Mapping[str, np.ndarray], tolerance: float
     ) -> tuple[str | None, str]:
-        """Return the first sub-module that gives what no layer of the other network does."""
+        """Return the first sub-module whose output matches no layer of the other network."""
         first = first_difference(capture(self._model, *inputs), others, tolerance=tolerance)
         if first is None:
-            return None, "; what its sub-modules give is among inside, so they differ after these"
+            return (
+                None,
+                "; the outputs of all its sub-modules are among inside, so they differ after these",
+            )
         return first.path, (
-            f"; they differ from {first.path!r} on: the nearest of inside is {first.nearest!r}, "
+            f"; they differ from {first.path!r} on: the closest of inside is {first.nearest!r}, "
             f"{first.distance:.2g} away"
         )
 
@@ -208,10 +211,10 @@ def check_left(
     unused: dict[str, tuple[int, ...]],
     reasons: Sequence[str],
 ) -> None:
-    """Raise for what is left over on either side.
+    """Raise if something is unmatched on either side.
 
     Raises:
-        ValueError: Both are listed with their shapes, and what rename= would do.
+        ValueError: Both are listed with their shapes, with advice on rename=.
     """
     if not missing and not unused:
         return
@@ -231,7 +234,7 @@ def check_left(
         name, leaf = fits[0]
         advice += f", or match them: rename={{{name!r}: {leaf!r}}}"
     elif unused:
-        advice += f", or leave arrays out: rename={{{next(iter(unused))!r}: None}}"
+        advice += f", or drop arrays: rename={{{next(iter(unused))!r}: None}}"
     raise InvalidValueError(
         f"load() is expected to use every array of the source and to fill every leaf of the model; "
         f"{', and '.join(parts)}. {''.join(f'{reason} ' for reason in reasons)}{advice}."

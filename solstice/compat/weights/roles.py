@@ -1,10 +1,10 @@
-"""The role of each leaf of a network, and the order in which leaves are used, by a trace of a call.
+"""Finds the role of each leaf of a network, and the order of use, by tracing a call.
 
-Names say little: `Dense_0` can be the last layer, and a norm's four vectors have one shape. The
-operations of a forward pass say more: a leaf that a `dot_general` takes is a matrix, and its
-dimension numbers say which axis is contracted. So a call is traced, and every leaf is followed, as
-an array of its elements' positions, through reshapes, transposes and slices to its first use. A
-use in an operation that is not known here has that operation's name as its role.
+Names tell little: `Dense_0` can be the last layer, and a norm's four vectors have one shape. The
+operations of a forward pass tell more: a leaf that a `dot_general` takes is a matrix, and its
+dimension numbers give the contracted axis. So a call is traced, and every leaf is followed, as an
+array of its elements' positions, through reshapes, transposes and slices to its first use. For an
+operation that is not known here, the role is the operation's name.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ def trace(model: Model, example: PyTree) -> Trace:
 def forward_jaxpr(model: Model, inputs: tuple[PyTree, ...]) -> tuple[Jaxpr, list[Any]]:
     """Return the jaxpr of a model's evaluation, a function of its float leaves and of inputs.
 
-    It holds only what the outputs depend on. Its constants come second.
+    It contains only what the outputs depend on. Its constants come second.
     """
     arrays = float_leaves(model)
 
@@ -108,11 +108,11 @@ class _Walk:
         self._unrolled = 0
 
     def run(self, jaxpr: Jaxpr, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
-        """Walk a jaxpr whose arguments are known as `args`; return what its outputs are."""
+        """Walk a jaxpr whose arguments are known as `args`; return the values of its outputs."""
         return evaluate(jaxpr, consts, args, self._equation, lambda value: Known(lambda: value))
 
     def finish(self, outs: Sequence[Value]) -> None:
-        """Note leaves that are returned unchanged."""
+        """Record leaves that are returned unchanged."""
         for value in outs:
             if isinstance(value, Piece):
                 self._note("output", distinct(value.index), "", value)
@@ -232,7 +232,7 @@ class _Walk:
         rows: tuple[int, ...] = (),
         spread: int = 0,
     ) -> None:
-        """Note a use, or one for each leaf that its elements are of."""
+        """Record a use, or one for each leaf that its elements are of."""
         first, last = self._owner(index.min()), self._owner(index.max())
         parts = [index] if first == last else _blocks(index, self._owner(index))
         for part in parts:
@@ -306,7 +306,7 @@ def _merged(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _is_full(p: Any, kernel: tuple[int, ...]) -> bool:
-    """Say whether a kernel slides over every overlap, as transposed convolutions of stride 1 do."""
+    """Return whether a kernel covers every overlap, as transposed convolutions of stride 1 do."""
     reach = [(size - 1) * by for size, by in zip(kernel, p["rhs_dilation"], strict=True)]
     return max(reach) > 0 and list(p["padding"]) == [(one, one) for one in reach]
 

@@ -1,4 +1,4 @@
-"""A model's arrays in a safetensors file, under names that its library's tools read."""
+"""Writes a model's arrays to a safetensors file, under names that its library's tools read."""
 
 import json
 import os
@@ -19,24 +19,23 @@ def save(model: Model, path: str | os.PathLike[str], *, names: Renames = None) -
 
     Parameters, frozen ones included, and state are written, so `compat.load` restores the same
     bits. Typed PRNG keys (streams of Flax NNX) are written as the numbers behind them. The file is
-    written completely or not at all. The guide's page on weights says how each library's own tools
-    read it.
+    written completely or not at all. The page *Loading and saving weights* shows how each library's
+    own tools read it.
 
-    A wrapped model (`compat.lora`, `compat.quantize`) is written with its factors and codes, and
-    loads into a model that was wrapped the same way. For the library's own names, save
+    A wrapped model (`compat.lora`, `compat.quantize`) is written with its factors and quantized
+    values, and loads into a model that was wrapped the same way. For the library's own names, save
     `compat.merge(model)`.
 
     Args:
         model: An adapted network of any library.
         path: The file, whose name ends with ".safetensors"; its directory exists.
-        names: Other names: from regular expressions, found anywhere in a name, to their
-            replacements, or to None to leave an array out; or a function from a name to the new
-            one, or to None. For another library's names and layouts, save what `compat.convert`
-            returns.
+        names: Other names: from regular expressions, which match anywhere in a name, to their
+            replacements, or to None to drop an array; or a function from a name to the new one, or
+            to None. For another library's names and layouts, save what `compat.convert` returns.
 
     Raises:
         ValueError: Two arrays get one name, a pattern matches none, or the path ends otherwise.
-        OSError: The file cannot be written; what was there before is still there.
+        OSError: The file cannot be written; an existing file is unchanged.
         ImportError: safetensors is not installed.
 
     >>> import flax.linen as nn, jax.numpy as jnp, safetensors.numpy, tempfile

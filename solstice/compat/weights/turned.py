@@ -11,7 +11,7 @@ from solstice.compat.weights.uses import Use
 def turnings(
     pair: Pair, source: Mapping[str, tuple[int, ...]], target: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """Say how the layout of each source of a pair changes: "as it is", "transposed (1, 0)", ...
+    """Describe how each source's layout changes: "as it is", "transposed (1, 0)", ...
 
     Args:
         pair: The pair.

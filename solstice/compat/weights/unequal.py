@@ -1,4 +1,4 @@
-"""What it points to when two networks give unequal outputs: the words of the errors."""
+"""Likely causes of unequal outputs of two networks, for error messages."""
 
 from collections.abc import Sequence
 
@@ -23,12 +23,12 @@ def explained(
     layer: str | None = None,
     where: str = "",
 ) -> UnequalOutputsError:
-    """Return the error for outputs that are too far apart, with what that points to."""
+    """Return the error for outputs that are too far apart, with the likely cause."""
     used = ", ".join(f"{one:g}" for one in dict.fromkeys(epsilons))
     if found <= _HYPER_PARAMETERS:
         why = (
-            "A difference of this size says that the weights fit and a hyper-parameter differs: "
-            f"the epsilon of a norm{f' (here {used})' if used else ''} or the form of GELU "
+            "A difference of this size means that the weights fit and a hyper-parameter differs: "
+            f"the epsilon of a norm{f' (here {used})' if used else ''} or the variant of GELU "
             "(by tanh, or exact)"
         )
     elif suspects:
@@ -41,10 +41,10 @@ def explained(
     else:
         why = (
             "Every leaf had one array that fits, so the networks differ: in an activation, the "
-            "order of axes before a flatten, padding, or what is done to the inputs"
+            "order of axes before a flatten, padding, or preprocessing of the inputs"
         )
     if tries > 1:
-        why += f". {tries} assignments of alike layers were tried"
+        why += f". {tries} assignments of layers with equal shapes were tried"
     return UnequalOutputsError(
         f"The loaded model's outputs are expected to be those given, up to {tolerance:g}; they "
         f"differ by {found:.2g} of the largest{where}. {why}.",
@@ -54,7 +54,7 @@ def explained(
 
 
 def causes(gap: float, model: Trace, like: Trace) -> str:
-    """Say why two networks that are traced may differ by a gap, and what to do.
+    """Describe why two traced networks may differ by a gap, and what to do.
 
     Args:
         gap: How far their outputs are apart, as `proof.difference` measures it.
@@ -63,28 +63,28 @@ def causes(gap: float, model: Trace, like: Trace) -> str:
     """
     if hints := unlike(model, like):
         return (
-            f"It seems that the weights fit, and hyper-parameters differ: {'; '.join(hints)}. "
+            f"Probably the weights fit and hyper-parameters differ: {'; '.join(hints)}. "
             f"Give `like` the hyper-parameters of model."
         )
     if not has_one_order(model):
         return (
-            "It seems that the recurrent cells are of two kinds: no order of gates makes them "
-            "equal. GRUs, for example, reset before the product with the carry or after it, with "
-            "a second bias there or without. Give a `like` with the cell of model."
+            "Probably the recurrent cells are of two kinds: no order of gates makes them "
+            "equal. GRUs, for example, reset before or after the product with the carry, with "
+            "or without a second bias there. Give a `like` with the cell of model."
         )
     if gap <= _HYPER_PARAMETERS_DRAWN:
         return (
-            "It seems that the weights fit, and hyper-parameters differ. Give `like` those of "
+            "Probably the weights fit and hyper-parameters differ. Give `like` those of "
             "model: strides, paddings, numbers of heads, scales."
         )
     return (
-        "It seems that the weights fit by role and shape, and the networks join them differently. "
+        "Probably the weights fit by role and shape, but the networks combine them differently. "
         "Give a `like` that applies the same layers in the same order to the same values."
     )
 
 
 def has_one_order(found: Trace) -> bool:
-    """Say whether a network has no recurrent cells, whose gates come in several orders."""
+    """Return whether a network has no recurrent cells, whose gates come in several orders."""
     return all(use.loop is None for use in found.uses)
 
 

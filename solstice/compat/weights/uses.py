@@ -1,4 +1,4 @@
-"""What a leaf is used for: said by a trace of a network (`roles`), or by the names in a file."""
+"""The use of a leaf, from a trace of a network (`roles`) or from the names in a file."""
 
 import dataclasses
 from collections import Counter
@@ -55,7 +55,7 @@ class Use:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """What a trace of a model's call says of its leaves.
+    """The result of tracing a model's call, for its leaves.
 
     Attributes:
         uses: In the order of use; a leaf that is used twice is in it twice.

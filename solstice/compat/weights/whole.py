@@ -1,4 +1,4 @@
-"""Leaves of which an example uses only a part, as the first rows of a table of positions."""
+"""Leaves that an example uses only in part, such as the first rows of a table of positions."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ def whole(
     Where that part lies in both leaves alike, up to an order of the axes, the rest does too.
 
     Raises:
-        ValueError: What the rest of a leaf should be cannot be told.
+        ValueError: The values of the rest of a leaf are not known.
 
     >>> rows = Use("pos", "bias", np.arange(4))
     >>> table = {"pos": np.arange(6.0).reshape(3, 2)}
@@ -40,7 +40,7 @@ def whole(
         if rest is None:
             raise UnprovenError(
                 f"{leaf}: the example uses {int((given >= 0).sum())} of its {given.size} elements, "
-                f"and the rest cannot be told from model's. Give an example that uses all of it, "
+                f"and the rest cannot be found in model. Give an example that uses all of it, "
                 f"such as the longest sequence."
             )
         every.append(rest)

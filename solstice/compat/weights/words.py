@@ -1,4 +1,4 @@
-"""What the words in an array's name say: its role, its layout, or that it is no weight."""
+"""The meaning of words in an array's name: its role, its layout, or that it is not a weight."""
 
 import dataclasses
 import re
@@ -22,14 +22,14 @@ VECTORS = {
 }
 RECURRENT = re.compile(r"(weight|bias)_(ih|hh)((?:_l\d+)?(?:_reverse)?)$")
 FUSED = re.compile(r"(?:in_proj_(weight|bias)|([qkv])_proj_weight)$")
-# What is no weight: counters, seeds, and the other half of Haiku's averages.
+# Not weights: counters, seeds, and the other half of Haiku's averages.
 _IGNORED = re.compile(
     r"(^|[./])(num_batches_tracked|seed_generator_state|rngs[./](.*[./])?(count|key)|(mean|var)_ema[./](hidden|counter))$"
 )
 
 
 def is_ignored(name: str) -> bool:
-    """Say whether an array is no weight: a counter or a seed.
+    """Return whether an array is not a weight: a counter or a seed.
 
     >>> is_ignored("bn1.num_batches_tracked"), is_ignored("bn1.running_mean")
     (True, False)
@@ -38,7 +38,7 @@ def is_ignored(name: str) -> bool:
 
 
 def is_out_in(name: str) -> bool:
-    """Say whether a name is one of libraries that keep (out, in), and channels first.
+    """Return whether a name comes from a library that uses (out, in) and channels first.
 
     >>> is_out_in("fc.weight"), is_out_in("fc/kernel")
     (True, False)
@@ -47,7 +47,7 @@ def is_out_in(name: str) -> bool:
 
 
 def says_transposed(layer: str) -> bool:
-    """Say whether the last part of a layer's name calls it a transposed convolution.
+    """Return whether the last part of a layer's name means a transposed convolution.
 
     >>> says_transposed("params/ConvTranspose_0"), says_transposed("deconv.conv1")
     (True, False)
@@ -57,7 +57,7 @@ def says_transposed(layer: str) -> bool:
 
 
 def says_layout(name: str) -> bool:
-    """Say whether the last part of a name tells how an array lies.
+    """Return whether the last part of a name determines the layout.
 
     >>> says_layout("head.weight"), says_layout("head.mixing")
     (True, False)

@@ -123,7 +123,7 @@ class Pass:
         return contextlib.nullcontext()
 
     def update(self, steps: int, outs: object = None) -> None:
-        """Note that some steps were taken, and what they returned."""
+        """Record that some steps were taken, and what they returned."""
 
 
 class _Shown(Pass):

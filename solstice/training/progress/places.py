@@ -178,7 +178,7 @@ class Cell(Place):
 
 
 def is_terminal(stream: object) -> TypeGuard[TextIO]:
-    """Say whether a stream is a terminal; it may be None, closed, or any object."""
+    """Return whether a stream is a terminal; it may be None, closed, or any object."""
     try:
         return stream is not None and bool(stream.isatty())  # pyright: ignore[reportAttributeAccessIssue]
     except (AttributeError, OSError, ValueError):
@@ -186,7 +186,7 @@ def is_terminal(stream: object) -> TypeGuard[TextIO]:
 
 
 def is_notebook() -> bool:
-    """Say whether this runs in a notebook's kernel, without importing IPython.
+    """Return whether this runs in a notebook's kernel, without importing IPython.
 
     >>> is_notebook()
     False

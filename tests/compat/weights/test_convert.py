@@ -297,7 +297,7 @@ def gelu(approximate):
     ids=["epsilon", "gelu"],
 )
 def test_other_hyper_parameters_are_named(model, like, said):
-    with pytest.raises(ValueError, match=f"the weights fit, and hyper-parameters differ: {said}"):
+    with pytest.raises(ValueError, match=f"the weights fit and hyper-parameters differ: {said}"):
         compat.convert(model, like=like, example=X)
 
 
@@ -342,7 +342,7 @@ def test_layers_joined_otherwise_are_refused():
     def skipping(p, x):
         return x + jnp.tanh(x @ p["a"] + p["bias"]) @ p["b"]
 
-    with pytest.raises(ValueError, match=r"outputs that differ by .* join them differently"):
+    with pytest.raises(ValueError, match=r"outputs that differ by .* combine them differently"):
         compat.convert(function(two, X, **SQUARE), like=function(skipping, X, **SQUARE), example=X)
 
 

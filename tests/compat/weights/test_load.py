@@ -261,17 +261,21 @@ def test_alike_layers_are_told_and_settled_by_outputs():
     assert "n1.weight" in {one for row in report.ambiguous for one in row.others}
     assert "* another array has this form" in str(report)
     expected = attention(ATTENTION, x)
-    with pytest.raises(UnequalOutputsError, match=r"may be exchanged: .*outputs=outputs"):
+    with pytest.raises(UnequalOutputsError, match=r"may be swapped: .*outputs=outputs"):
         report.check(x, expected)
     _, settled = compat.load(build("Linen", "attention", 1), odd, example=x, outputs=expected)
     assert settled.check(x, expected) < 1e-5
     assert not settled.ambiguous
-    assert re.search(r"The outputs given decided between alike layers, at try \d+", str(settled))
+    assert re.search(
+        r"The given outputs decided between layers of equal shapes, at try \d+", str(settled)
+    )
 
 
 def test_outputs_that_no_order_gives_are_an_error_with_the_number_of_tries():
     x = INPUTS["attention"]
-    with pytest.raises(UnequalOutputsError, match="2 assignments of alike layers were tried") as e:
+    with pytest.raises(
+        UnequalOutputsError, match="2 assignments of layers with equal shapes were tried"
+    ) as e:
         compat.load(
             build("Linen", "attention", 1), ATTENTION, example=x, outputs=np.zeros((2, 5, 8))
         )
@@ -503,7 +507,7 @@ def test_check_names_the_first_layer_that_differs(library):
     inside = {"0": first, "1": relu(first), "2": second, "3": relu(second), "4": mlp(MLP, X)}
     spoilt = MLP | {"2.bias": MLP["2.bias"] + 1}
     _, report = compat.load(MLPS[library](), spoilt, example=X)
-    with pytest.raises(UnequalOutputsError, match=r"they differ from .* on: the nearest") as told:
+    with pytest.raises(UnequalOutputsError, match=r"they differ from .* on: the closest") as told:
         report.check(X, mlp(MLP, X), inside=inside)
     layers = {row.sources[0]: row.leaf for row in report.rows}
     assert told.value.layer is not None

@@ -90,14 +90,16 @@ def test_shards_are_read_from_a_folder_or_its_index(tmp_path, index):
 
 def test_a_missing_shard_is_damage(tmp_path):
     (shards(tmp_path) / "model-1.safetensors").unlink()
-    with pytest.raises(DamagedFileError, match=r"shard 'model-1.safetensors' that it names is not"):
+    with pytest.raises(
+        DamagedFileError, match=r"shard 'model-1.safetensors' that it names is missing"
+    ):
         read(tmp_path)
 
 
 def test_an_index_that_names_files_elsewhere_is_damage(tmp_path):
     text = json.dumps({"weight_map": {"w": "../secret.safetensors"}})
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(DamagedFileError, match="not in its folder"):
+    with pytest.raises(DamagedFileError, match="outside its folder"):
         read(tmp_path)
 
 
@@ -123,7 +125,7 @@ def test_an_npz_is_read_in_order_and_bfloat16_is_told(tmp_path):
     found = read(path)
     assert list(found.arrays) == list(ARRAYS)
     assert found.in_order
-    assert found.notes == ("1 arrays of 2 bytes and no type were taken for bfloat16.",)
+    assert found.notes == ("1 arrays of 2-byte values without a type were read as bfloat16.",)
 
 
 def test_an_npz_with_objects_is_not_unpickled(tmp_path):
@@ -331,13 +333,13 @@ def test_renames_are_applied_one_after_the_other():
     ("rules", "error", "says"),
     [
         ({"lyer": "x"}, InvalidValueError, r"'lyer' is expected to match a name; .* 'layer1.w'"),
-        ({r"step": ""}, InvalidTypeError, "expected to give a new name, or None .* for 'step'"),
+        ({r"step": ""}, InvalidTypeError, "expected to return a new name, or None .* for 'step'"),
         ({r"layer\d": "x"}, InvalidValueError, r"'layer1.w' and 'layer2.w' both become 'x.w'"),
         ({"(": "x"}, InvalidValueError, "regular expressions"),
         ({"layer": r"\3"}, InvalidValueError, "invalid group reference"),
-        ({"": None}, InvalidValueError, "leaves out all"),
-        ({"step": 3}, InvalidTypeError, "it gives the int 3"),
-        (lambda name: 3, InvalidTypeError, "it gives the int 3"),
+        ({"": None}, InvalidValueError, "drops all of them"),
+        ({"step": 3}, InvalidTypeError, "it returns the int 3"),
+        (lambda name: 3, InvalidTypeError, "it returns the int 3"),
         (lambda: "x", InvalidTypeError, "a function of"),
         ("step", InvalidTypeError, "rename is expected to be a mapping"),
     ],

@@ -1,1 +1,1 @@
-"""Files of weights, and mappings of arrays, read as arrays by name; a format a file."""
+"""Reads files of weights and mappings of arrays as arrays by name; one module per format."""

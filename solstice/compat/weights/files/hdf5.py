@@ -1,4 +1,4 @@
-"""Arrays of Keras's files, `.weights.h5` and `.keras`, by the names that Keras has for them.
+"""Arrays in Keras's files, `.weights.h5` and `.keras`, by Keras's names.
 
 In the file, layers are numbered by class and variables by position: "layers/dense_1/vars/0". A
 layer's own name is an attribute there, and a variable's follows from the layer's class.
@@ -34,7 +34,7 @@ def read_hdf5(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
 
 
 def read_keras_archive(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Return the weights in what Keras's `model.save` wrote; the rest of it is not read.
+    """Return the weights in a file of Keras's `model.save`; nothing else in it is read.
 
     Raises:
         DamagedFileError: It is not a complete file of this format.
@@ -73,7 +73,7 @@ def _datasets(path: Path, file: Path | io.BytesIO) -> dict[str, np.ndarray]:
     return {new: arrays[name] for name, new in names.items()}
 
 
-# What a layer's variables are called, by its class and how many it has.
+# The names of a layer's variables, by its class and their number.
 _VARIABLES = {
     "batch_normalization": {
         2: ("moving_mean", "moving_variance"),

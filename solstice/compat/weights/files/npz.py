@@ -10,7 +10,7 @@ import numpy as np
 from solstice.errors import InvalidValueError, SolsticeError
 from solstice.tree.tensors import damaged
 
-# What zipfile and numpy raise for a file that was cut or changed, or whose parts claim any size.
+# Errors of zipfile and numpy for truncated or changed files, and for wrong sizes in them.
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -25,9 +25,9 @@ _DAMAGE = (
 
 
 def read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Return the arrays by name, in the file's order, and what a user is to know of them.
+    """Return the arrays by name, in the file's order, and notes for the user.
 
-    numpy writes bfloat16 without saying so: numbers of 2 bytes and no type are taken for it.
+    numpy writes bfloat16 without its type: 2-byte values without a type are read as bfloat16.
 
     Raises:
         DamagedFileError: It is not a complete file of this format.
@@ -51,7 +51,7 @@ def read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         arrays[name] = arrays[name].view(jnp.bfloat16)
     if not halves:
         return arrays, ()
-    return arrays, (f"{len(halves)} arrays of 2 bytes and no type were taken for bfloat16.",)
+    return arrays, (f"{len(halves)} arrays of 2-byte values without a type were read as bfloat16.",)
 
 
 def _array(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
@@ -72,6 +72,6 @@ def _array(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     if found.dtype.kind == "V" and found.dtype != np.dtype("V2"):
         raise InvalidValueError(
             f"{path} is expected to hold arrays of numbers; {name!r} is of {found.dtype}, which "
-            f"says no type. Write it as float32, or with safetensors."
+            f"has no numeric type. Write it as float32, or with safetensors."
         )
     return found

@@ -15,7 +15,7 @@ _MARKS = (*_TREE, "_CHECKPOINT_METADATA")
 
 
 def is_orbax(folder: Path) -> bool:
-    """Say whether a folder is a checkpoint of Orbax, an item of one, or holds them by step."""
+    """Return whether a folder is a checkpoint of Orbax, an item of one, or holds them by step."""
     return any((folder / mark).exists() for mark in _MARKS) or bool(_steps(folder))
 
 

@@ -9,7 +9,7 @@ from solstice.errors import InvalidValueError
 from solstice.tree.tensors import Tensors, as_dtype, damaged, untrusted
 
 SHARDS = ".safetensors.index.json"
-# What `compat.save` notes in a file's metadata of arrays whose dtype the format lacks.
+# The entry of `compat.save` in a file's metadata for arrays whose dtype the format lacks.
 DTYPES = "solstice dtypes"
 
 
@@ -29,7 +29,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]
 
 
 def is_sharded(folder: Path) -> bool:
-    """Say whether a folder holds safetensors files."""
+    """Return whether a folder holds safetensors files."""
     return any(folder.glob("*.safetensors")) or any(folder.glob(f"*{SHARDS}"))
 
 
@@ -37,7 +37,7 @@ def read_shards(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of all shards: those of an index, or else all files of a folder.
 
     Raises:
-        DamagedFileError: A shard is missing, or lacks an array that the index promises.
+        DamagedFileError: A shard is missing, or lacks an array that the index lists.
         InvalidValueError: There are several indices, or two shards have an array of one name.
     """
     indices = [path] if path.is_file() else sorted(path.glob(f"*{SHARDS}"))
@@ -51,11 +51,11 @@ def read_shards(path: Path) -> dict[str, np.ndarray]:
         places: dict[str, str] = dict(json.loads(index.read_text())["weight_map"])
         for file in places.values():
             if Path(file).name != file:
-                raise damaged(index, f"it names the shard {file!r}, which is not in its folder")
+                raise damaged(index, f"it names the shard {file!r}, which is outside its folder")
     shards = [index.parent / file for file in dict.fromkeys(places.values())]
     for shard in shards:
         if not shard.is_file():
-            raise damaged(index, f"the shard {shard.name!r} that it names is not there")
+            raise damaged(index, f"the shard {shard.name!r} that it names is missing")
     arrays = _joined(index, shards)
     missing = [name for name in places if name not in arrays]
     if missing:

@@ -1,6 +1,6 @@
-"""Where weights come from: files of several formats, and mappings of arrays, as one flat table.
+"""Sources of weights: files of several formats and mappings of arrays, as one flat table.
 
-Nothing is ever unpickled: a file that could run code when it is read is refused.
+Nothing is ever unpickled: a file that could run code when it is read raises an error.
 """
 
 import dataclasses
@@ -70,10 +70,10 @@ def read(source: Any, name: str = "source") -> Source:
         name: The name of the user's argument.
 
     Raises:
-        DamagedFileError: A file is cut short, or has another format than its name says.
+        DamagedFileError: A file is truncated, or its format does not match its suffix.
         MissingFileError: There is no such file.
         MissingPackageError: The format needs a package that is not installed.
-        TypeError: It is no source, or holds something other than arrays.
+        TypeError: It is not a source, or holds something other than arrays.
         ValueError: It is empty, of an unknown format, or two of its arrays have one name.
 
     >>> read({"layer": {"w": np.ones((2, 3)), "b": np.zeros(3)}}).arrays.keys()
@@ -100,7 +100,7 @@ def read(source: Any, name: str = "source") -> Source:
             f"{name} is expected to hold arrays; {found.place} holds none: {describe(source)}."
         )
     if found.in_order and list(found.arrays) == sorted(found.arrays):
-        # Somebody sorted them as texts, "10" before "2", which is no network's order.
+        # Sorted as strings, "10" before "2", which is not a network's order.
         by_number = {one: found.arrays[one] for one in sorted(found.arrays, key=natural)}
         return dataclasses.replace(found, arrays=by_number)
     return found
@@ -168,7 +168,7 @@ def _of_mapping(place: str, mapping: Mapping[Any, Any], argument: str = "source"
 
 
 def _state_dict(mapping: Mapping[Any, Any]) -> str | None:
-    """Return under what name a checkpoint of torch holds its state dict."""
+    """Return the key under which a torch checkpoint holds its state dict."""
     return next(
         (
             name

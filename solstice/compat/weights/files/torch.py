@@ -17,11 +17,11 @@ from solstice.tree.tensors import damaged
 
 
 def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
-    """Return what `torch.save` wrote, a mapping, without running any code of the file's.
+    """Return the mapping that `torch.save` wrote, without running any code from the file.
 
     Raises:
         DamagedFileError: It is not a complete torch file.
-        InvalidValueError: It holds more than tensors and plain values, as whole modules are.
+        InvalidValueError: It holds more than tensors and plain values, for example a whole module.
         MissingPackageError: torch is not installed.
     """
     try:
@@ -43,7 +43,7 @@ def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
         if not why:
             # torch also advises to read the file without `weights_only`, which runs its code.
             said = (line for line in lines if line.startswith("Unsupported"))
-            why = f"weights are not read from it: {next(said, 'its pickle is odd')[:99]}"
+            why = f"weights are not read from it: {next(said, 'its pickle is unusual')[:99]}"
             raise damaged(path, f"it is not a complete torch file ({why})") from error
         raise InvalidValueError(
             f"{path} is expected to hold tensors; it holds other objects, which are not unpickled: "
@@ -68,7 +68,7 @@ def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
 
 
 def is_tensor(leaf: object) -> bool:
-    """Say whether something is a tensor of torch, without importing it."""
+    """Return whether something is a tensor of torch, without importing it."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(leaf, torch.Tensor)
 
