@@ -12,10 +12,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # A test compiles much and runs little: at LLVM's level 0, dropout compiles in a sixth of the time;
 # without the emitters that build fusions with MLIR, and in one piece, most of the rest in half.
 # `XLA_FLAGS= pytest ...` tests as users compile.
-_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones refuse the flag
-    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", _FLAGS)
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    # Later versions refuse this flag.
+    + " --xla_cpu_use_fusion_emitters=false"
+    * (tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11)),
+)
 # Most of the time goes into compiling the same small programs, in each process, those that tests
 # start too, in this run and in the next. A file that another process has not yet written to its end
 # is compiled again.

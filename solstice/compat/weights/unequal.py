@@ -34,9 +34,9 @@ def explained(
     elif suspects:
         few = ", ".join(suspects[:4]) + (", ..." if len(suspects) > 4 else "")
         why = (
-            f"Leaves may be exchanged: {few} have the form of others, or fit in another "
-            f"layout. Pass the outputs to load(..., example=inputs, outputs=outputs), which tries, or name them: "
-            f"rename="
+            f"Leaves may be swapped: {few} have the form of others, or fit in another layout. Pass "
+            "the outputs to load(..., example=inputs, outputs=outputs), which tries swaps, or name "
+            "them: rename="
         )
     else:
         why = (
