@@ -282,8 +282,8 @@ def test_validations_within_an_epoch_and_datasets_without_a_length(train):
     with Terminal() as terminal:
         train(1, lambda: iter(range(6)), lambda: iter([7.0]), **options)
     assert terminal.shapes() == [
-        "epoch 0 val: 1 step [] mean=7.000 count=1",
-        "epoch 0 val || 1/1 [] mean=7.000 count=1",
+        "epoch 0, step 3 val: 1 step [] mean=7.000 count=1",
+        "epoch 0, step 6 val || 1/1 [] mean=7.000 count=1",
         "epoch 0: 6 steps [] mean=2.500 count=6",
     ]
 
@@ -332,6 +332,8 @@ def test_a_notebook_gets_a_line_of_its_own_a_pass(train, monkeypatch, capsys):
         "epoch 0 || 3/3 [] mean=3.000 count=3",
         "epoch 0 val || 2/2 [] mean=4.500 count=2",
     ]
+    assert all(re.search(r" steps?/s| s/step", line) for line in shown)
+    assert max(map(len, shown)) < 80  # more wrap in a small window
     assert capsys.readouterr() == ("", "")
 
 

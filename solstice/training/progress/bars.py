@@ -30,8 +30,8 @@ _logger = logging.getLogger("solstice")
 
 ProgressChoice = bool | str | Sequence[str]
 
-# A notebook does not tell its width.
-_NOTEBOOK_WIDTH = 100
+# A notebook does not tell its width; so many columns fit next to its list of files.
+_NOTEBOOK_WIDTH = 80
 # tqdm's width of a bar if a line has no width, and how narrow one may become.
 _BAR, _LEAST = 10, 3
 # What a terminal writes behind the line on Ctrl-C, `^C`, must not begin another one.
