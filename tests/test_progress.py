@@ -25,6 +25,11 @@ from solstice.training.progress.running import Running
 from solstice.triggers import Every
 
 
+@pytest.fixture(autouse=True)
+def _usual_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+
+
 class Terminal:
     """A pseudo-terminal that standard output and error are for a while, and what one sees in it."""
 
@@ -175,6 +180,7 @@ def test_a_narrow_terminal_gets_whole_numbers_or_none(train, columns):
     assert all(re.fullmatch(r"( mean=\d+\.\d+)?( count=\d+)?", end) for end in ends), ends
     last = [line for line in terminal.screens()[-1] if "val" not in line]
     assert columns < 50 or ("mean=49.50" in last[0] and "mean=14.50" in last[-1])
+    assert columns < 60 or ("count=100" in last[0] and "count=30" in last[-1])
 
 
 def test_what_others_write_goes_above_the_bar(train):
@@ -282,8 +288,8 @@ def test_validations_within_an_epoch_and_datasets_without_a_length(train):
     with Terminal() as terminal:
         train(1, lambda: iter(range(6)), lambda: iter([7.0]), **options)
     assert terminal.shapes() == [
-        "epoch 0 val: 1 step [] mean=7.000 count=1",
-        "epoch 0 val || 1/1 [] mean=7.000 count=1",
+        "epoch 0, step 3 val: 1 step [] mean=7.000 count=1",
+        "epoch 0, step 6 val || 1/1 [] mean=7.000 count=1",
         "epoch 0: 6 steps [] mean=2.500 count=6",
     ]
 
@@ -312,6 +318,17 @@ def test_a_log_file_gets_one_line_an_epoch_and_silence_none(train, capsys, progr
     assert list(map(shape_of, err.splitlines())) == (lines if progress else [])
 
 
+def test_a_terminal_that_cannot_erase_gets_lines(train, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    with Terminal() as terminal:
+        train(2, [1, 2, 6], [4, 5], progress=True)
+    assert terminal.shapes() == [
+        "epoch 0/1: 3 steps [] mean=3.000 count=3, val: mean=4.500 count=2",
+        "epoch 1/1: 3 steps [] mean=3.000 count=3, val: mean=4.500 count=2",
+    ]
+    assert b"\x1b" not in terminal._written
+
+
 def test_a_notebook_gets_a_line_of_its_own_a_pass(train, monkeypatch, capsys):
     shown = []
 
@@ -332,6 +349,8 @@ def test_a_notebook_gets_a_line_of_its_own_a_pass(train, monkeypatch, capsys):
         "epoch 0 || 3/3 [] mean=3.000 count=3",
         "epoch 0 val || 2/2 [] mean=4.500 count=2",
     ]
+    assert all(re.search(r" steps?/s| s/step", line) for line in shown)
+    assert max(map(len, shown)) < 80  # more wrap in a small window
     assert capsys.readouterr() == ("", "")
 
 

@@ -248,7 +248,9 @@ class Loop:
     def _validate(self) -> None:
         where = self.position
         where.validated = where.validated or 0
-        self._pass("val", where.epoch, self._val_ds, f"{self._title} val")
+        # An epoch may have several.
+        step = f", step {where.steps['train']}" if self._validation_watch is not None else ""
+        self._pass("val", where.epoch, self._val_ds, f"{self._title}{step} val")
 
     def _end_epoch(self, *, last: bool) -> None:
         """Go to the next epoch, once this one's passes are over."""

@@ -134,11 +134,11 @@ def train(
             saves the copy that a run otherwise starts with.
         progress: Whether to show a progress bar with the loss and the accuracy (or the first two
             numbers that `compute()` gives), or the names of the metrics to show. It is a bar in a
-            terminal or notebook, and one line per epoch elsewhere, as in a log file. Epochs count
-            from 0, as in every record. The metrics are merged over the steps of the pass that the
-            device has finished; at the end they are those of the whole pass, as `LoggingCallback`
-            logs them (after a resume, of the steps since). A failure to show them, such as a closed
-            terminal, does not end the run.
+            terminal or notebook, and one line per epoch elsewhere, as in a log file, with one for
+            each validation in the middle of an epoch. Epochs count from 0, as in every record. The
+            metrics are merged over the steps of the pass that the device has finished; at the end
+            they are those of the whole pass, as `LoggingCallback` logs them (after a resume, of the
+            steps since). A failure to show them, such as a closed terminal, does not end the run.
 
     Raises:
         TypeError, ValueError: An argument or the first batch is wrong; raised before the first

@@ -97,6 +97,7 @@ EXEMPT: dict[str, str] = {
     "compat.Optimizer.*": _ADAPTER,
     "compat.*Optimizer.retarget": "it takes what `init` does, which it calls",
     "compat.*Optimizer.with_learning_rate": "`set_learning_rate` calls it",
+    "compat.*Optimizer.for_trained": "`ReduceOnPlateau` calls it",
     "compat.*Optimizer.eval_params": "an experiment calls it with what `init` took",
     "compat.*Model.intermediates": "`compat.intermediates` calls it",
     "compat.*Model.tagged": "`compat.capture` calls it",

@@ -30,12 +30,12 @@ _logger = logging.getLogger("solstice")
 
 ProgressChoice = bool | str | Sequence[str]
 
-# A notebook does not tell its width.
-_NOTEBOOK_WIDTH = 100
-# tqdm's width of a bar if a line has no width, and how narrow one may become.
+# A notebook does not tell its width; so many columns fit next to its list of files.
+_NOTEBOOK_WIDTH = 80
+# tqdm's width of a bar if a line has no width, and how narrow one may become until it is full.
 _BAR, _LEAST = 10, 3
-# What a terminal writes behind the line on Ctrl-C, `^C`, must not begin another one.
-_SPARE = 2
+# With the column that tqdm leaves free, it holds the `^C` that a terminal shows on Ctrl-C.
+_SPARE = 1
 _NEVER = float("inf")
 # The time that a pass still takes.
 _LEFT = "<{remaining}"
@@ -217,13 +217,14 @@ class Bar(tqdm):
         state = self.state or _rate(now["rate"] or average)
         metrics = self._running.look() if self.final is None else self.final
         now["steps"] = "step" if now["n"] == 1 else "steps"
+        least = _LEAST
         if self.final is not None:
-            now["bar_format"] = now["bar_format"].replace(_LEFT, "")
+            now["bar_format"], least = now["bar_format"].replace(_LEFT, ""), 1
         room = float("inf")
         if now["ncols"]:
             now["ncols"] -= _SPARE
             line = tqdm.format_meter(**now | {"beside": "", "ncols": None})
-            room = now["ncols"] - disp_len(line) + (_BAR - _LEAST if now["total"] else 0)
+            room = now["ncols"] - disp_len(line) + (_BAR - least if now["total"] else 0)
         return now | {"beside": _fitting(state, metrics, room)}
 
 

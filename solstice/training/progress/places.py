@@ -7,6 +7,7 @@ goes away before the run ends, nothing is drawn.
 import contextlib
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any, ClassVar, TextIO, TypeGuard
@@ -178,7 +179,12 @@ class Cell(Place):
 
 
 def is_terminal(stream: object) -> TypeGuard[TextIO]:
-    """Return whether a stream is a terminal; it may be None, closed, or any object."""
+    """Return whether a stream is a terminal that can erase a line.
+
+    It may be None, closed, or any object. Emacs and some CI set `TERM=dumb` if theirs cannot.
+    """
+    if os.environ.get("TERM") == "dumb":
+        return False
     try:
         return stream is not None and bool(stream.isatty())  # pyright: ignore[reportAttributeAccessIssue]
     except (AttributeError, OSError, ValueError):
