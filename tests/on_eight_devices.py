@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 import solstice
+from solstice import compat
 from solstice.sharding import DataParallel, FullySharded, Rules, assert_replicated, gather
 
 CLASSES = 4
@@ -84,6 +85,59 @@ def test_a_network_with_factors_beside_small_weights_is_placed():
     for name in ("data parallel", "fully sharded"):
         placed = exp.train(2, DS, sharding=PLACEMENTS[name], recompile="error", progress=False)
         assert_close(alone, placed)
+
+
+@pytest.fixture(scope="module")
+def placed():
+    """A trained experiment on eight devices, and the same on one."""
+    options = {"sharding": PLACEMENTS["fully sharded"], "progress": False}
+    found = experiment().train(1, DS, **options)
+    return found, gather(found)
+
+
+def outputs(model):
+    return np.asarray(model(X)[0])
+
+
+CHANGES = {
+    "lora": lambda model: compat.lora(model, rank=2, key=1),
+    "merge": lambda model: compat.merge(compat.lora(model, rank=2, key=1)),
+    "quantize": lambda model: compat.quantize(model, bits=4),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_weights_of_a_placed_network_are_changed_where_they_lie(name, placed):
+    there, here = (CHANGES[name](exp.model) for exp in placed)
+    np.testing.assert_allclose(outputs(there), outputs(here), rtol=1e-5, atol=1e-5)
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(there))
+
+
+def test_a_placed_network_is_looked_into_and_exported_as_one_on_one_device(placed, tmp_path):
+    there, here = (exp.model for exp in placed)
+    found, wanted = (compat.capture(model, X) for model in (there, here))
+    assert list(found) == list(wanted)
+    for path, value in found.items():
+        np.testing.assert_allclose(value, wanted[path], rtol=1e-5, atol=1e-5)
+    solstice.export(placed[0], tmp_path / "export", platforms="cpu")
+    exported = solstice.load_exported(tmp_path / "export")
+    np.testing.assert_array_equal(exported(X), placed[1](X))  # the bits of one device
+
+
+def test_weights_go_into_a_placed_network_and_out_of_it(placed, tmp_path):
+    there, here = (exp.model for exp in placed)
+    emptied = jax.tree.map(jnp.zeros_like, there)
+    path = tmp_path / "weights.safetensors"
+    compat.save(there, path)
+    loaded, _ = compat.load(emptied, path)
+    other = compat.as_model(eqx.nn.MLP(32, CLASSES, 64, 1, key=jax.random.key(1)))
+    alone = compat.convert(there, like=other, example=X)
+    back = compat.convert(alone, like=emptied, example=X)
+    for model in (loaded, alone, back):
+        np.testing.assert_allclose(outputs(model), outputs(here), rtol=1e-5, atol=1e-5)
+    for model in (loaded, back):
+        for one, two in zip(*map(jax.tree.leaves, (model, there)), strict=True):
+            assert one.sharding == two.sharding
 
 
 @pytest.mark.parametrize("name", ["data parallel", "fully sharded"])

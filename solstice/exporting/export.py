@@ -47,8 +47,11 @@ def export(
     """Write a trained network to a folder that `load_exported` reads, as programs and weights.
 
     For an experiment, these compute `exp(x)` and `exp.predict(x)`, with the parameters of
-    evaluation; for a model, `model(*inputs)[0]`. On one platform and with one batch size, an export
-    gives the same numbers as these, bit for bit.
+    evaluation; for a model, `model(*inputs)[0]`. On one platform and one device, and with one batch
+    size, an export gives the same numbers as these, bit for bit.
+
+    The folder gets its name when all of it is on the disk. What a killed export left beside it, the
+    next export to the same path deletes.
 
     Args:
         exp_or_model: An experiment that can be called on inputs, an `Ensemble` of such, or a

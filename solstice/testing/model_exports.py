@@ -19,7 +19,7 @@ from solstice.tree.programs import equations
 _book = LawBook(ModelSubject)
 
 # Operations that leave the device for a function of Python, which no file can hold.
-_ON_THE_HOST = {"debug_callback", "io_callback", "pure_callback"}
+_ON_THE_HOST = {"debug_callback", "debug_print", "io_callback", "pure_callback"}
 
 
 @_book.law()

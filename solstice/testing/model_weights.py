@@ -93,16 +93,17 @@ def a_converted_network_goes_on(subject: ModelSubject) -> None:
     except UnprovenError as why:
         raise unittest.SkipTest(str(why)) from None
     assert_same_bits(before, values((model, like)), "both networks before and after convert()")
-    found = [subject.evaluate(one, *subject.inputs) for one in (model, converted)]
-    assert_close(*found, "evaluation of a network and of what it is converted into")
+    ours, its = (subject.evaluate(one, *subject.inputs) for one in (model, converted))
+    assert_close(ours, its, "evaluation of a network and of what it is converted into")
     source = merge(model).settle_averages()
     # Other inputs, for averages that forget would be the same after a second step with these.
     stepped = [subject.train(one, key, *subject.repeated()) for one in (source, converted)]
-    (outputs, source), (ours, converted) = stepped
-    assert_close(outputs, ours, "a training step of a network and of what it is converted into")
-    found = [subject.evaluate(one, *subject.inputs) for one in (source, converted)]
+    (ours, source), (its, converted) = stepped
+    assert_close(ours, its, "a training step of a network and of what it is converted into")
+    ours, its = (subject.evaluate(one, *subject.inputs) for one in (source, converted))
     assert_close(
-        *found,
+        ours,
+        its,
         "evaluation after a training step of a network and of what it is converted into (averages "
         "that correct themselves in the first steps need `Model.settle_averages`)",
     )

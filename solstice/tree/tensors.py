@@ -42,7 +42,7 @@ def packages() -> tuple[ModuleType, ModuleType]:
         MissingPackageError: One is not installed.
     """
     try:
-        import filelock  # noqa: F401 - for locks
+        import filelock  # noqa: F401  # pyright: ignore[reportUnusedImport] - for locks
         import safetensors
         import xxhash
     except ModuleNotFoundError as error:

@@ -136,6 +136,25 @@ def test_fresh_factors_keep_the_sign_of_zero():
     )
 
 
+def test_the_members_of_an_ensemble_are_adapted_as_each_alone():
+    def make(key):
+        model = compat.lora(compat.quantize(network(key=key), bits=4), rank=1, key=key)
+        return solstice.ClassificationExperiment(model, TX)
+
+    keys = jax.random.split(KEY, 3)
+    ensemble = solstice.Ensemble.init(make, keys).train(2, [(X, Y)], progress=False)
+    alone = make(keys[1]).train(2, [(X, Y)], progress=False)
+    for one, two in zip(
+        *(jax.tree.leaves(exp.model) for exp in (ensemble.member(1), alone)), strict=True
+    ):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+    merged = jax.vmap(compat.merge)(ensemble.members.model)
+    anew = jax.vmap(lambda model, key: compat.lora(model, rank=1, key=key))(merged, keys)
+    wanted = outputs(compat.merge(ensemble.member(1).model), [X])
+    found = jax.vmap(lambda model: model(X)[0])(anew)
+    np.testing.assert_allclose(found[1], wanted, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("library", EVERY)
 def test_a_merged_network_equals_the_wrapped_one(library, wrapper):

@@ -646,7 +646,7 @@ def test_without_its_packages_exporting_is_left_out(monkeypatch):
     found = importlib.util.find_spec
     without = lambda name, *rest: None if name == "flatbuffers" else found(name, *rest)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", without)
-    with pytest.raises(unittest.SkipTest, match="exports_give_the_same_bits: .*'flatbuffers'"):
+    with pytest.raises(unittest.SkipTest, match=r"exports_give_the_same_bits: .*'flatbuffers'"):
         LAWS["exports_give_the_same_bits"].check(ModelSubject(Sound, X))
 
 
