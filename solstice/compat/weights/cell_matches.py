@@ -41,6 +41,11 @@ class CellMatch:
     doubt: str = ""
 
     @property
+    def uses(self) -> tuple[Use, ...]:
+        """The uses of the source's cell."""
+        return self.source.cell.uses
+
+    @property
     def leaf(self) -> str:
         """The source's leaf that the cell is named for."""
         return _leaf(self.source.cell)
