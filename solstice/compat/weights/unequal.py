@@ -35,8 +35,8 @@ def explained(
         few = ", ".join(suspects[:4]) + (", ..." if len(suspects) > 4 else "")
         why = (
             f"Leaves may be exchanged: {few} have the form of others, or fit in another "
-            f"layout. Pass the outputs to load(..., example=inputs, outputs=outputs), which tries, or name them: "
-            f"rename="
+            f"layout. Pass the outputs to load(..., example=inputs, outputs=outputs), which tries, "
+            f"or name them: rename="
         )
     else:
         why = (
