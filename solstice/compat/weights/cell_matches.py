@@ -136,16 +136,19 @@ def _misfit(
             f"(Keras: reset_after={not theirs.early})"
         )
     for gate, letter in enumerate(gates.order):
-        its = named.cell.bias(theirs.order.index(letter))
-        mine = cell.bias(gate)
-        kept_apart = cell.gates == GRU and letter == "n" and not gates.early
-        sides = zip(mine, its, strict=True) if kept_apart else [(sum(mine, ()), sum(its, ()))]
-        for place, some in sides:
-            if not place and any(np.any(arrays[use.leaf].reshape(-1)[use.index]) for use in some):
-                return (
-                    f"has a bias {some[0].leaf!r} for its gate {letter!r} that is not zero, and "
-                    f"the model's cell has none there"
-                )
+        mine, its = cell.bias(gate), named.cell.bias(theirs.order.index(letter))
+        # A late candidate's two biases must be kept apart; others are added up.
+        apart = cell.gates == GRU and letter == "n" and not gates.early
+        places = [bool(side) for side in mine] if apart else [any(mine)] * 2
+        for has_place, uses in zip(places, its, strict=True):
+            if has_place:
+                continue
+            for use in uses:
+                if np.any(arrays[use.leaf].reshape(-1)[use.index]):
+                    return (
+                        f"has a bias {use.leaf!r} for its gate {letter!r} that is not zero, and "
+                        f"the model's cell has none there"
+                    )
     return ""
 
 
