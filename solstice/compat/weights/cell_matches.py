@@ -12,7 +12,7 @@ from solstice.compat.weights.layers import normal, prefix
 from solstice.compat.weights.named_cells import NamedCell
 from solstice.compat.weights.pairs import BY_GATES, Pair
 from solstice.compat.weights.recurrent import GRU, LSTM, Cell, Gates, way
-from solstice.compat.weights.uses import MATRIX, Use
+from solstice.compat.weights.uses import MATRIX
 
 _BACKWARD = re.compile(r"reverse|backward|bwd")
 # Words in the names of cells that say nothing of which one it is.
@@ -37,13 +37,9 @@ class CellMatch:
     gates: Gates
     source: NamedCell
     group: Any = None
-    layouts: tuple[tuple[Use, ...], ...] = ()
+    layouts: tuple[()] = ()
+    layout: int = 0
     doubt: str = ""
-
-    @property
-    def uses(self) -> tuple[Use, ...]:
-        """The uses of the source's cell."""
-        return self.source.cell.uses
 
     @property
     def leaf(self) -> str:
@@ -54,7 +50,7 @@ class CellMatch:
         """Return the match with the source's cell of another."""
         return dataclasses.replace(self, source=other.source)
 
-    def read(self, layout: tuple[Use, ...]) -> "CellMatch":
+    def read(self, layout: int) -> "CellMatch":
         """Return the match: a cell has one layout."""
         del layout
         return self

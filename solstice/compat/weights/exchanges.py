@@ -31,8 +31,8 @@ def nearest_exchange(
     """Return the first assignment that is near enough.
 
     If they are few, all orders of alike layers are tried: with the layouts that were told to be
-    doubtful, then with all layouts that fit. If they are many, those that differ in one change from
-    the first are tried, then those that differ in one from the nearest.
+    doubtful, then with all layouts that fit. If they are many, the nearest one is changed in one
+    place as long as it gets nearer.
 
     Args:
         matches: The assignment to begin with.
@@ -60,9 +60,6 @@ def nearest_exchange(
         for assignment in _all(first, exchanged, every=every) if few else [first]:
             if nearer(assignment) and nearest <= TOLERANCE:
                 return best
-    for assignment in _moves(first, exchanged):
-        if nearer(assignment) and nearest <= TOLERANCE:
-            return best
     while any(map(nearer, _moves(best, exchanged))):
         if nearest <= TOLERANCE:
             return best
@@ -82,8 +79,7 @@ def _many(matches: Sequence[Matched], *, every: bool) -> int:
 
 def _key(match: Matched) -> Any:
     """Return what tells an assignment of a layer from others."""
-    layouts = [layout[0] is match.uses[0] for layout in match.layouts] if match.layouts else []
-    return id(match.target), match.leaf, layouts.index(True) if any(layouts) else 0
+    return id(match.target), match.leaf, match.layout
 
 
 def _all(
@@ -98,11 +94,13 @@ def _all(
             for group, order in zip(groups, orders, strict=True)
             for match, other in zip(group, order, strict=True)
         ]
-        several = [
-            [one.read(layout) for layout in one.layouts] if _open(one, every=every) else [one]
-            for one in (*fixed, *moved)
-        ]
-        yield from map(list, itertools.product(*several))
+        ones = [*fixed, *moved]
+        counts = [range(len(one.layouts) if _open(one, every=every) else 1) for one in ones]
+        for layouts in itertools.product(*counts):
+            yield [
+                one if layout == one.layout else one.read(layout)
+                for one, layout in zip(ones, layouts, strict=True)
+            ]
 
 
 def _moves(matches: Sequence[Matched], exchanged: _Exchange) -> Iterator[list[Matched]]:
@@ -115,5 +113,6 @@ def _moves(matches: Sequence[Matched], exchanged: _Exchange) -> Iterator[list[Ma
         for one, other in itertools.combinations(group, 2):
             yield changed((one, exchanged(one, other)), (other, exchanged(other, one)))
     for match in matches:
-        for layout in match.layouts:
-            yield changed((match, match.read(layout)))
+        for layout in range(len(match.layouts)):
+            if layout != match.layout:
+                yield changed((match, match.read(layout)))
