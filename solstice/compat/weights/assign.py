@@ -46,7 +46,8 @@ class Match:
         uses: How the source's layer is interpreted.
         how: How it was found.
         group: Which matches it could be exchanged with; None if a name decided.
-        layouts: How the source's layer may be read, the likeliest, `uses`, first.
+        layouts: What gives its first use as it may be read, the likeliest first.
+        layout: Which of them it is.
         doubt: Why another layout could be meant; empty if none could.
     """
 
@@ -55,7 +56,8 @@ class Match:
     uses: tuple[Use, ...]
     how: str
     group: Any = None
-    layouts: tuple[tuple[Use, ...], ...] = ()
+    layouts: tuple[Callable[[], Use], ...] = ()
+    layout: int = 0
     doubt: str = ""
 
     @property
@@ -68,9 +70,10 @@ class Match:
         uses = other.source.reading(signature_of(self.target.uses)) or other.uses
         return dataclasses.replace(self, source=other.source, uses=uses)
 
-    def read(self, layout: tuple[Use, ...]) -> "Match":
+    def read(self, layout: int) -> "Match":
         """Return the match with its source read in another layout."""
-        return dataclasses.replace(self, uses=layout)
+        uses = (self.layouts[layout](), *self.uses[1:])
+        return dataclasses.replace(self, uses=uses, layout=layout)
 
     def pairs(self, others: tuple[str, ...] = ()) -> list[Pair]:
         """Return the uses of the model's layer with those of the source's."""

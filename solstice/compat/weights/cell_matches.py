@@ -12,7 +12,7 @@ from solstice.compat.weights.layers import normal, prefix
 from solstice.compat.weights.named_cells import NamedCell
 from solstice.compat.weights.pairs import BY_GATES, Pair
 from solstice.compat.weights.recurrent import GRU, LSTM, Cell, Gates, way
-from solstice.compat.weights.uses import MATRIX, Use
+from solstice.compat.weights.uses import MATRIX
 
 _BACKWARD = re.compile(r"reverse|backward|bwd")
 # Words in the names of cells that say nothing of which one it is.
@@ -37,7 +37,8 @@ class CellMatch:
     gates: Gates
     source: NamedCell
     group: Any = None
-    layouts: tuple[tuple[Use, ...], ...] = ()
+    layouts: tuple[()] = ()
+    layout: int = 0
     doubt: str = ""
 
     @property
@@ -49,7 +50,7 @@ class CellMatch:
         """Return the match with the source's cell of another."""
         return dataclasses.replace(self, source=other.source)
 
-    def read(self, layout: tuple[Use, ...]) -> "CellMatch":
+    def read(self, layout: int) -> "CellMatch":
         """Return the match: a cell has one layout."""
         del layout
         return self
@@ -131,16 +132,19 @@ def _misfit(
             f"(Keras: reset_after={not theirs.early})"
         )
     for gate, letter in enumerate(gates.order):
-        its = named.cell.bias(theirs.order.index(letter))
-        mine = cell.bias(gate)
-        kept_apart = cell.gates == GRU and letter == "n" and not gates.early
-        sides = zip(mine, its, strict=True) if kept_apart else [(sum(mine, ()), sum(its, ()))]
-        for place, some in sides:
-            if not place and any(np.any(arrays[use.leaf].reshape(-1)[use.index]) for use in some):
-                return (
-                    f"has a bias {some[0].leaf!r} for its gate {letter!r} that is not zero, and "
-                    f"the model's cell has none there"
-                )
+        mine, its = cell.bias(gate), named.cell.bias(theirs.order.index(letter))
+        # A late candidate's two biases must be kept apart; others are added up.
+        apart = cell.gates == GRU and letter == "n" and not gates.early
+        places = [bool(side) for side in mine] if apart else [any(mine)] * 2
+        for has_place, uses in zip(places, its, strict=True):
+            if has_place:
+                continue
+            for use in uses:
+                if np.any(arrays[use.leaf].reshape(-1)[use.index]):
+                    return (
+                        f"has a bias {use.leaf!r} for its gate {letter!r} that is not zero, and "
+                        f"the model's cell has none there"
+                    )
     return ""
 
 

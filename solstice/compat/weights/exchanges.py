@@ -30,43 +30,62 @@ def nearest_exchange(
 ) -> list[Matched] | None:
     """Return the first assignment that is close enough.
 
-    If they are few, all orders of layers of equal shapes are tried, with all layouts that are in
-    doubt. Then, or if they are many, the nearest one is changed as long as it gets nearer, also by
-    layouts for which there was no sign.
+    If they are few, all orders of layers of equal shapes are tried: with the layouts that are in
+    doubt, then with all layouts that fit. If they are many, the nearest one is changed in one place
+    as long as it gets nearer.
 
     Args:
         matches: The assignment to begin with.
         far: Returns how far the outputs of an assignment are from the expected ones.
         exchanged: Returns the first match with the source of the second.
     """
-    groups = ambiguous(matches)
-    many = math.prod(math.factorial(len(group)) for group in groups)
-    many *= math.prod(len(match.layouts) for match in matches if match.doubt)
-    few = many <= _TRIES
-    best, nearest, tries = list(matches), math.inf, 0
-    for assignment in _all(matches, exchanged) if few else [best]:
-        tries += 1
-        if (gap := far(assignment)) < nearest:
-            best, nearest = assignment, gap
+    best, nearest = list(matches), math.inf
+    tried = set[Any]()
+
+    def nearer(assignment: list[Matched]) -> bool:
+        """Try an assignment, unless it was tried or enough were; say whether it is the nearest."""
+        nonlocal best, nearest
+        key = frozenset(map(_key, assignment))
+        if key in tried or len(tried) == _TRIES:
+            return False
+        tried.add(key)
+        gap = far(assignment)
+        closer = gap < nearest
+        best, nearest = (assignment, gap) if closer else (best, nearest)
+        return closer
+
+    first = list(matches)
+    for every in (False, True):
+        few = _many(first, every=every) <= _TRIES
+        for assignment in _all(first, exchanged, every=every) if few else [first]:
+            if nearer(assignment) and nearest <= TOLERANCE:
+                return best
+    while any(map(nearer, _moves(best, exchanged))):
         if nearest <= TOLERANCE:
             return best
-    improved = True
-    while improved:
-        improved = False
-        for moved in _moves(best, exchanged, whole=few):
-            if tries == _TRIES:
-                return None
-            tries += 1
-            if (gap := far(moved)) < nearest:
-                best, nearest, improved = moved, gap, True
-                if nearest <= TOLERANCE:
-                    return best
-                break
     return None
 
 
-def _all(matches: Sequence[Matched], exchanged: _Exchange) -> Iterator[list[Matched]]:
-    """Yield every order of alike layers with every layout that is in doubt."""
+def _open(match: Matched, *, every: bool) -> bool:
+    """Say whether a match's layouts are to be tried: all, or those that are in doubt."""
+    return bool(match.layouts) and (every or bool(match.doubt))
+
+
+def _many(matches: Sequence[Matched], *, every: bool) -> int:
+    """Return how many assignments `_all` yields."""
+    orders = math.prod(math.factorial(len(group)) for group in ambiguous(matches))
+    return orders * math.prod(len(one.layouts) for one in matches if _open(one, every=every))
+
+
+def _key(match: Matched) -> Any:
+    """Return what tells an assignment of a layer from others."""
+    return id(match.target), match.leaf, match.layout
+
+
+def _all(
+    matches: Sequence[Matched], exchanged: _Exchange, *, every: bool
+) -> Iterator[list[Matched]]:
+    """Yield every order of alike layers with every layout of those that are open."""
     groups = ambiguous(matches)
     fixed = [match for match in matches if not any(match in group for group in groups)]
     for orders in itertools.product(*map(itertools.permutations, groups)):
@@ -75,31 +94,25 @@ def _all(matches: Sequence[Matched], exchanged: _Exchange) -> Iterator[list[Matc
             for group, order in zip(groups, orders, strict=True)
             for match, other in zip(group, order, strict=True)
         ]
-        several = [
-            [match.read(layout) for layout in match.layouts] if match.doubt else [match]
-            for match in (*fixed, *moved)
-        ]
-        yield from map(list, itertools.product(*several))
+        ones = [*fixed, *moved]
+        counts = [range(len(one.layouts) if _open(one, every=every) else 1) for one in ones]
+        for layouts in itertools.product(*counts):
+            yield [
+                one if layout == one.layout else one.read(layout)
+                for one, layout in zip(ones, layouts, strict=True)
+            ]
 
 
-def _moves(
-    matches: Sequence[Matched], exchanged: _Exchange, *, whole: bool
-) -> Iterator[list[Matched]]:
-    """Yield the assignments that differ in one layout, or in two alike layers, from one.
-
-    Args:
-        matches: The assignment.
-        exchanged: As above.
-        whole: Whether all orders and all doubtful layouts were tried.
-    """
+def _moves(matches: Sequence[Matched], exchanged: _Exchange) -> Iterator[list[Matched]]:
+    """Yield the assignments that differ in two alike layers, or in one layout, from one."""
 
     def changed(*changes: tuple[Matched, Matched]) -> list[Matched]:
         return [next((new for old, new in changes if old is match), match) for match in matches]
 
-    for group in [] if whole else ambiguous(matches):
+    for group in ambiguous(matches):
         for one, other in itertools.combinations(group, 2):
             yield changed((one, exchanged(one, other)), (other, exchanged(other, one)))
     for match in matches:
-        for layout in match.layouts if not (whole and match.doubt) else ():
-            if layout[0] is not match.uses[0]:
+        for layout in range(len(match.layouts)):
+            if layout != match.layout:
                 yield changed((match, match.read(layout)))

@@ -4,8 +4,9 @@ torch and Equinox flatten channels first, the others last.
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def channels_before(uses: Sequence[Use]) -> dict[int, int]:
 
 def row_orders(
     target: Use, use: Use, channels: int, *, channels_first: bool
-) -> tuple[list[Use], str]:
+) -> tuple[list[Callable[[], Use]], str]:
     """Return a named matrix with its rows in each order that a traced one's may mean, and a doubt.
 
     The likeliest is first: the source's library flattens channels first, or last.
@@ -75,24 +76,28 @@ def row_orders(
         channels_first: Whether the source's library flattens channels first.
 
     Returns:
-        The orders, and why the likeliest one is uncertain; empty if it is not.
+        What gives the use in each order, and why the likeliest one is uncertain, or "".
     """
     rows = target.rows
     if len(rows) < 2 or channels not in (rows[0], rows[-1]) or use.role != MATRIX:
-        return [use], ""
+        return [lambda: use], ""
     axes = tuple(range(len(rows)))
     same_ends, first = rows[0] == rows[-1], channels == rows[0]
     likely = axes
     if not same_ends and first != channels_first:
         likely = (axes[-1], *axes[:-1]) if channels_first else (*axes[1:], axes[0])
     others = (order for order in itertools.permutations(axes) if order != likely)
-    made = []
-    for order in (likely, *others):
+
+    def ordered(order: Sequence[int]) -> Use:
+        if order == axes:
+            return use
         held = np.arange(use.shape[0]).reshape([rows[axis] for axis in order])
         places = held.transpose(np.argsort(order)).reshape(-1)
-        made.append(dataclasses.replace(use, index=use.index[places]))
+        return dataclasses.replace(use, index=use.index[places])
+
     doubt = (
         f"{target.leaf!r} takes flattened features {rows}, whose axes cannot be told apart: "
         f"whether channels come first is unknown."
     )
+    made = [functools.partial(ordered, order) for order in (likely, *others)]
     return made, doubt if same_ends else ""

@@ -59,6 +59,7 @@ class Flow:
         epsilon: A constant that was just added.
         uses: Places in the walk's uses of the matrices and biases that it is linear in.
         merged: The sizes of axes that were just made one.
+        fixed: Whether it is computed from leaves alone, as what a norm in evaluation multiplies by.
     """
 
     of: str = ""
@@ -66,6 +67,7 @@ class Flow:
     epsilon: float | None = None
     uses: tuple[int, ...] = ()
     merged: tuple[int, ...] = ()
+    fixed: bool = False
 
 
 Value = Piece | Known | Flow

@@ -75,7 +75,7 @@ def find_gates(model: Model, example: PyTree, cells: Sequence[Cell]) -> list[Gat
 
 
 def _drawn(cell: Cell, zeros: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return values of leaves that are 0, but for what a cell does with the carry, and its biases."""
+    """Return values of leaves that are 0, but for a cell's matrices of the carry and biases."""
     generator, values = np.random.default_rng(0), dict(zeros)
     for use in (*cell.of_carry, *cell.input_bias, *cell.other_bias):
         values[use.leaf] = values[use.leaf].copy()

@@ -48,14 +48,9 @@ class Layouts:
             )
             for use in found
         ]
-        layouts = [use for some, _ in orders for use in some]
-        rest = match.uses[1:]
-        return dataclasses.replace(
-            match,
-            uses=(layouts[0], *rest),
-            layouts=tuple((use, *rest) for use in layouts),
-            doubt=doubt or orders[0][1],
-        )
+        layouts = tuple(use for some, _ in orders for use in some)
+        doubt = doubt or orders[0][1]
+        return dataclasses.replace(match, layouts=layouts, doubt=doubt).read(0)
 
     def _is_weight(self, use: Use) -> bool:
         shape = self._shapes.get(use.leaf, ())

@@ -70,7 +70,7 @@ def read_names(
         names: From those names to the ones to match by, which `rename` may have changed.
         in_order: Whether they are in the order of the network's definition. Otherwise they are
             sorted, by the numbers in their names.
-        wanted: The shapes of the network's transposed kernels, which tell how many groups they have.
+        wanted: The shapes of the network's transposed kernels, which tell their groups.
         loops: Whether the network has recurrent cells; otherwise no array is of one.
     """
     order = list(names) if in_order else sorted(names, key=natural)

@@ -155,7 +155,7 @@ class Plan:
             best = min(best, gap := difference(found, as_expected(outputs, found)))
             return gap
 
-        def exchanged(one: Matched, other: Matched) -> Matched:
+        def exchanged(one: Any, other: Any) -> Matched:
             new = one.exchanged(other)
             return self._layouts.of(new) if self._layouts and isinstance(new, Match) else new
 

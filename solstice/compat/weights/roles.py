@@ -132,7 +132,7 @@ class _Walk:
         if name == "while":
             return self._while(eqn, ins)
         if not any(isinstance(value, Piece) for value in ins):
-            return [self._flow(eqn, ins)] * outputs
+            return [dataclasses.replace(self._flow(eqn, ins), fixed=_is_fixed(ins))] * outputs
         if (outs := moved(eqn, ins)) is not None:
             return outs
         before = len(self.uses)
@@ -141,7 +141,7 @@ class _Walk:
                 self._use(eqn, ins, place, value)
         new = tuple(range(before, len(self.uses)))
         linear = {"dot_general": new, "add": (*linear_in(ins), *new)}.get(name, ())
-        return [Flow(dependence(ins), uses=linear)] * outputs
+        return [Flow(dependence(ins), uses=linear, fixed=_is_fixed(ins))] * outputs
 
     def _flow(self, eqn: JaxprEqn, ins: list[Value]) -> Flow:
         name, of = eqn.primitive.name, dependence(ins)
@@ -214,7 +214,9 @@ class _Walk:
             )
             if name == "sub":
                 role, factor = (MEAN, factor) if place == 1 else ("minuend", factor)
-            if factor < 0 and role in (BIAS, SCALE, MEAN):
+            if factor < 0 and role == SCALE and not _is_fixed(ins):
+                factor = -factor  # the slopes of a PReLU, which Keras multiplies by relu(-x)
+            elif factor < 0 and role in (BIAS, SCALE, MEAN):
                 role, factor = (BIAS if role == MEAN else MEAN), -factor
         elif name in ROOTS:
             role, index = VARIANCE, distinct(index)
@@ -294,6 +296,11 @@ class _Walk:
             self._loop, self._loops = self._loops, self._loops + 1
         self.run(jaxpr, all_known(known), inside)
         self._loop = outer
+
+
+def _is_fixed(ins: Sequence[Value]) -> bool:
+    """Say whether values depend on leaves alone."""
+    return all(value.fixed for value in ins if isinstance(value, Flow))
 
 
 def _merged(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...]:

@@ -27,17 +27,19 @@ U, W = unit(normal(5)), unit(normal(3))
 MASK = (RNG.random((5, 3)) > 0.5).astype(np.float32)
 SCALE = normal(1, 3)
 # The parts, and the weight that they make, by formulas written out.
+ROWS = np.stack([g * unit(v) for g, v in zip(G, V, strict=True)])
+COLUMNS = np.stack([g * unit(v) for g, v in zip(SCALE[0], V.T, strict=True)], 1)
 PARTS = {
-    "weight norm": ({"weight_g": G, "weight_v": V}, np.stack([g * unit(v) for g, v in zip(G, V, strict=True)])),
+    "weight norm": ({"weight_g": G, "weight_v": V}, ROWS),
     "weight norm, parametrized": (
         {"parametrizations.weight.original0": G, "parametrizations.weight.original1": V},
-        np.stack([g * unit(v) for g, v in zip(G, V, strict=True)]),
+        ROWS,
     ),
-    "weight norm of columns": (
-        {"weight_g": SCALE, "weight_v": V},
-        np.stack([g * unit(v) for g, v in zip(SCALE[0], V.T, strict=True)], 1),
+    "weight norm of columns": ({"weight_g": SCALE, "weight_v": V}, COLUMNS),
+    "weight norm of all": (
+        {"weight_g": np.float32(2), "weight_v": V},
+        2 * V / np.sqrt((V**2).sum()),
     ),
-    "weight norm of all": ({"weight_g": np.float32(2), "weight_v": V}, 2 * V / np.sqrt((V**2).sum())),
     "spectral norm": ({"weight_orig": V, "weight_u": U, "weight_v": W}, V / (U @ V @ W)),
     "spectral norm, parametrized": (
         {
@@ -48,7 +50,7 @@ PARTS = {
         V / (U @ V @ W),
     ),
     "pruning": ({"weight_orig": V, "weight_mask": MASK}, V * MASK),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", PARTS)
@@ -58,17 +60,16 @@ def test_the_parts_of_a_weight_are_joined(case, name):
     source = {f"{name}{part}": array for part, array in {"bias": BIAS, **parts}.items()}
     _, report = compat.load(compat.as_model(nn.Dense(5), X, key=0), source)
     assert report.check(X, X @ weight.T + BIAS) < 1e-6
-    assert f"{case.split(',')[0].split(' of ')[0].capitalize()} joined: '{name}weight'." in str(
-        report
-    )
+    kind = case.split(",")[0].split(" of ")[0].capitalize()
+    assert f"{kind} joined: '{name}weight'." in str(report)
     assert {row.sources for row in report.rows} == {(f"{name}weight",), (f"{name}bias",)}
 
 
 ODD = {
-    "a lone half": ({"fc.weight_g": G}, "part of a weight norm, of which other parts .*remove_weight_norm"),
+    "a lone half": ({"fc.weight_g": G}, "part of a weight norm, of which .*remove_weight_norm"),
     "a g along two axes": (
         {"fc.weight_g": normal(5, 3), "fc.weight_v": V},
-        r"weight norm: the shapes \(5, 3\) and \(5, 3\) do not say along which axis. In torch, before",
+        r"weight norm: the shapes \(5, 3\) and \(5, 3\) do not say .* In torch, before",
     ),
     "a u of another size": (
         {"fc.weight_orig": V, "fc.weight_u": unit(normal(4)), "fc.weight_v": W},
@@ -125,7 +126,7 @@ def norms(torch):
         first = np.moveaxis(IMAGES, -1, 1).copy()
         return compat.as_model(layer), first, first
 
-    copies = {
+    return {
         "old weight norm": (lambda: old.weight_norm(linear), dense),
         "old weight norm of all": (lambda: old.weight_norm(torch.nn.Linear(3, 5), dim=None), dense),
         "old spectral norm": (lambda: old.spectral_norm(torch.nn.Linear(3, 5)), dense),
@@ -144,7 +145,6 @@ def norms(torch):
             lambda: old.prune.l1_unstructured(torch.nn.Linear(3, 5), "weight", amount=0.5), dense
         ),
     }  # fmt: skip
-    return copies
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -158,7 +158,7 @@ def norms(torch):
 )  # fmt: skip
 def test_real_norms_of_torch_give_its_outputs(case):
     torch = pytest.importorskip("torch")
-    import torch.nn.utils.prune
+    pytest.importorskip("torch.nn.utils.prune")
 
     torch.manual_seed(0)
     make, twin = norms(torch)[case]

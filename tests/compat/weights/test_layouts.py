@@ -421,3 +421,27 @@ def test_a_depthwise_transposed_kernel_is_turned():
     model = compat.as_model(Up(stride=2, padding=1, groups=4))
     _, report = compat.load(model, state, example=x)
     assert report.check(x, np.concatenate(alone, -1) + state["up.bias"]) < 1e-5
+
+
+class PReLU(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return jnp.where(x >= 0, x, self.param("slopes", nn.initializers.zeros, (4,)) * x)
+
+
+PRELUS = {
+    "Linen": lambda: compat.as_model(nn.Sequential([nn.Dense(4), PReLU()]), X, key=0),
+    "Keras": lambda: compat.KerasModel(
+        keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(4), keras.layers.PReLU()])
+    ),
+}
+
+
+@pytest.mark.parametrize("library", PRELUS)
+@pytest.mark.parametrize("batch", [1, 4])
+def test_slopes_of_a_prelu_are_loaded(library, batch):
+    state = {"fc.weight": normal(4, 3), "fc.bias": normal(4), "act.weight": normal(4)}
+    x = X[:batch]
+    h = x @ state["fc.weight"].T + state["fc.bias"]
+    _, report = compat.load(PRELUS[library](), state, example=x)
+    assert report.check(x, np.where(h >= 0, h, state["act.weight"] * h)) < 1e-6

@@ -82,10 +82,10 @@ _VARIABLES = {
     "layer_normalization": {2: ("gamma", "beta")},
     "group_normalization": {2: ("gamma", "beta")},
     "embedding": {1: ("embeddings",)},
-    **dict.fromkeys(
-        ("cell", "gru_cell", "lstm_cell", "simple_rnn_cell"),
-        {2: ("kernel", "recurrent_kernel"), 3: ("kernel", "recurrent_kernel", "bias")},
-    ),
+    **{
+        kind: {2: ("kernel", "recurrent_kernel"), 3: ("kernel", "recurrent_kernel", "bias")}
+        for kind in ("cell", "gru_cell", "lstm_cell", "simple_rnn_cell")
+    },
     **{
         f"conv{n}d_transpose": {1: (TRANSPOSED_KERNEL,), 2: (TRANSPOSED_KERNEL, "bias")}
         for n in (1, 2, 3)

@@ -42,7 +42,10 @@ _REFUSED = {
     **dict.fromkeys((".pkl", ".pickle", ".joblib", ".dill"), "pickles run code when they are read"),
 }
 # Keys under which torch programs keep the state dict in a checkpoint.
-_NESTS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
+_NESTS = (
+    "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights",
+    "params", "ema_state_dict",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
