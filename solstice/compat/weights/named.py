@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from solstice.compat.weights.files.hdf5 import natural
 from solstice.compat.weights.layers import Layer, prefix
 from solstice.compat.weights.named_cells import NamedCell, split_cells
 from solstice.compat.weights.transposed import transposed_layouts
@@ -32,6 +31,7 @@ from solstice.compat.weights.words import (
     VECTORS,
     Entry,
     is_ignored,
+    natural,
     says_transposed,
 )
 

@@ -122,9 +122,7 @@ class Plan:
             if use.role == MATRIX and not says_layout(use.leaf)
         }
         self._notes += [f"The name {name!r} says no layout: it was guessed." for name in guessed]
-        hinted = self._trace.operations["padded in full"] or any(
-            use.role == TRANSPOSED for use in uses
-        )
+        hinted = self._trace.padded_in_full or any(use.role == TRANSPOSED for use in uses)
         self._notes += [
             f"{use.leaf!r} has as many channels before as after, so its shape does not say whether "
             f"it is of a transposed convolution: it was read as of a plain one."

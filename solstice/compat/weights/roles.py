@@ -74,7 +74,8 @@ def trace(model: Model, example: PyTree) -> Trace:
     walk.finish(outs)
     used = {use.leaf for use in walk.uses}
     unused = tuple(path for path in arrays if path not in used)
-    return Trace(tuple(walk.uses), unused, tuple(walk.epsilons), walk.operations)
+    epsilons = tuple(walk.epsilons)
+    return Trace(tuple(walk.uses), unused, epsilons, walk.operations, walk.padded_in_full)
 
 
 def forward_jaxpr(model: Model, inputs: tuple[PyTree, ...]) -> tuple[Jaxpr, list[Any]]:
@@ -100,6 +101,7 @@ class _Walk:
         self.uses: list[Use] = []
         self.epsilons: list[float] = []
         self.operations: Counter[str] = Counter()
+        self.padded_in_full = False
         self._names = names
         self._loop: int | None = None
         self._loops = 0
@@ -194,7 +196,7 @@ class _Walk:
             if any(size > 1 for size in p["lhs_dilation"]):
                 role = TRANSPOSED
             else:
-                self.operations["padded in full"] += _is_full(p, index.shape[:-2])
+                self.padded_in_full |= _is_full(p, index.shape[:-2])
                 role, index = conv_index(index)
         elif name in ("gather", "dynamic_slice") and place == 0:
             role = TABLE
@@ -295,7 +297,7 @@ def _merged(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _is_full(p: Any, kernel: tuple[int, ...]) -> bool:
-    """Say whether a kernel slides over every overlap, as transposed convolutions of stride 1 do."""
+    """Say whether a convolution is `padded_in_full`."""
     reach = [(size - 1) * by for size, by in zip(kernel, p["rhs_dilation"], strict=True)]
     return max(reach) > 0 and list(p["padding"]) == [(one, one) for one in reach]
 
