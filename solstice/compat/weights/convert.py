@@ -54,13 +54,14 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
         like: A network of the same architecture, in any library, not wrapped. The result has its
             structure, dtypes and placement.
         example: A batch of inputs; several as a tuple. Use one that needs every weight: a table of
-            positions, for example, needs sequences of full length.
+            positions, for example, needs sequences of full length, and attention two positions. In
+            place of an array of one number, such as zeros, numbers are drawn.
 
     Raises:
         TypeError: An argument is of a wrong type, or this is called under a jax transformation.
         ValueError: The networks use their weights differently (the message names the first place),
             their outputs on the example differ by more than 1e-5 of the largest, or the outputs of
-            `like` do not depend on some of its weights there.
+            `like` do not depend on some of its weights there, which the message names.
 
     >>> import equinox as eqx, flax.linen as nn, jax, jax.numpy as jnp
     >>> from solstice import compat
