@@ -182,7 +182,12 @@ def rooted(p, x):
     return jnp.sqrt(jnp.square(x @ p["a"] * 0)) + jnp.tanh(x @ p["a"]) @ p["b"]
 
 
-@pytest.mark.parametrize("apply", [stopped, looped, chosen, rooted])
+def masked(p, x):
+    """Weights that no example needs."""
+    return jnp.tanh(x @ (p["a"] * np.tri(4, dtype=np.float32))) @ p["b"]
+
+
+@pytest.mark.parametrize("apply", [stopped, looped, chosen, rooted, masked])
 def test_what_has_no_gradient_is_proved_by_changing_it(apply):
     model = function(apply, ROWS, a=(4, 4), b=(4, 4))
     converted = compat.convert(model, like=model, example=ROWS)
