@@ -139,18 +139,18 @@ def evaluate(
     def read(atom: Var | Literal) -> _T:
         return literal(atom.val) if isinstance(atom, Literal) else values[atom]
 
-    last: dict[Any, Any] = {one: eqn for eqn in jaxpr.eqns for one in eqn.invars if _is_var(one)}
-    last |= dict.fromkeys(filter(_is_var, jaxpr.outvars))
+    last: dict[Any, Any] = {one: eqn for eqn in jaxpr.eqns for one in _variables(eqn.invars)}
+    last |= dict.fromkeys(_variables(jaxpr.outvars))
     for eqn in jaxpr.eqns:
         values.update(zip(eqn.outvars, equation(eqn, list(map(read, eqn.invars))), strict=True))
-        for one in eqn.invars:
-            if _is_var(one) and last[one] is eqn:
+        for one in _variables(eqn.invars):
+            if last[one] is eqn:
                 values.pop(one, None)
     return list(map(read, jaxpr.outvars))
 
 
-def _is_var(atom: Var | Literal) -> bool:
-    return isinstance(atom, Var)
+def _variables(atoms: Iterable[Any]) -> list[Var]:
+    return [one for one in atoms if isinstance(one, Var)]
 
 
 def called(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]] | None:

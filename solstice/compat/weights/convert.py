@@ -233,7 +233,7 @@ def _check_doubled(source: _Side[Any], target: _Side[Any], arrays: Arrays) -> No
     for axis, inputs in doubled(source.inputs):
         try:
             goal = evaluation(source.model, inputs)(source.arrays)
-            found = evaluation(target.model, inputs)(target.arrays | arrays)
+            found = evaluation(target.model, inputs)({**target.arrays, **arrays})
         except Exception:  # noqa: BLE001 - it takes one only, and says so in its library's words
             continue
         if is_finite(goal) and (gap := difference(found, goal)) > _GROSS:
