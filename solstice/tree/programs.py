@@ -120,6 +120,8 @@ def evaluate(
 ) -> list[_T]:
     """Evaluate a program, one equation after the other, with any kind of values.
 
+    What is not used again is let go of, as when the program runs by itself.
+
     Args:
         jaxpr: The program.
         consts: The values of its constants.
@@ -137,9 +139,18 @@ def evaluate(
     def read(atom: Var | Literal) -> _T:
         return literal(atom.val) if isinstance(atom, Literal) else values[atom]
 
+    last: dict[Any, Any] = {one: eqn for eqn in jaxpr.eqns for one in _variables(eqn.invars)}
+    last |= dict.fromkeys(_variables(jaxpr.outvars))
     for eqn in jaxpr.eqns:
         values.update(zip(eqn.outvars, equation(eqn, list(map(read, eqn.invars))), strict=True))
+        for one in _variables(eqn.invars):
+            if last[one] is eqn:
+                values.pop(one, None)
     return list(map(read, jaxpr.outvars))
+
+
+def _variables(atoms: Iterable[Any]) -> list[Var]:
+    return [one for one in atoms if isinstance(one, Var)]
 
 
 def called(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]] | None:

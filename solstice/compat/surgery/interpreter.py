@@ -15,13 +15,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn
 
 from solstice.arguments import check_leaves, describe
 from solstice.compat.surgery.tags import Form, derivative_p, tag_p, tagging
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.naming import tree_difference
-from solstice.tree.programs import bind, equations, inner_programs, scan_parts
+from solstice.tree.programs import (
+    bind,
+    called,
+    equations,
+    evaluate,
+    inner_programs,
+    opened,
+    scan_parts,
+)
 from solstice.tree.pytree import PyTree
 
 Arrays = list[Any]
@@ -157,32 +165,26 @@ class _Run:
         self, jaxpr: Jaxpr, consts: Any, given: Any, number: int, values: dict[int, Arrays]
     ) -> tuple[Arrays, dict[int, Arrays]]:
         """Evaluate a program whose first tag has the `number`."""
-        known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *given], strict=True))
         found: dict[int, Arrays] = {}
-        # Values are freed after their last use, as in a normal run of the network.
-        last = {id(one): i for i, eqn in enumerate(jaxpr.eqns) for one in eqn.invars}
-        last |= dict.fromkeys(map(id, jaxpr.outvars), len(jaxpr.eqns))
-        for i, eqn in enumerate(jaxpr.eqns):
-            operands = [one.val if isinstance(one, Literal) else known[one] for one in eqn.invars]
-            count = _count(eqn)
-            inside = range(number, number + count)
+        numbers = itertools.count(number)
+
+        def equation(eqn: JaxprEqn, operands: Arrays) -> Arrays:
+            inside = list(itertools.islice(numbers, _count(eqn)))
             if eqn.primitive is tag_p:
-                outs = self._at(number, operands, values)
-                if number in self._kept:
-                    found[number] = outs
-            elif any(i in values or i in self._changes or i in self._kept for i in inside):
-                own = {i: values[i] for i in inside if i in values}
-                outs, more = self._open(eqn, operands, inside, own)
-                found |= more
-            else:
-                outs = bind(eqn, operands)
-            known.update(zip(eqn.outvars, outs, strict=True))
-            number += count
-            for one in eqn.invars:
-                if last[id(one)] == i and not isinstance(one, Literal):
-                    known.pop(one, None)
-        outs = [one.val if isinstance(one, Literal) else known[one] for one in jaxpr.outvars]
-        return outs, found
+                (own,) = inside
+                outs = self._at(own, operands, values)
+                if own in self._kept:
+                    found[own] = outs
+                return outs
+            if not any(i in values or i in self._changes or i in self._kept for i in inside):
+                return bind(eqn, operands)
+            outs, more = self._open(
+                eqn, operands, inside, {i: values[i] for i in inside if i in values}
+            )
+            found.update(more)
+            return outs
+
+        return evaluate(jaxpr, consts, given, equation), found
 
     def _at(self, number: int, operands: Arrays, values: dict[int, Arrays]) -> Arrays:
         if number in values:
@@ -194,19 +196,14 @@ class _Run:
         return site.arrays(changed, f"What edits[{site.path!r}] returns", operands)
 
     def _open(
-        self, eqn: JaxprEqn, operands: Arrays, inside: range, values: dict[int, Arrays]
+        self, eqn: JaxprEqn, operands: Arrays, inside: list[int], values: dict[int, Arrays]
     ) -> tuple[Arrays, dict[int, Arrays]]:
         """Evaluate an equation that calls a program with selected tags."""
-        name, params, first = eqn.primitive.name, eqn.params, inside.start
-        (jaxpr,) = inner_programs(eqn)
-        consts = next(
-            getattr(one, "consts", ())
-            for one in params.values()
-            if getattr(one, "jaxpr", one) is jaxpr
-        )
+        name, params = eqn.primitive.name, eqn.params
+        jaxpr, consts = called(eqn) or opened(params["jaxpr"])
 
         def call(operands: Arrays, values: dict[int, Arrays]) -> tuple[Arrays, dict[int, Arrays]]:
-            return self(jaxpr, consts, operands, first, values)
+            return self(jaxpr, consts, operands, inside[0], values)
 
         if name == "scan":
             return _scan(call, eqn, jaxpr, operands, values)

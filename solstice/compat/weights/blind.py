@@ -21,10 +21,8 @@ from solstice.compat.weights.uses import (
     MATRICES,
     MATRIX,
     MEAN,
-    SCALE,
     TABLE,
     TRANSPOSED,
-    VARIANCE,
     Use,
 )
 from solstice.tree.kinds import is_typed_key
@@ -89,8 +87,8 @@ def hidden(
     """Return the uses of parameters of which a part changes no output, whatever the weights are.
 
     A part is what gives one output of a layer, or one position of a kernel. Of a table, not all
-    rows are expected to be looked up. What is added is not judged: a norm or a softmax behind it
-    may take it away in every example.
+    rows are expected to be looked up. What scales, as masked weights do, is judged as a whole. What
+    is added is not judged: a norm or a softmax behind it may take it away in every example.
 
     Args:
         model: The network.
@@ -98,10 +96,10 @@ def hidden(
         uses: What its trace found.
         run: Its evaluation on the example.
     """
-    judged = [use for use in uses if use.role not in (BIAS, MEAN) and use.leaf.startswith("params")]
     parts = [
-        _Part(use, axes, np.ones(np.max(use.index, axes, keepdims=True).shape, bool))
-        for use in judged
+        _Part(use, axes, np.ones_like(use.index.max(axes, keepdims=True), bool))
+        for use in uses
+        if use.role not in (BIAS, MEAN) and use.leaf.startswith("params/") and use.index.size
         for axes in _taken_together(use)
     ]
     arrays = float_leaves(model)
@@ -156,7 +154,7 @@ def _taken_together(use: Use) -> list[tuple[int, ...]]:
         return [every[:-1], every[-2:]]  # for each output, and for each position
     if use.role in (MATRIX, MATRICES, TABLE):
         return [every[-2:-1]]
-    return [()] if use.role in (SCALE, VARIANCE) else [every]
+    return [every]
 
 
 def _draws(

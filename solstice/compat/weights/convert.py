@@ -55,13 +55,14 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
         like: A network of the same architecture, in any library, not wrapped. The result has its
             structure, dtypes and placement.
         example: A batch of inputs; several as a tuple. Use one that needs every weight: a table of
-            positions, for example, needs sequences of full length.
+            positions, for example, needs sequences of full length, and attention two positions. In
+            place of an array of one number, such as zeros, numbers are drawn.
 
     Raises:
         TypeError: An argument is of a wrong type, or this is called under a jax transformation.
         ValueError: The networks use their weights differently (the message names the first place),
             their outputs on the example differ by more than 1e-5 of the largest, or the outputs of
-            `like` do not depend on some of its weights there.
+            `like` do not depend on some of its weights there, which the message names.
 
     >>> import equinox as eqx, flax.linen as nn, jax, jax.numpy as jnp
     >>> from solstice import compat
@@ -233,7 +234,7 @@ def _check_doubled(source: _Side[Any], target: _Side[Any], arrays: Arrays) -> No
     for axis, inputs in doubled(source.inputs):
         try:
             goal = evaluation(source.model, inputs)(source.arrays)
-            found = evaluation(target.model, inputs)(target.arrays | arrays)
+            found = evaluation(target.model, inputs)({**target.arrays, **arrays})
         except Exception:  # noqa: BLE001 - it takes one only, and says so in its library's words
             continue
         if is_finite(goal) and (gap := difference(found, goal)) > _GROSS:

@@ -16,7 +16,9 @@ from solstice.compat.weights.uses import CONV, MATRIX, TRANSPOSED, Use
 def likely_rows(target: Sequence[Use], source: Sequence[Use]) -> Iterator[list[Use]]:
     """Yield the source's uses with rows in each likely order; both sides are traced.
 
-    If the target flattens (height, width, channels), the source may flatten channels first.
+    If the target flattens (height, width, channels), the source may flatten channels first. Last
+    come the uses as they are: axes may look moved and be others, as two heads of four features and
+    four of two.
     """
     wanted = {use.shape: use.rows for use in target if use.rows}
     moves = [
@@ -25,6 +27,8 @@ def likely_rows(target: Sequence[Use], source: Sequence[Use]) -> Iterator[list[U
     ]
     for way in range(max(map(len, moves), default=1)):
         yield [some[min(way, len(some) - 1)] for some in moves]
+    if any(some[0] is not use for some, use in zip(moves, source, strict=True)):
+        yield list(source)
 
 
 def _moved(use: Use, wanted: tuple[int, ...]) -> list[Use]:

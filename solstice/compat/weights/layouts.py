@@ -31,7 +31,7 @@ class Layouts:
     ) -> None:
         self._shapes = shapes
         self._channels = channels_before(trace.uses)
-        self._hinted = bool(trace.operations["padded in full"])
+        self._hinted = trace.padded_in_full
         # Matrices called "weight" that are no squares say whether they are (out, in), as torch's,
         # or (in, out), as some of GPT-2's.
         told = [match.uses[0] for match in matches if self._is_weight(match.uses[0])]

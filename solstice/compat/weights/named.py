@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 
 import numpy as np
 
-from solstice.compat.weights.files.hdf5 import natural
 from solstice.compat.weights.layers import Layer, prefix
 from solstice.compat.weights.named_cells import NamedCell, split_cells
 from solstice.compat.weights.transposed import transposed_layouts
@@ -35,6 +34,7 @@ from solstice.compat.weights.words import (
     VECTORS,
     Entry,
     is_ignored,
+    natural,
     says_transposed,
 )
 

@@ -75,7 +75,8 @@ def trace(model: Model, example: PyTree) -> Trace:
     walk.finish(outs)
     used = {use.leaf for use in walk.uses}
     unused = tuple(path for path in arrays if path not in used)
-    return Trace(tuple(walk.uses), unused, tuple(walk.epsilons), walk.operations)
+    epsilons = tuple(walk.epsilons)
+    return Trace(tuple(walk.uses), unused, epsilons, walk.operations, walk.padded_in_full)
 
 
 def forward_jaxpr(model: Model, inputs: tuple[PyTree, ...]) -> tuple[Jaxpr, list[Any]]:
@@ -101,6 +102,7 @@ class _Walk:
         self.uses: list[Use] = []
         self.epsilons: list[float] = []
         self.operations: Counter[str] = Counter()
+        self.padded_in_full = False
         self._names = names
         self._loop: int | None = None
         self._loops = 0
@@ -199,7 +201,7 @@ class _Walk:
                 called_so = is_called_transposed(eqn)
                 spread = index.ndim - 2 if called_so else 0
                 maybe = called_so is None or _is_full(p, index.shape[:-2])
-                self.operations["padded in full"] += maybe and not called_so
+                self.padded_in_full |= maybe and not called_so
                 role, index = conv_index(index)
         elif name in ("gather", "dynamic_slice") and place == 0:
             role = TABLE

@@ -62,12 +62,15 @@ class Trace:
         unused: Float leaves that the outputs do not depend on.
         epsilons: The constants added before a square root, in their order.
         operations: How often each operation occurs.
+        padded_in_full: Whether a kernel slides over every overlap with its input, as transposed
+            convolutions of stride 1 do.
     """
 
     uses: tuple[Use, ...]
     unused: tuple[str, ...]
     epsilons: tuple[float, ...]
     operations: Counter[str]
+    padded_in_full: bool = False
 
 
 def conv_index(index: np.ndarray) -> tuple[str, np.ndarray]:

@@ -67,6 +67,16 @@ def says_layout(name: str) -> bool:
     return bool(known or RECURRENT.search(name) or FUSED.search(name))
 
 
+def natural(name: str) -> tuple[object, ...]:
+    """Return a key that sorts names by their numbers: "dense", "dense_2", "dense_10".
+
+    >>> sorted(["dense_10/b", "dense_2/b", "dense/b"], key=natural)
+    ['dense/b', 'dense_2/b', 'dense_10/b']
+    """
+    parts = re.split(r"(\d+)", re.sub(r"(?<=[a-z])(?=/|$)", "_0", name))
+    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
     """An array, or a part of one.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from architectures import build
-from architectures.common import INPUTS
+from architectures.common import INPUTS, drawn
 
 import solstice
 from solstice import compat
@@ -56,6 +56,23 @@ def test_heads_of_another_number_do_not_pass_on_one_position(fused, named):
     with pytest.raises(ValueError, match="proves by outputs"):
         compat.convert(model, like=model, example=one)
     compat.convert(model, like=model, example=SEQUENCES)
+
+
+def test_heads_whose_sizes_look_like_exchanged_axes_are_no_flattened_features():
+    """Two heads of four features, and four of two."""
+
+    def network(heads):
+        class Attention(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                value = nn.Dense(8)(x).reshape(*x.shape[:2], heads, -1)
+                return nn.Dense(8)((value / 2).reshape(x.shape))
+
+        return compat.as_model(Attention(), SEQUENCES, key=0)
+
+    model, like = drawn(network(2), 1), drawn(network(4), 2)
+    converted = compat.convert(model, like=like, example=SEQUENCES)
+    np.testing.assert_allclose(converted(SEQUENCES)[0], model(SEQUENCES)[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("same", ["one token", "one row of numbers"])
@@ -165,7 +182,12 @@ def rooted(p, x):
     return jnp.sqrt(jnp.square(x @ p["a"] * 0)) + jnp.tanh(x @ p["a"]) @ p["b"]
 
 
-@pytest.mark.parametrize("apply", [stopped, looped, chosen, rooted])
+def masked(p, x):
+    """Weights that no example needs."""
+    return jnp.tanh(x @ (p["a"] * np.tri(4, dtype=np.float32))) @ p["b"]
+
+
+@pytest.mark.parametrize("apply", [stopped, looped, chosen, rooted, masked])
 def test_what_has_no_gradient_is_proved_by_changing_it(apply):
     model = function(apply, ROWS, a=(4, 4), b=(4, 4))
     converted = compat.convert(model, like=model, example=ROWS)

@@ -16,7 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from solstice.compat.weights.words import DEPTHWISE_KERNEL, POINTWISE_KERNEL, TRANSPOSED_KERNEL
+from solstice.compat.weights.words import (
+    DEPTHWISE_KERNEL,
+    POINTWISE_KERNEL,
+    TRANSPOSED_KERNEL,
+    natural,
+)
 from solstice.errors import MissingPackageError
 from solstice.tree.tensors import damaged
 
@@ -125,16 +130,6 @@ def _name(
         automatic = re.sub(r"_\d+$", "", given) == re.sub(r"_\d+$", "", part)
         names.append(part if automatic else given)
     return "/".join([*names, variable])
-
-
-def natural(name: str) -> tuple[object, ...]:
-    """Return a key that sorts names by their numbers: "dense", "dense_2", "dense_10".
-
-    >>> sorted(["dense_10/b", "dense_2/b", "dense/b"], key=natural)
-    ['dense/b', 'dense_2/b', 'dense_10/b']
-    """
-    parts = re.split(r"(\d+)", re.sub(r"(?<=[a-z])(?=/|$)", "_0", name))
-    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts)
 
 
 def _h5py() -> ModuleType:

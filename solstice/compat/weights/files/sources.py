@@ -15,11 +15,12 @@ from jax.core import Tracer
 from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.model import Model
-from solstice.compat.weights.files.hdf5 import natural, read_hdf5, read_keras_archive
+from solstice.compat.weights.files.hdf5 import read_hdf5, read_keras_archive
 from solstice.compat.weights.files.npz import read_npz
 from solstice.compat.weights.files.orbax import is_orbax, read_orbax
 from solstice.compat.weights.files.shards import SHARDS, is_sharded, read_safetensors, read_shards
 from solstice.compat.weights.files.torch import from_tensor, is_tensor, read_torch
+from solstice.compat.weights.words import natural
 from solstice.errors import InvalidTypeError, InvalidValueError, MissingFileError
 from solstice.tree.kinds import is_typed_key
 from solstice.tree.names import few
