@@ -58,13 +58,21 @@ class Seen(solstice.Callback):
 # Data on the device.
 
 
-@pytest.mark.parametrize("steps_per_call", [1, 4, "epoch", "auto"])
+KINDS = {
+    "padded": DATA,
+    "mapped": DATA.map(noisy),
+    "part": DATA.split(0.6)[0],
+    "asked to pad": Arrays(X, Y, batch_size=8, shuffle=3, last="pad"),
+}
+
+
 @pytest.mark.parametrize(
-    "data",
-    [DATA, DATA.map(noisy), DATA.split(0.6)[0], Arrays(X, Y, batch_size=8, shuffle=3, last="pad")],
-    ids=["padded", "mapped", "part", "asked to pad"],
+    ("kind", "steps_per_call"),
+    # One kind in every way, and each kind in steps and in whole epochs.
+    [("padded", 4), ("padded", "auto"), *((kind, many) for kind in KINDS for many in (1, "epoch"))],
 )
-def test_the_run_is_that_of_data_on_the_host(data, steps_per_call):
+def test_the_run_is_that_of_data_on_the_host(kind, steps_per_call):
+    data = KINDS[kind]
     host = train(EXP, data)
     device = train(EXP, data.on_device(), steps_per_call=steps_per_call)
     for one, other in zip(*map(jax.tree.leaves, (host, device)), strict=True):
@@ -246,9 +254,13 @@ class Outs(solstice.Experiment):
         return new, {"metrics": mean, "array": batch.sum(), "none": None}[self.outs]
 
 
-@pytest.mark.parametrize("count", [3, 64, 65, 130])
-@pytest.mark.parametrize("outs", ["metrics", "array", "none"])
 @pytest.mark.parametrize("where", ["list", "device"])
+@pytest.mark.parametrize(
+    ("count", "outs"),
+    # Each length of a pass, and each kind of outs of a long one.
+    [(3, "metrics"), (64, "metrics"), (65, "metrics"), (130, "metrics"), (130, "array"),
+     (65, "none")],
+)  # fmt: skip
 def test_a_pass_is_one_call_whose_outs_are_joined(count, outs, where):
     numbers = RNG.normal(size=(count, 2)).astype("float32")
     data = list(numbers) if where == "list" else Arrays(numbers.ravel(), batch_size=2).on_device()

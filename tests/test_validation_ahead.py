@@ -102,9 +102,22 @@ DATASETS = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"steps_per_call": 2}, {"prefetch": 2}], ids=str)
-@pytest.mark.parametrize("kind", DATASETS)
-@pytest.mark.parametrize("step", [WithJit, WithJaxJit, WithFilterJit])
+READING = [{}, {"steps_per_call": 2}, {"prefetch": 2}]
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "options"),
+    # Each kind of data read in each way, and each kind of step on two of them.
+    [
+        *((WithJit, kind, options) for kind in DATASETS for options in READING),
+        *(
+            (step, kind, options)
+            for step in (WithJaxJit, WithFilterJit)
+            for kind, options in (("list", {}), ("iterator", {"prefetch": 2}))
+        ),
+    ],
+    ids=str,
+)
 def test_an_evaluation_that_fails_is_refused_before_training(step, kind, options):
     events, exp = [], step(jnp.zeros(()))
     make = DATASETS[kind]

@@ -123,12 +123,20 @@ def test_a_whole_test_is_one_trace(adding, tmp_path):
     assert traces(tmp_path) == 1
 
 
+PLACES = [("step_start", "train", 1), ("step_end", "train", 1), ("epoch_end", "train", 0)]
+ERRORS = [ValueError, KeyboardInterrupt, EarlyStoppingException]
+
+
+# Each error at each place, and each of them with all steps and with some.
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [None, [0, 1, 2]])
 @pytest.mark.parametrize(
-    "at", [("step_start", "train", 1), ("step_end", "train", 1), ("epoch_end", "train", 0)]
+    ("at", "error", "steps"),
+    [
+        (at, error, [None, [0, 1, 2]][(i + j) % 2])
+        for i, at in enumerate(PLACES)
+        for j, error in enumerate(ERRORS)
+    ],
 )
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, EarlyStoppingException])
 def test_a_trace_is_closed_however_the_run_ends(
     train, recorder, tmp_path, recorded, steps, at, error
 ):

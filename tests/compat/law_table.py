@@ -53,12 +53,12 @@ OPTIMIZERS = {
 # where it could be lost: a part that is shared where objects are compared, gradients that overwrite
 # where the library has them, two inputs and streams where they are named.
 WHOLE = {
-    "linen": "mlp, cnn, fp8",
+    "linen": "mlp, cnn",
     "nnx": "cnn, attention, recurrent, shared, fp8",
     "haiku": "cnn, embedding, rounding",
-    "equinox": "mlp, cnn, shared, rounding",
-    "stax": "cnn, parameterless",
-    "keras": "cnn, embedding, shared, fp8",
+    "equinox": "cnn, shared",
+    "stax": "cnn",
+    "keras": "cnn, shared, fp8",
     "function": "cnn, parameterless",
 }
 # What an adapter treats in a way of its own: what wants, wraps, averages, masks or counts.

@@ -25,8 +25,8 @@ from solstice.testing import (
     check_optimizer,
 )
 
-# The smallest networks, for the quick profile.
-QUICK = {("linen", "mlp"), ("equinox", "mlp")}
+# The smallest network, for the quick profile.
+QUICK = {("linen", "mlp")}
 
 
 def marks(library, kind):

@@ -24,9 +24,11 @@ WITH_WRONG[WRONG] = [99, -1, 255, 3]
 RIGHT = np.setdiff1d(np.arange(8), WRONG)
 
 
+NET, TX = stax.serial(stax.Dense(3)), optax.sgd(0.1)
+
+
 def classify(**options):
-    net = stax.serial(stax.Dense(3))
-    return solstice.ClassificationExperiment(net, optax.sgd(0.1), example_input=X, key=0, **options)
+    return solstice.ClassificationExperiment(NET, TX, example_input=X, key=0, **options)
 
 
 def close(one, other):
@@ -43,9 +45,13 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("labels", [np.int32, np.float32])
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    ("name", "labels", "masked"),
+    [
+        *((name, np.int32, i % 2 > 0) for i, name in enumerate(OPTIONS)),
+        *((name, np.float32, i % 2 == 0) for i, name in enumerate(OPTIONS)),
+    ],
+)
 def test_they_teach_nothing_and_divide_nothing(name, labels, masked):
     options = OPTIONS[name]
     whole = {name: each for name, each in options.items() if name != "accumulate_steps"}
