@@ -30,7 +30,7 @@ class TriggerSubject:
         return type(self.make_trigger()).__name__
 
     def answers(self, asked: Iterable[Question], resumes: Collection[int] = ()) -> list[bool]:
-        """Its answers to the questions of a run.
+        """Its results for the checks of a run.
 
         Args:
             asked: The questions, in order.
@@ -210,7 +210,7 @@ def check_trigger(
         progress: Whether to show a progress bar.
 
     Raises:
-        LawError: A law is broken.
+        LawError: A law is violated.
 
     >>> import dataclasses, solstice
     >>> @dataclasses.dataclass(frozen=True)
