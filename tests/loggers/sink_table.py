@@ -340,7 +340,7 @@ SINKS = {
         wandb_shows,
         st.just(ONCE),
         {
-            "a_flush_is_enough": "Another process writes, and finishes only when the run is closed.",
+            "a_flush_is_enough": "Another process writes, and ends only when the run is closed.",
             "a_resumed_run_logs_what_a_whole_one_does": GROWS,
             "a_resume_drops_what_came_later": GROWS,
             "it_may_be_set_back": GROWS,
