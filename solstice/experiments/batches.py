@@ -260,7 +260,7 @@ def check_mask_of(batch: Batch, keys: BatchKeys) -> np.ndarray:
 
 
 def check_weight_values(batch: Batch, real: np.ndarray) -> None:
-    """Raise where a first batch's weights are negative or not finite, masked positions aside.
+    """Raise if a first batch's weights are negative or not finite, masked positions aside.
 
     Raises:
         ValueError: They are.
