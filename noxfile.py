@@ -110,8 +110,7 @@ def minimums(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Kill a training process 30 times and compare, and run the other long tests, which CI
-    skips."""
+    """Kill a training process 30 times and compare; run the other long tests, unlike CI."""
     session.install("-e", ".[all]", *group("test"))
     session.run(*PARALLEL, "--soak", "-m", "soak", *session.posargs, env=QUIET)
     session.run(
