@@ -100,7 +100,7 @@ class Every(Trigger):
 
     >>> from solstice.triggers import Every
     >>> watch = Every(steps=7).start()
-    >>> [watch.after_step(steps) for steps in (5, 10, 15, 20)]  # five steps a call
+    >>> [watch.after_step(steps) for steps in (5, 10, 15, 20)]  # five steps per call
     [False, True, True, False]
     """
 

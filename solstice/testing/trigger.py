@@ -66,7 +66,7 @@ def calls_do_not_matter(subject: TriggerSubject, run: Run) -> None:
         taken = range(before + 1, q.steps + 1)
         expected.append(q.epochs in epochs if q.ends_epoch else not steps.isdisjoint(taken))
         before = q.steps
-    _assert_same(asked, expected, subject.answers(asked), "one step a call, and in these calls")
+    _assert_same(asked, expected, subject.answers(asked), "one step per call, and in these calls")
 
 
 @_book.law("run", "resumes")

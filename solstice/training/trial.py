@@ -54,7 +54,7 @@ class Trial:
         self._since: float | None = None
         self._steps = 0
         # Of the candidate: whether it is compiled, in which time, how many steps take long enough
-        # to be timed, and its seconds a step.
+        # to be timed, and its seconds per step.
         self._compiled, self._compilation, self._long = False, 0.0, 0
         self._windows: list[float] = []
         # The seconds per step of each tried candidate.

@@ -33,7 +33,7 @@ class Gates:
     """What a cell's blocks are.
 
     Attributes:
-        order: A letter a block: input, forget, candidate, output, as "ifgo".
+        order: One letter per block: input, forget, candidate, output, as "ifgo".
         forget: The constant that the network adds to the forget gate, besides the bias.
     """
 
