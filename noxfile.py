@@ -37,12 +37,12 @@ def runs(version: str) -> bool:
 
 @nox.session
 def quickstart(session: nox.Session) -> None:
-    """Run the main job: four network libraries, two optimizers, one experiment."""
+    """Run the main example: four network libraries, two optimizers, one experiment."""
     session.install(".[flax,haiku,optax,plot,tfds]", "scikit-learn")
     session.run("python", "examples/quickstart.py", *session.posargs, env=QUIET)
 
 
-# Each process takes tests that stand beside each other, which compile the same programs.
+# Each process takes neighbouring tests, which compile the same programs.
 PARALLEL = ("pytest", "-n", "auto", "--dist", "worksteal")
 
 
@@ -53,7 +53,7 @@ def tests(session: nox.Session) -> None:
     session.run(*PARALLEL, *session.posargs, env=QUIET)
 
 
-# Beside `tests`, not instead of it: one command has to do on any machine, with any one Python.
+# In addition to `tests`, which must work on any machine with a single Python.
 @nox.session(python=[v for v in PYTHONS if runs(v)], name="tests-on")
 def tests_on(session: nox.Session) -> None:
     """Run all tests on each Python that is found."""
@@ -65,7 +65,7 @@ def tests_on(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check format, style and who imports whom."""
+    """Check format, style and import rules."""
     session.install("-e", ".", *group("lint"))
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
@@ -89,7 +89,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def release(session: nox.Session) -> None:
-    """Build wheel and sdist into dist/, and prove the wheel in a clean environment."""
+    """Build wheel and sdist into dist/, and test the wheel in a clean environment."""
     session.install(*group("release"))
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build")  # the wheel is built from the sdist
@@ -111,14 +111,14 @@ def release(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """Run the tests with the lowest versions that pyproject.toml allows."""
     session.install("--resolution", "lowest-direct", "-e", ".[all]", *group("test"))
-    # Old versions warn of each other's deprecations, which nobody can mend any more.
+    # Old versions warn of each other's deprecations, which cannot be fixed any more.
     quiet = ("-W", "ignore::DeprecationWarning")
     session.run(*PARALLEL, *quiet, *session.posargs, env=QUIET)
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Kill a training process 30 times and compare, and run what else takes long; CI does not."""
+    """Kill a training process 30 times and compare; run the other long tests, unlike CI."""
     session.install("-e", ".[all]", *group("test"))
     session.run(*PARALLEL, "--soak", "-m", "soak", *session.posargs, env=QUIET)
     session.run(
@@ -154,7 +154,7 @@ def interop(session: nox.Session) -> None:
 
 @nox.session(venv_backend="venv")
 def bench(session: nox.Session) -> None:
-    """Time the trainer beside a hand-written loop and beside other trainers; 15 minutes.
+    """Time the trainer and other trainers against a hand-written loop; 15 minutes.
 
     Arguments after -- go to each script: `--quick` for a smoke test, `--write` to put tables and
     pictures into benchmarks/README.md and docs/speed.md.
@@ -168,7 +168,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(name="bench-bobbin")
 def bench_bobbin(session: nox.Session) -> None:
-    """Time bobbin beside the hand-written loop, where its old Orbax is in nobody's way."""
+    """Time bobbin against the hand-written loop, in a separate environment for its old Orbax."""
     session.install("flax", "optax", "matplotlib", "tqdm", *group("bench-bobbin"))
     command = ("python", "train.py", "--only", "hand", "bobbin_trainer")
     with session.chdir("benchmarks"):
@@ -181,7 +181,7 @@ ZOO_PYTHON = "3.12"
 
 @nox.session(python=ZOO_PYTHON if runs(ZOO_PYTHON) else None)
 def zoo(session: nox.Session) -> None:
-    """Train networks of other packages beside their own loops, into docs/zoo.md; 15 minutes.
+    """Compare networks of other packages with their own loops, into docs/zoo.md; 15 minutes.
 
     Arguments after -- go to the script: `--only mamba` for some, and then nothing is written. On
     another Python than 3.12, packages that it cannot install are left out, and nothing is written.

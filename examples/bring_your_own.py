@@ -4,7 +4,7 @@
     python examples/bring_your_own.py --dataset mnist     # which tfds downloads
 
 The library, `pebble`, is made up. Its layers keep weights and running statistics in two dicts and
-call their train flag `learning`, so there is something for an adapter to do.
+call their train flag `learning`, so an adapter is needed.
 """
 
 import argparse

@@ -4,7 +4,7 @@
     python examples/cross_validation.py --dataset mnist     # which tfds downloads
 
 Steps are pure functions of an experiment and a batch, so you can write your own loop in a few lines
-where `solstice.train` does not fit. All folds start from one experiment, which no fold changes.
+if `solstice.train` does not fit. All folds start from one experiment, which no fold changes.
 """
 
 import argparse

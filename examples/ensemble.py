@@ -3,8 +3,8 @@
     python examples/ensemble.py
     python examples/ensemble.py --dataset mnist        # which tfds downloads
 
-Twelve runs share one compiled step. Afterwards each is a separate experiment again. The best is
-chosen on held-out data, and all together predict by the average of their probabilities.
+Twelve runs share one compiled step. Afterwards each is a separate experiment again. The best one is
+chosen on held-out data, and the ensemble predicts with averaged probabilities.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""Fine-tuning: a backbone trained on one task is frozen, and a new head learns another one.
+"""Fine-tuning: a backbone trained on one task is frozen, and a new head learns another task.
 
     python examples/fine_tune.py
     python examples/fine_tune.py --dataset mnist     # which tfds downloads
 
 The backbone learns the ten digits. From 30 examples, a new head then learns which digits enclose a
-hole: 0, 6, 8 and 9. Frozen weights are no parameters: they have no gradient and no optimizer state.
-The 130 numbers of the head beat a network whose 13,000 numbers learn from the same 30 examples.
+hole: 0, 6, 8 and 9. Frozen weights are not trained: they have no gradient and no optimizer state.
+The 130 parameters of the head beat a network with 13,000 parameters trained on the same 30
+examples.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""A language model of characters, which then writes a text.
+"""A character-level language model, which then generates text.
 
     python examples/language_model.py                     # learns from Python's standard library
     python examples/language_model.py --text novel.txt
     python examples/language_model.py --dataset tiny_shakespeare     # which tfds downloads
 
 A small causal transformer in Flax. Its outputs are (batch, length, characters) and its labels
-(batch, length), so `ClassificationExperiment` predicts the next token without a change.
+(batch, length), so `ClassificationExperiment` predicts the next token unchanged.
 """
 
 import argparse

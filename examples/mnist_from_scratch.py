@@ -1,4 +1,4 @@
-"""MNIST from scratch: an experiment in nothing but JAX, its network and its optimizer included.
+"""MNIST from scratch: an experiment in plain JAX, with its own network and optimizer.
 
 python examples/mnist_from_scratch.py                      # scikit-learn's handwritten digits
 python examples/mnist_from_scratch.py --dataset mnist      # MNIST, which tfds downloads

@@ -3,10 +3,10 @@
     python examples/pretrained.py                                 # with pip install torch
     python examples/pretrained.py --weights torch.safetensors     # those of an earlier run
 
-A torch network learns the ten digits. The same network in Flax and in Equinox takes its weights and
-gives its outputs. Then the Flax one learns from few labels to read a bad scanner's digits, blurred,
-faint and noisy: all layers with LoRA, the last one alone, and, to compare, all from scratch. What
-LoRA has learned is exported, and a process without torch, Flax and Optax runs the export.
+A torch network learns the ten digits. The same network in Flax and in Equinox loads its weights and
+gives its outputs. Then the Flax network learns from few labels to read a bad scanner's digits,
+blurred, faint and noisy: with LoRA in all layers, with only the last layer, and from scratch. The
+LoRA network is exported, and a process without torch, Flax and Optax runs the export.
 """
 
 import argparse

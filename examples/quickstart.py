@@ -3,9 +3,9 @@
     python examples/quickstart.py                      # scikit-learn's handwritten digits
     python examples/quickstart.py --dataset mnist      # MNIST through tfds, which downloads it
 
-The same small CNN is written once in each library and handed, with each optimizer, to
-`solstice.ClassificationExperiment`. Prints a table and draws learning curves and a confusion matrix
-into `outputs/`.
+The same small CNN is written in each library and passed, with each optimizer, to
+`solstice.ClassificationExperiment`. It prints a table and saves plots of learning curves and a
+confusion matrix in `outputs/`.
 """
 
 import argparse

@@ -179,8 +179,8 @@ def text(value: Any, name: str) -> str:
     >>> text("", "metric")
     Traceback (most recent call last):
         ...
-    solstice.errors.InvalidValueError: metric is expected to be a string that is not empty; it is
-    ''.
+    solstice.errors.InvalidValueError: metric is expected to be a string that is not empty; it \
+is ''.
     """
     if not isinstance(value, str):
         raise InvalidTypeError(f"{name} is expected to be a string; it is {describe(value)}.")

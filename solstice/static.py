@@ -1,4 +1,4 @@
-"""A box for users' objects in a pytree's static part.
+"""A wrapper for users' objects in a pytree's static part.
 
 jax compares static parts to decide whether to recompile. A user's object may be unhashable, may
 raise when compared (an array attribute), and is nearly always the same object.

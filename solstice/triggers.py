@@ -1,8 +1,8 @@
 """Triggers: when something fires, as a function of training steps, epochs and seconds.
 
 A trigger holds no state: it compares two moments of a run, so it works with several steps per call,
-across epochs and after a resume. A callback or the trainer keeps the moment of the last question in
-a `Watch`.
+across epochs and after a resume. A callback or the trainer keeps the moment of the last check in a
+`Watch`.
 """
 
 import abc
@@ -39,7 +39,7 @@ class Moment(NamedTuple):
 
 
 class Trigger(Shown, abc.ABC):
-    """Says when something fires; `|` joins two into one that fires when either does.
+    """Decides when something fires; `|` joins two into one that fires when either does.
 
     >>> from solstice.triggers import At, Every
     >>> trigger = Every(steps=100) | At(1)
@@ -50,16 +50,16 @@ class Trigger(Shown, abc.ABC):
 
     @abc.abstractmethod
     def fires(self, before: Moment, after: Moment) -> bool:
-        """Return whether it fires at `after`, if it was last asked at `before`.
+        """Return whether it fires at `after`, if it was last checked at `before`.
 
-        It fires at most once, however much is between the two.
+        It fires at most once, no matter how much lies between the two.
         """
 
     def next_step(self, steps: int) -> float:
-        """Return the first step after `steps` at which it may fire; it is not asked before.
+        """Return the first step after `steps` at which it may fire; it is not checked before.
 
-        It may be too early but not too late; inf means that no step makes it fire. By default it is
-        asked after each call.
+        It may be too early but not too late; inf means that no step makes it fire. By default it
+        is checked after each call.
         """
         return steps + 1
 
@@ -76,7 +76,7 @@ class Trigger(Shown, abc.ABC):
         return (self,)
 
     def start(self, clock: Callable[[], float] = time.monotonic) -> "Watch":
-        """Return a `Watch` that asks this trigger during one run."""
+        """Return a `Watch` that checks this trigger during one run."""
         return Watch(self, clock)
 
     def __or__(self, other: "Trigger") -> "Trigger":
@@ -100,7 +100,7 @@ class Every(Trigger):
 
     >>> from solstice.triggers import Every
     >>> watch = Every(steps=7).start()
-    >>> [watch.after_step(steps) for steps in (5, 10, 15, 20)]  # five steps a call
+    >>> [watch.after_step(steps) for steps in (5, 10, 15, 20)]  # five steps per call
     [False, True, True, False]
     """
 
@@ -247,9 +247,9 @@ class AnyOf(Trigger):
 
 
 class Watch:
-    """Asks a trigger during one run, and keeps the moment of the last question.
+    """Checks a trigger during one run, and keeps the moment of the last check.
 
-    Ask it after each call of the training step, and after each epoch if epochs matter. Save its
+    Call it after each call of the training step, and after each epoch if epochs matter. Save its
     state for a resume: without it, the trigger starts from the beginning.
 
     >>> from solstice.triggers import Every
@@ -267,7 +267,7 @@ class Watch:
         self._last = Moment()
         # When each part last fired: triggers joined by | each count their seconds.
         self._fired = (0.0,) * len(self._parts)
-        # Steps completed, and the first step at which to ask the trigger.
+        # Steps completed, and the first step at which to check the trigger.
         self._steps = 0
         self._next = trigger.next_step(0)
 
@@ -281,7 +281,7 @@ class Watch:
         return self._ask(epochs)
 
     def get_state(self) -> dict[str, Any]:
-        """Return the progress and time of the last question, and when the parts fired."""
+        """Return the progress and time of the last check, and when the parts fired."""
         return {
             "steps": self._steps,
             "epochs": self._last.epochs,
@@ -290,7 +290,7 @@ class Watch:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from the moment that `get_state` returned, in a new process."""
+        """Continue from the moment that `get_state` returned, in a new process."""
         self._last = Moment(int(state["steps"]), int(state["epochs"]), float(state["seconds"]))
         self._start = self._clock() - self._last.seconds
         fired = tuple(map(float, state.get("fired", ())))

@@ -164,7 +164,7 @@ def test_a_best_metric_that_is_not_there_is_named(tmp_path):
     ):
         run(tmp_path, best=("acc", "max"))
     callback = solstice.CheckpointingCallback(tmp_path, best=("accuracy", "max"))
-    with pytest.raises(solstice.UsageError, match=r"train.. has none: give it a val_ds"):
+    with pytest.raises(solstice.UsageError, match=r"train.. has none: pass val_ds"):
         solstice.train(experiment(), 1, shuffled, callbacks=[callback])
 
 
@@ -610,7 +610,7 @@ def test_pruning_deletes_only_what_was_written_and_goes_on(tmp_path, caplog):
     assert (home / f".{second}.old" / "mine.txt").read_text() == "mine"
     assert not (home / ".checkpoint-000003.tmp").exists()
     assert (home / "checkpoint-000002").is_file() and (home / ".checkpoint-notes.txt").is_file()
-    assert "The best checkpoint is not known any more" in caplog.text
+    assert "The best checkpoint is no longer known" in caplog.text
     store.set_best(checkpoint=third)
     store.prune(1)
     assert store.best() == {"checkpoint": third} and store.read(third, tree)

@@ -143,7 +143,9 @@ class Stream:
 @pytest.mark.parametrize("epochs", [dict(num_epochs=3), dict(num_epochs=None, num_steps=9)])
 def test_an_iterator_that_runs_dry_is_an_error(train, recorder, epochs):
     events = []
-    message = r"train_ds gave no batch in epoch 1\. An iterator that can be read only once is used"
+    message = (
+        r"train_ds gave no batch in epoch 1\. An iterator that can be read only once is exhausted"
+    )
     with pytest.raises(ValueError, match=message) as raised:
         train(train_ds=Stream([1, 2]), callbacks=[recorder(events)], **epochs)
     assert batches_seen(events) == [1, 2]

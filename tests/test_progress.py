@@ -400,7 +400,7 @@ def test_names_choose_the_metrics_and_a_wrong_one_is_told_once(train, capsys, ca
     lines = list(map(shape_of, capsys.readouterr().err.splitlines()))
     assert [line.split("] ")[1] for line in lines] == ["count=2"] * 2 + ["mean=1.500"] * 2
     assert caplog.messages == [
-        "The progress bar has no 'acuracy'. compute() gives numbers named mean, count."
+        "The progress bar has no 'acuracy'. compute() returns numbers named mean, count."
     ]
 
 

@@ -88,7 +88,7 @@ def test_a_notebook_is_gone(train, monkeypatch, caplog, at):
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
     train(1, list(range(50)), [1], progress=True)
     assert {m.split(":")[0] for m in caplog.messages} == {
-        "The progress bar cannot be drawn any more; the run goes on"
+        "The progress bar can no longer be drawn; the run continues"
     }
 
 

@@ -71,8 +71,8 @@ def test_an_interrupted_and_a_resumed_run_say_where(tmp_path, capfd, caplog, sho
         go(Signal(signal.SIGINT))
     assert caught.value.__notes__ == [f"Saved after 4 training steps in {tmp_path}."]
     assert said() == [
-        f"Interrupted: the run is saved in {tmp_path} after 4 training steps; resume_from= goes "
-        f"on from there."
+        f"Interrupted: the run is saved in {tmp_path} after 4 training steps; resume_from= "
+        f"continues from there."
     ]
     caplog.clear()
     go()

@@ -252,7 +252,7 @@ def test_a_run_whose_claim_was_taken_over_stops_saving(tmp_path, monkeypatch):
     end = time.monotonic() + 10
     while not claim._lost:
         assert time.monotonic() < end
-    with pytest.raises(solstice.errors.DirectoryInUseError, match="another one has taken over"):
+    with pytest.raises(solstice.errors.DirectoryInUseError, match="another one took over"):
         claim.check()
     claim.release()
     assert b"elsewhere" in there.read("claim.json")
@@ -261,11 +261,11 @@ def test_a_run_whose_claim_was_taken_over_stops_saving(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("nosuch://bucket/run", "URL of a store that fsspec knows"),
+        ("nosuch://bucket/run", "URL of a store that fsspec supports"),
         ("ftp://127.0.0.1:9/run", "cannot be opened: ConnectionRefusedError.*Check"),
         ("", "directory is expected to be a path"),
         (7, "directory is expected to be a path"),
-        (Path("s3://bucket/run"), "Give a URL as a text"),
+        (Path("s3://bucket/run"), "Give a URL as a string"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

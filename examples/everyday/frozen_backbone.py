@@ -1,4 +1,4 @@
-"""Fine-tuning: a new head on a frozen backbone, and then all of it with a smaller rate.
+"""Fine-tuning: a new head on a frozen backbone, then the whole network with a smaller rate.
 
 The backbone has learned the digits 0 to 4; the head learns from a tenth of the others.
 """

@@ -1,4 +1,4 @@
-"""Images: augmentation is a function of the batch and a key, compiled, new in each epoch.
+"""Images: augmentation is a compiled function of the batch and a key that is new in each epoch.
 
 The network is trained on digits, shifted or not, and tested on shifted ones.
 """

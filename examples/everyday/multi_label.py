@@ -1,6 +1,6 @@
-"""Several labels for each image: is the digit even, is it prime, has it a hole?
+"""Several labels for each image: is the digit even, is it prime, does it have a hole?
 
-A fifth of the answers is unknown: -1, which counts neither in the loss nor in the metrics.
+A fifth of the answers are unknown: -1, which counts neither in the loss nor in the metrics.
 """
 
 import numpy as np

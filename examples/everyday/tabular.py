@@ -1,7 +1,7 @@
-"""Tabular data: a dropout MLP, early stopping, and the weights of the best epoch back.
+"""Tabular data: a dropout MLP, and early stopping that restores the best epoch.
 
-The rows are tumours, malignant or benign. The first layer puts the columns on one scale, as it
-learns from the training rows alone.
+The rows are tumours, malignant or benign. The first layer standardises the columns, with statistics
+of the training rows only.
 """
 
 import optax

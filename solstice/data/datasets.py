@@ -215,7 +215,7 @@ def batches(
             cause = "It is a function: it must return a new iterator, with batches, at each call."
         elif isinstance(dataset, Iterator):
             cause = (
-                "An iterator that can be read only once is used up after the first epoch: pass a "
+                "An iterator that can be read only once is exhausted after the first epoch: pass a "
                 "list, or a function that returns a new iterator each epoch."
             )
         else:

@@ -90,7 +90,7 @@ def unpack(batch: Any, keys: BatchKeys) -> Batch:
     inputs = x if type(x) is tuple else (x,)
     targets = _as_array(targets, "targets", "an array")
     mask = None if mask is None else _as_array(mask, "mask", "True or False for each example")
-    weight = None if weight is None else _as_array(weight, "weights", "one number an example")
+    weight = None if weight is None else _as_array(weight, "weights", "one number per example")
     if weight is not None:
         _check_weight(weight, targets)
     return Batch(inputs, targets, mask, weight)
@@ -279,7 +279,7 @@ def check_mask_of(batch: Batch, keys: BatchKeys) -> np.ndarray:
 
 
 def check_weight_values(batch: Batch, real: np.ndarray) -> None:
-    """Raise where a first batch's weights are negative or not finite, masked positions aside.
+    """Raise if a first batch's weights are negative or not finite, masked positions aside.
 
     Raises:
         ValueError: They are.

@@ -166,7 +166,7 @@ class BinaryClassification(Task):
         )
 
     def check_outputs(self, outputs: Any, targets: Any = None) -> None:
-        check_array(outputs, "one array of logits, one a question")
+        check_array(outputs, "one array of logits, one per question")
         if targets is None:
             return
         if targets.shape not in (outputs.shape, outputs.shape[:-1]) or (

@@ -279,7 +279,7 @@ class Classification(Task):
             raise InvalidValueError(
                 f"The network is expected to return a logit for each class, of shape (batch, ..., "
                 f"classes) with two classes or more; it returned {describe(outputs)}, one number "
-                f"an example. For two classes and one logit, use "
+                f"per example. For two classes and one logit, use "
                 f"BinaryClassificationExperiment; or give the network two outputs."
                 + (
                     ""
@@ -297,7 +297,7 @@ class Classification(Task):
         self._check_weights(classes)
         if targets is not None and targets.shape != outputs.shape[:-1]:
             raise InvalidValueError(
-                f"Labels are expected to be one class a position, of shape {outputs.shape[:-1]}; "
+                f"Labels are expected to be one class per position, of shape {outputs.shape[:-1]}; "
                 f"they are {describe(targets)}. {_what_they_are(targets, outputs)}"
             )
 

@@ -96,7 +96,8 @@ class MultiLabelExperiment(SupervisedExperiment):
             positive_weight: The weight of the losses of labels that hold (targets of 1): one
                 number, or one for each label.
             per_class: Whether metrics report each label by itself.
-            ranking: Whether metrics include `OneVsRestMetrics`, which take 32 kB a label and step.
+            ranking: Whether metrics include `OneVsRestMetrics`, which take 32 kB per label and
+                step.
             metrics: Your own metrics, as in `SupervisedExperiment`: a function `(outputs, targets,
                 mask) -> Metrics`.
             ignore_index: A target to ignore, such as -1 for an unknown label.
@@ -195,7 +196,7 @@ class MultiLabel(Task):
             raise InvalidValueError(
                 f"Targets are expected to be 0 or 1 for each label, of the shape of the network's "
                 f"outputs, {describe(outputs)}; they are {describe(targets)}. Turn lists of label "
-                f"numbers into rows of 0 and 1; for one class an example, use "
+                f"numbers into rows of 0 and 1; for one class per example, use "
                 f"ClassificationExperiment."
             )
 

@@ -1,4 +1,4 @@
-"""What tasks with sigmoid outputs share: one logit a question, and targets of 0 and 1."""
+"""What tasks with sigmoid outputs share: one logit per question, and targets of 0 and 1."""
 
 from collections.abc import Callable
 from typing import Any

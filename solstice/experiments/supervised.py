@@ -237,7 +237,7 @@ class SupervisedExperiment(Runnable):
 
     @property
     def example(self) -> tuple[Any, ...] | None:
-        """The shapes of an example's inputs, the batch axis included; None where none is known."""
+        """The shapes of an example's inputs, the batch axis included; None if none is known."""
         seen = self._seen.value
         return self.model.example if seen is None else seen.inputs
 

@@ -28,7 +28,7 @@ class Subject(NamedTuple):
         predictions: Returns the predictions; None if they are not defined.
         unpredicted: Why they are not defined.
         names: From the outputs' shapes to how class names relate to predictions.
-        example: Its inputs' shapes; None where they are not known.
+        example: Its inputs' shapes; None if unknown.
         input_names: The names of several inputs, if they have any.
     """
 

@@ -26,13 +26,13 @@ from solstice.tree.reprs import ShownAsMade
 
 _logger = logging.getLogger("solstice")
 
-# The sinks with files, by their place: only one at a time writes to a place.
+# The sinks with files, by path: only one at a time writes to a path.
 _holders: "weakref.WeakValueDictionary[str, Sink]" = weakref.WeakValueDictionary()
 # How long a write may take before a warning.
 _LONG = 1.0
 # How long a new sink waits for an earlier one that still writes to its files.
 _PATIENCE = 10.0
-# How long to wait for a thread that was late before and has done nothing since.
+# How long to wait for a thread that was late before and has made no progress since.
 _AGAIN = 0.1
 
 
@@ -42,8 +42,8 @@ class Sink(ShownAsMade, abc.ABC):
     Give it to a callback as its `logging_fn`, alone or in a list. A thread of the sink writes the
     records in order and brings their arrays to the host; with several processes, only process 0
     writes. If a write fails or takes long, or the queue is full (65536 records, or 256 MiB of
-    arrays), the run goes on, and the logger "solstice" warns of it once per run. Each sink's
-    documentation says which values it leaves out.
+    arrays), the run continues, and the logger "solstice" warns once per run. Each sink's
+    documentation lists the values that it leaves out.
 
     To write your own sink, define the hooks below. They all run on the writing thread, in order.
 
@@ -98,7 +98,7 @@ class Sink(ShownAsMade, abc.ABC):
         return
 
     def on_get_state(self) -> Any:
-        """Hook: return the state that `on_set_state` needs to go on after the last record."""
+        """Hook: return the state that `on_set_state` needs to continue after the last record."""
         return None
 
     def on_set_state(self, state: Any) -> None:
@@ -129,7 +129,7 @@ class Sink(ShownAsMade, abc.ABC):
             atexit.register(self.close)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Queue a record; opens the sink if it is closed. It does not wait for the writing.
+        """Queue a record; opens the sink if it is closed. It does not wait for the write.
 
         Args:
             record: `mode`, `epoch`, `step` (training steps completed), `time` (seconds since 1970)
@@ -141,12 +141,12 @@ class Sink(ShownAsMade, abc.ABC):
         if jax.process_index() != 0:
             return
         if not self._open and self._stuck():
-            self._warn("is still writing a record of an earlier run: a record is lost")
+            self._warn("is still writing a record of an earlier run, so a record is lost")
             return
         self.open()
         whole = record if isinstance(record, Record) else Record({}, record)
         if not self._worker.put(lambda: self._write(whole), whole.nbytes):
-            self._warn("does not keep up, its queue is full: a record is lost")
+            self._warn("does not keep up; its queue is full, so a record is lost")
         elif (since := self._writing_since) is not None and time.monotonic() - since > _LONG:
             self._warn(f"has been writing one record for over {_LONG:g} s")
 
@@ -183,7 +183,7 @@ class Sink(ShownAsMade, abc.ABC):
         return self._state
 
     def set_state(self, state: Any) -> None:
-        """Go on where `get_state` returned `state`; drop what was written after that."""
+        """Continue where `get_state` returned `state`; drop what was written after that."""
         self.close()
         if state is not None and jax.process_index() == 0:
             self._hold()
@@ -193,7 +193,7 @@ class Sink(ShownAsMade, abc.ABC):
 
     @property
     def place(self) -> str:
-        """Where it writes, as an absolute place."""
+        """Where it writes, as an absolute path."""
         return self._name
 
     def _write(self, record: Record) -> None:
@@ -225,7 +225,7 @@ class Sink(ShownAsMade, abc.ABC):
                 raise SlowWriteError(
                     f"The sink {other._name} of an earlier run is still writing its records to "
                     f"{place!r}, after {_PATIENCE:g} s; their records would mix. Wait for it, or "
-                    f"log to another place."
+                    f"log to another path."
                 )
         _holders[place] = self
 
@@ -237,7 +237,7 @@ class Sink(ShownAsMade, abc.ABC):
         if self._stuck():
             raise SlowWriteError(
                 f"The sink {self._name} is still writing a record of an earlier run. Wait for it, "
-                f"or log to another place."
+                f"or log to another path."
             )
         self._worker.call(job)
 

@@ -87,7 +87,7 @@ class Console(Sink):
     def _tell_unseen(self, numbers: Iterable[str]) -> None:
         if self._unseen and self._modes:
             _logger.warning(
-                "Console(metrics=) has columns that stay empty: no record had %s so far.%s",
+                "Console(metrics=) has empty columns: no record so far has %s.%s",
                 ", ".join(map(repr, self._unseen)),
                 f" Its numbers are {', '.join(numbers)}." if numbers else "",
             )
@@ -95,7 +95,7 @@ class Console(Sink):
 
 
 def _print(text: str) -> None:
-    # At once with its end: this is the sink's thread, and a bar may begin or end at any moment.
+    # In one write: this is the sink's thread, and a bar may start or end at any moment.
     tqdm.write(f"{text}\n", end="")
 
 

@@ -24,12 +24,13 @@ _SPECIAL = re.compile('[,"\r\n\0]')
 
 
 class CSV(FileSink):
-    """Writes one record per row into a file, at once.
+    """Writes one record per row into a file, immediately.
 
     A new metric becomes a new last column, empty in earlier rows: the file is then rewritten and
     replaced atomically. Arrays are JSON in their cell, as in `JSONLines`, and an `Image` is left
-    out; `nan` and `inf` are written as Python does. Texts keep their commas, quotes and line breaks
-    (read with `newline=""`). A resumed run goes on at its checkpoint: no row is lost or repeated.
+    out; `nan` and `inf` are written as Python does. Strings keep their commas, quotes and line
+    breaks (read with `newline=""`). A resumed run continues at its checkpoint: no row is lost or
+    repeated.
 
     Args:
         path: The file.

@@ -19,7 +19,7 @@ class EntryFile:
 
     Args:
         path: The file; it and its directories are created if they are missing.
-        size: Where to go on; the file is cut off there.
+        size: Where to continue; the file is truncated there.
 
     >>> import tempfile
     >>> file = EntryFile(Path(tempfile.mkdtemp()) / "new" / "log", 0)
@@ -34,7 +34,7 @@ class EntryFile:
         path.touch()
         self.path = path
         self.size = size
-        # Unbuffered: a written entry can be read, and survives this process, at once.
+        # Unbuffered: a written entry can be read, and survives this process, immediately.
         self._raw = io.FileIO(path, "r+")
         self._raw.truncate(size)
         self._raw.seek(size)

@@ -14,13 +14,13 @@ from solstice.loggers.values import Image
 
 
 class JSONLines(FileSink):
-    """Writes one record per line into a file, at once.
+    """Writes one record per line into a file, immediately.
 
     Arrays become nested lists, and an `Image` is left out. Every line is standard JSON: numbers
-    that JSON lacks are the texts `"NaN"`, `"Infinity"` and `"-Infinity"`, which `read_json_lines`,
-    `plots.learning_curves`, `float` and `pandas.to_numeric` turn into numbers again. A text equal
-    to one of these is written as `{"$text": "NaN"}`. A resumed run goes on at its checkpoint: no
-    line is lost or repeated.
+    that JSON lacks are the strings `"NaN"`, `"Infinity"` and `"-Infinity"`, which
+    `read_json_lines`, `plots.learning_curves`, `float` and `pandas.to_numeric` turn into numbers
+    again. A string equal to one of these is written as `{"$text": "NaN"}`. A resumed run continues
+    at its checkpoint: no line is lost or repeated.
 
     Args:
         path: The file.

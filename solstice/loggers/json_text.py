@@ -1,8 +1,8 @@
-"""Logged values as JSON that every reader takes, and back.
+"""Logged values as JSON that every reader accepts, and back.
 
-JSON has no NaN and no infinities, and a bare `NaN` is an error to most readers. So they are texts,
-as in the arrays of `tree.to_json`: "NaN", "Infinity" and "-Infinity", which Python, JavaScript and
-pandas.to_numeric can convert. A text equal to one of them is {"$text": "NaN"}.
+JSON has no NaN and no infinities, and a bare `NaN` is an error to most readers. So they are
+strings, as in the arrays of `tree.to_json`: "NaN", "Infinity" and "-Infinity", which Python,
+JavaScript and pandas.to_numeric can convert. A string equal to one of them is {"$text": "NaN"}.
 """
 
 import json
@@ -20,7 +20,7 @@ _SPELLED = re.compile('"(NaN|-?Infinity)"')
 
 
 def as_json(value: object) -> str:
-    """Return numbers, texts, arrays, and lists and dicts of these as JSON, on one line.
+    """Return numbers, strings, arrays, and lists and dicts of these as JSON, on one line.
 
     Raises:
         TypeError: A value is something else.
@@ -77,7 +77,7 @@ def _plain(value: object) -> object:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise InvalidTypeError(
-        f"JSON lines hold numbers, texts and arrays; a value is {describe(value)}."
+        f"JSON lines hold numbers, strings and arrays; a value is {describe(value)}."
     )
 
 

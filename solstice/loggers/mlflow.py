@@ -1,4 +1,4 @@
-"""MLflow: curves, pictures and texts on a tracking server, or in its store on disk.
+"""MLflow: curves, images and texts on a tracking server, or in its store on disk.
 
 It does not change MLflow's active run or settings.
 """
@@ -15,13 +15,13 @@ from solstice import arguments
 from solstice.loggers.base import Sink, check_hyperparameters, name_below, require
 from solstice.loggers.values import Image, as_text, is_number
 
-# How much MLflow accepts in one call.
+# The limits of one MLflow call.
 _BATCH = 1000
 _PARAMS = 100
 
 
 class MLflow(Sink):
-    """Logs to a run of MLflow; a resumed run goes on with it, and loses or repeats nothing.
+    """Logs to a run of MLflow; a resumed run continues it, and loses or repeats nothing.
 
     A number is a metric called `mode/name` at the training steps completed; an `Image` and a text
     (a list of texts is one) are artifacts, `mode/name/step.png` and `.txt`. Arrays are left out.

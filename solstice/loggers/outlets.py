@@ -33,8 +33,8 @@ class SinkLike(Protocol):
 class Outlets:
     """The functions and sinks that one callback logs to.
 
-    A function is called at once with values on the host, which waits for the device. A sink gets a
-    whole record with arrays on the device, and waits on its own thread.
+    A function is called immediately with values on the host, which waits for the device. A sink
+    gets a whole record with arrays on the device, and waits on its own thread.
 
     Args:
         logging_fn: A function of (metrics, step, mode), a sink, or a list of these; None sends

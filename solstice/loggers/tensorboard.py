@@ -1,4 +1,4 @@
-"""TensorBoard: curves, histograms, pictures and texts in event files.
+"""TensorBoard: curves, histograms, images and texts in event files.
 
 tensorboardX makes the events, and this file writes them: `tensorboardX.FileWriter.flush` returns
 while events are still queued, so the size to cut a file back to on a resume is not known, and
@@ -31,14 +31,14 @@ class TensorBoard(Sink):
 
     A number is a scalar, an array the histogram of its finite values, an `Image` an image and a
     text (or a list of texts) a text; anything else, and arrays without a finite value, are left
-    out. Curves of the same name in `train`, `val` and `test` share a chart. A resumed run cuts the
-    files back to its checkpoint and goes on in new ones, which make an open TensorBoard forget the
+    out. Curves of the same name in `train`, `val` and `test` share a chart. A resumed run truncates
+    the files to its checkpoint and continues in new ones, which make an open TensorBoard forget the
     later steps.
 
     Args:
         directory: Where the sub-directories go; show it with `tensorboard --logdir`.
         append: Write next to the event files of other runs, which is otherwise an error.
-        hyperparameters: Shown in TensorBoard's HParams table: numbers, bools and texts, and other
+        hyperparameters: Shown in TensorBoard's HParams table: numbers, bools and strings, and other
             values as their `str`.
 
     Raises:

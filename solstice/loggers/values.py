@@ -15,12 +15,12 @@ from solstice.errors import InvalidTypeError, InvalidValueError, MissingPackageE
 
 
 class Image(eqx.Module):
-    """A picture as a value of `compute()`; TensorBoard, W&B and MLflow show it.
+    """An image as a value of `compute()`; TensorBoard, W&B and MLflow show it.
 
     Args:
         array: Of shape (height, width) or (height, width, channels) with 1, 3 or 4 channels: uint8
             from 0 to 255, or floats, clipped to 0 to 1. Or a figure of matplotlib, such as those of
-            `solstice.plots`, which is drawn at once.
+            `solstice.plots`, which is drawn immediately.
 
     Raises:
         ValueError: It has another shape or dtype.
@@ -41,7 +41,7 @@ class Image(eqx.Module):
             raise InvalidValueError(
                 f"array of an Image is expected to be of shape (height, width) or (height, width, "
                 f"1, 3 or 4), of uint8 or floats; it is {describe(array)}. Put a batch of images "
-                f"into a grid first; a figure of matplotlib may be given too."
+                f"into a grid first; a matplotlib figure works too."
             )
         self.array = array
 
@@ -142,7 +142,7 @@ def is_number(value: object) -> bool:
 
 
 def whole(text: str) -> str:
-    r"""Return a text that UTF-8 can hold: a lone surrogate, as in odd file names, is escaped.
+    r"""Return a text that UTF-8 can hold: a lone surrogate, as in some file names, is escaped.
 
     >>> print(whole("caf\udce9"))
     caf\udce9

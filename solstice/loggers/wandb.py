@@ -1,4 +1,4 @@
-"""Weights & Biases: curves, histograms, pictures and texts on its site, or offline in a directory.
+"""Weights & Biases: curves, histograms, images and texts on its site, or offline in a directory.
 
 A run of W&B only grows, so records between a checkpoint and a crash stay in it, and the resumed run
 logs them again.
@@ -22,7 +22,7 @@ _STARTED: dict[Any, float] = {}
 
 
 class WandB(Sink):
-    """Logs to a run of Weights & Biases, which a resumed run goes on with.
+    """Logs to a run of Weights & Biases, which a resumed run continues.
 
     A metric is called `mode/name`, with `step` as its x axis: training steps completed. An array is
     the histogram of its finite values, an `Image` an image and a list of texts one text; anything

@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 class Metrics(Shown, eqx.Module):
-    """The statistics of some examples; two merge into the statistics of all of them.
+    """The statistics of some examples; merging two gives the statistics of all their examples.
 
     A subclass must obey these laws: `merge` is associative and commutative, any batching of the
     same examples gives the same values, masked examples do not count, and everything works under
@@ -98,9 +98,9 @@ class Metrics(Shown, eqx.Module):
         return ()
 
     def left_out_for(self) -> tuple[tuple[str, ...], ...]:
-        """Return, for each of these arrays, a text per number: what is wrong with the examples.
+        """Return, for each of these arrays, what is wrong with the examples, per number.
 
-        It follows the number of examples: "had a label that is no class".
+        It follows the number of examples: "had a label that is not a class".
         """
         return ()
 

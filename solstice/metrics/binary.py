@@ -110,7 +110,7 @@ class BinaryMetrics(Metrics):
         labels = check_real(targets, "targets").astype(scores.dtype)
         if scores.shape != labels.shape:
             raise InvalidValueError(
-                f"probabilities and targets are expected to have one shape, one probability an "
+                f"probabilities and targets are expected to have one shape, one probability per "
                 f"example; they are {describe(scores)} and {describe(labels)}. With two columns of "
                 f"probabilities, pass the second: probabilities[..., 1]."
             )
@@ -191,7 +191,7 @@ class BinaryMetrics(Metrics):
     def compute(self) -> Values:
         """Return the metrics by name, each a float scalar; NaN if undefined.
 
-        As in scikit-learn, `roc_auc` of one class alone is NaN, `pr_auc` without positives is 0.
+        As in scikit-learn, `roc_auc` of a single class is NaN, `pr_auc` without positives is 0.
         """
         computed = _report(self)
         if is_traced(self):
@@ -206,9 +206,9 @@ class BinaryMetrics(Metrics):
     def left_out_for(self) -> tuple[tuple[str, ...], ...]:
         return (
             (
-                "had no probability from 0 to 1, which counts in the average loss alone",
-                "had a target, or a mask, that is neither 0 nor 1, which counts nowhere, the loss "
-                "included",
+                "had no probability from 0 to 1, which counts only in the average loss",
+                "had a target, or a mask, that is neither 0 nor 1, which does not count, not even "
+                "in the loss",
             ),
         )
 

@@ -51,7 +51,7 @@ def check_label_type(labels: Array | np.ndarray, name: str) -> None:
     """
     if not jnp.isdtype(labels.dtype, ("bool", "integral", "real floating")):
         raise InvalidTypeError(
-            f"{name} are expected to be classes, whole numbers, one a position; they are "
+            f"{name} are expected to be classes, whole numbers, one per position; they are "
             f"{describe(labels)}. Number the classes from 0."
         )
 

@@ -44,13 +44,13 @@ from solstice.tree.pytree import AnyArray
 class ClassificationMetrics(Metrics):
     """The confusion matrix and the average loss of some classified examples.
 
-    `compute()` gives `average_loss`, `accuracy` (correct / total, whatever the number of classes),
+    `compute()` gives `average_loss`, `accuracy` (correct / total, for any number of classes),
     `balanced_accuracy` (the mean recall of the classes that occur in targets), `f1`, `tpr` (recall)
     and `ppv` (precision) as `_macro` and `_weighted` averages, and `f1`, `tpr`, `ppv` and
-    `prevalence` as `_class_{i}`. All equal scikit-learn's `classification_report(...,
-    zero_division=0)`: macro averages run over the classes that occur in targets or predictions,
-    weighted ones weigh by the number of targets, an absent class has 0. Without examples,
-    `average_loss` and the accuracies are NaN.
+    `prevalence` as `_class_{i}`. All equal scikit-learn's
+    `classification_report(..., zero_division=0)`: macro averages run over the classes that occur in
+    targets or predictions, weighted ones weigh by the number of targets, an absent class has 0.
+    Without examples, `average_loss` and the accuracies are NaN.
 
     With `overlap` also `iou` (intersection over union, scikit-learn's `jaccard_score`) and `dice`
     (2 |A and B| / (|A| + |B|) of targets and predictions of a class, which is `f1`), averaged and
@@ -143,11 +143,11 @@ class ClassificationMetrics(Metrics):
         )
         if preds.shape != targets.shape:
             raise InvalidValueError(
-                f"preds and targets are expected to have one shape, one class an example; they are "
-                f"{describe(preds)} and {describe(targets)}. For logits, pass logits.argmax(-1). "
-                f"Targets with an axis of classes are not class numbers: with exactly one 1 "
-                f"(one-hot), pass its index; with several (multi-hot), each class is a separate "
-                f"question, for MultiLabelMetrics."
+                "preds and targets are expected to have one shape, one class per example; they "
+                f"are {describe(preds)} and {describe(targets)}. For logits, pass "
+                "logits.argmax(-1). Targets with an axis of classes are not class numbers: with "
+                "exactly one 1 (one-hot), pass its index; with several (multi-hot), each class is "
+                "a separate question, for MultiLabelMetrics."
             )
         if not (jnp.isdtype(preds.dtype, ("bool", "integral")) or _is_real(preds)):
             raise InvalidTypeError(f"preds are expected to be classes; they are {describe(preds)}.")
@@ -267,12 +267,12 @@ class ClassificationMetrics(Metrics):
         return (self._counts,)
 
     def left_out_for(self) -> tuple[tuple[str, ...], ...]:
-        classes = f"no class from 0 to {self.num_classes - 1}"
+        classes = f"not a class from 0 to {self.num_classes - 1}"
         return (
             (
-                f"had a prediction that is {classes}, which counts in the average loss alone",
-                f"had a label that is {classes}, or a mask that is neither 0 nor 1, which counts "
-                f"nowhere, the loss included",
+                f"had a prediction that is {classes}, which counts only in the average loss",
+                f"had a label that is {classes}, or a mask that is neither 0 nor 1, which does not "
+                f"count, not even in the loss",
             ),
         )
 

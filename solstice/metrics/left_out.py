@@ -1,4 +1,4 @@
-"""Examples that metrics could not count, such as labels out of range, and the warning of them.
+"""Examples that metrics could not count, such as labels out of range, and a warning about them.
 
 A run warns on the logger `solstice` at the end of each pass; outside a run, `compute()` warns.
 """
@@ -38,7 +38,7 @@ def told_elsewhere() -> Iterator[None]:
 
 
 def tell(metrics: Metrics, where: str = "") -> None:
-    """Warn of what some metrics left out, unless the run does."""
+    """Warn about what some metrics left out, unless the run does."""
     if not _tellers:
         tally = LeftOut()
         tally.add(metrics)
@@ -53,7 +53,7 @@ class LeftOut:
     >>> for label in (0, 9, 9):
     ...     tally.add(solstice.ClassificationMetrics([0], [label], loss=0.0, num_classes=2))
     >>> [text[:43] for text in tally.texts()]
-    ['2 examples had a label that is no class fro']
+    ['2 examples had a label that is not a class ']
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class LeftOut:
                 self._waiting = []
 
     def texts(self) -> list[str]:
-        """Return a text for each reason."""
+        """Return a message for each reason."""
         found = []
         for i, (reasons, column) in enumerate(zip(self._reasons, self._columns(), strict=True)):
             parts = [one[..., -len(reasons) :] for one in jax.device_get(column)]

@@ -172,10 +172,10 @@ class MultiLabelMetrics(Metrics):
     def left_out_for(self) -> tuple[tuple[str, ...], ...]:
         return (
             (
-                "had a prediction of a label that is neither 0 nor 1, which counts in the average "
-                "loss alone (each label is an example here)",
-                "had a label, or a mask of one, that is neither 0 nor 1, which counts nowhere, the "
-                "loss included (each label is an example here)",
+                "had a prediction of a label that is neither 0 nor 1, which counts only in the "
+                "average loss (each label is an example here)",
+                "had a label, or a mask of one, that is neither 0 nor 1, which does not count, "
+                "not even in the loss (each label is an example here)",
             ),
         )
 

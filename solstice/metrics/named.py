@@ -104,7 +104,7 @@ def meant_name(name: str, names: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: which name may be meant.
 
     >>> meant_name("val_loss", ["average_loss"])
-    " Did you mean 'loss'? A name says nothing of the pass: watch= or the dataset does."
+    " Did you mean 'loss'? Names do not include the pass: watch= or the dataset does."
     >>> meant_name("acuracy", ["accuracy", "f1_macro"])
     " Did you mean 'accuracy'?"
     >>> meant_name("f1", ["accuracy", "f1_macro"]), meant_name("auroc", ["roc_auc"])
@@ -117,7 +117,7 @@ def meant_name(name: str, names: Iterable[str]) -> str:
         rest = name.removeprefix(start)[1:]
         if name.startswith((f"{start}_", f"{start}/")) and reported_name(rest, names):
             return (
-                f" Did you mean {rest!r}? A name says nothing of the pass: watch= or the dataset "
+                f" Did you mean {rest!r}? Names do not include the pass: watch= or the dataset "
                 f"does."
             )
     close = [

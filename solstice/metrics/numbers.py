@@ -1,4 +1,4 @@
-"""Single numbers over all steps: mean, sum, extremes, standard deviation, last.
+"""Single numbers over all steps: mean, sum, minimum, maximum, standard deviation, last.
 
 Each is named after its class, in lowercase; `MetricsDict` gives other names.
 """

@@ -42,10 +42,10 @@ class OneVsRestMetrics(Metrics):
     each class as `_class_{i}`, and their mean as `_macro`; of classes also `ece`, that of the most
     probable class: how far its probability is from how often it is right.
 
-    Each class against the rest is what `BinaryMetrics` says of it: `auroc_macro` is scikit-learn's
+    Each class against the rest is measured by `BinaryMetrics`: `auroc_macro` is scikit-learn's
     `roc_auc_score(..., multi_class="ovr")`, `average_precision_macro` its
     `average_precision_score`, of the probabilities rounded to one of `bins` bins of equal width;
-    `error_bounds()` says how far they can be from those of the unrounded ones.
+    `error_bounds()` returns the largest possible difference from the exact values.
 
     The AUROC of a class that all examples have, or none, is NaN; scikit-learn's mean is then NaN
     too, and `auroc_macro` here is the mean over the other classes. The average precision of a class
@@ -189,12 +189,12 @@ class OneVsRestMetrics(Metrics):
     def left_out_for(self) -> tuple[tuple[str, ...], ...]:
         label = "neither 0 nor 1"
         if self._top is not None:
-            label = f"no class from 0 to {self._num_classes() - 1}"
+            label = f"not a class from 0 to {self._num_classes() - 1}"
         return (
             (
-                "had no probability from 0 to 1, which counts nowhere",
-                f"had a label that is {label}, or a mask that is neither 0 nor 1, which counts "
-                f"nowhere",
+                "had no probability from 0 to 1, which does not count",
+                f"had a label that is {label}, or a mask that is neither 0 nor 1, which does not "
+                f"count",
             ),
         )
 

@@ -89,7 +89,7 @@ def _encode(leaf: object) -> object:
             return Texts.of(texts)
     if isinstance(leaf, str) or (isinstance(leaf, np.ndarray) and leaf.dtype.kind in "USTO"):
         raise InvalidTypeError(
-            f"Texts among values are expected to be a list of str, one an example, or an array of "
+            f"Texts among values are expected to be a list of str, one per example, or an array of "
             f"them; one is {describe(leaf)}."
         )
     return leaf

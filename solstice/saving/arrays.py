@@ -39,7 +39,7 @@ class Piece(NamedTuple):
 def pieces(leaves: Mapping[str, PyTree]) -> list[Piece]:
     """Return the pieces that this process writes, so that all processes write each piece once.
 
-    Arrays that each process has for itself are written by the first process.
+    Arrays that are local to each process are written by the first process.
 
     >>> pieces({"w": np.ones(2), "name": "adam"})
     [Piece(leaf='w', start=(0,), values=array([1., 1.]))]

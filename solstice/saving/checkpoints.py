@@ -198,7 +198,7 @@ class Checkpoints:
         try:
             best = self.best()
         except DamagedFileError as error:
-            _logger.warning("The best checkpoint is not known any more: %s", error)
+            _logger.warning("The best checkpoint is no longer known: %s", error)
             best = None
         for name in self.names()[:-keep]:
             if best is None or name != best["checkpoint"]:
@@ -208,11 +208,11 @@ class Checkpoints:
                     _logger.warning("%s in %s cannot be deleted: %s", name, self.place, error)
 
     def note_start(self, about: Mapping[str, PyTree]) -> None:
-        """Record about a new run, atomically, until its first checkpoint exists."""
+        """Record a new run, atomically, until its first checkpoint exists."""
         self.store.write(_START, to_json(dict(about)).encode())
 
     def start(self) -> dict[str, PyTree] | None:
-        """Return the note of a run that started here and never saved, or None.
+        """Return the record of a run that started here and never saved, or None.
 
         Raises:
             DamagedFileError: The note was changed.
@@ -226,7 +226,7 @@ class Checkpoints:
             except OSError as error:
                 raise damaged(where, f"it cannot be read ({error})") from error
             if not isinstance(found, dict) or set(found) != {"sinks", "callbacks"}:
-                raise damaged(where, "it is not the note of a new run")
+                raise damaged(where, "it is not the record of a new run")
             return found
 
     def best(self) -> dict[str, PyTree] | None:
@@ -265,14 +265,14 @@ class Checkpoints:
             older = re.search(r'"format": (\d+)', text[:1000])
             if older and int(older[1]) < _FORMAT and not text.startswith(_HEAD):
                 raise InvalidValueError(
-                    f"{where} has the format {older[1]}, and this version of Solstice reads "
+                    f"{where} has the format {older[1]}, but this version of Solstice reads "
                     f"{_FORMAT}. Restore it with the version that wrote it."
                 )
-            raise damaged(where, "its digest does not match, so it was changed or cut short")
+            raise damaged(where, "its digest does not match, so it was changed or truncated")
         found = json.loads(inner)
         if found["format"] != _FORMAT:
             raise InvalidValueError(
-                f"{where} has the format {found['format']}, and this version of Solstice reads "
+                f"{where} has the format {found['format']}, but this version of Solstice reads "
                 f"{_FORMAT}. Restore it with the version that wrote it."
             )
         return found
@@ -345,7 +345,7 @@ def restore(directory: str | os.PathLike[str], exp: _T, which: str = "newest") -
     Args:
         directory: The callback's directory: a path or a URL.
         exp: An experiment of the same structure, shapes and dtypes. Each array is placed where that
-            of `exp` is, wherever it was when saved.
+            of `exp` is, no matter where it was when saved.
         which: "newest" (complete one), "best" (by the callback's `best=`), or a checkpoint's name.
 
     Raises:
@@ -420,7 +420,7 @@ def newest(
         return None
     raise DamagedFileError(
         f"None of the {len(names)} checkpoints in {there.place} can be read, so the run is not "
-        f"started over silently. Restore the directory from a copy, or give another one to "
+        f"started over silently. Restore the directory from a copy, or pass another one to "
         "start from the beginning.",
         path=str(there.place),
     ) from last

@@ -61,18 +61,18 @@ class Claim:
         self._lost = False
 
     def take(self) -> None:
-        """Take the claim, or raise at once."""
+        """Take the claim, or raise immediately."""
         if self._lock is not None or self._ended is not None:
             return
         take = self._take_lock if isinstance(self._store, Local) else self._take_lease
         answered(take, f"{self._store.place} cannot be written")
 
     def check(self) -> None:
-        """Raise if another run has taken the claim over, since this one was silent too long."""
+        """Raise if another run has taken over the claim, because it was not renewed in time."""
         if self._lost:
             raise DirectoryInUseError(
-                f"This run was silent for over {GIVEN_UP:.0f} s, and another one has taken over "
-                f"{self._store.place}. Let one of them end."
+                f"This run did not renew its claim for over {GIVEN_UP:.0f} s, and another one took "
+                f"over {self._store.place}. Let one of them end."
             )
 
     def release(self) -> None:

@@ -104,7 +104,7 @@ def store(directory: str | os.PathLike[str]) -> Store:
     if arguments.is_url(directory):
         raise InvalidValueError(
             f"directory is expected to be a path or a URL; it is {describe(directory)}. Give a URL "
-            f"as a text, such as 's3://bucket/run'."
+            f"as a string, such as 's3://bucket/run'."
         )
     return Local(path)
 
@@ -247,8 +247,8 @@ class Remote(Store):
             ) from error
         except ValueError as error:
             raise InvalidValueError(
-                f"{url} is expected to be a path or the URL of a store that fsspec knows, such as "
-                f"s3:// or gs://; {scheme}:// is not: {error}"
+                f"{url} is expected to be a path or the URL of a store that fsspec supports, such "
+                f"as s3:// or gs://; {scheme}:// is not: {error}"
             ) from error
         except Exception as error:  # of any package; some connect here
             raise InvalidValueError(

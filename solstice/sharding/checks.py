@@ -98,8 +98,8 @@ def _compare(
         difference = np.abs(one - two)[unequal].max()
     raise UnequalCopiesError(
         f"{name!r} is expected to be the same everywhere; on {holder} and on {other} it differs in "
-        f"{unequal.sum()} of {one.size} elements, by up to {difference:.6g}. Something that "
-        f"differs between them got in: a key, the order of data, or a callback."
+        f"{unequal.sum()} of {one.size} elements, by up to {difference:.6g}. Something "
+        f"differs between them: a key, the order of the data, or a callback."
     )
 
 

@@ -61,7 +61,7 @@ def _in_step(
             if "left" in said:
                 raise ProcessError(
                     f"Process {said.index('left')} has left this pass after {i - 1} batches, while "
-                    f"others go on: its run failed, or a callback stopped it. Look at its log; "
+                    f"others continue: its run failed, or a callback stopped it. Look at its log; "
                     f"a callback that stops a run must do so in all processes.",
                     process=said.index("left"),
                 )

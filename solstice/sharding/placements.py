@@ -1,7 +1,7 @@
 """Placements: which device holds which part of an experiment and of its batches.
 
-They only say where arrays are: the compiled step is the same program as on one device, which XLA
-partitions (GSPMD), with the communication it needs.
+They only define where arrays are: the compiled step is the same program as on one device. XLA
+partitions it (GSPMD) and adds the necessary communication.
 """
 
 import abc

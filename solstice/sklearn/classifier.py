@@ -20,7 +20,7 @@ class Classifier(ClassifierMixin, Estimator):
 
     It trains a `ClassificationExperiment` on `data.Arrays`. `X` is of shape `(examples, ...)`;
     floats become float32, integers stay integers. Labels are anything that scikit-learn takes, also
-    texts. With the same `random_state`, a fit gives the same numbers.
+    strings. With the same `random_state`, a fit gives the same numbers.
 
     Args:
         net: A network with a logit for each class, two for two classes: anything that
@@ -101,7 +101,7 @@ class Classifier(ClassifierMixin, Estimator):
         classes: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """Train for one more pass, over these data.
+        """Train for one more pass, over this data.
 
         Args:
             X: As in `fit`.

@@ -1,4 +1,4 @@
-"""A regressor of scikit-learn: one number an example or several, any network."""
+"""A scikit-learn regressor: one or several numbers per example, any network."""
 
 from typing import Any, Self
 
@@ -68,7 +68,7 @@ class Regressor(RegressorMixin, Estimator):
         return self
 
     def partial_fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
-        """Train for one more pass, over these data.
+        """Train for one more pass, over this data.
 
         Args:
             X: As in `fit`.

@@ -77,7 +77,7 @@ def eval_leaves_it_unchanged(subject: ExperimentSubject, seed: int) -> None:
 
 @_book.law("seed")
 def it_is_resumable(subject: ExperimentSubject, seed: int) -> None:
-    """Training on from saved leaves gives the same bits as training on."""
+    """Continuing from saved leaves gives the same bits as continuing directly."""
     exp, _ = subject.made(seed % 2).train_step(subject.batch)
     arrays, rest = eqx.partition(exp, eqx.is_array)
     leaves, structure = jax.tree.flatten(arrays)
@@ -116,7 +116,7 @@ def check_experiment(
         progress: Whether to show a progress bar.
 
     Raises:
-        LawError: A law is broken.
+        LawError: A law is violated.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax

@@ -25,12 +25,12 @@ class Law:
 
     Attributes:
         name: Its identifier, for `exclude`.
-        statement: What it says.
+        statement: The statement.
         draw: Returns the Hypothesis strategy of each input, by name, for a subject.
         needs: An optional part of the subject, without which the law is skipped.
         of: The class of its subjects.
-        lacks: What to say where it is skipped; by default, that `needs` was not given. A law that
-            finds out while it is checked raises `unittest.SkipTest` with what to say.
+        lacks: The message if it is skipped; by default, that `needs` was not given. A law that finds
+            out during the check raises `unittest.SkipTest` with the message.
     """
 
     name: str
@@ -146,7 +146,7 @@ class LawBook:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The result of one law: it held, it was broken (`error`), or it was left out (`skipped`).
+    """The result of one law: it held, was violated (`error`), or was skipped (`skipped`).
 
     >>> import jax.numpy as jnp
     >>> from solstice.metrics import Mean
@@ -177,7 +177,7 @@ class Report:
 
     @property
     def failures(self) -> list[LawError]:
-        """The broken laws' errors."""
+        """The errors of the violated laws."""
         return [outcome.error for outcome in self.outcomes if outcome.error is not None]
 
     def __str__(self) -> str:
@@ -203,7 +203,7 @@ def run(
     """Check every law on a subject.
 
     Raises:
-        LawError: A law is broken and `on_failure` is "raise"; the message is the whole report.
+        LawError: A law is violated and `on_failure` is "raise"; the message is the whole report.
         ValueError: `exclude` names an unknown law, or `on_failure` is unknown.
     """
     from tqdm import tqdm

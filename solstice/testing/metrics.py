@@ -92,7 +92,7 @@ def masked_examples_count_nowhere(subject: MetricsSubject, split: int) -> None:
 
 @_book.law("split")
 def jit_equals_eager(subject: MetricsSubject, split: int) -> None:
-    """Making, merging and computing give the same with and without jit."""
+    """Creating, merging and computing give the same results with and without jit."""
     one, two = subject.of(slice(None, split)), subject.of(slice(split, None))
     eager = one.merge(two).compute()
     jitted = jax.jit(lambda a, b: a.merge(b).compute())(one, two)
@@ -125,7 +125,7 @@ def check_metrics(
         progress: Whether to show a progress bar.
 
     Raises:
-        LawError: A law is broken.
+        LawError: A law is violated.
 
     >>> import numpy as np, solstice
     >>> def make_metrics(batch, mask=None):

@@ -115,7 +115,7 @@ def calls_change_nothing(subject: ModelSubject, seed: int) -> None:
 
 @_book.law("seed")
 def keys_decide_randomness(subject: ModelSubject, seed: int) -> None:
-    """A network that draws random numbers in training draws others with another key.
+    """A network that draws random numbers in training draws different ones with another key.
 
     It may draw them only in the backward pass, as stochastic rounding of gradients does.
     """
@@ -464,12 +464,12 @@ def check_model(
         native: The library's call, `native(model.unwrap(), *inputs, key=..., train=...)`, returning
             outputs; without it, the law that compares with it is skipped.
         examples: How many inputs Hypothesis draws for each law.
-        on_failure: "raise" raises a `LawError` with the whole report if a law is broken; "report"
+        on_failure: "raise" raises a `LawError` with the whole report if a law is violated; "report"
             only returns it.
         progress: Whether to show a progress bar.
 
     Raises:
-        LawError: A law is broken; the message says which, how, and for which smallest input.
+        LawError: A law is violated; the message says which, how, and for which smallest input.
         ImportError: Hypothesis is not installed.
 
     >>> import jax, jax.numpy as jnp

@@ -98,7 +98,7 @@ class ModelSubject:
 
     @functools.cached_property
     def sub_modules(self) -> list[str] | None:
-        """The paths of what can be captured and changed in the network; None where nothing can."""
+        """The paths of what can be captured and changed in the network; None if nothing can."""
         try:
             return sub_modules(self.model, *self.inputs) or None
         except Exception:  # noqa: BLE001 - other laws say what is wrong with its call

@@ -23,7 +23,7 @@ _EXACTLY = {"xla_backend_optimization_level": 0}
 
 @_book.law()
 def capturing_nothing_is_the_call(subject: ModelSubject) -> None:
-    """With tags, and with none of them chosen, a pass gives the same bits, in both modes."""
+    """With tags, and with none of them selected, a pass gives the same bits, in both modes."""
     key = jax.random.key(0)
     for train in (False, True):
         mode: dict[str, Any] = {"key": key, "train": train}
@@ -46,7 +46,7 @@ _LACKS = "nothing is tagged in the network's call (`compat.tag`, `Model.tagged`)
 
 @_book.law(needs="sub_modules", lacks=_LACKS)
 def putting_back_changes_nothing(subject: ModelSubject) -> None:
-    """A pass with what was captured put back has the same outputs, bit for bit."""
+    """A pass with the captured values put back has the same outputs, bit for bit."""
     chosen = set(subject.sub_modules or ())
 
     def captured(model: Model, *inputs: Any) -> Mapping[str, PyTree]:
@@ -70,7 +70,7 @@ def putting_back_changes_nothing(subject: ModelSubject) -> None:
 
 @_book.law(needs="sub_modules", lacks=_LACKS)
 def changes_reach_the_outputs(subject: ModelSubject) -> None:
-    """What the network goes on with is what a sub-module's value is changed to."""
+    """The network continues with the changed value of a sub-module."""
 
     @jax.jit
     def spoilt(model: Model, *inputs: Any) -> PyTree:
@@ -80,9 +80,9 @@ def changes_reach_the_outputs(subject: ModelSubject) -> None:
     outputs = subject.evaluate(subject.model, *subject.inputs)
     others = spoilt(subject.model, *subject.inputs)
     assert differ(outputs, others), (
-        f"outputs stay the same where all that sub-modules return ({subject.sub_modules}) becomes "
-        f"NaN or the opposite: a tag is expected around the very value that the network goes on "
-        f"with"
+        f"outputs stay the same when all outputs of sub-modules ({subject.sub_modules}) become "
+        f"NaN or change sign: a tag is expected on the very value that the network uses "
+        f"next"
     )
 
 

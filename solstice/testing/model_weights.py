@@ -42,7 +42,7 @@ def fresh_factors_change_nothing(subject: ModelSubject) -> None:
 
 @_book.law(needs="matrices", lacks=_NO_MATRIX)
 def merging_equals_the_wrapped_network(subject: ModelSubject) -> None:
-    """A merged network (`compat.merge`) computes what the one with factors or codes does."""
+    """A merged network (`compat.merge`) computes the same as the wrapped one."""
     before = subject.evaluate(subject.model, *subject.inputs)
     tuned = _with_factors(subject)
     tuned = replace(tuned, params=jax.tree.map(lambda leaf: leaf + 0.3, tuned.params))
@@ -73,7 +73,7 @@ def settling_averages_keeps_evaluation(subject: ModelSubject) -> None:
 
 @_book.law(needs="files", lacks="the network has no arrays, or safetensors is not installed")
 def saved_weights_come_back(subject: ModelSubject) -> None:
-    """What `compat.save` wrote, `compat.load` puts into a network from another key, bit for bit."""
+    """`compat.load` restores a file of `compat.save` in a network from another key, bit for bit."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
         save(subject.model, path)

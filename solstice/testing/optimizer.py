@@ -246,7 +246,7 @@ def check_optimizer(
         progress: Whether to show a progress bar.
 
     Raises:
-        LawError: A law is broken.
+        LawError: A law is violated.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> tx = optax.adam(1e-2)

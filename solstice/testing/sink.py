@@ -218,7 +218,9 @@ def a_failing_write_is_told_once(subject: SinkSubject, records: Records, cut: in
         sink.close()
         store.assert_holds(records, "two records beside these failed")
         told = [warning for warning in store.warnings if Broken.message in warning]
-        assert len(told) == 1, f"of two records that failed, it was told {len(told)} times: {told}"
+        assert len(told) == 1, (
+            f"two records failed, and that was reported {len(told)} times: {told}"
+        )
 
 
 @_book.law("records")
@@ -298,7 +300,7 @@ def check_sink(
         progress: Whether to show a progress bar.
 
     Raises:
-        LawError: A law is broken.
+        LawError: A law is violated.
 
     >>> import solstice
     >>> def make_sink(directory, append=False):

@@ -30,7 +30,7 @@ class TriggerSubject:
         return type(self.make_trigger()).__name__
 
     def answers(self, asked: Iterable[Question], resumes: Collection[int] = ()) -> list[bool]:
-        """Its answers to the questions of a run.
+        """Its results for the checks of a run.
 
         Args:
             asked: The questions, in order.
@@ -66,7 +66,7 @@ def calls_do_not_matter(subject: TriggerSubject, run: Run) -> None:
         taken = range(before + 1, q.steps + 1)
         expected.append(q.epochs in epochs if q.ends_epoch else not steps.isdisjoint(taken))
         before = q.steps
-    _assert_same(asked, expected, subject.answers(asked), "one step a call, and in these calls")
+    _assert_same(asked, expected, subject.answers(asked), "one step per call, and in these calls")
 
 
 @_book.law("run", "resumes")
@@ -210,7 +210,7 @@ def check_trigger(
         progress: Whether to show a progress bar.
 
     Raises:
-        LawError: A law is broken.
+        LawError: A law is violated.
 
     >>> import dataclasses, solstice
     >>> @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ _ALL = 2**62
 
 
 def as_steps_per_call(value: Any) -> StepsPerCall:
-    """Return what a run is asked for, as an int, "auto" or "epoch".
+    """Return the argument as an int, "auto" or "epoch".
 
     >>> as_steps_per_call("automatic")
     Traceback (most recent call last):
@@ -50,7 +50,7 @@ class Calls:
 
     Attributes:
         asked: As above.
-        found: What "auto" has found, here or before a resume; None before that.
+        found: The result of "auto", here or before a resume; None before that.
 
     >>> calls = Calls("epoch")
     >>> calls.fuses(17), Calls(4).fuses(17)
@@ -93,16 +93,16 @@ class Calls:
         return steps in (1, self.size) or self.asked == "epoch"
 
     def go_on(self, found: int | None) -> None:
-        """Take what a resumed run had found."""
+        """Use the result of the run before the resume."""
         if self.asked == "auto" and found:
             self.found = found
 
     def begin(self, total: int | None, *, gathers: bool = False) -> None:
-        """Record that a pass begins.
+        """Record that a pass starts.
 
         Args:
-            total: How many steps it has, where that is known.
-            gathers: Whether its data are on the device, and the step gathers its batches.
+            total: How many steps it has, if known.
+            gathers: Whether its data is on the device, and the step gathers its batches.
         """
         if self.asked != "auto" or self.found is not None:
             return

@@ -1,6 +1,6 @@
 """Feed: one pass over a dataset, as groups of batches, one group per call.
 
-It skips the batches that a resumed run had consumed, and keeps what a checkpoint needs.
+It skips the batches that a resumed run had consumed, and records what a checkpoint needs.
 """
 
 import collections
@@ -54,7 +54,7 @@ class Feed:
         signals: The signals that processes in step agree on before each batch.
         experiment: Returns the current experiment, for a dataset that makes batches from it. A live
             dataset is not read ahead, and a call takes one batch of it.
-        in_turn: Whether this dataset is not read ahead either, whatever `prefetch` says.
+        in_turn: Whether this dataset is not prefetched either, regardless of `prefetch`.
         one_by_one: Whether a call takes one batch, which is then placed on the device while reading
             ahead. The batches of a longer call are stacked on the host and placed together.
         padding: Adds the mask of padding to a batch of `Arrays`; see there.
@@ -264,9 +264,9 @@ class Feed:
         wanted = {0: known[0]} | ({count - 1: known[1]} if known[1] is not None else {})
         if anew:
             _logger.warning(
-                "%s_ds makes a pass's batches from the experiment at its start. The run goes on "
+                "%s_ds makes a pass's batches from the experiment at its start. The run continues "
                 "after batch %d of a pass, whose other batches are now made from the experiment "
-                "of the checkpoint: the run is not the same as without the interruption. Save "
+                "of the checkpoint: the run differs from an uninterrupted one. Save "
                 "with every=Every(epochs=1), or make each batch with solstice.data.live.",
                 self._mode,
                 count,
@@ -280,7 +280,7 @@ class Feed:
                 what = "ends before it" if batch is None else "has a different one"
                 raise InvalidValueError(
                     f"The run was saved after {count} batches of epoch {self._epoch}; "
-                    f"{self._mode}_ds now {what} (batch {i}). A run goes on exactly where the "
+                    f"{self._mode}_ds now {what} (batch {i}). A run resumes exactly if the "
                     f"order of the data is a function of the epoch (set_epoch, a function of the "
                     f"epoch, a fixed seed) or its iterator can save itself, as tf.data's and "
                     f"grain's can. Otherwise save at the end of epochs only, with "
@@ -299,7 +299,7 @@ def check_on_one_device(data: Arrays, sharding: Sharding | None, name: str) -> N
     if sharding is not None and {*sharding.mesh.devices.flat} != data.devices:
         raise InvalidValueError(
             f"{name} is on the device {', '.join(map(str, data.devices))}, and sharding= puts the "
-            f"run on {', '.join(map(str, sharding.mesh.devices.flat))}. Leave on_device() out: "
+            f"run on {', '.join(map(str, sharding.mesh.devices.flat))}. Leave out on_device(): "
             f"each batch is then split over the devices."
         )
 

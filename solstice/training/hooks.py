@@ -25,7 +25,7 @@ class Hooks:
 
     Attributes:
         callbacks: All of them, in order.
-        looks_at_batches: Whether a callback with a step hook looks at its batch.
+        looks_at_batches: Whether a callback with a step hook reads its batch.
 
     Raises:
         TypeError: One of them is not a callback.
@@ -71,7 +71,7 @@ class Hooks:
         return bool(self._called[hook])
 
     def looks(self, hook: str) -> bool:
-        """Return whether a callback with the hook looks at the experiment."""
+        """Return whether a callback with the hook reads the experiment."""
         return self._looking[hook]
 
     def fire(self, hook: str, *arguments: Any) -> None:
@@ -116,7 +116,7 @@ class Hooks:
         return exp, stop
 
     def end(self, exp: Any, error: BaseException | None) -> Exception | None:
-        """Call `on_run_end` of every callback, whatever the others do.
+        """Call `on_run_end` of every callback, even if others fail.
 
         Returns:
             The first error raised; None if the run itself had failed, whose error gets the others
@@ -158,7 +158,7 @@ class Hooks:
 
     def set_states(self, states: list[list[Any]]) -> None:
         """Restore what `get_states` returned, each state to the next callback of that name."""
-        with untrusted("What the checkpoint says of callbacks", is_file=False):
+        with untrusted("What the checkpoint says about callbacks", is_file=False):
             waiting = [[str(name), state] for name, state in states]
         for callback in self.callbacks:
             name = type(callback).__name__

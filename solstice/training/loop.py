@@ -1,12 +1,12 @@
 """The loop: a run's epochs, passes and steps, with hooks, validation and saving, top to bottom.
 
-Who owns which part of a run's state:
+The owners of a run's state:
 
 - `position` counts epochs, steps and the batches consumed in a pass. Only this file moves it.
 - The `Stepper` has the experiment and takes steps.
 - A `Feed` has the batches of one pass, the `Bookmark` the state of the dataset's iterator.
 - The `Hooks` have the callbacks, each with its state.
-- `Signals` hold the signal that has come.
+- `Signals` hold the received signal.
 """
 
 import logging
@@ -108,7 +108,7 @@ class Loop:
         self._training: Feed | None = None
         # The validation pass that was opened to check its first batch, and its epoch.
         self._opened: tuple[int, Feed] | None = None
-        # Whether it was checked, and whether the training's batches have to do instead.
+        # Whether it was checked, and whether the training's batches are used instead.
         self._looked = self._same_data = False
         # The modes in which a step was taken, and those whose first batch is checked.
         self._taken: set[str] = set()
@@ -120,9 +120,9 @@ class Loop:
         # The checkpoint's state of the resumed run, and the checkpoints that exist.
         self._resumed: dict[str, Any] | None = None
         self._resumed_from: Checkpoints | None = None
-        # Whether other processes made passes before; False once the warning about it is given.
+        # Whether other processes made passes before; False after the warning about it.
         self._passes_missing = False
-        # The note of a run that never saved, which this one replaces.
+        # The record of a run that never saved, which this one replaces.
         self._never_saved: dict[str, Any] | None = None
 
     @property
@@ -282,7 +282,7 @@ class Loop:
     def _finish(self, how: str) -> None:
         """Let callbacks change the final experiment, and save it.
 
-        A run that is asked for more goes on from the state before that.
+        A run with more epochs or steps continues from the state before that.
         """
         if self._hooks.any("revise"):
             new, _ = self._hooks.revised(self.exp)
@@ -433,9 +433,9 @@ class Loop:
             self._passes_missing = False
             _logger.warning(
                 "This run was resumed in epoch %d, and train_ds gives other batches in each pass, "
-                "though it is not told the epoch and its iterator has no state. So the passes "
-                "are not those of an uninterrupted run. Make its order a function of the epoch, "
-                "with a method set_epoch(epoch) or as a function of the epoch.",
+                "but it does not get the epoch and its iterator has no state. So the passes "
+                "differ from those of an uninterrupted run. Make its order a function of the "
+                "epoch, with a method set_epoch(epoch) or as a function of the epoch.",
                 self._resumed["epoch"] if self._resumed else 0,
             )
 
@@ -577,7 +577,7 @@ class Loop:
             steps = self._steps_taken
             self._progress.say(
                 f"Interrupted: the run is saved in {callback.directory} after {steps}; "
-                f"resume_from= goes on from there."
+                f"resume_from= continues from there."
             )
             # Python shows it below the traceback of a KeyboardInterrupt.
             ending.add_note(f"Saved after {steps} in {callback.directory}.")
@@ -587,7 +587,7 @@ class Loop:
         self._save()
 
     def _save_before_the_end(self, how: str | None = None) -> None:
-        """Save the state from which a longer run goes on, as if this one had not ended here.
+        """Save the state from which a longer run continues, as if this one had not ended here.
 
         It is saved before the hooks of the pass's end, since the pass is cut short.
         """
@@ -597,7 +597,7 @@ class Loop:
             self.position.cut = True
 
     def resume(self, state: dict[str, Any], there: Checkpoints) -> None:
-        """Go on from the state of a checkpoint."""
+        """Continue from the state of a checkpoint."""
         self.position = Position.from_state(state["position"])
         where, keeps = self.position, bool(self._saving)
         self._calls.go_on(where.steps_per_call)
@@ -609,7 +609,7 @@ class Loop:
         """Replace a run that never saved, and its log.
 
         Args:
-            noted: What that run noted when it began, or None.
+            noted: What that run recorded when it started, or None.
         """
         self._never_saved = noted
 
@@ -629,7 +629,7 @@ class Loop:
             return
         self._hooks.set_states(self._resumed["callbacks"])
         if self._validation_watch is not None and self._resumed["validation"] is not None:
-            with untrusted("What the checkpoint says of the validation", is_file=False):
+            with untrusted("What the checkpoint says about the validation", is_file=False):
                 self._validation_watch.set_state(self._resumed["validation"])
 
     # What a profile times; without a profile it costs nothing.

@@ -1,4 +1,4 @@
-"""The position of a run: what it needs, besides the experiment, to go on."""
+"""The position of a run: what it needs, besides the experiment, to continue."""
 
 import dataclasses
 from typing import Any, Self
@@ -20,17 +20,17 @@ class Position:
         val_done: Whether the validation is over too.
         steps: How many steps each mode has completed in the run.
         first: The digest of the training pass's first batch.
-        opening: The digest of the first pass's first batch, for a dataset that is not told the
+        opening: The digest of the first pass's first batch, for a dataset that does not get the
             epoch.
         reshuffled: Whether such a dataset started a later pass with another batch.
         last: The digest of its last consumed batch.
         iterator: A state of its iterator, None if it has none; see `Bookmark`.
         read: How many batches were read at that state; None after the end of the pass before.
-        ended: How the run ended: "finished" or "stopped"; None while it goes on.
+        ended: How the run ended: "finished" or "stopped"; None while it is running.
         cut: Whether it ended within a pass. The hooks of the pass's end were then called, so a
-            longer run goes on from the checkpoint before.
-        steps_per_call: What `steps_per_call="auto"` has found; None before, and without it.
-        num_epochs: The run's `num_epochs`, to tell whether more is asked for now.
+            longer run continues from the checkpoint before.
+        steps_per_call: The result of `steps_per_call="auto"`; None before, and without it.
+        num_epochs: The run's `num_epochs`, to detect a request for more.
         num_steps: The same for `num_steps`.
 
     >>> Position.from_state(Position(epoch=3).to_state()).epoch

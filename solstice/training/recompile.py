@@ -1,4 +1,4 @@
-"""The recompile guard: when a step is compiled again, it says what changed.
+"""The recompile guard: when a step is compiled again, it reports what changed.
 
 jax traces a step for each form of its input, and compiles it for each placement. The guard only
 looks after a call that was new to jax, so it costs nothing while the input keeps its form.
@@ -74,7 +74,7 @@ was float32[3] and is float32[2]. ...
         self._compilations += 1
         if before is None:
             return
-        what = _told(changes) or "no array and no static value did, so it must be a setting of jax"
+        what = _told(changes) or "no array or static value, so it must be a setting of jax"
         message = (
             f"{self._name} was compiled again, since its input changed: {what}. Give each step the "
             f"same shapes, dtypes, static values and devices: drop or pad a shorter last batch, "

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C during a run: noted, so that the current step is finished first."""
+"""SIGTERM and Ctrl-C during a run: recorded, so that the current step is finished first."""
 
 import contextlib
 import signal
@@ -20,20 +20,20 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """The signals that have come."""
+    """The received signals."""
 
     def __init__(self) -> None:
         self.received: int | None = None
 
     def check(self) -> None:
-        """Raise `Interrupted` if a signal has come."""
+        """Raise `Interrupted` if a signal was received."""
         if self.received is not None:
             raise Interrupted(self.received)
 
 
 @contextlib.contextmanager
 def noted() -> Iterator[Signals]:
-    """Record the first SIGINT or SIGTERM; a second one ends the process at once.
+    """Record the first SIGINT or SIGTERM; a second one ends the process immediately.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
 

@@ -38,7 +38,7 @@ class Stepper:
 
     Args:
         exp: The experiment that the run starts with.
-        fuses: Says whether this many steps are taken in one call of a compiled step.
+        fuses: Returns whether this many steps are taken in one call of a compiled step.
         recompile: What a step that is traced again does.
         donate: Whether the experiment's own buffers may be taken.
         sharding: Where it is placed.
@@ -116,7 +116,7 @@ class Stepper:
         return outs if self._alone else local_tree(outs)
 
     def revise(self, exp: Any) -> None:
-        """Go on with another experiment of the same form, whose arrays others may hold."""
+        """Continue with another experiment of the same form, whose arrays may be shared."""
         like = self.flat.structure
         self._exp, self._flat, self._owned = exp, Flat.of(exp, like=like), False
         if self._sharding is not None:

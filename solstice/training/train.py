@@ -86,7 +86,7 @@ def train(
 
     Args:
         exp: The experiment.
-        num_epochs: How many epochs; None when `num_steps` alone ends the run.
+        num_epochs: How many epochs; None if `num_steps` ends the run.
         train_ds: `data.Arrays`, or any re-iterable of batches: a list, a tf.data or grain dataset,
             a DataLoader, or a function that returns an iterator (called with the epoch if it takes
             an argument, with the epoch and the experiment if it requires two), or
@@ -99,37 +99,36 @@ def train(
             epoch's other hooks are still called, its validation is skipped.
         num_steps: Ends the run after this many training steps. An epoch that it cuts short is
             validated like any other; to find out, one more batch is read if the dataset can be read
-            again. A run resumed with more steps goes on as if it had had them from the start.
+            again. A run resumed with more steps continues as if it had had them from the start.
         validate_every: The trigger of passes over `val_ds`; None means after each epoch.
             `Every(steps=500)` validates in the middle of an epoch too.
         steps_per_call: How many steps one compiled call takes. More are faster if a step is small,
             and give the same results up to the compiler's rounding. Hooks are then called once per
             call, with the index of its last step, the list of its batches, and the steps' outs:
-            merged, or stacked on a new first axis if they do not merge. Batches left at the end of
-            a pass, or of another shape, are taken step by step, with one call of the hooks; so are
-            all steps that `solstice.jit` does not compile. "auto" times the first calls, with 1, 4,
-            16 and 64 steps, as long as none is clearly slower than one before and each compiles
-            quickly. The result is logged; a resumed run keeps it, and so does the next run of the
-            same kind in this process. "epoch" takes a whole pass in one call, for data that fit in
-            memory, such as `data.Arrays(...).on_device()`. With both, hooks always get a list, and
-            evaluation takes one step per call.
+            merged, or stacked on a new first axis if they do not merge. The remaining batches of a
+            pass, and batches of another shape, are taken step by step, with one call of the hooks;
+            so are all steps that `solstice.jit` does not compile. "auto" times the first calls,
+            with 1, 4, 16 and 64 steps, as long as none is clearly slower than one before and each
+            compiles quickly. The result is logged; a resumed run keeps it, and so does the next run
+            of the same kind in this process. "epoch" takes a whole pass in one call, for data that
+            fits in memory, such as `data.Arrays(...).on_device()`. With both, hooks always get a
+            list, and evaluation takes one step per call.
         prefetch: How many batches a thread reads ahead, and places on the device if a call takes
             one batch; 0 reads each batch when it is needed. None means 0 on a CPU and for data in
-            memory (lists, tuples, `Arrays`), where reading ahead is no faster, and 2 otherwise. A
-            dataset that reads one of `callbacks`, such as one that keeps the experiment for it, is
-            never read ahead.
+            memory (lists, tuples, `Arrays`), where prefetching is not faster, and 2 otherwise. A
+            dataset that reads from one of `callbacks` is never prefetched.
         sharding: Where the experiment and its batches are placed:
             `solstice.sharding.DataParallel()`, `FullySharded()` or `Rules(...)`; None is one
             device. The returned experiment stays placed that way.
-        resume_from: A `CheckpointingCallback` or its directory: go on from its newest complete
+        resume_from: A `CheckpointingCallback` or its directory: continue from its newest complete
             checkpoint. Experiment, callbacks and data are restored, and the result is the same bit
             for bit. Without a checkpoint the run starts from the beginning and replaces the log of
             a run that was killed before its first save; it warns if this run does not save there
-            either. The experiment of a finished run is returned at once, unless more epochs or
-            steps are asked for. After `on_run_start`, each callback's `set_state` is called, then
-            `on_epoch_start` again for the pass in which the run goes on.
+            either. The experiment of a finished run is returned immediately, unless you ask for
+            more epochs or steps. After `on_run_start`, each callback's `set_state` is called, then
+            `on_epoch_start` again for the pass in which the run continues.
         recompile: If a step compiled by `solstice.jit` is traced again, the log says what changed,
-            as a warning from the third trace on; "error" raises at the second.
+            as a warning from the third trace on; "error" raises an error at the second.
         donate: Whether the run may donate the buffers of `exp`, which cannot be used afterwards. It
             saves the copy that a run otherwise starts with.
         progress: Whether to show a progress bar with the loss and the accuracy (or the first two
@@ -146,9 +145,9 @@ def train(
         ValueError: A pass over a dataset gave no batch.
         RecompileError: A step was compiled again, and `recompile` is "error".
         FileNotFoundError: `resume_from` is a checkpoint or a file, not a directory of checkpoints.
-        DamagedFileError: `resume_from` holds only checkpoints that cannot be read.
+        DamagedFileError: `resume_from` contains only unreadable checkpoints.
         KeyboardInterrupt, SystemExit: A signal came; the current step was finished and saved. A
-            note of the exception says where.
+            note on the exception says where.
 
     >>> import jax.numpy as jnp, optax, solstice
     >>> from jax.example_libraries import stax
@@ -182,7 +181,7 @@ def train(
         if val_ds is train_ds and is_one_shot(train_ds):
             raise InvalidValueError(
                 "With one iterator for both, val_ds gave no batch in epoch 0. An iterator that can "
-                "be read only once is used up by the training: pass two, or lists, or functions."
+                "be read only once is exhausted by the training: pass two, or lists, or functions."
             )
     if validate_every is not None:
         check_trigger(validate_every, "validate_every")
@@ -195,8 +194,8 @@ def train(
     for callback in callbacks:
         if val_ds is None and isinstance(callback, Callback) and callback.needs_validation:
             raise UsageError(
-                f"{type(callback).__name__} watches the validation, and train() has none: give it "
-                f"a val_ds, or a callback that watches the training, as by watch='train'."
+                f"{type(callback).__name__} watches the validation, but train() has none: pass "
+                f"val_ds, or a callback that watches the training, with watch='train'."
             )
     found = store = None
     if resume_from is not None:
@@ -237,7 +236,7 @@ def train(
 
 
 def _start_anew(there: Checkpoints, callbacks: list[Callback]) -> None:
-    """Warn if a run finds nothing to go on from, unless it is the first of its directory.
+    """Warn if a run finds nothing to continue from, unless it is the first of its directory.
 
     Raises:
         NoCheckpointError: `resume_from` is a checkpoint or a file.
@@ -248,7 +247,7 @@ def _start_anew(there: Checkpoints, callbacks: list[Callback]) -> None:
         )
     saving = (one for one in callbacks if isinstance(one, CheckpointingCallback))
     if any(str(one.directory) == there.place for one in saving):
-        return  # which tells itself what keeps it from saving there
+        return  # the callback itself reports why it cannot save there
     if os.path.lexists(there.place) and not os.path.isdir(there.place):
         raise NoCheckpointError(
             f"resume_from is expected to be a directory of checkpoints; {there.place} is a file."

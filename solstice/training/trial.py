@@ -27,15 +27,15 @@ _LONGEST_COMPILATION, _LONG_STEP = 20.0, 0.02
 
 
 class Trial:
-    """What is known of the candidates for passes of one kind.
+    """The measurements of the candidates for one kind of pass.
 
     Args:
-        total: The steps of a pass, where that is known.
+        total: The steps of a pass, if known.
         clock: Returns the time in seconds.
 
     Attributes:
         size: The candidate: how many steps the next call takes, if the pass has as many.
-        found: The quickest; None before that is known.
+        found: The fastest; None before it is known.
 
     >>> trial = Trial(1000)
     >>> trial.size, trial.found
@@ -54,10 +54,10 @@ class Trial:
         self._since: float | None = None
         self._steps = 0
         # Of the candidate: whether it is compiled, in which time, how many steps take long enough
-        # to be timed, and its seconds a step.
+        # to be timed, and its seconds per step.
         self._compiled, self._compilation, self._long = False, 0.0, 0
         self._windows: list[float] = []
-        # The seconds a step of each that was tried.
+        # The seconds per step of each tried candidate.
         self._seconds: dict[int, float] = {}
 
     def begin(self) -> None:
@@ -69,7 +69,7 @@ class Trial:
         self._since, self._steps = self._clock(), 0
 
     def taken(self, steps: int, outs: Any) -> None:
-        """Record that a call of so many steps was made."""
+        """Record that a call of this many steps was made."""
         if self.found is not None:
             return
         self._in_pass += steps
@@ -101,7 +101,7 @@ class Trial:
         return max(1, min(steps, total // 4)) if total else steps
 
     def _judge(self, seconds: float) -> None:
-        """Go on to the next candidate, unless this one is slower than one before it."""
+        """Continue with the next candidate, unless this one is slower than an earlier one."""
         best = self._best()
         self._seconds[self.size] = seconds
         following = next((one for one in CANDIDATES if one > self.size), None)
@@ -118,7 +118,7 @@ class Trial:
         self._long, self._windows = 0, []
 
     def _of_pass(self, size: int) -> float:
-        """Return the seconds a step of a whole pass, whose remainder is taken step by step."""
+        """Return the seconds per step of a whole pass, whose remainder is taken step by step."""
         if self._total is None:
             return self._seconds[size]
         rest = self._total % size
@@ -126,7 +126,7 @@ class Trial:
         return (whole * self._seconds[size] + rest * self._seconds[1]) / self._total
 
     def _best(self) -> int | None:
-        """Return the least candidate that no other is clearly quicker than."""
+        """Return the smallest candidate that no other clearly beats."""
         best: int | None = None
         for size in self._seconds:
             if best is None or self._of_pass(size) <= _GAIN * self._of_pass(best):
@@ -137,8 +137,8 @@ class Trial:
         self.size = self.found = self._best() or 1
         tried = ", ".join(f"{k}: {1e6 * time:.0f}" for k, time in self._seconds.items())
         _logger.info(
-            'With steps_per_call="auto", a call takes %d steps from now on (microseconds a step '
-            "by the steps of a call: %s).",
+            'With steps_per_call="auto", a call takes %d steps from now on (microseconds per step '
+            "by the steps per call: %s).",
             self.size,
             tried or "none was timed",
         )

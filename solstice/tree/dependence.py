@@ -23,7 +23,7 @@ def depends_on(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree)
 
 
 def used_leaves(function: Callable[..., PyTree], argument: PyTree, *rest: PyTree) -> list[bool]:
-    """Say for each leaf of `argument` whether an output of `function(argument, *rest)` needs it.
+    """Return for each leaf of `argument` if an output of `function(argument, *rest)` needs it.
 
     It looks into scans and jitted functions; everything that a loop of unknown length takes counts
     as needed. What a function takes only for its custom derivative does not.

@@ -1,4 +1,4 @@
-"""Digests: a few bytes that tell whether a tree's values are still the same.
+"""Digests: a few bytes that show whether a tree's values are still the same.
 
 They are SHA-256 of a leaf's dtype, shape and bytes: processors have instructions for it, so it
 takes a third of the time of BLAKE2b. They detect damage; they are not a signature.

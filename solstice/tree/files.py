@@ -40,10 +40,10 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
     """Write a tree into one safetensors file, atomically replacing an older one.
 
     Arrays (sharded ones are gathered), typed PRNG keys, numbers, strings and bytes are written;
-    other leaves, such as functions, are only noted. When this returns, the new file is on disk,
-    with the permissions of the one it replaces; a link stays a link. A process that is killed while
-    writing may leave a folder `.{name}.{random}.tmp` behind, which the next save to the same path
-    deletes.
+    other leaves, such as functions, are only recorded as present. When this returns, the new file
+    is on disk, with the permissions of the one it replaces; a link stays a link. A process that is
+    killed while writing may leave a folder `.{name}.{random}.tmp` behind, which the next save to
+    the same path deletes.
 
     Args:
         path: The file; its directory exists.
@@ -85,7 +85,7 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> PyTree:
             by their paths, with numpy arrays and jax keys, without objects that are not data.
 
     Raises:
-        DamagedFileError: The file was not written by `save`, was cut short or was changed.
+        DamagedFileError: The file was not written by `save`, or was truncated or changed.
         ValueError: The tree is not like `like`; the message names the leaf and how it differs. Or
             the file has the format of another version.
         FileNotFoundError: There is no such file.

@@ -13,7 +13,7 @@ from solstice.tree.pytree import PyTree
 
 
 class Overwritten(eqx.Module):
-    """A box around a leaf of `params` whose gradient is its next value.
+    """A wrapper around a leaf of `params` whose gradient is its next value.
 
     Adapters add it, and the init function of a `FunctionModel` may. Every `compat.Optimizer`
     returns the gradient as the new value; ready-made experiments do not average or scale it, nor

@@ -393,7 +393,7 @@ def test_an_unknown_metric_is_a_usage_error_that_lists_the_known(train):
 
 def test_a_run_without_the_passes_it_watches_is_a_usage_error(train, recorder):
     events = []
-    with pytest.raises(solstice.UsageError, match=r"watches the validation, .* give it a val_ds"):
+    with pytest.raises(solstice.UsageError, match=r"watches the validation, .* pass val_ds"):
         train(3, [0], callbacks=[no_improvement("mean", mode="min"), recorder(events)])
     assert not events
 

@@ -176,7 +176,7 @@ def test_a_schedule_tells_the_rate_of_the_updates(wrap):
 
 
 def test_a_schedule_without_a_count_is_refused():
-    with pytest.raises(ValueError, match="keeps none"):
+    with pytest.raises(ValueError, match="has none"):
         OptaxOptimizer(optax.sgd(0.1), learning_rate=schedule).init(jnp.ones(2))
     assert float(
         OptaxOptimizer(optax.sgd(0.1), learning_rate=0.1).init(jnp.ones(2)).learning_rate()

@@ -33,7 +33,7 @@ EXCLUDED = {
 # Facts of an optimizer, not of its adapter.
 EXCLUDED_OPTIMIZERS = {
     ("keras", "decaying weights"): {
-        "names_do_not_matter": "Where `exclude_from_weight_decay` was told names, they matter."
+        "names_do_not_matter": "If `exclude_from_weight_decay` was given names, they matter."
     },
 }
 # Of optimizers that differ only in their formula, a few; of what wraps, searches or wants, most.
@@ -98,19 +98,19 @@ OPTIMIZER_COLUMNS = {
     "any tree of parameters": "names_do_not_matter",
 }
 SINK_COLUMNS = {
-    "what is written is read back": (
+    "records are read back unchanged": (
         "what_is_written_is_read_back, a_closed_sink_goes_on, sinks_are_independent"
     ),
-    "as soon as `flush` returns": "a_flush_is_enough",
-    "training neither waits nor fails": "a_write_waits_for_nothing, a_failing_write_is_told_once",
-    "a resumed run logs as a whole one": "a_resumed_run_logs_what_a_whole_one_does",
-    "a resume drops what came later": "a_resume_drops_what_came_later, it_may_be_set_back",
+    "after `flush`": "a_flush_is_enough",
+    "never blocks or fails training": "a_write_waits_for_nothing, a_failing_write_is_told_once",
+    "a resumed run logs like an uninterrupted one": "a_resumed_run_logs_what_a_whole_one_does",
+    "a resume drops later records": "a_resume_drops_what_came_later, it_may_be_set_back",
 }
 # What the libraries are called, and what one passes.
 NETWORKS = {
     "linen": ("Flax Linen", "a module"),
     "nnx": ("Flax NNX", "a module"),
-    "haiku": ("Haiku", "what `hk.transform` or its relatives return"),
+    "haiku": ("Haiku", "the result of `hk.transform` or a variant"),
     "equinox": ("Equinox", "a module, or `(module, state)`"),
     "keras": ("Keras 3 on JAX", "a built model or layer"),
     "stax": ("Stax", "`(init, apply)`; with dropout `StaxModel(..., eval_apply=)`"),
@@ -119,10 +119,10 @@ NETWORKS = {
 FAMILIES = {
     "optax": (
         "Optax",
-        f"all that are public, `contrib` too, but {' and '.join(f'`{n}`' for n in PER_EXAMPLE)}",
+        f"all public ones, also in `contrib`, except {' and '.join(f'`{n}`' for n in PER_EXAMPLE)}",
     ),
-    "jax": ("`jax.example_libraries`", "all but `sm3`"),
-    "keras": ("Keras 3 on JAX", "all but `LossScaleOptimizer`, without `use_ema`"),
+    "jax": ("`jax.example_libraries`", "all except `sm3`"),
+    "keras": ("Keras 3 on JAX", "all except `LossScaleOptimizer`, without `use_ema`"),
 }
 
 

@@ -183,7 +183,7 @@ def test_an_error_of_a_group_names_its_rule():
     assert caught.value.__notes__ == ["It is the optimizer of the rule '*' of by_path."]
     schedule = optax.constant_schedule(0.1)
     opt = by_path({"*": OptaxOptimizer(optax.sgd(0.1), learning_rate=schedule)})
-    with pytest.raises(ValueError, match="keeps none") as caught:
+    with pytest.raises(ValueError, match="has none") as caught:
         opt.init(PARAMS)
     assert caught.value.__notes__ == ["It is the optimizer of the rule '*' of by_path."]
 

@@ -561,7 +561,7 @@ def test_a_summary_tells_factors_from_what_they_are_beside():
             r"full is expected to select weights that are arrays; '1' is int8\.",
         ),
         (lambda m: compat.quantize(m, bits=2), r"bits is expected to be 8 or 4; it is the int 2"),
-        (lambda m: compat.quantize(compat.quantize(m)), r"it chooses 0 \(int8\[8, 8\]\), 1"),
+        (lambda m: compat.quantize(compat.quantize(m)), r"it selects 0 \(int8\[8, 8\]\), 1"),
         (lambda m: compat.quantize(m, where="a"), r"where, the glob 'a', .* none of .*0"),
         (lambda m: compat.merge(m.params), r"model is expected to be a compat\.Model"),
         (

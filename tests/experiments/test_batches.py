@@ -291,7 +291,7 @@ class OneLogit(eqx.Module):
 def test_a_network_with_one_logit_is_told_what_to_do(squeeze, number, example):
     net = OneLogit(eqx.nn.Linear(4, 1, key=KEY), squeeze)
     with pytest.raises(
-        ValueError, match=r"one number an example\. .* give the network two outputs"
+        ValueError, match=r"one number per example\. .* give the network two outputs"
     ) as told:
         solstice.ClassificationExperiment(
             net, TX, number, example_input=example, loss=optax.sigmoid_binary_cross_entropy

@@ -251,7 +251,7 @@ def train_on(batch, **options):
         ((X, Y + 7), ValueError, r"classes from 0 to 2.*8 of 8 are not, such as 7"),
         ((X, Y - 1), ValueError, r"are not, such as -1\. Number the classes from 0"),
         ((X, jnp.eye(CLASSES, dtype=int)[Y]), ValueError, r"look one-hot: pass labels\.argmax"),
-        ((X, Y[:4]), ValueError, r"one class a position, of shape \(8,\); they are int32\[4\]"),
+        ((X, Y[:4]), ValueError, r"one class per position, of shape \(8,\); they are int32\[4\]"),
         ((X, Y, jnp.ones(3)), ValueError, r"mask is expected to have the shape of the targets"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Labels that are no class count nowhere, the loss included, and are told of once a pass."""
+"""Invalid labels do not count, not even in the loss, and are reported once per pass."""
 
 import logging
 
@@ -102,8 +102,8 @@ def test_pixels_of_no_class_are_left_out_too():
 
 
 GOOD, BAD = (X, Y), (X, WITH_WRONG)
-TOLD = "4 examples had a label that is no class from 0 to 2, or a mask that is neither 0 nor 1, "
-TOLD += "which counts nowhere, the loss included."
+TOLD = "4 examples had a label that is not a class from 0 to 2, or a mask that is neither 0 nor 1, "
+TOLD += "which does not count, not even in the loss."
 RUNS = {
     "nothing": {},
     "steps": {"callbacks": lambda: [solstice.LoggingCallback(1, lambda *_: None)]},
@@ -189,7 +189,7 @@ def test_each_of_several_metrics_tells_what_it_left_out(caplog):
     exp = Both()
     exp.test([np.array([0, 1]), np.array([0, 7])], progress=False)
     assert [text[:44] for text in caplog.messages] == [
-        "test: 1 example had a label that is no class",
+        "test: 1 example had a label that is not a class",
         "test: 1 example had a target, or a mask, tha",
     ]
 

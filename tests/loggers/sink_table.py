@@ -296,8 +296,8 @@ ONCE = [
     {**ABOUT_ONE, "step": 2, "loss": math.nan, "least": -math.inf, "flag": True},
     {**ABOUT_ONE, "step": 2, "mode": "val", "loss": math.inf},
 ]
-GROWS = "It only grows: what a crashed run logged after its checkpoint stays."
-IN_MEMORY = "It keeps values in memory: it waits for them, and there is nothing that could fail."
+GROWS = "It can only grow: records that a crashed run logged after its checkpoint stay."
+IN_MEMORY = "It keeps values in memory: it waits for them, and no write can fail."
 
 SINKS = {
     "JSONLines": Row(json_lines, read_lines),
@@ -340,7 +340,7 @@ SINKS = {
         wandb_shows,
         st.just(ONCE),
         {
-            "a_flush_is_enough": "Another process writes, all of it only once the run is closed.",
+            "a_flush_is_enough": "Another process writes, and ends only when the run is closed.",
             "a_resumed_run_logs_what_a_whole_one_does": GROWS,
             "a_resume_drops_what_came_later": GROWS,
             "it_may_be_set_back": GROWS,

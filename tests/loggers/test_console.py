@@ -69,7 +69,7 @@ def test_a_chosen_name_that_never_comes_is_told_of(capsys, caplog):
         sink.write({"mode": mode, "epoch": 0, "step": step, "time": 0.0, "loss": 1.0} | F1[mode])
     sink.close()
     (said,) = caplog.messages
-    assert "no record had 'acuracy' so far. Its numbers are loss" in said
+    assert "no record so far has 'acuracy'. Its numbers are loss" in said
     one = Console(["acuracy"])
     one.write({"mode": "train", "epoch": 0, "step": 1, "time": 0.0, "loss": 1.0})
     one.close()

@@ -276,7 +276,7 @@ def test_a_value_that_has_no_place_is_told(tmp_path, caplog):
     sink.write(record(2))
     sink.close()
     assert steps_of_file(tmp_path / "log") == [2]
-    assert "numbers, texts and arrays; a value is the set {1, 2}" in caplog.text
+    assert "numbers, strings and arrays; a value is the set {1, 2}" in caplog.text
 
 
 def steps_of_file(path):

@@ -134,7 +134,7 @@ def test_a_blocked_sink_stops_neither_training_nor_other_sinks(train, caplog, ga
     assert steps_of(free) == [1, 2, 3, 4, 5, 6]
     assert caplog.messages == [
         "The sink Lines() is not done with its records after 0.05 s. Training continues; this is "
-        "said once."
+        "logged only once."
     ]
     assert steps_of(blocked) == []
     blocked.write(record(7))  # as another callback's on_run_end may: lost, and no error
@@ -168,7 +168,7 @@ def test_a_full_queue_loses_records_and_waits_for_nobody(caplog, gate, monkeypat
     for step in range(1, 10):
         sink.write(record(step, loss=np.zeros(10, np.uint8)))
     assert [m.split(". ")[0] for m in caplog.messages] == [
-        "The sink Lines() does not keep up, its queue is full: a record is lost"
+        "The sink Lines() does not keep up; its queue is full, so a record is lost"
     ]
     gate.set()
     sink.flush()

@@ -363,7 +363,7 @@ def test_what_is_no_class_is_counted_and_told(preds, targets, caplog):
     with caplog.at_level(logging.WARNING, logger="solstice"):
         computed = merged.compute()
     wrong = "label" if targets[2] not in (0, 1) else "prediction"
-    told = f"1 example had a {wrong} that is no class from 0 to 1"
+    told = f"1 example had a {wrong} that is not a class from 0 to 1"
     assert [text[: len(told)] for text in caplog.messages] == [told]
     assert computed["accuracy"] == 0.75
     assert computed["average_loss"] == pytest.approx(0.625 if wrong == "label" else 0.6)
@@ -469,7 +469,7 @@ BAD_ARGUMENTS = {
     "one-hot targets": (
         dict(preds=[0, 1, 2, 0], targets=ONES),
         ValueError,
-        r"one shape, one class an example; they are int32\[4\] and int32\[4,3\]\..*\(multi-hot\)",
+        r"one shape, one class per example; they are int32\[4\] and int32\[4,3\]\..*\(multi-hot\)",
     ),
     "logits": (
         dict(preds=np.ones((4, 3), "float32"), targets=[0, 1, 2, 0]),

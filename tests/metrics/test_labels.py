@@ -161,8 +161,10 @@ def test_wrong_probabilities_and_classes_are_told(caplog):
     metrics = rank(chances, np.array([0, 1, 2]))
     without = rank(chances, np.array([0, 1, 2]), mask=np.array([1, 1, 0]))
     assert metrics.compute() == pytest.approx(without.compute(), nan_ok=True)
-    told = "1 example had a label that is no class from 0 to 1, or a mask that is neither 0 nor 1, "
-    assert caplog.messages == [f"{told}which counts nowhere."]
+    told = (
+        "1 example had a label that is not a class from 0 to 1, or a mask that is neither 0 nor 1, "
+    )
+    assert caplog.messages == [f"{told}which does not count."]
 
 
 @pytest.mark.parametrize("targets", [np.array([0, 1]), np.eye(2, dtype=int)], ids=["class", "hot"])

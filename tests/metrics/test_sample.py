@@ -214,6 +214,6 @@ def test_masked_texts_leave_no_trace():
 @pytest.mark.parametrize("bad", ["one text", np.array([["a"]]), np.array([b"a"]), np.array([None])])
 def test_other_things_than_texts_are_refused(bad):
     with pytest.raises(
-        TypeError, match="Texts among values are expected to be a list of str, one an example"
+        TypeError, match="Texts among values are expected to be a list of str, one per example"
     ):
         Sample({"text": bad}, key=0, max_size=2)

@@ -195,7 +195,7 @@ FAULTS = [
     ("appending_goes_on_behind", AppendsOver, "appended, what was read back has 1 items, where 2"),
     ("a_write_waits_for_nothing", WantsValuesAtOnce, "it waited for a value that was not comput"),
     ("a_failing_write_is_told_once", WritesInTheRun, "ValueError: this value cannot be read"),
-    ("a_failing_write_is_told_once", TellsEachTime, "it was told 2 times"),
+    ("a_failing_write_is_told_once", TellsEachTime, "that was reported 2 times"),
     ("a_record_is_left_as_it_was", SparesMemory, r"the record\[.*is expected to be"),
     ("sinks_are_independent", OneFileForAll, "beside another, what was read back"),
 ]

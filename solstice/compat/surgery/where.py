@@ -42,7 +42,7 @@ def chosen(
     Traceback (most recent call last):
         ...
     solstice.errors.InvalidValueError: where, the glob 'haed/*', is expected to select some of the \
-    network's weights, and selects none of head/kernel, body/kernel.
+network's weights, and selects none of head/kernel, body/kernel.
     """
     if isinstance(where, str):
         names = zip(paths, groups or paths, strict=True)

@@ -56,7 +56,7 @@ class Progress:
         self.names = None if isinstance(names, bool) else tuple(names)
         self._shown = shown is not False
         self.losing = Losing(
-            "The progress cannot be shown: %s: %s. The run goes on; this is said once."
+            "The progress cannot be shown: %s: %s. The run continues; this is logged only once."
         )
         # If epochs are lines: the line and the metrics of the epoch's last pass, by mode, and the
         # training pass that is not over.
@@ -197,7 +197,7 @@ class Bar(tqdm):
     """A bar whose line ends with a state or the rate, and as many metrics as fit.
 
     Attributes:
-        state: What the run does now instead of steps, shown instead of the rate; empty for steps.
+        state: What the run does instead of steps, shown in place of the rate; empty during steps.
         final: The metrics of the whole pass, once it is over.
     """
 
@@ -211,7 +211,7 @@ class Bar(tqdm):
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """What tqdm draws a line from; it asks once per line."""
+        """The values from which tqdm draws a line; it reads them once per line."""
         now = dict(super().format_dict)
         average = (now["n"] - now["initial"]) / now["elapsed"] if now["elapsed"] else None
         state = self.state or _rate(now["rate"] or average)
@@ -240,7 +240,7 @@ def check_progress(progress: object) -> None:
 
 
 def _fitting(state: str, metrics: tuple[str, ...], room: float) -> str:
-    """Return what fits, metrics before the rate; a number cut in half would mislead.
+    """Return what fits, metrics before the rate; a truncated number would be misleading.
 
     >>> for room in (43, 30, 16, 4):
     ...     print(_fitting("12.3 steps/s", ("loss=0.5000", "accuracy=0.7500"), room))
@@ -258,7 +258,7 @@ def _fitting(state: str, metrics: tuple[str, ...], room: float) -> str:
 
 
 def _rate(rate: float | None) -> str:
-    """Return steps per second as a text, or seconds per step.
+    """Return steps per second as a string, or seconds per step.
 
     >>> _rate(1234.5), _rate(12.34), _rate(0.25), _rate(None)
     ('1234 steps/s', '12.3 steps/s', '4.00 s/step', '? steps/s')

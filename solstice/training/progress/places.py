@@ -55,7 +55,7 @@ class Place:
     encoding = "utf-8"
 
     def __init__(self) -> None:
-        self._losing = Losing("The progress bar cannot be drawn any more; the run goes on: %s: %s.")
+        self._losing = Losing("The progress bar can no longer be drawn; the run continues: %s: %s.")
 
     def write(self, text: str) -> None:
         """Write a bar's text."""

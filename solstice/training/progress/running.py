@@ -151,7 +151,9 @@ def _numbers(metrics: object, names: tuple[str, ...] | None) -> OrderedDict[str,
 @cache
 def _say_missing(missing: str, given: str) -> None:
     """Say it once."""
-    _logger.warning("The progress bar has no %s. compute() gives numbers named %s.", missing, given)
+    _logger.warning(
+        "The progress bar has no %s. compute() returns numbers named %s.", missing, given
+    )
 
 
 def _is_ready(array: Any) -> bool:  # jax does not declare the method

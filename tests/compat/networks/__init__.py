@@ -1,4 +1,4 @@
-"""Networks of seven kinds in each library, each beside that library's own training loop.
+"""Networks of eight or nine kinds in each library, each beside that library's own training loop.
 
 One file a library; `common.py` holds what they share. A library that is not installed is an
 error here, on purpose: the tests that need it must fail, not vanish.
