@@ -29,8 +29,8 @@ class Law:
         draw: Returns the Hypothesis strategy of each input, by name, for a subject.
         needs: An optional part of the subject, without which the law is skipped.
         of: The class of its subjects.
-        lacks: The message if it is skipped; by default, that `needs` was not given. A law that finds
-            out during the check raises `unittest.SkipTest` with the message.
+        lacks: The message if it is skipped; by default, that `needs` was not given. A law that
+            finds out during the check raises `unittest.SkipTest` with the message.
     """
 
     name: str
