@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import tempfile
+import unittest
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +15,11 @@ from jaxtyping import Array
 from solstice.compat.freeze import freeze
 from solstice.compat.model import Model, boxed_weights
 from solstice.compat.registry import as_model
+from solstice.errors import MissingPackageError
+from solstice.exporting.export import export
+from solstice.exporting.exported import Exported, load_exported
+from solstice.exporting.folder import check_packages
+from solstice.exporting.programs import FixedSizeError
 from solstice.testing.compare import (
     assert_close,
     assert_same_bits,
@@ -20,7 +27,6 @@ from solstice.testing.compare import (
     values,
 )
 from solstice.testing.law import EXAMPLES, Law, LawBook, Report, run
-from solstice.testing.model_exports import EXPORT_LAWS
 from solstice.testing.model_subject import ModelSubject, Native
 from solstice.testing.model_surgery import SURGERY_LAWS
 from solstice.testing.model_weights import WEIGHT_LAWS
@@ -29,7 +35,11 @@ from solstice.tree.dependence import depends_on, used_leaves
 from solstice.tree.fields import replace
 from solstice.tree.naming import leaves_by_path
 from solstice.tree.overwritten import trained
+from solstice.tree.programs import equations
 from solstice.tree.pytree import PyTree
+
+# Operations that leave the device for a function of Python, which no file can hold.
+_ON_THE_HOST = {"debug_callback", "debug_print", "io_callback", "pure_callback"}
 
 _book = LawBook(
     ModelSubject,
@@ -441,7 +451,27 @@ def equals_the_native_call(subject: ModelSubject, seed: int) -> None:
         )
 
 
-MODEL_LAWS: tuple[Law, ...] = (*_book.laws, *SURGERY_LAWS, *WEIGHT_LAWS, *EXPORT_LAWS)
+@_book.law()
+def exports_give_the_same_bits(subject: ModelSubject) -> None:
+    """An exported network (`solstice.export`) evaluates as its call, for two sizes of a batch."""
+    _check_exportable(subject)
+    batches = subject.inputs, jax.tree.map(lambda x: x[1:], subject.inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = [_exported(subject, folder, batches[0], "any")] * 2
+        except FixedSizeError:  # then each size has its program
+            found = [_exported(subject, folder, inputs, "example") for inputs in batches]
+        for exported, inputs in zip(found, batches, strict=True):
+            size = jax.tree.leaves(inputs)[0].shape[0]
+            # Named tuples come back as dicts, with their fields in another order.
+            ours, its = (
+                dict(sorted(values(outputs).items()))
+                for outputs in (subject.evaluate(subject.model, *inputs), exported(*inputs))
+            )
+            assert_same_bits(ours, its, f"{size} examples, by the model and by its export")
+
+
+MODEL_LAWS: tuple[Law, ...] = (*_book.laws, *SURGERY_LAWS, *WEIGHT_LAWS)
 
 
 def check_model(
@@ -493,6 +523,26 @@ def check_model(
         on_failure=on_failure,
         progress=progress,
     )
+
+
+def _check_exportable(subject: ModelSubject) -> None:
+    try:
+        check_packages()
+    except MissingPackageError as why:
+        raise unittest.SkipTest(str(why)) from None
+    program = subject.evaluate.trace(subject.model, *subject.inputs).jaxpr
+    names = {eqn.primitive.name for eqn in equations(program.jaxpr)}
+    if outside := ", ".join(sorted(names & _ON_THE_HOST)):
+        raise unittest.SkipTest(
+            f"the network calls functions on the host ({outside}), which no export can hold"
+        )
+
+
+def _exported(subject: ModelSubject, folder: str, example: Any, batch: Any) -> Exported:
+    path = f"{folder}/{jax.tree.leaves(example)[0].shape[0]}"
+    platform = jax.export.default_export_platform()
+    export(subject.model, path, example=example, batch=batch, platforms=platform)
+    return load_exported(path)
 
 
 def _frozen(model: Model, mask: list[bool]) -> Model:
