@@ -66,9 +66,11 @@ def doubled(inputs: PyTree) -> Iterator[tuple[int, PyTree]]:
         leaf = np.asarray(leaf)
         if leaf.shape[axis : axis + 1] != (1,):
             return leaf
+        if leaf.dtype.kind in "bc":
+            return np.concatenate([leaf, leaf], axis)
         least, most = leaf.min(initial=0), leaf.max(initial=1)
         other = least + generator.uniform(size=leaf.shape) * (most - least)
-        return np.concatenate([leaf, other.round(3).astype(leaf.dtype)], axis)
+        return np.concatenate([leaf, other.astype(leaf.dtype)], axis)
 
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(inputs)]
     if any(is_typed_key(leaf) for leaf in jax.tree.leaves(inputs)):
@@ -99,7 +101,7 @@ def hidden(
     parts = [
         _Part(use, axes, np.ones_like(use.index.max(axes, keepdims=True), bool))
         for use in uses
-        if use.role not in (BIAS, MEAN) and use.leaf.startswith("params/") and use.index.size
+        if use.role not in (BIAS, MEAN) and use.leaf.startswith("params") and use.index.size
         for axes in _taken_together(use)
     ]
     arrays = float_leaves(model)

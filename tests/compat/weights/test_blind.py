@@ -215,3 +215,18 @@ def test_a_constant_example_is_exchanged_for_one_that_shows_the_order_of_feature
     converted = compat.convert(model, like=like, example=x)
     other = np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
     np.testing.assert_allclose(converted(other)[0], model(other)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_inputs_of_every_kind_may_have_one_row():
+    def apply(p, x, mask, ids):
+        return jnp.where(mask, x, 0) @ p["w"] + p["table"][ids]
+
+    x, mask, ids = ROWS[:1], np.array([[True, True, False, True]]), np.array([2], np.int32)
+    shapes = {"w": (4, 3), "table": (5, 3)}
+
+    def init(key, *_):
+        return {name: jax.random.normal(key, shape) for name, shape in shapes.items()}
+
+    model = compat.FunctionModel(init, apply, (x, mask, ids), key=0)
+    moved = compat.convert(model, like=model, example=(x, mask, ids))
+    np.testing.assert_array_equal(moved.params["table"], model.params["table"])
