@@ -223,6 +223,7 @@ def noisy(batch, key):
     return x + 0.1 * jax.random.normal(key, x.shape), y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [lambda data: data, lambda data: data.map(noisy)])
 def test_a_run_resumed_anywhere_is_the_same_to_the_bit(tmp_path, change):
     data = change(Arrays(X, Y, batch_size=8, shuffle=0).balanced())

@@ -56,6 +56,7 @@ def damages(content):
     yield "deleted", None
 
 
+@pytest.mark.slow
 def test_no_damage_gives_a_wrong_restore(saved, tmp_path, caplog):
     directory, older, newer = saved
     count = skipped = 0

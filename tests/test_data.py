@@ -460,6 +460,7 @@ def test_tfds_trains_as_it_is(tf, tmp_path):
     assert results["accuracy"] == pytest.approx(np.mean(predicted == labels))
 
 
+@pytest.mark.slow
 def test_grain_trains_as_it_is():
     grain = pytest.importorskip("grain", reason="grain")
     x, y = examples()

@@ -48,6 +48,8 @@ def test_the_programs_of_a_page_run_one_after_the_other(page, tmp_path, monkeypa
     namespace = {"__name__": "page"}
     for line, code in blocks(page):
         run(page, line, code, namespace)
+    if page.stem == "tutorial":
+        assert namespace["results"]["accuracy"] > 0.9
 
 
 @pytest.mark.slow

@@ -303,6 +303,8 @@ def test_the_smallest_settings_are_known_of_every_example():
     assert set(SMALLEST) == found - {"handwriting", "multi_process"}
 
 
+# They are the programs of the tutorial's page, as the next test says, and `test_docs` runs those.
+@pytest.mark.soak
 @pytest.mark.slow
 def test_the_cells_of_the_notebook_run_one_after_the_other(tmp_path, monkeypatch):
     notebook = json.loads((ROOT / "examples" / "tutorial.ipynb").read_text())

@@ -153,6 +153,7 @@ solstice.train(
 """
 
 
+@pytest.mark.slow  # starts processes
 def test_a_killed_process_is_started_again(tmp_path):
     def start(kill_at):
         command = [sys.executable, "-c", KILLED, str(kill_at)]

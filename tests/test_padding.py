@@ -25,6 +25,9 @@ def mappings():
     return [{"image": x, "label": y} for x, y in pairs()]
 
 
+TX = optax.sgd(0.1)
+
+
 def classifier(traces=None):
     def init(key, x):
         return {"w": jax.random.normal(key, (4, 3)), "scale": jnp.ones(())}
@@ -36,7 +39,7 @@ def classifier(traces=None):
         return params["scale"] * (x / jnp.linalg.norm(x, axis=-1, keepdims=True)) @ params["w"]
 
     model = FunctionModel(init, apply, X[:1], key=0)
-    return solstice.ClassificationExperiment(model, optax.sgd(0.1), 3)
+    return solstice.ClassificationExperiment(model, TX, 3)
 
 
 @pytest.mark.parametrize("make", [pairs, mappings])

@@ -324,6 +324,7 @@ def test_what_a_run_ran_with_is_no_curve():
     ]
 
 
+@pytest.mark.slow  # starts a process
 def test_figures_need_neither_pyplot_nor_a_display(tmp_path):
     code = f"""
         import sys

@@ -30,6 +30,7 @@ def start(directory, *hows, **options):
     return subprocess.Popen([sys.executable, SCRIPT, directory, *hows], **options)
 
 
+@pytest.mark.slow
 def test_nobody_reads_the_pipes_any_more(tmp_path):
     process = start(tmp_path, "at once", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()

@@ -116,6 +116,7 @@ solstice.train(Still(), 1, [1.0], callbacks=[Twice()], progress=False)
 """
 
 
+@pytest.mark.slow  # starts a process
 def test_a_second_signal_ends_the_process_at_once():
     ended = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (-signal.SIGINT, "after SIGTERM\n"), ended.stderr
@@ -152,6 +153,7 @@ print("nobody asked it to stop", flush=True)
 """
 
 
+@pytest.mark.slow  # starts processes
 @pytest.mark.parametrize(
     ("number", "failing"),
     [(signal.SIGTERM, "nothing"), (signal.SIGINT, "step"), (signal.SIGTERM, "hook")],

@@ -29,11 +29,24 @@ from solstice.sklearn import Classifier, Regressor, making
 from solstice.sklearn.making import made
 
 
-def network(outputs):
+# Networks and optimizers are made once: each new one is another program.
+@functools.cache
+def _network(outputs):
     return stax.serial(stax.Dense(8), stax.Tanh, stax.Dense(outputs))
 
 
-ADAM = functools.partial(optax.adam, 0.05)
+_adam = functools.cache(optax.adam)
+
+
+def network(outputs):
+    return _network(outputs)
+
+
+def adam(rate):
+    return _adam(rate)
+
+
+ADAM = functools.partial(adam, 0.05)
 X, CODES = make_blobs(48, centers=3, cluster_std=0.5, random_state=0)
 NAMES = np.array(["ant", "bee", "cat"])[CODES]
 
@@ -423,6 +436,7 @@ def test_a_pickle_that_is_read_where_the_function_makes_another_network_is_told(
         pickle.loads(written)
 
 
+@pytest.mark.slow  # starts a process
 def test_without_scikit_learn_the_error_says_what_to_install():
     code = "import sys; sys.modules['sklearn'] = None; import solstice.sklearn"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -31,9 +31,11 @@ SETTABLE = {
 }
 
 
+NET = stax.serial(stax.Dense(3), stax.Relu, stax.Dense(2))
+
+
 def experiment(optimizer, key=0):
-    net = stax.serial(stax.Dense(3), stax.Relu, stax.Dense(2))
-    return solstice.ClassificationExperiment(net, optimizer, 2, example_input=X, key=key)
+    return solstice.ClassificationExperiment(NET, optimizer, 2, example_input=X, key=key)
 
 
 @pytest.mark.parametrize("name", SETTABLE)

@@ -296,6 +296,7 @@ def test_the_state_of_what_stays_is_kept_in_every_library(name):
     assert jnp.isfinite(kept["b"]).all()
 
 
+@pytest.mark.slow
 def test_unfreezing_equals_optax_by_hand():
     tx = optax.chain(optax.clip(1.0), optax.adam(optax.cosine_decay_schedule(0.1, 20)))
     net = solstice.compat.as_model(network(), X, key=0)

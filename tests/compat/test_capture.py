@@ -192,6 +192,7 @@ def test_a_mapped_axis_comes_first():
     assert_same_bits(model(X)[0], intervene(model, X, edits=found), "with all put back")
 
 
+@pytest.mark.slow
 def test_masks_of_keras_pass_tags():
     layers = keras.layers
     inner = keras.Sequential([layers.Embedding(4, 3, mask_zero=True), layers.Dense(3)])

@@ -350,6 +350,7 @@ def test_keras_networks_that_cannot_be_adapted_say_why():
         KerasModel(penalised)
 
 
+@pytest.mark.slow  # starts a process
 def test_another_backend_of_keras_is_refused():
     code = """
         import keras

@@ -87,6 +87,7 @@ def test_what_initialisation_needs_is_asked_for():
         as_model(stax.Dense(2), X)
 
 
+@pytest.mark.slow  # starts a process
 def test_a_missing_library_names_feature_and_command():
     # A finder that refuses the packages stands for an environment without them.
     code = """
@@ -218,6 +219,7 @@ def test_registering_nonsense_is_refused(registry):
         compat.register(Affine, adapt_affine, what="metric")
 
 
+@pytest.mark.slow  # starts a process
 def test_an_installed_package_registers_through_an_entry_point(tmp_path):
     # What pip leaves behind: the package, and its metadata with the entry point.
     (tmp_path / "pebbles.py").write_text("class Pebble:\n    pass\n")

@@ -81,7 +81,7 @@ def outputs(model, inputs, *, train=False):
 @pytest.mark.parametrize(
     "library",
     [
-        pytest.param(library, marks=() if library in ("haiku", "keras") else pytest.mark.soak)
+        pytest.param(library, marks=() if library == "keras" else pytest.mark.soak)
         for library in LIBRARIES
     ],
 )

@@ -15,16 +15,16 @@ import solstice
 
 KEY = jax.random.key(0)
 X = np.ones((6, 4), "float32")
+NET = stax.serial(stax.Dense(3))
 
 
 def classify(**options):
-    net = stax.serial(stax.Dense(3))
     options = {"example_input": X[:1], "key": 0} | options
-    return solstice.ClassificationExperiment(net, TX, **options)
+    return solstice.ClassificationExperiment(NET, TX, **options)
 
 
 def adapted(task=solstice.ClassificationExperiment):
-    return task(solstice.compat.StaxModel(stax.serial(stax.Dense(3)), X, key=0), TX)
+    return task(solstice.compat.StaxModel(NET, X, key=0), TX)
 
 
 def unbatched_hugging_face():

@@ -171,6 +171,7 @@ def test_only_a_network_that_draws_advances_the_key():
     assert keyless.train_step((X, Y))[0].key is None
 
 
+@pytest.mark.slow
 def test_the_optimizer_may_want_the_loss():
     plateau = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())
     for tx in (optax.lbfgs(), optax.polyak_sgd(), plateau):
@@ -204,6 +205,7 @@ def test_the_default_loss_is_optaxs():
     np.testing.assert_allclose(softmax_cross_entropy(logits, labels), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_construction_works_under_jit_vmap_and_eval_shape():
     def make(key):
         return solstice.ClassificationExperiment(LinenCNN(), TX, example_input=X, key=key)

@@ -75,10 +75,9 @@ def assert_close(one, two, rtol=1e-5):
 
 
 # The members are stacked arrays, whatever library they came from, and the laws train a stack of
-# each; so of networks that are flags, streams, state and variables, one each.
+# each; so of networks that are flags, streams and variables, one each.
 MARKS = {
     "equinox": (),
-    "linen": pytest.mark.slow,
     "nnx": pytest.mark.slow,
     "keras": pytest.mark.slow,
 }
@@ -116,6 +115,7 @@ def test_members_differ_in_what_is_stacked():
     assert not np.allclose(logits[0], logits[1]) and not np.allclose(logits[0], logits[2])
 
 
+@pytest.mark.slow
 def test_weight_decays_are_stacked_and_the_experiment_is_made_once():
     made = []
 
@@ -136,6 +136,7 @@ def test_weight_decays_are_stacked_and_the_experiment_is_made_once():
     assert norms[0] > norms[1] > norms[2]
 
 
+@pytest.mark.slow
 def test_each_member_can_have_batches_of_its_own():
     orders = [np.random.default_rng(i).permutation(32).reshape(4, 8) for i in range(3)]
     own = [[(X[part], Y[part]) for part in order] for order in orders]
@@ -217,6 +218,7 @@ def test_outs_that_are_no_metrics_are_stacked():
         ensemble.predict(X)
 
 
+@pytest.mark.slow
 def test_a_member_that_stopped_stays_as_it_is():
     # The first never improves; the second does.
     make = lambda key, rate: mlp(KEYS[0], rate)  # noqa: E731
@@ -373,6 +375,7 @@ def test_predictions_are_of_the_mean_probabilities():
     assert (predicted == probabilities.argmax(-1)).all()
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_ensembles_averages_probabilities_too():
     def pair(key):
         return solstice.Ensemble.init(lambda key: mlp(key), jax.random.split(key))
@@ -494,6 +497,7 @@ class KilledError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_saved_ensemble_goes_on_to_the_same_bits(tmp_path):
     rule = MemberStopping("average_loss", patience=2)
 

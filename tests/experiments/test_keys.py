@@ -120,6 +120,18 @@ NETWORKS = {
     "stax": of_stax,
 }
 WITH_EXAMPLE = {"with an example": True, "without": False}
+# Whether there is an example is nothing to the adapters: without one, two of them are enough.
+ROWS = [
+    pytest.param(
+        library,
+        example,
+        marks=()
+        if WITH_EXAMPLE[example] or library in ("linen", "equinox, or without")
+        else pytest.mark.soak,
+    )
+    for library in NETWORKS
+    for example in WITH_EXAMPLE
+]
 
 
 def experiment(network, key, example):
@@ -129,8 +141,7 @@ def experiment(network, key, example):
     return solstice.ClassificationExperiment(model, SGD, num_classes=5, key=key)
 
 
-@pytest.mark.parametrize("example", WITH_EXAMPLE)
-@pytest.mark.parametrize("library", NETWORKS)
+@pytest.mark.parametrize(("library", "example"), ROWS)
 def test_a_network_that_drops_nothing_gets_the_key_that_it_asks_for(library, example):
     exp = experiment(NETWORKS[library](0), 0, WITH_EXAMPLE[example])
     trained = exp.train(1, [(X, Y)] * 2, progress=False)
@@ -138,8 +149,7 @@ def test_a_network_that_drops_nothing_gets_the_key_that_it_asks_for(library, exa
     assert after < before
 
 
-@pytest.mark.parametrize("example", WITH_EXAMPLE)
-@pytest.mark.parametrize("library", NETWORKS)
+@pytest.mark.parametrize(("library", "example"), ROWS)
 def test_a_network_that_drops_drops_by_the_key(library, example):
     network = NETWORKS[library](0.5)
     one, two = (experiment(network, key, WITH_EXAMPLE[example]) for key in (0, 1))
@@ -197,6 +207,7 @@ def test_a_network_that_is_random_in_evaluation_is_refused():
             model(X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_what_is_used_in_the_backward_pass_alone_is_as_the_key_says(library):
     subject = LIBRARIES[library]["rounding"]

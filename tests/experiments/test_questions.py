@@ -1,5 +1,7 @@
 """Yes-or-no questions and labels, a user's own metrics, ignored targets, and tasks alone."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -29,28 +31,32 @@ TAGS = RNG.integers(0, 2, (12, 3))
 CLASSES = np.arange(12) % 3
 
 
+SGD = optax.sgd(0.5)
+
+
+@functools.cache
 def net(outputs):
     return stax.serial(stax.Dense(outputs))
 
 
 def binary(outputs=1, **options):
     options = {"example_input": X, "key": 0} | options
-    return solstice.BinaryClassificationExperiment(net(outputs), optax.sgd(0.5), **options)
+    return solstice.BinaryClassificationExperiment(net(outputs), SGD, **options)
 
 
 def tagging(**options):
     options = {"example_input": X, "key": 0} | options
-    return solstice.MultiLabelExperiment(net(3), optax.sgd(0.5), **options)
+    return solstice.MultiLabelExperiment(net(3), SGD, **options)
 
 
 def classify(**options):
     options = {"example_input": X, "key": 0} | options
-    return solstice.ClassificationExperiment(net(3), optax.sgd(0.5), **options)
+    return solstice.ClassificationExperiment(net(3), SGD, **options)
 
 
 def regress(**options):
     options = {"example_input": X, "key": 0} | options
-    return solstice.RegressionExperiment(net(3), optax.sgd(0.5), **options)
+    return solstice.RegressionExperiment(net(3), SGD, **options)
 
 
 # How each is made, and targets for it.
@@ -68,6 +74,7 @@ def close(one, other):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_any_network_answers_and_tags(library):
     subject = LIBRARIES[library]["shared"]
@@ -294,6 +301,7 @@ def hugging_face(form):
     return datasets.Dataset.from_dict(columns).with_format("numpy").batch(5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["dict", "datasets"])
 @pytest.mark.parametrize("example", [True, False])
 def test_a_batch_of_hugging_face_goes_in_as_it_is(form, example):

@@ -1,5 +1,7 @@
 """What every supervised task has: weights, averages, accumulation, mixed precision, padding."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,13 +26,17 @@ class Normed(nn.Module):
         return nn.Dense(3)(x)
 
 
+@functools.cache
 def mlp(outputs=3):
     return stax.serial(stax.Dense(8), stax.Relu, stax.Dense(outputs))
 
 
+SGD, ADAM = optax.sgd(0.1), optax.adam(0.03)
+
+
 def classify(network=None, optimizer=None, **options):
     network = mlp() if network is None else network
-    optimizer = optax.sgd(0.1) if optimizer is None else optimizer
+    optimizer = SGD if optimizer is None else optimizer
     return solstice.ClassificationExperiment(network, optimizer, example_input=X, key=0, **options)
 
 
@@ -141,9 +147,7 @@ def test_padding_is_refused_in_training_where_it_would_change_the_state():
 
 
 def regress(**options):
-    return solstice.RegressionExperiment(
-        mlp(2), optax.adam(0.03), example_input=X, key=0, **options
-    )
+    return solstice.RegressionExperiment(mlp(2), ADAM, example_input=X, key=0, **options)
 
 
 @pytest.mark.slow

@@ -210,6 +210,7 @@ def test_only_process_0_writes(monkeypatch):
     assert (sink.events, sink.records, sink.get_state()) == ([], [], None)
 
 
+@pytest.mark.slow  # starts processes
 def test_what_was_written_before_a_process_ends_is_there(tmp_path):
     code = """
         import sys
