@@ -128,7 +128,11 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def convert(session: nox.Session) -> None:
-    """Convert every architecture from every library to every other; writes docs/converting.md."""
+    """Convert every architecture from every library to every other; writes docs/converting.md.
+
+    Arguments after -- are architectures, `mlp lstm` (the page then has these alone): the MLP takes
+    20 seconds of one core.
+    """
     session.install("-e", ".[flax,haiku,keras]")
     env = {**QUIET, "PYTHONPATH": "tests/compat"}
     script = "tests/compat/conversions.py"
@@ -138,7 +142,9 @@ def convert(session: nox.Session) -> None:
 # pip, not uv: only pip takes a torch without CUDA, of several gigabytes, from where one is set up.
 @nox.session(venv_backend="venv")
 def interop(session: nox.Session) -> None:
-    """Load what torch trained into every library, and run the tests marked torch; 5 minutes.
+    """Load what torch trained into every library, and run the tests marked torch.
+
+    It takes five minutes of one core.
 
     Arguments after -- go to the script: `--write` for the table in docs/weights.md and the files in
     tests/compat/from_torch, `--only lstm` for some of the networks.
@@ -181,7 +187,9 @@ ZOO_PYTHON = "3.12"
 
 @nox.session(python=ZOO_PYTHON if runs(ZOO_PYTHON) else None)
 def zoo(session: nox.Session) -> None:
-    """Compare networks of other packages with their own loops, into docs/zoo.md; 15 minutes.
+    """Compare networks of other packages with their own loops, into docs/zoo.md.
+
+    It takes ten minutes of one core, most of which goes into compiling.
 
     Arguments after -- go to the script: `--only mamba` for some, and then nothing is written. On
     another Python than 3.12, packages that it cannot install are left out, and nothing is written.
