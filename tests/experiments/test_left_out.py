@@ -189,7 +189,7 @@ def test_each_of_several_metrics_tells_what_it_left_out(caplog):
     exp = Both()
     exp.test([np.array([0, 1]), np.array([0, 7])], progress=False)
     assert [text[:44] for text in caplog.messages] == [
-        "test: 1 example had a label that is not a class",
+        "test: 1 example had a label that is not a cl",
         "test: 1 example had a target, or a mask, tha",
     ]
 
