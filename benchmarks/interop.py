@@ -4,7 +4,7 @@
 
 Each is trained for a few steps, saved with torch.save and with safetensors, and loaded from both.
 The outputs must be those of torch to 1e-5; the figures are printed as a table. `--write` puts it
-into docs/weights.md, and the weights, inputs and outputs into tests/compat/from_torch, which
+into docs/weights_tested.md, and the weights, inputs and outputs into tests/compat/from_torch, which
 `tests/compat/weights/test_from_torch.py` loads where there is no torch.
 """
 
@@ -27,7 +27,7 @@ from solstice import compat
 TOLERANCE = 1e-5
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "tests" / "compat" / "from_torch"
-PAGE = ROOT / "docs" / "weights.md"
+PAGE = ROOT / "docs" / "weights_tested.md"
 BEGIN, END = "<!-- nox -s interop -- --write: begin -->", "<!-- end -->"
 FIVE = [library for library in LIBRARIES if library != "Stax"]
 
