@@ -211,3 +211,27 @@ def distinct(index: np.ndarray) -> np.ndarray:
     flat = np.ascontiguousarray(once).reshape(-1)
     _, first = np.unique(flat, return_index=True)
     return flat[np.sort(first)]
+
+
+def merged_sizes(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the sizes of the last axes that a reshape makes one, without those of one element."""
+    kept = len(after) - 1
+    if len(before) - kept < 2 or before[:kept] != after[:kept]:
+        return ()
+    sizes = tuple(size for size in before[kept:] if size > 1)
+    return sizes if len(sizes) > 1 else ()
+
+
+def is_fixed(ins: Sequence[Value]) -> bool:
+    """Say whether values depend on leaves alone."""
+    return all(value.fixed for value in ins if isinstance(value, Flow))
+
+
+def picked_rows(name: str, p: Any, index: np.ndarray) -> list[int]:
+    """Return the axes of a table along which a lookup picks."""
+    sizes = p["slice_sizes"]
+    picked = [d for d in range(index.ndim) if sizes[d] == 1 and index.shape[d] > 1]
+    if name == "gather":
+        numbers = p["dimension_numbers"]
+        picked = picked or list(numbers.start_index_map)
+    return picked or [0]

@@ -97,3 +97,11 @@ def values(
 
 def _leaves(pair: Pair) -> str:
     return " + ".join(use.leaf for use in pair.sources) or "zeros"
+
+
+def left_parts(pairs: Sequence[Pair], leaves: Mapping[str, Any]) -> set[str]:
+    """Return the leaves of which only a part got numbers."""
+    counts: dict[str, int] = {}
+    for pair in pairs:
+        counts[pair.target.leaf] = counts.get(pair.target.leaf, 0) + pair.target.index.size
+    return {leaf for leaf, count in counts.items() if count < leaves[leaf].size}

@@ -23,11 +23,12 @@ from solstice.compat.weights.leaves import (
     with_leaves,
 )
 from solstice.compat.weights.named import read_names
-from solstice.compat.weights.pairs import BY_GATES, BY_NAME, BY_OUTPUTS, Pair, values
+from solstice.compat.weights.pairs import BY_GATES, BY_NAME, BY_OUTPUTS, Pair, left_parts, values
 from solstice.compat.weights.proof import TOLERANCE, as_expected, difference, evaluation
 from solstice.compat.weights.recurrent import cells_of
 from solstice.compat.weights.report import LoadedLeaf, LoadReport, check_left
 from solstice.compat.weights.roles import trace
+from solstice.compat.weights.transposed import says_groups
 from solstice.compat.weights.turned import turnings
 from solstice.compat.weights.unequal import explained
 from solstice.compat.weights.uses import MEAN, TRANSPOSED, VARIANCE, Trace
@@ -121,11 +122,12 @@ class Plan:
         uses = [as_written(use) for use in self._trace.uses if use.leaf not in self.by_name]
         outside, cells = cells_of(uses)
         arrays = self.source.arrays
+        wanted = {use.shape for use in outside if use.role == TRANSPOSED}
         named = read_names(
             arrays,
             weights,
             in_order=self.source.in_order,
-            wanted={use.shape for use in outside if use.role == TRANSPOSED},
+            wanted=wanted,
             loops=bool(cells),
         )
         gates = find_gates(self.model, inputs, cells)
@@ -133,6 +135,9 @@ class Plan:
         self._reasons += reasons
         self._found = assign(traced_layers(outside), named.layers)
         self._ties = tied_pairs(self._found)
+        for layer in self._found.sources:
+            name, left = layer.main.leaf, {one.main.shape for one in self._found.targets}
+            self._reasons += says_groups(name, arrays[name].shape, left & wanted)
         shapes = {name: array.shape for name, array in arrays.items()}
         self._layouts = Layouts(self._trace, self._found.matches, shapes)
         self._found.matches[:] = map(self._layouts.of, self._found.matches)
@@ -191,7 +196,7 @@ class Plan:
         if self._has_statistics(pairs):
             loaded = with_leaves(loaded.settle_averages(), self._plain())
         given = {pair.target.leaf for pair in pairs} | set(self.by_name)
-        parts = _left_parts(pairs, floats)
+        parts = left_parts(pairs, floats)
         idle = set(self._trace.unused) if self._trace else set()
         missing = {
             leaf: array.shape
@@ -308,11 +313,3 @@ def _is_same(array: np.ndarray, other: np.ndarray) -> bool:
 def _cast(arrays: Sequence[np.ndarray], leaf: Any) -> str:
     found = {array.dtype.name for array in arrays} - {leaf.dtype.name}
     return f"{found.pop()} to {leaf.dtype.name}" if found and not is_typed_key(leaf) else ""
-
-
-def _left_parts(pairs: Sequence[Pair], leaves: Mapping[str, Any]) -> set[str]:
-    """Return the leaves that were only partly filled."""
-    counts: dict[str, int] = {}
-    for pair in pairs:
-        counts[pair.target.leaf] = counts.get(pair.target.leaf, 0) + pair.target.index.size
-    return {leaf for leaf, count in counts.items() if count < leaves[leaf].size}

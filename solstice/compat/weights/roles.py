@@ -32,8 +32,11 @@ from solstice.compat.weights.followed import (
     computed,
     dependence,
     distinct,
+    is_fixed,
     linear_in,
+    merged_sizes,
     moved,
+    picked_rows,
 )
 from solstice.compat.weights.leaves import float_leaves, with_leaves
 from solstice.compat.weights.transposed import is_called_transposed
@@ -134,7 +137,7 @@ class _Walk:
         if name == "while":
             return self._while(eqn, ins)
         if not any(isinstance(value, Piece) for value in ins):
-            return [dataclasses.replace(self._flow(eqn, ins), fixed=_is_fixed(ins))] * outputs
+            return [dataclasses.replace(self._flow(eqn, ins), fixed=is_fixed(ins))] * outputs
         if (outs := moved(eqn, ins)) is not None:
             return outs
         before = len(self.uses)
@@ -143,7 +146,7 @@ class _Walk:
                 self._use(eqn, ins, place, value)
         new = tuple(range(before, len(self.uses)))
         linear = {"dot_general": new, "add": (*linear_in(ins), *new)}.get(name, ())
-        return [Flow(dependence(ins), uses=linear, fixed=_is_fixed(ins))] * outputs
+        return [Flow(dependence(ins), uses=linear, fixed=is_fixed(ins))] * outputs
 
     def _flow(self, eqn: JaxprEqn, ins: list[Value]) -> Flow:
         name, of = eqn.primitive.name, dependence(ins)
@@ -162,7 +165,7 @@ class _Walk:
         result: Any = eqn.outvars[0].aval
         before, after = avals[flows[0]].shape, result.shape
         if name in LAYOUTS or name == "split":
-            return Flow(of, uses=first.uses, merged=_merged(before, after))
+            return Flow(of, uses=first.uses, merged=merged_sizes(before, after))
         known = [value for value in ins if isinstance(value, Known)]
         epsilon = known[0].scalar() if name == "add" and known else None
         alone = len(flows) == 1 and before == after
@@ -205,7 +208,7 @@ class _Walk:
                 role, index = conv_index(index)
         elif name in ("gather", "dynamic_slice") and place == 0:
             role = TABLE
-            rows = _rows(name, p, index)
+            rows = picked_rows(name, p, index)
             rest = [d for d in range(index.ndim) if d not in rows]
             index = index.transpose([*rows, *rest])
             index = index.reshape(int(np.prod(index.shape[: len(rows)])), -1)
@@ -216,7 +219,7 @@ class _Walk:
             )
             if name == "sub":
                 role, factor = (MEAN, factor) if place == 1 else ("minuend", factor)
-            if factor < 0 and role == SCALE and not _is_fixed(ins):
+            if factor < 0 and role == SCALE and not is_fixed(ins):
                 factor = -factor  # the slopes of a PReLU, which Keras multiplies by relu(-x)
             elif factor < 0 and role in (BIAS, SCALE, MEAN):
                 role, factor = (BIAS if role == MEAN else MEAN), -factor
@@ -300,34 +303,10 @@ class _Walk:
         self._loop = outer
 
 
-def _is_fixed(ins: Sequence[Value]) -> bool:
-    """Say whether values depend on leaves alone."""
-    return all(value.fixed for value in ins if isinstance(value, Flow))
-
-
-def _merged(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the sizes of the last axes that a reshape makes one, without those of one element."""
-    kept = len(after) - 1
-    if len(before) - kept < 2 or before[:kept] != after[:kept]:
-        return ()
-    sizes = tuple(size for size in before[kept:] if size > 1)
-    return sizes if len(sizes) > 1 else ()
-
-
 def _is_full(p: Any, kernel: tuple[int, ...]) -> bool:
     """Return whether a kernel covers every overlap, as transposed convolutions of stride 1 do."""
     reach = [(size - 1) * by for size, by in zip(kernel, p["rhs_dilation"], strict=True)]
     return max(reach) > 0 and list(p["padding"]) == [(one, one) for one in reach]
-
-
-def _rows(name: str, p: Any, index: np.ndarray) -> list[int]:
-    """Return the axes of a table along which a lookup picks."""
-    sizes = p["slice_sizes"]
-    picked = [d for d in range(index.ndim) if sizes[d] == 1 and index.shape[d] > 1]
-    if name == "gather":
-        numbers = p["dimension_numbers"]
-        picked = picked or list(numbers.start_index_map)
-    return picked or [0]
 
 
 def _blocks(index: np.ndarray, owner: np.ndarray) -> list[np.ndarray]:

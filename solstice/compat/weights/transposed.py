@@ -5,7 +5,7 @@ not tell. The function that asked for it does.
 """
 
 import re
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import jax
@@ -88,3 +88,24 @@ def _grouped(index: np.ndarray, wanted: Set[tuple[int, ...]]) -> list[np.ndarray
             cut = index.reshape(*spatial, groups, -1, outputs).swapaxes(-3, -2)
             found.append(cut.reshape(shape))
     return [index, *found]
+
+
+def says_groups(name: str, shape: tuple[int, ...], wanted: Set[tuple[int, ...]]) -> Iterator[str]:
+    """Yield why torch's kernel does not fit, if it has groups and the network's has none.
+
+    Args:
+        name: Of the kernel.
+        shape: Its own, (in, out of a group, spatial...).
+        wanted: The shapes of the network's transposed kernels, (spatial..., in, out).
+
+    >>> list(says_groups("up.weight", (4, 3, 5), {(5, 4, 6)}))[0][:56]
+    "'up.weight' fits a transposed convolution in 2 groups, a"
+    """
+    for *spatial, inputs, outputs in wanted:
+        if len(shape) > 2 and shape[0] == inputs and [*shape[2:]] == spatial:
+            groups, rest = divmod(outputs, shape[1])
+            if groups > 1 and not rest:
+                yield (
+                    f"{name!r} fits a transposed convolution in {groups} groups, and the model's "
+                    f"has one. Give the model one with groups: of Equinox, groups={groups}."
+                )

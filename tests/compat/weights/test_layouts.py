@@ -315,6 +315,15 @@ def test_grouped_transposed_kernels_are_turned(groups, outputs):
     assert not report.ambiguous
 
 
+def test_grouped_kernels_for_a_network_without_groups_are_refused_with_the_reason():
+    state = {"up.weight": normal(4, 3, 3, 3), "up.bias": normal(6)}
+    model = compat.as_model(nn.ConvTranspose(6, (3, 3), (2, 2)), IMAGES, key=0)
+    with pytest.raises(
+        InvalidValueError, match=r"'up.weight' fits .* in 2 groups, and the model's"
+    ):
+        compat.load(model, state)
+
+
 class Swapped(nn.Module):
     """A network that flattens (width, height, channels), as those ported from MATLAB do."""
 
