@@ -146,8 +146,8 @@ def interop(session: nox.Session) -> None:
 
     It takes five minutes of one core.
 
-    Arguments after -- go to the script: `--write` for the table in docs/weights_tested.md and the files in
-    tests/compat/from_torch, `--only lstm` for some of the networks.
+    Arguments after -- go to the script: `--write` for the table in docs/weights_tested.md and the
+    files in tests/compat/from_torch, `--only lstm` for some of the networks.
     """
     session.install(*group("interop"))
     session.install("-e", ".[checkpoint,flax,haiku,keras,optax,plot,sklearn,testing]")
