@@ -160,7 +160,7 @@ row(
 )
 # An example without rows proves nothing.
 SHOWN = only(X, *_SEVEN, "matrix", "array of complex")
-row("compat.convert", model=only(MODEL), like=only(MODEL), example=SHOWN)
+row("compat.convert", model=only(MODEL), like=only(MODEL), example=SHOWN, strict=flag(True))
 row("compat.freeze", model=only(MODEL), predicate=function(lambda path, leaf: True))
 row("compat.unfreeze", model=only(MODEL))
 row("compat.join_params", model=only(MODEL), like=only(MODEL._tree, "None"))

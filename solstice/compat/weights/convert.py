@@ -1,5 +1,6 @@
 """Moves weights to a network of another library, and checks that both compute the same."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
@@ -38,7 +39,7 @@ _LARGE, _GROSS = 40, 1e-3
 _WHAT = "a compat.Model, such as exp.model or compat.as_model(network, example, key=key)"
 
 
-def convert(model: Model, *, like: _M, example: PyTree) -> _M:
+def convert(model: Model, *, like: _M, example: PyTree, strict: bool = True) -> _M:
     """Return `like` with the weights of `model`: the same network in another library.
 
     A trace of each call shows how, and in which order, the networks use their leaves; leaves are
@@ -57,6 +58,9 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
         example: A batch of inputs; several as a tuple. Use one that needs every weight: a table of
             positions, for example, needs sequences of full length, and attention two positions. In
             place of an array of one number, such as zeros, numbers are drawn.
+        strict: Whether a weight that changes no output on the example is an error; otherwise, a
+            warning names it. Some networks show a weight on no example: 3x3 kernels on maps of one
+            pixel, for example, are used at their centre only.
 
     Raises:
         TypeError: An argument is of a wrong type, or this is called under a jax transformation.
@@ -82,6 +86,7 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
             "quantized values no other network has. Convert first, then wrap: "
             "compat.lora(compat.convert(model, like=compat.merge(like), example=x), ...)."
         )
+    strict = arguments.flag(strict, "strict")
     given = as_inputs(example)
     arguments.check_untraced((model, like, given), "convert()")
     source = _Side(merge(model), telling(given))
@@ -111,7 +116,7 @@ def convert(model: Model, *, like: _M, example: PyTree) -> _M:
     if not (gap := difference(target.run(target.arrays | arrays), reference)) <= TOLERANCE:
         raise InvalidValueError(_refusal(gap, pairs, source, target, source.arrays, arrays))
     _check_far(pairs, source, target)
-    _check_shown(target)
+    _check_shown(target, strict=strict)
     _check_doubled(source, target, arrays)
     return with_leaves(target.model, arrays).settle_averages()
 
@@ -247,16 +252,20 @@ def _check_doubled(source: _Side[Any], target: _Side[Any], arrays: Arrays) -> No
             )
 
 
-def _check_shown(target: _Side[Any]) -> None:
-    """Raise if weights of `like` do not count on the example, so that outputs prove nothing."""
+def _check_shown(target: _Side[Any], *, strict: bool) -> None:
+    """Raise, or warn, if the example hides weights of `like`, so that outputs prove nothing."""
     uses = hidden(target.model, target.inputs, target.trace.uses, target.run)
-    if uses:
-        leaves = list(dict.fromkeys(use.leaf for use in uses))
-        raise UnprovenError(
-            f"convert() proves by outputs that two networks are the same; on this example, "
-            f"{describe(target.inputs)}, those of like are the same whatever {few(leaves)} "
-            f"{'is' if len(leaves) == 1 else 'are'}, or a part of it. A softmax over one position, "
-            f"the first step of a recurrent cell, a norm of one value and a kernel over one pixel "
-            f"hide weights. Give an example of longer sequences, larger images or more rows, with "
-            f"values that differ."
-        )
+    if not uses:
+        return
+    leaves = list(dict.fromkeys(use.leaf for use in uses))
+    why = (
+        f"convert() proves by outputs that two networks are the same; on this example, "
+        f"{describe(target.inputs)}, those of like are the same whatever {few(leaves)} "
+        f"{'is' if len(leaves) == 1 else 'are'}, or a part of it. A softmax over one position, "
+        f"the first step of a recurrent cell, a norm of one value and a kernel over one pixel "
+        f"hide weights. Give an example of longer sequences, larger images or more rows, with "
+        f"values that differ"
+    )
+    if strict:
+        raise UnprovenError(f"{why}. If no example shows them, pass strict=False.")
+    warnings.warn(f"{why}.", stacklevel=3)

@@ -178,9 +178,11 @@ class Plan:
         self._cells = [one for one in matches if isinstance(one, CellMatch)]
         self._how = BY_OUTPUTS if tries > 1 or groups or doubts else ""
         if groups:
-            self._notes.append(f"The outputs given decided between alike layers, at try {tries}.")
+            self._notes.append(
+                f"The given outputs decided between layers of equal shapes, at try {tries}."
+            )
         if doubts or (tries > 1 and not groups):
-            self._notes.append(f"The outputs given decided between layouts, at try {tries}.")
+            self._notes.append(f"The given outputs decided between layouts, at try {tries}.")
 
     def finish(self, *, strict: bool) -> tuple[Any, LoadReport]:
         """Return the loaded model and the report, with a warning about ambiguous matches.

@@ -108,6 +108,8 @@ def test_a_kernel_over_one_pixel_is_not_proved():
     with pytest.raises(ValueError, match="whatever params/Conv_0/kernel is, or a part of it"):
         compat.convert(model, like=model, example=x[:, :1, :1])
     compat.convert(model, like=model, example=x[:, :2, :2])
+    with pytest.warns(UserWarning, match="whatever params/Conv_0/kernel is, or a part of it"):
+        compat.convert(model, like=model, example=x[:, :1, :1], strict=False)
 
 
 def centred(p, x):

@@ -169,7 +169,7 @@ def test_linen_s_transposed_kernels_are_told_and_settled(library, tmp_path):
     _, settled = compat.load(model, path, example=IMAGES, outputs=expected)
     assert settled.check(IMAGES, expected) < 1e-5
     assert not settled.ambiguous
-    assert "The outputs given decided between layouts, at try 2." in settled.notes
+    assert "The given outputs decided between layouts, at try 2." in settled.notes
 
 
 def function(x, weights):
