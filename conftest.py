@@ -2,6 +2,8 @@
 
 import gc
 import os
+import zlib
+from collections import defaultdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,6 +67,7 @@ def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="run the tests marked soak too")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
 def pytest_collection_modifyitems(config, items):
     # Each process of xdist must collect the same names.
     if changing := [item.nodeid for item in items if " at 0x" in item.nodeid]:
@@ -73,8 +76,16 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("torch"):
                 item.add_marker(pytest.mark.skip(reason="torch: `nox -s interop` has it"))
-    if config.getoption("--soak"):
-        return
-    soaks = [item for item in items if item.get_closest_marker("soak")]
-    config.hook.pytest_deselected(items=soaks)
-    items[:] = [item for item in items if not item.get_closest_marker("soak")]
+    if not config.getoption("--soak"):
+        soaks = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=soaks)
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+    # The quick profile takes one row of each table, another one for each test.
+    rows = defaultdict(list)
+    for item in items:
+        if not item.get_closest_marker("slow"):
+            rows[item.nodeid.partition("[")[0]].append(item)
+    for name, alike in rows.items():
+        alike.pop(zlib.crc32(name.encode()) % len(alike))
+        for item in alike:
+            item.add_marker("slow")
