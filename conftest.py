@@ -45,7 +45,7 @@ settings.load_profile("solstice")
 
 # Each compiled program takes some memory maps, and a process may have 65530: beyond them, LLVM
 # crashes. So what earlier modules compiled is let go of now and then.
-_MAPS, _MOST_MAPS = Path("/proc/self/maps"), 30_000
+_MAPS, _MOST_MAPS = Path("/proc/self/maps"), 12_000
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -242,7 +242,7 @@ def test_the_worst_examples_come_first_and_nan_is_the_worst():
 def test_classes_are_named_and_mistakes_told():
     images, targets, preds = np.zeros((3, 4, 4, 3)), [0, 1, 1], [0, 0, 1]
     shown = titles(plots.worst_examples(images, [3, 2, 1], targets, preds, labels=["cat", "dog"]))
-    assert shown == ["#0   loss 3\ncat", "#1   loss 2\ndog, taken for cat", "#2   loss 1\ndog"]
+    assert shown == ["#0   loss 3\ncat", "#1   loss 2\ndog, predicted cat", "#2   loss 1\ndog"]
 
 
 @pytest.mark.parametrize(

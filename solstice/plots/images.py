@@ -44,7 +44,7 @@ def worst_examples(
     >>> images, losses = np.zeros((3, 8, 8)), [0.1, 2.5, 0.7]
     >>> figure = worst_examples(images, losses, targets=[3, 1, 4], predictions=[3, 7, 4], count=1)
     >>> figure.axes[0].get_title().splitlines()
-    ['#1   loss 2.5', '1, taken for 7']
+    ['#1   loss 2.5', '1, predicted 7']
     """
     images = arguments.array(images, "images")
     losses = arguments.array(losses, "losses").astype(np.float64)
@@ -135,8 +135,8 @@ def _classes(
         return names[int(of[index])]
 
     if targets is None:
-        return "" if predictions is None else f"taken for {name(predictions)}"
+        return "" if predictions is None else f"predicted {name(predictions)}"
     if predictions is None or int(targets[index]) == int(predictions[index]):
         return name(targets)
-    both = f"{name(targets)}, taken for {name(predictions)}"
+    both = f"{name(targets)}, predicted {name(predictions)}"
     return both if len(both) <= 25 else both.replace(", taken", "\ntaken")
