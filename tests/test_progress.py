@@ -318,9 +318,10 @@ def test_a_log_file_gets_one_line_an_epoch_and_silence_none(train, capsys, progr
     assert list(map(shape_of, err.splitlines())) == (lines if progress else [])
 
 
-def test_a_terminal_that_cannot_erase_gets_lines(train, monkeypatch):
-    monkeypatch.setenv("TERM", "dumb")
-    with Terminal() as terminal:
+@pytest.mark.parametrize(("term", "columns"), [("dumb", 100), ("xterm", 0)])
+def test_a_terminal_that_cannot_erase_gets_lines(train, monkeypatch, term, columns):
+    monkeypatch.setenv("TERM", term)
+    with Terminal(columns) as terminal:
         train(2, [1, 2, 6], [4, 5], progress=True)
     assert terminal.shapes() == [
         "epoch 0/1: 3 steps [] mean=3.000 count=3, val: mean=4.500 count=2",

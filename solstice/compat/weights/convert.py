@@ -129,7 +129,16 @@ class _Side(Generic[_M]):
         self.inputs = inputs
         self.arrays = float_leaves(model)
         self.run = evaluation(model, inputs)
-        self.trace = trace(model, inputs)
+        try:
+            self.trace = trace(model, inputs)
+        except Exception as error:
+            error.add_note(
+                f"convert() runs both networks on its example, {describe(inputs)}; the "
+                f"{type(model).__name__} failed on it. If it takes other axes, such as channels "
+                f"first, adapt it with a call that turns them: "
+                f"call=lambda net, x: jax.vmap(net)(x.transpose(0, 3, 1, 2))."
+            )
+            raise
 
 
 def _first_equal(source: _Side[Any], target: _Side[Any], reference: PyTree) -> tuple[Pair, ...]:

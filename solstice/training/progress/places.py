@@ -181,14 +181,20 @@ class Cell(Place):
 def is_terminal(stream: object) -> TypeGuard[TextIO]:
     """Return whether a stream is a terminal that can erase a line.
 
-    It may be None, closed, or any object. Emacs and some CI set `TERM=dumb` if theirs cannot.
+    It may be None, closed, or any object. Emacs and some CI set `TERM=dumb` if theirs cannot; a
+    terminal of no columns, as containers have, shows no bar.
     """
     if os.environ.get("TERM") == "dumb":
         return False
     try:
-        return stream is not None and bool(stream.isatty())  # pyright: ignore[reportAttributeAccessIssue]
+        if stream is None or not stream.isatty():  # pyright: ignore[reportAttributeAccessIssue]
+            return False
     except (AttributeError, OSError, ValueError):
         return False
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0  # pyright: ignore[reportAttributeAccessIssue]
+    except (AttributeError, OSError, ValueError):  # one that another program stands in for
+        return True
 
 
 def is_notebook() -> bool:

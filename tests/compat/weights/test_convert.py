@@ -210,6 +210,29 @@ def test_features_flattened_channels_first_fit_those_flattened_last(size):
         np.testing.assert_allclose(converted(x)[0], model(x)[0], rtol=1e-5, atol=1e-5)
 
 
+def test_an_example_of_other_axes_is_turned_by_a_call_as_the_error_says():
+    class Last(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Conv(2, (3, 3))(x).mean((1, 2))
+
+    class First(eqx.Module):
+        conv: eqx.nn.Conv2d
+
+        def __call__(self, x):
+            return self.conv(x).mean((1, 2))
+
+    x = np.random.default_rng(0).normal(size=(4, 6, 5, 3)).astype(np.float32)
+    model = compat.as_model(Last(), x, key=0)
+    module = First(eqx.nn.Conv2d(3, 2, 3, padding=1, key=jax.random.key(0)))
+    with pytest.raises(ValueError, match="feature dimension") as raised:
+        compat.convert(model, like=compat.as_model(module), example=x)
+    assert "the EquinoxModel failed on it" in raised.value.__notes__[-1]
+    like = compat.EquinoxModel(module, call=lambda net, x: jax.vmap(net)(x.transpose(0, 3, 1, 2)))
+    converted = compat.convert(model, like=like, example=x)
+    np.testing.assert_allclose(converted(x)[0], model(x)[0], rtol=1e-5, atol=1e-5)
+
+
 def zero_centred(p, x):
     return x * (1 + p["scale"]) - p["minus"]
 
