@@ -1,8 +1,8 @@
 """A small ResNet with batch statistics, augmentation, TensorBoard, a profile and checkpoints.
 
-    python examples/resnet.py                          # scikit-learn's handwritten digits python
-    examples/resnet.py --dataset cifar10        # CIFAR-10, which tfds downloads python
-    examples/resnet.py --half                   # bfloat16 in the network, float32 weights
+    python examples/resnet.py                          # scikit-learn's handwritten digits
+    python examples/resnet.py --dataset cifar10        # CIFAR-10, which tfds downloads
+    python examples/resnet.py --half                   # bfloat16 in the network, float32 weights
 
 Run it again with the same --output, after a crash or for more epochs, and it continues;
 `tensorboard --logdir outputs/resnet` shows the curves. Images are augmented by a function of the

@@ -1,24 +1,26 @@
 """The exceptions of Solstice: one root; each is also the matching builtin error.
 
     SolsticeError (Exception)
-     ├─ InvalidValueError (ValueError): an argument, a batch or a file has a wrong value │   ├─
-     UsageError (AssertionError): a misuse of train, test, callbacks or metrics │   └─
-     DamagedFileError: a file is not what was written ├─ InvalidTypeError (TypeError): an argument,
-     a batch or an outs has a wrong type ├─ UnknownFieldError (AttributeError): `replace` got a
-     field that does not exist ├─ UnknownKeyError (KeyError): a `MetricsDict` has no metric of that
-     name ├─ InvalidIndexError (IndexError): an ensemble has no such member ├─ MissingPackageError
-     (ImportError): a feature needs a package that is not installed ├─ NotFiniteError
-     (FloatingPointError): `StopOnNaN` found a NaN or an infinity ├─ NoCheckpointError
-     (FileNotFoundError): a directory holds no checkpoint ├─ MissingFileError (FileNotFoundError):
-     there is no file of that name ├─ ExistingFileError (FileExistsError): a new run would mix with
-     the files of another ├─ DirectoryInUseError (RuntimeError): another run writes checkpoints
-     there ├─ SlowWriteError (TimeoutError): a sink is not done within its timeout ├─ ProcessError
-     (RuntimeError): another process of the run failed, exited or does not respond ├─
-     UnequalCopiesError (AssertionError): copies of an array differ between devices ├─
-     UnequalOutputsError (AssertionError): a network's outputs differ from the original's ├─
-     LawError (AssertionError): an object violates a law of `solstice.testing` ├─ RecompileError: a
-     step was compiled again where that was forbidden └─ EarlyStoppingException: raise it from a
-     callback to end a run cleanly
+     ├─ InvalidValueError (ValueError): an argument, a batch or a file has a wrong value
+     │   ├─ UsageError (AssertionError): a misuse of train, test, callbacks or metrics
+     │   └─ DamagedFileError: a file is not what was written
+     ├─ InvalidTypeError (TypeError): an argument, a batch or an outs has a wrong type
+     ├─ UnknownFieldError (AttributeError): `replace` got a field that does not exist
+     ├─ UnknownKeyError (KeyError): a `MetricsDict` has no metric of that name
+     ├─ InvalidIndexError (IndexError): an ensemble has no such member
+     ├─ MissingPackageError (ImportError): a feature needs a package that is not installed
+     ├─ NotFiniteError (FloatingPointError): `StopOnNaN` found a NaN or an infinity
+     ├─ NoCheckpointError (FileNotFoundError): a directory holds no checkpoint
+     ├─ MissingFileError (FileNotFoundError): there is no file of that name
+     ├─ ExistingFileError (FileExistsError): a new run would mix with the files of another
+     ├─ DirectoryInUseError (RuntimeError): another run writes checkpoints there
+     ├─ SlowWriteError (TimeoutError): a sink is not done within its timeout
+     ├─ ProcessError (RuntimeError): another process of the run failed, exited or is silent
+     ├─ UnequalCopiesError (AssertionError): copies of an array differ between devices
+     ├─ UnequalOutputsError (AssertionError): a network's outputs differ from the original's
+     ├─ LawError (AssertionError): an object violates a law of `solstice.testing`
+     ├─ RecompileError: a step was compiled again where that was forbidden
+     └─ EarlyStoppingException: raise it from a callback to end a run cleanly
 
 `except solstice.SolsticeError` catches what Solstice raises, and nothing that your functions raise.
 

@@ -499,7 +499,7 @@ def test_a_checkpoint_of_another_format_is_refused_and_not_skipped(tmp_path):
     file = tmp_path / name / "checkpoint.json"
     for text in (_signed(_inner(file).replace('"format": 5', '"format": 6')), OLDER):
         file.write_text(text)
-        with pytest.raises(ValueError, match=r"has the format [46], and this version of"):
+        with pytest.raises(ValueError, match=r"has the format [46], but this version of"):
             newest(store, tree)
 
 

@@ -501,7 +501,7 @@ def test_progress_is_shown_unless_told_otherwise(adding, capfd):
         "epoch 0/1: 2 steps",
         "epoch 1/1: 2 steps",
         ", val: ",
-        "test: 1 steps",
+        "test: 1 step",
         "predict: ",
     ):
         assert title in err

@@ -85,7 +85,7 @@ def test_every_public_name_has_a_docstring():
 def test_readme_names_the_extras_that_there_are():
     root = Path(__file__).parent.parent
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    sentence = (root / "README.md").read_text().partition("The extras are ")[2].partition(";")[0]
+    sentence = (root / "README.md").read_text().partition("The extras are ")[2].partition(".")[0]
     assert set(re.findall(r"`(\w+)`", sentence)) == set(project["optional-dependencies"])
 
 

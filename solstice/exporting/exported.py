@@ -182,6 +182,8 @@ class Exported(Shown):
             )
 
     def _shown(self) -> list[tuple[str, object]]:
+        if "outputs" not in vars(self):
+            return []  # half initialised
         inputs, outputs = (jax.tree.map(_shape, one) for one in (self.inputs, self.outputs))
         shown = [("", self.path), ("of", self.of), ("inputs", inputs), ("outputs", outputs)]
         shown += [("classes", self.classes)] * (self.classes is not None)

@@ -7,11 +7,11 @@ or a history; save weights with `tree.save`.
 JSON's types stay themselves; other values are an object with one name that starts with a dollar
 sign:
 
-    {"$array": {"dtype": "float32", "shape": [2], "data": [1.5, "NaN"]}}      row by row {"$key":
-    {"impl": "threefry2x32", "shape": [2], "data": [0, 7]}}          the numbers behind {"$tuple":
-    [...]}  {"$float": "-Infinity"}  {"$complex": [re, im]}  {"$bytes": base64} {"$dict": [[name,
-    value], ...]}              a dict with other names than plain strings {"$object": "jax.nn.relu"}
-    not data: only its presence is kept
+    {"$array": {"dtype": "float32", "shape": [2], "data": [1.5, "NaN"]}}      row by row
+    {"$key": {"impl": "threefry2x32", "shape": [2], "data": [0, 7]}}          its raw numbers
+    {"$tuple": [...]}  {"$float": "-Infinity"}  {"$complex": [re, im]}  {"$bytes": base64}
+    {"$dict": [[name, value], ...]}              a dict with other names than plain strings
+    {"$object": "jax.nn.relu"}                   not data: only its presence is kept
 """
 
 import base64

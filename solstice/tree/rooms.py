@@ -80,7 +80,7 @@ def tidy(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     for room in map(path.with_name, filter(left.fullmatch, names)):
-        if room.is_symlink() or not (room / _LOCK).exists():
+        if room.is_symlink():
             continue
         try:
             lock = locked(room / _LOCK)
@@ -99,10 +99,12 @@ def _taken(path: Path) -> "tuple[Path, FileLock | None]":
         try:
             lock = locked(room / _LOCK)
         except (OSError, NotImplementedError):
-            return room, None
+            if room.exists():
+                return room, None
+            continue
         if lock is not None and (room / _LOCK).exists():
             return room, lock
-        # Another process has just taken it for one that was left.
+        # Otherwise another process has just deleted it, as one that was left.
 
 
 def _head(path: Path) -> str:

@@ -104,7 +104,7 @@ class HoldsAFunction(Thirds):
 
 
 FAULTS = {
-    "calls_do_not_matter": (LooksAtItsLastStep, "one step a call, .* says True and False after"),
+    "calls_do_not_matter": (LooksAtItsLastStep, "one step per call, .* says True and False after"),
     "runs_do_not_matter": (CountsThisProcess, "in a whole run, and in a resumed one: it says"),
     "taking_the_state_changes_nothing": (SpoiledState, "without and with its state taken: it"),
     "it_fires_once_a_question": (FiresWhileItLasts, "it fires after 3 steps.*just asked"),

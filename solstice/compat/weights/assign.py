@@ -2,8 +2,8 @@
 
     first    layers with equal names, then with names that differ only in numbers, in their order
     then     the k-th layer of some roles and shapes goes to the k-th such layer in order of use
-    then     fused and split projections, and layers of which only one has a bias last     if one
-    side has more layers of a shape than the other, the most similar names
+    then     fused and split projections, and layers of which only one has a bias
+    last     if one side has more layers of a shape than the other, the most similar names
 
 Nothing is guessed silently: if another layer of the same shape is possible, the pairs list it.
 """
