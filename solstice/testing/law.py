@@ -186,7 +186,9 @@ class Report:
         """Return the message of an error: the violated laws, and how many others there are."""
         passed = sum(one.error is None and one.skipped is None for one in self.outcomes)
         left = sum(one.skipped is not None for one in self.outcomes)
-        first = "" if len(self.failures) == 1 else " Start with the first: others may follow from it."
+        first = (
+            "" if len(self.failures) == 1 else " Start with the first: others may follow from it."
+        )
         total = f"{passed} laws passed, {left} were left out.{first}"
         return "\n\n".join([*map(str, self.failures), total])
 

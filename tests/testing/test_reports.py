@@ -122,7 +122,9 @@ def test_several_broken_laws_point_to_the_first():
     text = str(caught.value)
     assert text.startswith("it breaks the law first: One.\n  AssertionError: 1\n  at first, line ")
     assert "smallest input" not in text and "it breaks the law second" in text
-    assert text.endswith("0 laws passed, 0 were left out. Start with the first: others may follow from it.")
+    assert text.endswith(
+        "0 laws passed, 0 were left out. Start with the first: others may follow from it."
+    )
 
 
 def test_what_fails_once_is_told_as_it_failed():
