@@ -743,3 +743,31 @@ def test_the_package_that_jax_exports_with_is_asked_for(loaded, tmp_path, monkey
 
 def load_again(found):
     return solstice.load_exported(found.path)
+
+
+class Normalised(eqx.Module):
+    linear: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+
+    def __init__(self, key):
+        self.linear = eqx.nn.Linear(4, 8, key=key)
+        self.norm = eqx.nn.BatchNorm(8, axis_name="batch", mode="batch")
+
+    def __call__(self, x, state):
+        return self.norm(jax.numpy.sin(self.linear(x)), state)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"batch": 7}, {"platforms": "cpu"}, {"batch": 7, "platforms": "cpu"}], ids=str
+)
+def test_a_trained_batch_norm_of_equinox_gives_the_same_bits(options, tmp_path):
+    # Both of its moments are divided by one correction, which XLA may turn into a product.
+    network = eqx.nn.make_with_state(Normalised)(jax.random.key(0))
+    exp = solstice.ClassificationExperiment(network, TX, example_input=X[:1])
+    x = np.random.default_rng(1).normal(size=(7, 4)).astype("float32")
+    y = np.arange(7) % 3
+    for i in range(3):
+        exp = exp.train(2 + i, [(x, y)], progress=False)
+        path = tmp_path / str(i)
+        solstice.export(exp, path, **options)
+        assert np.array_equal(solstice.load_exported(path)(x), exp(x))

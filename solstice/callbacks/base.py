@@ -4,7 +4,7 @@ A callback sees experiments and outs; only its `revise` may change the experimen
 raises `EarlyStoppingException`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from solstice.metrics.directions import Direction
@@ -70,11 +70,15 @@ class Callback(ShownAsMade):
                 batches.
         """
 
-    def check_names(self, names: Sequence[str]) -> None:
+    def check_names(self, names: Mapping[str, Direction | None]) -> None:
         """Called before training with the names of the validation's metrics, if they are known.
 
         Raise here if a metric is not among them, so that a misspelt name fails before training.
         They are known if `eval_step` is compiled and `compute()` can be traced.
+
+        Args:
+            names: For each name, whether a smaller ("min") or a larger ("max") value is better, or
+                None if neither the metric nor its name says it.
         """
 
     def on_run_start(self, exp: PyTree) -> None:

@@ -4,7 +4,7 @@ It does not save anything.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import jax
@@ -147,8 +147,7 @@ class Best:
                 f"{describe(value)}. Name another metric, or compute a number of it."
             )
         if self._mode is None:
-            remedy = f"best=({metric!r}, 'min') or ({metric!r}, 'max')"
-            self._mode = known(says(metric), metric, remedy)
+            self._mode = known(says(metric), metric, _remedy(metric))
         sign = 1 if self._mode == "max" else -1
         if math.isnan(value):
             return
@@ -156,10 +155,12 @@ class Best:
             self._value = float(value)
             self._found = {"metric": metric, "mode": self._mode, "value": self._value}
 
-    def check_names(self, names: Sequence[str]) -> None:
-        """Raise a UsageError if a metric of the validation is not among these names."""
+    def check_names(self, names: Mapping[str, Direction | None]) -> None:
+        """Raise a UsageError if a validation's metric is not among them, or has no direction."""
         if self._metric is not None and self._dataset is None:
-            self._name(names, "the validation")
+            metric = self._name(names, "the validation")
+            if self._mode is None:
+                known(names[metric], metric, _remedy(metric))
 
     def _name(self, names: Iterable[str], source: str) -> str:
         metric = reported_name(str(self._metric), names)
@@ -259,3 +260,7 @@ def _nans(metrics: PyTree) -> set[str]:
 def _numbers(metrics: PyTree) -> dict[str, float]:
     host = to_host(named_values(metrics))
     return {name: float(value) for name, value in host.items() if is_number(value)}
+
+
+def _remedy(metric: str) -> str:
+    return f"best=({metric!r}, 'min') or ({metric!r}, 'max')"

@@ -7,7 +7,7 @@ defines the format of a checkpoint.
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
@@ -18,6 +18,7 @@ from solstice.callbacks.base import Callback
 from solstice.callbacks.best import Best, By
 from solstice.errors import DirectoryInUseError, ExistingFileError, InvalidTypeError, SlowWriteError
 from solstice.loggers.worker import Worker
+from solstice.metrics.directions import Direction
 from solstice.saving.arrays import Piece, copies, pieces
 from solstice.saving.checkpoints import Checkpoints, describe_leaves
 from solstice.saving.claims import Claim
@@ -121,7 +122,7 @@ class CheckpointingCallback(Callback):
         self._form: object = None
         self._watch = every.start()
 
-    def check_names(self, names: Sequence[str]) -> None:
+    def check_names(self, names: Mapping[str, Direction | None]) -> None:
         self._best.check_names(names)
 
     def begin(self, resumed_from: Checkpoints | None, callbacks: Iterable[Callback] = ()) -> None:

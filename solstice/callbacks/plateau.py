@@ -4,7 +4,7 @@ A subclass defines the action.
 """
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 
 from solstice import arguments
 from solstice.arguments import describe
@@ -16,6 +16,8 @@ from solstice.metrics.base import is_metrics, joining
 from solstice.metrics.directions import Direction, better, check_mode, known
 from solstice.metrics.named import meant_name, named_values, reported_name
 from solstice.tree.pytree import PyTree
+
+_REMEDY = "mode='min' or mode='max'"
 
 
 class Plateau(Callback, abc.ABC):
@@ -92,7 +94,7 @@ class Plateau(Callback, abc.ABC):
             return
         name, number = self._number(merged)
         if self._mode is None:
-            self._mode = known(better(merged, name), name, "mode='min' or mode='max'")
+            self._mode = known(better(merged, name), name, _REMEDY)
         sign = 1.0 if self._mode == "max" else -1.0
         if sign * number > self._best + self._min_delta:  # False for NaN
             self._best, self._waited = sign * number, 0
@@ -124,9 +126,11 @@ class Plateau(Callback, abc.ABC):
         self._mode = self._given or state.get("mode")
         self._pass = Accumulator(state["pass"])
 
-    def check_names(self, names: Sequence[str]) -> None:
+    def check_names(self, names: Mapping[str, Direction | None]) -> None:
         if self._watch == "val":
-            self._name(names)
+            name = self._name(names)
+            if self._mode is None:
+                known(names[name], name, _REMEDY)
 
     def _name(self, names: Iterable[str]) -> str:
         name = reported_name(self._metric, names)

@@ -185,12 +185,16 @@ class EquinoxModel(Model):
         for norm in filter(_is_norm, jax.tree.leaves(module, is_leaf=_is_norm)):
             if norm.batch_counter is not None:
                 count, moments = state.get(norm.batch_counter), state.get(norm.batch_state_index)
-                part = jnp.where(count == 0, 1, 1 - norm.momentum**count)
+                part = _corrected(count, norm.momentum)
+                part = part.reshape(part.shape + (1,) * (moments[0].ndim - part.ndim))
+                # Broadcast first: XLA may turn a division by a broadcast value into a product.
+                part = jnp.broadcast_to(part, moments[0].shape)
                 moments = tuple((one / part).astype(one.dtype) for one in moments)
                 state = state.set(norm.batch_state_index, moments)
                 state = state.set(norm.batch_counter, jnp.full_like(count, 10**8))
             if norm.ema_first_time_index is not None:
-                state = state.set(norm.ema_first_time_index, jnp.array(False))
+                first = state.get(norm.ema_first_time_index)
+                state = state.set(norm.ema_first_time_index, jnp.zeros_like(first))
         return replace(self, state=state)
 
     def library_name(self, name: str) -> str:
@@ -264,6 +268,15 @@ class EquinoxModel(Model):
         module = self._rest.value[1]
         function = call_of(_NAME, module, self._call.value)
         return self._state_by_name or binds(function, module, *inputs, self.state, **kwargs)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _corrected(count: Array, momentum: float) -> Array:
+    """Return what evaluation divides moments by; compiled as there, or its power rounds otherwise.
+
+    In an ensemble, there is a count for each member.
+    """
+    return jnp.where(count == 0, 1, 1 - momentum**count)
 
 
 def _is_norm(node: object) -> bool:

@@ -15,7 +15,7 @@ from solstice.arguments import describe
 from solstice.compat.adapters import ADAPTERS, EQUINOX, STAX
 from solstice.compat.model import Model
 from solstice.compat.optimizer import Optimizer
-from solstice.errors import InvalidTypeError
+from solstice.errors import InvalidTypeError, SolsticeError
 from solstice.tree.pytree import PyTree
 
 
@@ -141,7 +141,7 @@ def as_model(network: Any, example: PyTree = None, *, key: Any = None) -> Model:
     _refuse_class(network, "a network")
     for kind in _kinds("model"):
         if kind.matches(network):
-            return _checked(kind.adapt(network, example, key), Model, kind)
+            return _checked(_adapted(kind, network, example, key), Model, kind)
     if type(network) is tuple and len(network) == 2:
         if _is_with_state(network):
             return EQUINOX.load()(*network)
@@ -175,6 +175,29 @@ def as_optimizer(optimizer: Any) -> Optimizer:
             return _checked(kind.adapt(optimizer), Optimizer, kind)
     known = [kind.title for kind in _kinds("optimizer")]
     raise InvalidTypeError(_unknown("optimizer", optimizer, known))
+
+
+def _adapted(kind: Kind, network: Any, example: PyTree, key: Any) -> Any:
+    try:
+        return kind.adapt(network, example, key)
+    except SolsticeError:
+        raise
+    except Exception as error:
+        absent = [
+            f"{name} ({remedy})"
+            for name, value, remedy in (
+                ("example", example, "example_input=x[:1] of an experiment"),
+                ("key", key, "key=0"),
+            )
+            if value is None
+        ]
+        # Without them, an adapter that needs them fails on None.
+        if not absent or not any(word in str(error) for word in ("NoneType", "None")):
+            raise
+        raise InvalidTypeError(
+            f"The adapter of {kind.title} raised {type(error).__name__}: {error}. It was given no "
+            f"{' and no '.join(absent)}. If the network must be initialised, pass what is missing."
+        ) from error
 
 
 def _checked(adapted: Any, protocol: type, kind: Kind) -> Any:

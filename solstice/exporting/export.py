@@ -23,7 +23,7 @@ from solstice.exporting import folder
 from solstice.exporting.forms import Form
 from solstice.exporting.programs import FixedSizeError, Traced, lowered, traced, with_batch
 from solstice.exporting.single import check_single
-from solstice.exporting.subject import Function, example_of, subject
+from solstice.exporting.subject import Function, example_of, settled, subject
 from solstice.tree.kinds import is_array
 from solstice.tree.naming import flatten_with_paths
 from solstice.tree.pytree import PyTree
@@ -48,7 +48,9 @@ def export(
 
     For an experiment, these compute `exp(x)` and `exp.predict(x)`, with the parameters of
     evaluation; for a model, `model(*inputs)[0]`. On one platform and one device, and with one batch
-    size, an export gives the same numbers as these, bit for bit.
+    size, an export gives the same numbers as these under `jax.jit`, bit for bit. With a fixed
+    `batch` and one of `platforms`, the program is the same. Otherwise jax merges equal operations,
+    and XLA may round the last bit of a rare network otherwise.
 
     The folder gets its name when all of it is on the disk. What a killed export left beside it, the
     next export to the same path deletes.
@@ -95,6 +97,8 @@ def export(
     place = folder.vacant(path, overwrite=arguments.flag(overwrite, "overwrite"))
     known = subject(exp_or_model, names)
     arguments.check_untraced((exp_or_model, example), "export()")
+    if batch == "any" or len(platforms) > 1:
+        exp_or_model = settled(exp_or_model)
     inputs = example_of(known, example, raw=preprocess is not None)
     if preprocess is not None:
         takes = ", ".join(["x", *(f"x{i}" for i in range(1, len(inputs)))])

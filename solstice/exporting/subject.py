@@ -74,6 +74,20 @@ def subject(thing: Experiment | Model, classes: tuple[str, ...] | None) -> Subje
     )
 
 
+def settled(thing: Any) -> Any:
+    """Return an experiment or a model whose models have settled averages.
+
+    Evaluation computes the same. But for a program of any size or of several platforms, jax merges
+    equal operations, and XLA then rounds a division by a merged value otherwise: that of a batch
+    norm's two moments by one correction of their first steps.
+    """
+
+    def settle(node: Any) -> Any:
+        return node.settle_averages() if isinstance(node, Model) else node
+
+    return jax.tree.map(settle, thing, is_leaf=lambda node: isinstance(node, Model))
+
+
 def _of_model(model: Model, classes: tuple[str, ...] | None) -> Subject:
     def outputs(model: Model, inputs: tuple[PyTree, ...]) -> PyTree:
         return model(*inputs)[0]

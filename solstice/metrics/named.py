@@ -8,6 +8,7 @@ import equinox as eqx
 
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError
+from solstice.metrics.directions import Direction, better
 from solstice.tree.pytree import PyTree
 
 # What `compute()` returns by name: numbers, arrays, and other values of a user's metric.
@@ -61,25 +62,29 @@ def named_values(metrics: PyTree) -> Values:
     return {type(metrics).__name__.lower(): computed}
 
 
-def reported_names(outs: Any) -> list[str] | None:
-    """Return the names of a step's computed metrics, without computing; None if unknown.
+def reported(outs: Any) -> dict[str, Direction | None] | None:
+    """Return the names of a step's metrics and their directions, uncomputed; None if unknown.
 
     Args:
         outs: What the step returned, or the shapes of it.
 
     >>> import solstice
     >>> metrics = solstice.RegressionMetrics([1.0], [2.0], loss=1.0)
-    >>> reported_names(metrics)[:2], reported_names("no metrics")
-    (['average_loss', 'mae'], None)
+    >>> reported(metrics)["mae"], reported("no metrics")
+    ('min', None)
     """
     if not callable(getattr(type(outs), "compute", None)):
         return None
-    names: list[str] = []
+    found: dict[str, Direction | None] = {}
+
+    def ask(metrics: PyTree) -> None:
+        found.update((name, better(metrics, name)) for name in named_values(metrics))
+
     try:
-        eqx.filter_eval_shape(lambda metrics: names.extend(named_values(metrics)), outs)
+        eqx.filter_eval_shape(ask, outs)
     except Exception:  # noqa: BLE001 - some compute from values only; what is wrong shows in its turn
         return None
-    return names
+    return found
 
 
 def reported_name(name: str, names: Iterable[str]) -> str | None:

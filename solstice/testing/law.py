@@ -60,7 +60,9 @@ class Law:
             unittest.SkipTest: The law says nothing about the subject, and why; pytest reports it as
                 skipped.
             LawError: It is broken; the cause is the error with the smallest input found.
+            ImportError: Hypothesis is not installed.
         """
+        import_hypothesis()
         arguments.instance(subject, "subject", self.of, f"of the class {self.of.__name__}")
         examples = arguments.count(examples, "examples")
         if self.says_nothing(subject):
@@ -72,10 +74,10 @@ class Law:
             raise unittest.SkipTest(f"{self.name}: {why}") from None
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
-            inputs = ", ".join(f"{name}={value!r}" for name, value in drawn.items()) or "any"
+            inputs = ", ".join(f"{name}={value!r}" for name, value in drawn.items())
             raise LawError(
                 f"{subject} breaks the law {self.name}: {self.statement}\n"
-                f"  smallest input: {inputs}\n"
+                f"{f'  smallest input: {inputs}{chr(10)}' if inputs else ''}"
                 f"  {type(error).__name__}: {error}\n"
                 f"  at {where.name}, line {where.lineno} of {where.filename}"
             ) from error
@@ -180,6 +182,16 @@ class Report:
         """The errors of the violated laws."""
         return [outcome.error for outcome in self.outcomes if outcome.error is not None]
 
+    def broken(self) -> str:
+        """Return the message of an error: the violated laws, and how many others there are."""
+        passed = sum(one.error is None and one.skipped is None for one in self.outcomes)
+        left = sum(one.skipped is not None for one in self.outcomes)
+        first = (
+            "" if len(self.failures) == 1 else " Start with the first: others may follow from it."
+        )
+        total = f"{passed} laws passed, {left} were left out.{first}"
+        return "\n\n".join([*map(str, self.failures), total])
+
     def __str__(self) -> str:
         lines = [f"Laws of {self.subject}"]
         for outcome in self.outcomes:
@@ -203,7 +215,8 @@ def run(
     """Check every law on a subject.
 
     Raises:
-        LawError: A law is violated and `on_failure` is "raise"; the message is the whole report.
+        LawError: A law is violated and `on_failure` is "raise"; the message has the violated laws.
+        ImportError: Hypothesis is not installed.
         ValueError: `exclude` names an unknown law, or `on_failure` is unknown.
     """
     from tqdm import tqdm
@@ -218,6 +231,7 @@ def run(
     arguments.choice(on_failure, "on_failure", ("raise", "report"))
     examples = arguments.count(examples, "examples")
     progress = arguments.flag(progress, "progress")
+    import_hypothesis()
     outcomes = []
     for law in tqdm(laws, desc=f"laws of {subject}", disable=not progress, leave=False):
         if law.name in excluded:
@@ -233,7 +247,7 @@ def run(
             outcomes.append(Outcome(law))
     report = Report(str(subject), outcomes)
     if report.failures and on_failure == "raise":
-        raise LawError(str(report)) from report.failures[0]
+        raise LawError(report.broken()) from report.failures[0]
     return report
 
 

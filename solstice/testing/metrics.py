@@ -25,7 +25,16 @@ class MetricsSubject:
     """
 
     def __init__(self, make_metrics: Callable[..., Any], batch: PyTree) -> None:
-        self.make_metrics = maker(make_metrics, "make_metrics", "batch", Metrics, "a Metrics")
+        try:
+            self.make_metrics = maker(make_metrics, "make_metrics", "batch", Metrics, "a Metrics")
+        except InvalidTypeError as error:
+            if callable(make_metrics):
+                error.add_note(
+                    "For several arrays, batch is a tuple that make_metrics takes apart: "
+                    "check_metrics(lambda batch, mask=None: Margin(*batch, mask=mask), "
+                    "(logits, targets))."
+                )
+            raise
         self.batch = jax.tree.map(np.asarray, batch)
         shapes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(self.batch)}
         if len(shapes) != 1 or min(shapes) < (2,):
@@ -107,7 +116,7 @@ METRICS_LAWS: tuple[Law, ...] = tuple(_book.laws)
 def check_metrics(
     make_metrics: Callable[..., Any],
     batch: PyTree,
-    *,
+    *others: PyTree,
     exclude: Iterable[str] = (),
     examples: int = EXAMPLES,
     on_failure: str = "raise",
@@ -118,7 +127,9 @@ def check_metrics(
     Args:
         make_metrics: Makes the metric of a batch; if it has a parameter `mask`, of the real
             examples.
-        batch: Examples along the first axis of every array, two or more.
+        batch: Examples along the first axis of every array, two or more; several arrays are a
+            tuple, or any other pytree.
+        *others: Nothing; more arrays are an error that shows the tuple.
         exclude: Names of laws to leave out, or a mapping from them to reasons.
         examples: How many inputs Hypothesis draws for each law.
         on_failure: "raise" or "report", as in `check_model`.
@@ -137,6 +148,12 @@ def check_metrics(
     >>> len(solstice.testing.check_metrics(make_metrics, batch).failures)
     0
     """
+    if others:
+        raise InvalidTypeError(
+            f"batch is expected to be one argument, a tuple for several arrays; there are "
+            f"{1 + len(others)}. Pass them as check_metrics(make_metrics, (logits, targets)), with "
+            f"`logits, targets = batch` in make_metrics(batch, mask=None)."
+        )
     subject = MetricsSubject(make_metrics, batch)
     return run(
         METRICS_LAWS,

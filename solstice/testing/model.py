@@ -453,20 +453,21 @@ def equals_the_native_call(subject: ModelSubject, seed: int) -> None:
 
 @_book.law()
 def exports_give_the_same_bits(subject: ModelSubject) -> None:
-    """An exported network (`solstice.export`) evaluates as its call, for two sizes of a batch."""
+    """A trained network's export (`solstice.export`) evaluates as its call, for two batch sizes."""
     _check_exportable(subject)
+    model = _as_trained(subject)
     batches = subject.inputs, jax.tree.map(lambda x: x[1:], subject.inputs)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = [_exported(subject, folder, batches[0], "any")] * 2
+            found = [_exported(model, folder, batches[0], "any")] * 2
         except FixedSizeError:  # then each size has its program
-            found = [_exported(subject, folder, inputs, "example") for inputs in batches]
+            found = [_exported(model, folder, inputs, "example") for inputs in batches]
         for exported, inputs in zip(found, batches, strict=True):
             size = jax.tree.leaves(inputs)[0].shape[0]
             # Named tuples come back as dicts, with their fields in another order.
             ours, its = (
                 dict(sorted(values(outputs).items()))
-                for outputs in (subject.evaluate(subject.model, *inputs), exported(*inputs))
+                for outputs in (subject.evaluate(model, *inputs), exported(*inputs))
             )
             assert_same_bits(ours, its, f"{size} examples, by the model and by its export")
 
@@ -538,10 +539,23 @@ def _check_exportable(subject: ModelSubject) -> None:
         )
 
 
-def _exported(subject: ModelSubject, folder: str, example: Any, batch: Any) -> Exported:
+def _as_trained(subject: ModelSubject) -> Model:
+    """Return the model with state and parameters that are no longer the initial ones."""
+    model = subject.model
+    for i in range(3):
+        _, model = subject.train(model, jax.random.key(i), *subject.inputs)
+
+    def moved(leaf: Any) -> Any:
+        wide = jnp.promote_types(leaf.dtype, jnp.float32)
+        return (1.01 * leaf.astype(wide) + 0.01).astype(leaf.dtype)
+
+    return replace(model, params=jax.tree.map(moved, model.params))
+
+
+def _exported(model: Model, folder: str, example: Any, batch: Any) -> Exported:
     path = f"{folder}/{jax.tree.leaves(example)[0].shape[0]}"
     platform = jax.export.default_export_platform()
-    export(subject.model, path, example=example, batch=batch, platforms=platform)
+    export(model, path, example=example, batch=batch, platforms=platform)
     return load_exported(path)
 
 

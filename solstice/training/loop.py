@@ -28,7 +28,7 @@ from solstice.errors import EarlyStoppingException
 from solstice.experiment import Experiment
 from solstice.metrics.base import Metrics
 from solstice.metrics.left_out import LeftOut, told_elsewhere
-from solstice.metrics.named import reported_names
+from solstice.metrics.named import reported
 from solstice.saving.checkpoints import Checkpoints
 from solstice.sharding.placements import Sharding
 from solstice.sharding.processes import check_same, is_first_process
@@ -530,7 +530,7 @@ class Loop:
     def _trace_evaluation(self, batch: Any) -> None:
         try:
             outs = self._stepper.trace_evaluation(batch)
-            if self._hooks.any("check_names") and (names := reported_names(outs)):
+            if self._hooks.any("check_names") and (names := reported(outs)):
                 self._fire("check_names", names)
         except Exception as error:
             error.add_note(

@@ -498,3 +498,21 @@ def test_a_misspelt_name_costs_no_step_where_evaluation_is_compiled(adding, comp
         with pytest.raises(solstice.UsageError, match="Did you mean 'mean'") as raised:
             solstice.train(exp, 1, batches, batches[:], [callback, step], progress=False)
         assert "before the first training step" in raised.value.__notes__[-1] and not taken
+
+
+def test_an_unknown_direction_costs_no_step_where_evaluation_is_compiled(adding, tmp_path):
+    class Compiled(type(adding)):
+        eval_step = solstice.jit(type(adding).eval_step)
+
+    taken = []
+    step = solstice.callbacks.ScheduledCallback(
+        lambda exp, step: taken.append(step), solstice.triggers.Every(steps=1)
+    )
+    exp, batches = Compiled(adding.total, adding.evaluated), [jnp.asarray(1.0)]
+    for callback in (
+        solstice.EarlyStoppingCallback.no_improvement("mean"),
+        solstice.CheckpointingCallback(tmp_path, best="mean"),
+    ):
+        with pytest.raises(solstice.UsageError, match="larger 'mean' is better") as raised:
+            solstice.train(exp, 1, batches, batches[:], [callback, step], progress=False)
+        assert "before the first training step" in raised.value.__notes__[-1] and not taken

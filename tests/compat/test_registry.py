@@ -186,6 +186,25 @@ def test_a_third_partys_network_is_registered_by_class_or_path(registry):
         as_model(3)
 
 
+def test_an_adapter_that_fails_on_a_missing_example_is_told_so(registry):
+    def adapt(network, example, key):
+        return compat.FunctionModel(network.init, network.apply, jnp.ones(example.shape), key=key)
+
+    compat.register(Affine, adapt)
+    with pytest.raises(
+        TypeError, match=r"raised AttributeError.* no example \(example_input=x"
+    ) as e:
+        as_model(Affine(), key=0)
+    assert "key=0" not in str(e.value) and isinstance(e.value.__cause__, AttributeError)
+
+    def fails(network, example, key):
+        raise ValueError("another fault")
+
+    compat.register(Affine, fails)
+    with pytest.raises(ValueError, match=r"^another fault$"):
+        as_model(Affine(), key=0)
+
+
 def test_a_registered_class_goes_before_what_is_known(registry):
     class Own(eqx.nn.Linear):
         pass

@@ -70,10 +70,15 @@ def test_a_law_may_be_the_first_to_run():
         subject.model(X)
 
 
-def test_a_broken_law_raises_with_the_whole_report():
+def test_a_broken_law_raises_with_the_broken_laws_first():
     with pytest.raises(LawError) as caught:
         check(centred)
-    assert str(caught.value) == str(check(centred, on_failure="report"))
+    report = check(centred, on_failure="report")
+    assert str(caught.value) == report.broken()
+    assert report.broken().startswith("FunctionModel breaks the law eval_is_per_example")
+    left = sum(outcome.skipped is not None for outcome in report.outcomes)
+    passed = len(report.outcomes) - left - 1
+    assert report.broken().endswith(f"\n\n{passed} laws passed, {left} were left out.")
     assert isinstance(caught.value.__cause__, LawError)
 
 
@@ -97,6 +102,29 @@ def test_the_smallest_input_is_the_smallest_that_breaks_the_law():
         caught.value
     )
     assert "AssertionError: 1000 and 7" in str(caught.value)
+
+
+def test_several_broken_laws_point_to_the_first():
+    book = LawBook()
+
+    @book.law()
+    def first(subject):
+        """One."""
+        raise AssertionError("1")
+
+    @book.law()
+    def second(subject):
+        """Two."""
+        raise AssertionError("2")
+
+    with pytest.raises(LawError) as caught:
+        run(book.laws, "it", exclude=(), examples=1, on_failure="raise", progress=False)
+    text = str(caught.value)
+    assert text.startswith("it breaks the law first: One.\n  AssertionError: 1\n  at first, line ")
+    assert "smallest input" not in text and "it breaks the law second" in text
+    assert text.endswith(
+        "0 laws passed, 0 were left out. Start with the first: others may follow from it."
+    )
 
 
 def test_what_fails_once_is_told_as_it_failed():
@@ -154,13 +182,42 @@ def test_without_hypothesis_the_command_is_named():
         sys.modules["hypothesis"] = None
         import solstice.testing
 
-        try:
-            solstice.testing.strategies.seeds()
-        except ImportError as error:
-            print(error)
+        import jax.numpy as jnp, solstice
+
+        def make(values, mask=None):
+            return solstice.metrics.Mean(values, mask=mask)
+
+        for asks in (
+            solstice.testing.strategies.seeds,
+            lambda: solstice.testing.check_metrics(make, jnp.ones(3)),
+            lambda: solstice.testing.check_metrics(make, jnp.ones(3), on_failure="report"),
+            lambda: solstice.testing.check_trigger(lambda: solstice.triggers.Every(steps=7)),
+            lambda: solstice.testing.METRICS_LAWS[0].check(
+                solstice.testing.MetricsSubject(make, jnp.ones(3))
+            ),
+        ):
+            try:
+                asks()
+            except solstice.errors.MissingPackageError as error:
+                print(error)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
     )
-    assert "needs the package 'hypothesis'" in done.stdout
-    assert "pip install 'jax-solstice[testing]'" in done.stdout
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5 and len(set(lines)) == 1, lines
+    assert "needs the package 'hypothesis'" in lines[0]
+    assert "pip install 'jax-solstice[testing]'" in lines[0]
+
+
+def test_several_arrays_of_a_metric_are_one_tuple():
+    def make(preds, targets, mask=None):
+        return solstice.ClassificationMetrics(preds, targets, jnp.zeros(()), 3, mask=mask)
+
+    batch = jnp.array([0, 1, 2]), jnp.array([0, 1, 1])
+    with pytest.raises(TypeError, match=r"one argument, a tuple for several arrays; there are 2"):
+        check_metrics(make, *batch)
+    with pytest.raises(TypeError, match=r"function of \(batch\)") as raised:
+        check_metrics(lambda preds, targets: make(preds, targets), batch)
+    assert "(*batch, mask=mask)" in raised.value.__notes__[0]
+    check_metrics(lambda batch, mask=None: make(*batch, mask=mask), batch, examples=1)
