@@ -696,6 +696,23 @@ def test_a_network_that_treats_one_example_otherwise_is_refused(kind, tmp_path):
     np.testing.assert_allclose(found(X[:1]), model(X[:1])[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [2, 3, 5])  # the example has 5
+def test_a_network_that_branches_on_another_number_is_refused(size, tmp_path):
+    model = function_model(lambda w, x: x @ w * (100 if x.shape[0] == size else 1))
+    with pytest.raises(
+        solstice.errors.InvalidValueError, match=rf"for {size} examples.*\(x\.shape"
+    ):
+        exported(model, tmp_path)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_network_that_computes_with_the_number_of_examples_is_exported(tmp_path):
+    model = function_model(lambda w, x: x @ w / x.shape[0])
+    found = exported(model, tmp_path)
+    for size in 1, 2, 5:
+        np.testing.assert_allclose(found(X[:size]), model(X[:size])[0], rtol=1e-5)
+
+
 def test_a_network_that_computes_the_same_by_other_operations_is_exported(tmp_path):
     model = function_model(lambda w, x: x @ w if x.shape[0] == 1 else (w.T @ x.T).T)
     found = exported(model, tmp_path)
