@@ -23,6 +23,7 @@ from networks.common import TX, assert_same_bits
 
 import solstice
 from solstice import compat
+from solstice.exporting import folder as folders
 from solstice.exporting.folder import ABOUT, WEIGHTS, read, write
 from solstice.tree.rooms import tidy
 
@@ -188,6 +189,7 @@ def test_inputs_with_names(tmp_path):
     two = sized(x, 2)
     for given in (two | {"label": 0}, (two["x"], two["tokens"])):
         assert_same_bits([exp(two)], [found(given)])
+    assert_same_bits([exp(two)], [found(**two)])
     with pytest.raises(solstice.errors.InvalidTypeError, match="they lack 'tokens'"):
         found({"x": X})
 
@@ -696,6 +698,23 @@ def test_a_network_that_treats_one_example_otherwise_is_refused(kind, tmp_path):
     np.testing.assert_allclose(found(X[:1]), model(X[:1])[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [2, 3, 5])  # the example has 5
+def test_a_network_that_branches_on_another_number_is_refused(size, tmp_path):
+    model = function_model(lambda w, x: x @ w * (100 if x.shape[0] == size else 1))
+    with pytest.raises(
+        solstice.errors.InvalidValueError, match=rf"for {size} examples.*\(x\.shape"
+    ):
+        exported(model, tmp_path)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_network_that_computes_with_the_number_of_examples_is_exported(tmp_path):
+    model = function_model(lambda w, x: x @ w / x.shape[0])
+    found = exported(model, tmp_path)
+    for size in 1, 2, 5:
+        np.testing.assert_allclose(found(X[:size]), model(X[:size])[0], rtol=1e-5)
+
+
 def test_a_network_that_computes_the_same_by_other_operations_is_exported(tmp_path):
     model = function_model(lambda w, x: x @ w if x.shape[0] == 1 else (w.T @ x.T).T)
     found = exported(model, tmp_path)
@@ -711,6 +730,65 @@ def test_what_cannot_be_transformed_is_told(tmp_path):
         jax.jit(found.predict)(X)
     with pytest.raises(solstice.errors.InvalidTypeError, match=r"jax\.vmap"):
         jax.vmap(found)(X[None])
+
+
+def test_an_export_has_no_gradient(loaded):
+    with pytest.raises(solstice.errors.InvalidTypeError, match=r"no gradient.*stop_gradient"):
+        jax.grad(lambda x: loaded(x).sum())(X)
+    stopped = jax.grad(lambda x: (x + jax.lax.stop_gradient(loaded(x)).sum()).sum())(X)
+    np.testing.assert_array_equal(stopped, np.ones_like(X))
+
+
+def test_keywords_are_names(loaded, tmp_path):
+    for mistake in (
+        lambda: loaded(x=X),
+        lambda: loaded(X, train=False),
+        lambda: loaded.predict(x=X),
+    ):
+        with pytest.raises(
+            solstice.errors.InvalidTypeError, match=r"without keywords.*exported\(x\)"
+        ):
+            mistake()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file/export", r"'.*file' is none"),
+        ("file/deep/export", r"'.*file' is none"),
+        ("é" * 150, r"refuses the name .*too long"),
+        ("new/" + "n" * 300, r"refuses the name .*too long"),
+    ],
+)
+def test_a_path_that_cannot_be_is_told_before_any_work(name, message, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("solstice.exporting.export._traced", None)
+    with pytest.raises(solstice.errors.InvalidValueError, match=message):
+        solstice.export(linear(), tmp_path / name)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("gap", [False, True])
+def test_a_folder_that_is_replaced_meanwhile_is_read_again(gap, tmp_path, monkeypatch):
+    exported(linear(), tmp_path / "a")
+    last = exported(linear(), tmp_path / "b")
+    place, load = tmp_path / "a" / "export", folders.load
+
+    def replace():
+        os.rename(tmp_path / "b" / "export", place)
+
+    def replacing(path):
+        monkeypatch.setattr(folders, "load", load)
+        os.rename(place, tmp_path / "old")
+        replace()
+        return load(path)
+
+    if gap:  # nothing has the name for a moment
+        os.rename(place, tmp_path / "old")
+        monkeypatch.setattr(folders.time, "sleep", lambda _: replace())
+    else:
+        monkeypatch.setattr(folders, "load", replacing)
+    assert_same_bits([last(X)], [solstice.load_exported(place)(X)])
 
 
 def test_long_names_of_folders_are_cut_by_bytes(tmp_path):

@@ -22,6 +22,7 @@ from solstice.metrics.checks import (
     check_mask_values,
     promoted,
 )
+from solstice.tree.names import names_difference
 
 # The names of inputs, targets, mask and weights in mappings; several inputs are a tuple of names.
 BatchKeys = tuple[str | tuple[str, ...], ...]
@@ -32,6 +33,9 @@ _HOW_TO_BATCH = (
     "tf.data, grain or Hugging Face by its own .batch(32); one of torch by DataLoader(dataset, "
     "batch_size=32)."
 )
+
+
+_NAME_THEM = " To give them by name, name them: batch_keys=(('image', 'text'), 'label')."
 
 
 class Batch(NamedTuple):
@@ -145,6 +149,34 @@ def inputs_by_name(x: Any, keys: BatchKeys, example: tuple[Any, ...] | None = No
         f"mapping with {names!r}; it is {describe(x)}. Give the array itself, or name it in "
         f"batch_keys."
     )
+
+
+def unlike_example(x: Any, keys: BatchKeys, example: tuple[Any, ...]) -> str:
+    """Say how the inputs that failed differ from the network's example; "" if they do not.
+
+    >>> unlike_example({"a": 1}, (("a", "b"), "label"), (1, 2)).partition("; ")[2]
+    "it is {'a': the int 1}: they lack 'b'."
+    """
+    given = inputs_by_name(x, keys, example)
+    inputs = given if type(given) is tuple else (given,)
+    if jax.tree.structure(inputs) == jax.tree.structure(example):
+        return ""
+    names = keys[0] if isinstance(keys[0], tuple) else ()
+    if len(example) == 1:
+        wanted, names = describe(example[0]), tuple(example[0]) if _is_mapping(example[0]) else ()
+    else:
+        wanted = f"{len(example)} inputs as a tuple, {describe(example)}"
+        wanted += f", or a mapping with {', '.join(map(repr, names))}" * bool(names)
+    how = names_difference(map(str, names), map(str, x)) if names and _is_mapping(x) else ""
+    remedy = "" if names or len(example) == 1 or not _is_mapping(x) else _NAME_THEM
+    return (
+        f"x is expected to be like the network's example: {wanted}; it is {describe(x)}"
+        f"{': ' * bool(how)}{how}.{remedy}"
+    )
+
+
+def _is_mapping(x: Any) -> bool:
+    return isinstance(x, Mapping)
 
 
 def batch_inputs(batch: Any, keys: BatchKeys, example: tuple[Any, ...] | None = None) -> Any:

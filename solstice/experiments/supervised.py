@@ -304,7 +304,8 @@ class SupervisedExperiment(Runnable):
         a batch is.
 
         Raises:
-            TypeError: It is a mapping or a list, and the network's example is an array.
+            TypeError: It is a mapping or a list, and the network's example is an array; or it has
+                another structure than the example, and the network fails on it.
             ValueError: They have a different number of axes than the network's example.
         """
         seen = self._seen.value
@@ -316,6 +317,8 @@ class SupervisedExperiment(Runnable):
         except Exception as error:
             if example is None:
                 error.add_note(f"The network was called on {describe(inputs)}.")
+            elif how := batches.unlike_example(x, self._batch_keys, example):
+                raise InvalidTypeError(how) from error
             raise
 
     def with_model(self, model: Model) -> Self:

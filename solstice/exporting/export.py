@@ -22,7 +22,7 @@ from solstice.experiments.task import Names
 from solstice.exporting import folder
 from solstice.exporting.forms import Form
 from solstice.exporting.programs import FixedSizeError, Traced, lowered, traced, with_batch
-from solstice.exporting.single import check_single
+from solstice.exporting.sizes import check_sizes
 from solstice.exporting.subject import Function, example_of, settled, subject
 from solstice.tree.kinds import is_array
 from solstice.tree.naming import flatten_with_paths
@@ -31,6 +31,8 @@ from solstice.tree.pytree import PyTree
 Batch = int | Literal["any", "example"]
 # What jax.export calls them.
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# Numbers of examples for which a network may branch; the example's is tried too.
+_TRIED = 1, 2, 3
 
 
 def export(
@@ -195,9 +197,11 @@ def _traced(
             "batch=32, and pad smaller batches."
         ) from error
     if not all(isinstance(n, int) for leaf in leaves for n in leaf.shape):
-        one, two = (jax.tree.leaves(with_batch(inputs, size)) for size in (1, 2))
-        if one != two:  # no sizes that the user named
-            check_single(flat, arrays, found, one, two)
+        sized = {size: jax.tree.leaves(with_batch(inputs, size)) for size in _TRIED}
+        fixed = jax.tree.leaves(with_batch(inputs, "example"))
+        examples = next((leaf.shape[0] for leaf in fixed if leaf.shape), 0)
+        if sized[1] != sized[2]:  # no sizes that the user named
+            check_sizes(flat, arrays, found, sized | ({examples: fixed} if examples else {}))
     return found
 
 

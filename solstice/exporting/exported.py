@@ -1,7 +1,7 @@
 """Exported: loads and calls an export without any network library."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -105,20 +105,21 @@ class Exported(Shown):
             for name, form in gives.items()
         }
 
-    def __call__(self, *inputs: PyTree) -> Any:
+    def __call__(self, *inputs: PyTree, **named: PyTree) -> Any:
         """Return the outputs for a batch of inputs.
 
         Args:
             *inputs: As the experiment or the model takes them: several inputs as several arguments,
                 as one tuple, or as a mapping if they have names. Arrays of jax or numpy.
+            **named: The same as a mapping: only for inputs that have names.
 
         Raises:
             TypeError: Their structure differs from `inputs`, or they have another dtype.
             ValueError: They have other shapes.
         """
-        return self._programs["outputs"](self._arrays(inputs))
+        return self._programs["outputs"](self._arrays(inputs, named))
 
-    def predict(self, *inputs: PyTree) -> Any:
+    def predict(self, *inputs: PyTree, **named: PyTree) -> Any:
         """Return what the experiment's `predict` does for a batch of inputs.
 
         If the export has names of classes, the result is an array of these names; with several
@@ -132,7 +133,7 @@ class Exported(Shown):
                 f"The export at {self.path!r} has only outputs: {self._unpredicted}. Call it "
                 f"for its outputs: exported(x)."
             )
-        found = self._programs["predictions"](self._arrays(inputs))
+        found = self._programs["predictions"](self._arrays(inputs, named))
         if self.classes is None or self._each:
             return found
         if isinstance(found, Tracer):
@@ -149,7 +150,14 @@ class Exported(Shown):
             )
         return np.asarray(self.classes)[numbers]
 
-    def _arrays(self, inputs: tuple[PyTree, ...]) -> list[Any]:
+    def _arrays(self, inputs: tuple[PyTree, ...], named: dict[str, PyTree]) -> list[Any]:
+        if named and (inputs or not self._names):
+            raise InvalidTypeError(
+                f"inputs are expected to be {describe(self.inputs)}, without keywords unless they "
+                f"have names; there are {', '.join(f'{name}=' for name in named)}. Call "
+                f"exported(x)."
+            )
+        inputs = (named,) if named else inputs
         if len(inputs) == 1:
             inputs = inputs[0] if type(inputs[0]) is tuple else self._by_name(inputs)
         if type(self._takes.tree) is tuple and len(self._takes.tree) != len(inputs):
@@ -213,7 +221,7 @@ class _Program:
         if found != [*takes.arrays, *gives.arrays]:
             raise InvalidValueError("the arrays of a program do not match export.json")
         self._weights, self._gives = weights, gives
-        self._call = jax.jit(exported.call)
+        self._call = jax.jit(_without_gradient(exported.call))
 
     def __call__(self, arrays: Sequence[Any]) -> Any:
         try:
@@ -229,6 +237,21 @@ class _Program:
                 f"cannot ({error}). It takes a batch; call it on that."
             ) from error
         return self._gives.whole(found)
+
+
+def _without_gradient(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of which a gradient is a clear error."""
+    wrapped = jax.custom_vjp(call)
+
+    def backward(_: Any, cotangents: Any) -> Any:
+        raise InvalidTypeError(
+            "An exported program has no gradient: it is for inference only. Differentiate the "
+            "experiment or the model that was exported, or wrap the outputs: "
+            "jax.lax.stop_gradient(exported(x))."
+        )
+
+    wrapped.defvjp(lambda *arguments: (call(*arguments), None), backward)
+    return wrapped
 
 
 def _deserialized(program: bytes, of: Exported) -> jax.export.Exported:

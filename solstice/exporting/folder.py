@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,8 @@ from solstice.tree.tensors import (
 ABOUT = "export.json"
 WEIGHTS = "weights.safetensors"
 _FORMAT, _VERSION = "solstice export", 1
+# How often a folder is read anew that another process replaces, and the seconds in between.
+_READS, _PAUSE = 5, 0.02
 # Identifies the export to which a weights file belongs.
 _EXPORT = "of export"
 _PROGRAM = "{}.jax_export"
@@ -77,12 +80,14 @@ def vacant(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     """Return the path of a folder that may be written.
 
     Raises:
-        ValueError: It is a URL.
+        ValueError: It is a URL, a name that the file system refuses, or in something other than a
+            folder.
         FileExistsError: Something is there: an export without `overwrite`, or anything else.
         ImportError: The package that writes the weights is not installed.
     """
     check_packages()
     place = _local(path)
+    _check_name(place)
     tidy(place)
     if not os.path.lexists(place) or (_is_folder(place) and not os.listdir(place)):
         return place
@@ -94,6 +99,26 @@ def vacant(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
             f"Replace it with export(..., overwrite=True), or choose another path."
         )
     return place
+
+
+def _check_name(place: Path) -> None:
+    """Raise if no folder of that name can be created."""
+    above = next(one for one in place.parents if os.path.lexists(one))
+    if not above.is_dir():
+        raise InvalidValueError(
+            f"path is expected to be in a folder; {os.fspath(above)!r} is none, so there is no "
+            f"{os.fspath(place)!r}. Choose another path."
+        )
+    for name in place.relative_to(above).parts:
+        try:
+            os.lstat(above / name)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise InvalidValueError(
+                f"path is expected to be a folder that can be created; the file system refuses "
+                f"the name {describe(name)} ({error.strerror}). Choose a shorter one."
+            ) from error
 
 
 def write(place: Path, content: Content) -> None:
@@ -120,12 +145,35 @@ def write(place: Path, content: Content) -> None:
 def read(path: str | os.PathLike[str]) -> Content:
     """Return what a folder holds.
 
+    If another process replaces the folder meanwhile, it is read again.
+
     Raises:
         FileNotFoundError: There is no such folder.
         DamagedFileError: `export` did not write it, a part is missing, or something was changed.
         ValueError: A newer version wrote it.
     """
     place = _local(path)
+    for _ in range(_READS - 1):
+        known = _identity(place)
+        try:
+            return _content(place, path)
+        except (DamagedFileError, OSError):
+            if known is not None and known == _identity(place):
+                raise
+            time.sleep(_PAUSE)
+    return _content(place, path)
+
+
+def _identity(place: Path) -> tuple[int, int] | None:
+    """Return what tells a folder from another of its name; None if there is none."""
+    try:
+        found = place.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _content(place: Path, path: str | os.PathLike[str]) -> Content:
     if not place.is_dir():
         raise MissingFileError(
             f"path is expected to be the folder of an export; there is none at {os.fspath(path)!r}."

@@ -372,10 +372,17 @@ def test_two_numbers_of_four_bits_are_a_byte():
     ]
 
 
-def test_what_is_not_finite_stays_visible():
-    model = compat.quantize(parameters(jnp.array([[1.0, jnp.nan], [2.0, jnp.inf], [1.0, 2.0]])))
-    assert not np.isfinite(compat.merge(model).params["w"][:, 1]).any()
-    assert np.isfinite(compat.merge(model).params["w"][:, 0]).all()
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(64, 64), (3, 2)])
+def test_what_is_not_finite_is_refused(shape, odd, bits):
+    model = parameters(jnp.ones(shape).at[-1, 0].set(odd))
+    with pytest.raises(ValueError, match=r"finite weights; 'w' has"):
+        compat.quantize(model, bits=bits)
+    with pytest.raises(ValueError, match=r"finite weights; 'w' has"):
+        compat.quantize(compat.lora(model, rank=1, key=0), bits=bits)
+    traced = jax.jit(lambda model: compat.quantize(model, bits=bits))(model)  # values are unknown
+    assert traced.made_of == {"w": f"int{bits}"}
 
 
 @pytest.mark.parametrize("library", ["linen", pytest.param("keras", marks=pytest.mark.slow)])
@@ -552,6 +559,8 @@ def test_a_summary_tells_factors_from_what_they_are_beside():
         (lambda m: compat.lora(m, rank=0, key=0), r"rank is expected to be at least 1"),
         (lambda m: compat.lora(m, rank=1, key=None), r"key is expected to be an int seed"),
         (lambda m: compat.lora(m, rank=1, key=0, alpha=0), r"alpha .* above 0; it is 0"),
+        (lambda m: compat.lora(m, rank=1, key=0, alpha=1e39), r"float32 holds, .* it is 1e\+39"),
+        (lambda m: compat.lora(m, rank=1, key=0, alpha=1e-50), r"float32 holds, .* it is 1e-50"),
         (lambda m: compat.lora(m, rank=1, key=0, where="head/*"), r"'head/\*'.* none of 1, 0"),
         (lambda m: compat.lora(m, rank=1, key=0, where=lambda p: False), r"selects none of 0, 1"),
         (lambda m: compat.lora(m, rank=1, key=0, where=3), r"where is expected to be a glob"),

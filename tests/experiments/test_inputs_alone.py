@@ -128,3 +128,50 @@ def test_without_an_example_the_networks_own_error_says_what_it_got():
     with pytest.raises(TypeError, match="dict") as caught:
         solstice.RegressionExperiment(linear, optax.sgd(0.1))({"x": NODES})
     assert any("The network was called on" in note for note in caught.value.__notes__)
+
+
+def with_example(apply, example, **options):
+    model = FunctionModel(lambda key, *_: jnp.ones((3, 2)), apply, example, key=0)
+    return solstice.RegressionExperiment(
+        model, optax.sgd(0.1), example_input=example, key=0, **options
+    )
+
+
+def scaled(w, nodes, scale):
+    return (nodes @ w) * scale[:, None]
+
+
+TWO = r"2 inputs as a tuple, \(float32\[4,3\], float32\[4\]\)"
+UNLIKE = {
+    "a name is missing": ({"nodes": NODES}, rf"{TWO}, or .*'nodes', 'scale'; it .*lack 'scale'"),
+    "one array": (NODES, rf"{TWO}.*; it is float32\[4,3\]\."),
+    "a list": ([NODES, SCALE], rf"{TWO}.*; it is \[float32\[4,3\], float32\[4\]\]\."),
+}
+
+
+@pytest.mark.parametrize("kind", UNLIKE)
+def test_inputs_that_several_inputs_of_a_network_are_not(kind):
+    x, message = UNLIKE[kind]
+    exp = with_example(scaled, (NODES, SCALE), batch_keys=(("nodes", "scale"), "label"))
+    for call in exp, exp.predict:
+        with pytest.raises(solstice.errors.InvalidTypeError, match=message):
+            call(x)
+    named = {"scale": SCALE, "nodes": NODES, "label": TARGETS}
+    np.testing.assert_array_equal(exp(named), exp((NODES, SCALE)))
+
+
+def test_inputs_by_names_that_nobody_gave():
+    exp = with_example(scaled, (NODES, SCALE))
+    with pytest.raises(solstice.errors.InvalidTypeError, match=rf"{TWO}; .* batch_keys=\(\("):
+        exp({"nodes": NODES, "scale": SCALE})
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [({"node": NODES}, "lack 'nodes' and they have 'node'"), (NODES, "it is float")],
+)
+def test_a_network_of_a_mapping_gets_something_else(x, message):
+    exp = with_example(lambda w, d: d["nodes"] @ w, {"nodes": NODES})
+    with pytest.raises(solstice.errors.InvalidTypeError, match=rf"like .*'nodes'.*{message}"):
+        exp(x)
+    assert exp({"nodes": NODES, "more": SCALE}).shape == (4, 2)

@@ -661,6 +661,20 @@ def test_a_key_may_decide_the_network_alone_or_the_factors(factors):
     LAWS["keys_decide_parameters"].check(ModelSubject(factors, X))
 
 
+class ATable(Sound):
+    """All that its key could decide is a table of whole numbers."""
+
+    def __init__(self, key):
+        super().__init__(key)
+        self.params = {"w": None, "b": jnp.zeros(3)}
+        self.frozen = {"w": jnp.arange(12).reshape(4, 3), "b": None}
+
+
+def test_a_table_of_whole_numbers_that_no_key_decides_is_left_out():
+    with pytest.raises(unittest.SkipTest, match=r"whole numbers \(w\), the same for two keys"):
+        LAWS["keys_decide_parameters"].check(ModelSubject(ATable, X))
+
+
 def test_factors_of_one_key_in_one_network_are_told_how_to_be_made():
     subject = ModelSubject(lambda key: compat.lora(TRAINED, rank=1, key=0), X)
     with pytest.raises(LawError, match=r"lambda key: compat\.lora\(model, rank=4, key=key\)"):

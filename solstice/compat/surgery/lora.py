@@ -60,8 +60,8 @@ def lora(
 
     Raises:
         TypeError: An argument is of another type.
-        ValueError: `where` or `full` selects no suitable weight, or a weight is too small for the
-            rank.
+        ValueError: `where` or `full` selects no suitable weight, a weight is too small for the
+            rank, or the factors' dtype cannot hold the scale.
 
     >>> import flax.linen as nn, jax.numpy as jnp, optax, solstice
     >>> from solstice import compat
@@ -158,7 +158,14 @@ def _adapted(weight: Weight, rank: int, scale: float, key: Array) -> Weight:
         )
     dtype = leaf.dtype if leaf.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
     a = jax.random.normal(key, (m, rank), dtype) / math.sqrt(m)
-    held = jnp.asarray(scale, jnp.finfo(dtype).dtype)
+    numbers = jnp.finfo(dtype)
+    if not float(numbers.tiny) <= scale <= float(numbers.max):
+        raise InvalidValueError(
+            f"alpha is expected to give a scale, alpha / rank, that {numbers.dtype} holds, from "
+            f"{float(numbers.tiny):.2g} to {float(numbers.max):.2g}; with "
+            f"alpha={scale * rank:g} and rank={rank}, it is {scale:g}."
+        )
+    held = jnp.asarray(scale, numbers.dtype)
     node = LowRank(weight.node, a, jnp.zeros((rank, n), dtype), held)
     trained = LowRank(jax.tree.map(lambda _: False, weight.node), True, True, False)
     return Weight(weight.path, node, trained, trained)

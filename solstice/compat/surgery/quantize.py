@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from solstice import arguments
@@ -42,7 +43,7 @@ def quantize(model: Model, *, bits: int = 8, where: Where = "*") -> WrappedModel
 
     Raises:
         TypeError: An argument is of another type.
-        ValueError: `where` selects nothing that can be quantized.
+        ValueError: `where` selects nothing that can be quantized, or a weight that is not finite.
 
     >>> import flax.linen as nn, jax.numpy as jnp, solstice
     >>> from solstice import compat
@@ -156,6 +157,13 @@ def _quantized(weight: Weight, bits: int) -> Weight:
             replace(node, base=base.node),
             replace(trained, base=base.trained),
             replace(trainable, base=base.trainable),
+        )
+    # The largest of a line need not show a NaN: on processors, XLA may leave it out.
+    if not isinstance(node, Tracer) and not bool(jnp.isfinite(node).all()):
+        raise InvalidValueError(
+            f"quantize() is expected to get finite weights; {path!r} has a NaN or an infinity, "
+            f"which no whole number stands for. Train again from before it came (StopOnNaN finds "
+            f"the step), or leave this weight out of where=."
         )
     made = Quantized.of(node, bits)
     never = Quantized(False, False, made.shape, made.dtype)

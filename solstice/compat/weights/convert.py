@@ -12,6 +12,7 @@ from solstice.arguments import describe
 from solstice.compat.model import Model, as_inputs
 from solstice.compat.surgery.wrapped import WrappedModel, merge
 from solstice.compat.weights.blind import doubled, hidden, telling
+from solstice.compat.weights.disturbed import disturbed
 from solstice.compat.weights.divergence import first_divergence
 from solstice.compat.weights.leaves import float_leaves, with_leaves
 from solstice.compat.weights.matching import MismatchError, candidates
@@ -65,8 +66,9 @@ def convert(model: Model, *, like: _M, example: PyTree, strict: bool = True) -> 
     Raises:
         TypeError: An argument is of a wrong type, or this is called under a jax transformation.
         ValueError: The networks use their weights differently (the message names the first place),
-            their outputs on the example differ by more than 1e-5 of the largest, or the outputs of
-            `like` do not depend on some of its weights there, which the message names.
+            their outputs on the example differ by more than 1e-5 of the largest, the outputs of
+            `like` do not depend on some of its weights there, which the message names, or with
+            other values of an input, such as a mask, outputs differ.
 
     >>> import equinox as eqx, flax.linen as nn, jax, jax.numpy as jnp
     >>> from solstice import compat
@@ -116,6 +118,7 @@ def convert(model: Model, *, like: _M, example: PyTree, strict: bool = True) -> 
     if not (gap := difference(target.run(target.arrays | arrays), reference)) <= TOLERANCE:
         raise InvalidValueError(_refusal(gap, pairs, source, target, source.arrays, arrays))
     _check_far(pairs, source, target)
+    _check_inputs(pairs, source, target)
     _check_shown(target, strict=strict)
     _check_doubled(source, target, arrays)
     return with_leaves(target.model, arrays).settle_averages()
@@ -195,6 +198,38 @@ def _check_far(pairs: Sequence[Pair], source: _Side[Any], target: _Side[Any]) ->
             "saturates in one network only, as relu6 does. Give `like` the hyper-parameters of "
             "model."
         )
+
+
+def _check_inputs(pairs: Sequence[Pair], source: _Side[Any], target: _Side[Any]) -> None:
+    """Raise if one network ignores an input that the other takes, or they take it differently."""
+    probe = drawn(source.trace.uses, source.arrays)
+    try:
+        found = target.arrays | values(pairs, probe, target.arrays)
+    except ClashError:  # a tied leaf, whose values agree in the network alone
+        probe, found = (
+            source.arrays,
+            {**target.arrays, **values(pairs, source.arrays, target.arrays)},
+        )
+    goal = source.run(probe)
+    for name, inputs in disturbed(source.inputs):
+        its, ours = source.run(probe, inputs), target.run(found, inputs)
+        taken = [difference(its, goal) > TOLERANCE, difference(ours, goal) > TOLERANCE]
+        if taken[0] != taken[1]:
+            reads, ignores = ("model", "like") if taken[0] else ("like", "model")
+            raise InvalidValueError(
+                f"convert() is expected to give a network that computes the same for all inputs; "
+                f"with other values of input {name!r}, the outputs of {reads} change, and those of "
+                f"{ignores} do not: it ignores this input, such as a mask. On the example, "
+                f"{describe(source.inputs)}, that does not show. Give a `like` that takes the same "
+                f"inputs as model."
+            )
+        if is_finite(its) and is_finite(ours) and (gap := difference(ours, its)) > _GROSS:
+            raise InvalidValueError(
+                f"convert() is expected to give a network that computes the same for all inputs; "
+                f"with other values of input {name!r} than those of the example, outputs differ by "
+                f"{gap:.2g} of the largest. Probably a mask or a position is taken in another "
+                f"sense. Give an example with such values, to see from which layer on they differ."
+            )
 
 
 def _refusal(

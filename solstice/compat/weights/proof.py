@@ -24,15 +24,18 @@ class UnprovenError(InvalidValueError):
     """An example cannot show whether two networks compute the same."""
 
 
-def evaluation(model: Model, inputs: tuple[PyTree, ...]) -> Callable[[Arrays], PyTree]:
-    """Return a compiled function of a model's arrays that gives its outputs in evaluation."""
+def evaluation(model: Model, inputs: tuple[PyTree, ...]) -> Callable[..., PyTree]:
+    """Return a compiled function of a model's arrays that gives its outputs in evaluation.
+
+    It also takes other inputs of the same shapes.
+    """
 
     def run(arrays: Arrays, inputs: tuple[PyTree, ...]) -> PyTree:
         with jax.default_matmul_precision("highest"):
             return with_leaves(model, arrays)(*inputs)[0]
 
     compiled = jax.jit(run)
-    return lambda arrays: jax.tree.map(np.asarray, compiled(dict(arrays), inputs))
+    return lambda arrays, inputs=inputs: jax.tree.map(np.asarray, compiled(dict(arrays), inputs))
 
 
 def difference(outputs: PyTree, reference: PyTree) -> float:

@@ -232,3 +232,41 @@ def test_inputs_of_every_kind_may_have_one_row():
     model = compat.FunctionModel(init, apply, (x, mask, ids), key=0)
     moved = compat.convert(model, like=model, example=(x, mask, ids))
     np.testing.assert_array_equal(moved.params["table"], model.params["table"])
+
+
+MASKED = np.random.default_rng(1).normal(size=(2, 5, 8)).astype(np.float32)
+
+
+def masked(sense):
+    def apply(p, x, mask):
+        kept = {"kept": mask > 0, "hidden": mask <= 0, "ignored": jnp.ones_like(mask, bool)}[sense]
+        scores = jnp.einsum("btd,bsd->bts", x @ p["q"], x @ p["k"])
+        weights = jax.nn.softmax(jnp.where(kept[:, None], scores, -1e9), -1)
+        return weights @ (x @ p["v"])
+
+    init = function(lambda p, x: x, MASKED, **SPLIT).params
+    make = lambda key, *_: jax.tree.map(lambda w: w + jax.random.normal(key, w.shape), init)  # noqa: E731
+    return lambda mask, key=0: compat.FunctionModel(make, apply, (MASKED, mask), key=key)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int32", "float32"])
+def test_an_input_that_one_network_ignores_is_named_though_the_example_hides_nothing(dtype):
+    mask = np.ones((2, 5), dtype)
+    kept, ignored = masked("kept"), masked("ignored")
+    for model, like, who in (kept, ignored, "like"), (ignored, kept, "model"):
+        with pytest.raises(ValueError, match=rf"input '1'.*those of {who} do not: it ignores"):
+            compat.convert(model(mask), like=like(mask, 1), example=(MASKED, mask))
+    compat.convert(kept(mask), like=kept(mask, 1), example=(MASKED, mask))
+
+
+def test_a_mask_in_another_sense_is_refused():
+    def gate(sign):
+        def apply(p, x, mask):
+            return x @ p["w"] + jnp.where(mask[..., None], 0.0, sign * x)
+
+        init = lambda key, *_: {"w": jax.random.normal(key, (8, 8))}  # noqa: E731
+        return lambda key: compat.FunctionModel(init, apply, (MASKED, whole), key=key)
+
+    whole = np.ones((2, 5), bool)
+    with pytest.raises(ValueError, match=r"other values of input '1'.*outputs differ by"):
+        compat.convert(gate(1)(0), like=gate(-1)(1), example=(MASKED, whole))

@@ -1,12 +1,13 @@
-"""Checks that a program for any number of examples is right for a single example.
+"""Checks that a program for any number of examples is right for some numbers.
 
 jax lets a network compare the unknown number with a constant, `x.shape[0] == 1`, and assumes that
-they differ. So the network is traced for one example and for two. If the operations differ, the
-exported program and the network are both run on one example, and must agree.
+they differ. So the network is traced for a few numbers. Where its operations are others than for
+most of these, the exported program and the network are both run, and must agree. A branch on a
+number that was not tried is not found.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,39 +24,42 @@ _SHAPES = {"broadcast_in_dim", "reshape", "squeeze", "expand_dims"}
 _TOLERANCE = 1e-3  # of the largest output: two compilations differ by less, two branches by more
 
 
-def check_single(
+def check_sizes(
     function: Flat,
     arrays: dict[str, Any],
     program: Traced,
-    one: Sequence[jax.ShapeDtypeStruct],
-    two: Sequence[jax.ShapeDtypeStruct],
+    sizes: Mapping[int, Sequence[jax.ShapeDtypeStruct]],
 ) -> None:
-    """Raise if a program for any number of examples computes something else for one.
+    """Raise if a program for any number of examples computes something else for one of some.
 
     Args:
         function: The traced function, of named arrays and inputs.
         arrays: The arrays.
         program: The function, traced for any number of examples.
-        one: The inputs' shapes for one example.
-        two: Those for two.
+        sizes: The inputs' shapes for each number of examples to try.
 
     Raises:
         ValueError: The network branches on the number of examples.
     """
-    if _operations(function, arrays, one) == _operations(function, arrays, two):
+    if any(jnp.issubdtype(one.dtype, jax.dtypes.extended) for one in next(iter(sizes.values()))):
         return
-    if any(jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in one):
-        return
-    inputs = _drawn(one)
-    ours = jax.tree.leaves(exported(program).call(program.weights, inputs))
-    its = jax.tree.leaves(jax.jit(function)(arrays, inputs))
-    if not all(map(_are_near, ours, its)):
-        raise FixedSizeError(
-            "batch='any' is expected to suit a network whose program is the same for any number of "
-            "examples; for one example, this network and the program compute different results. "
-            "Remove any `if` on the number of examples (x.shape[0] == 1), or fix the number, as in "
-            "batch=32."
-        )
+    found = {size: _operations(function, arrays, shapes) for size, shapes in sizes.items()}
+    known = [one for one in found.values() if one is not None]
+    usual = max(known, key=known.count, default=None)
+    for size, operations in found.items():
+        if operations is None or (operations == usual and known.count(usual) > 1):
+            continue
+        inputs = _drawn(sizes[size])
+        ours = jax.tree.leaves(exported(program).call(program.weights, inputs))
+        its = jax.tree.leaves(jax.jit(function)(arrays, inputs))
+        if not all(map(_are_near, ours, its)):
+            examples = "one example" if size == 1 else f"{size} examples"
+            raise FixedSizeError(
+                f"batch='any' is expected to suit a network whose program is the same for any "
+                f"number of examples; for {examples}, this network and the program compute "
+                f"different results. Remove any `if` on the number of examples (x.shape[0] == "
+                f"{size}), or fix the number, as in batch=32."
+            )
 
 
 def _operations(
