@@ -93,7 +93,9 @@ def load(
     arguments.check_untraced((leaves, source, example, outputs), "load()")
     strict = arguments.flag(strict, "strict")
     inputs = _inputs(model, example, outputs)
-    found, reasons = joined(read(source), {model.library_name(leaf) for leaf in leaves})
+    own = {model.library_name(leaf) for leaf in leaves}
+    own |= {*leaves, *(name.replace("/", ".") for name in own)}
+    found, reasons = joined(read(source), own)
     plan = Plan(model, found, renamed(found.arrays, rename), reasons)
     wrapped = isinstance(model, WrappedModel)
     plan.match_names(leaves, sure=inputs is None or wrapped)
