@@ -221,7 +221,7 @@ def check_left(
         missing: Leaves of the model, with their shapes.
         unused: Arrays of the source, likewise.
         reasons: Why some arrays are unused.
-        parts: Arrays that are no weights by themselves: no rename is advised for them.
+        parts: Arrays that are no weights by themselves: no rename is advised, as none helps.
 
     Raises:
         ValueError: Both are listed with their shapes, with advice on rename=.
@@ -233,7 +233,7 @@ def check_left(
         parts.append(f"nothing was found for {few(shapes(missing), 6)} of the model")
     if unused:
         parts.append(f"{few(shapes(unused), 6)} of {source} went nowhere")
-    free = {name: shape for name, shape in unused.items() if name not in parts}
+    free = {} if parts else unused
     fits = [
         (name, leaf)
         for leaf, shape in missing.items()

@@ -1,4 +1,4 @@
-"""A file that `compat.save` wrote of a network with batch norms is loaded into any other library."""
+"""What `compat.save` wrote of a network with batch norms is loaded into other libraries."""
 
 import itertools
 import re

@@ -104,7 +104,7 @@ def test_a_half_is_never_taken_for_the_weight(case):
     source = {"fc.bias": BIAS[:3], f"fc.{name}": SQUARE}
     with pytest.raises(InvalidValueError, match=f"fc.{name}.* a(?: part of a)? {kind}") as told:
         compat.load(model, source)
-    assert str(told.value).endswith("rename={'fc.bias': 'params/bias'}.")
+    assert "rename=" not in str(told.value)
     loaded, report = compat.load(model, source, strict=False)
     assert "params/kernel" in report.missing
     assert f"fc.{name}" in report.unused
@@ -124,7 +124,7 @@ def test_a_pruned_bias_is_joined_and_its_half_is_no_bias(bias):
     model, mask = compat.as_model(nn.Dense(5), X, key=0), np.float32([1, 0, 1, 1, 0])
     source = {"fc.weight": V, "fc.bias_orig": BIAS}
     if bias is None:
-        with pytest.raises(InvalidValueError, match="for params/bias .* other parts"):
+        with pytest.raises(InvalidValueError, match=r"for params/bias .* other parts"):
             compat.load(model, source)
         return
     _, report = compat.load(model, source | {"fc.bias_mask": mask})
