@@ -177,7 +177,8 @@ class Plan:
             ]
             suspects += [match.pairs()[0].target.leaf for match in self._all if match.doubt]
             epsilons = self._trace.epsilons if self._trace else ()
-            raise explained(best, TOLERANCE, suspects, epsilons, tries=tries)
+            fixed = len(self.by_name)
+            raise explained(best, TOLERANCE, suspects, epsilons, tries=tries, fixed=fixed)
         self._found.matches[:] = [one for one in matches if isinstance(one, Match)]
         self._cells = [one for one in matches if isinstance(one, CellMatch)]
         self._how = BY_OUTPUTS if tries > 1 or groups or doubts else ""

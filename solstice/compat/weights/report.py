@@ -228,11 +228,11 @@ def check_left(
     """
     if not missing and not unused:
         return
-    parts = []
+    said = []
     if missing:
-        parts.append(f"nothing was found for {few(shapes(missing), 6)} of the model")
+        said.append(f"nothing was found for {few(shapes(missing), 6)} of the model")
     if unused:
-        parts.append(f"{few(shapes(unused), 6)} of {source} went nowhere")
+        said.append(f"{few(shapes(unused), 6)} of {source} went nowhere")
     free = {} if parts else unused
     fits = [
         (name, leaf)
@@ -252,5 +252,5 @@ def check_left(
         advice += f", or drop arrays: rename={{{next(iter(free))!r}: None}}"
     raise InvalidValueError(
         f"load() is expected to use every array of the source and to fill every leaf of the model; "
-        f"{', and '.join(parts)}. {''.join(f'{reason} ' for reason in reasons)}{advice}."
+        f"{', and '.join(said)}. {''.join(f'{reason} ' for reason in reasons)}{advice}."
     )
