@@ -637,6 +637,27 @@ def test_a_wrapped_model_takes_no_other_weights(wrap):
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_wrapped_model_s_file_is_refused_by_the_bare_network(tmp_path, wrap):
+    compat.save(wrap(network()), file := tmp_path / "wrapped.safetensors")
+    for strict in (True, False):
+        with pytest.raises(
+            ValueError, match=r"saved from a wrapped model .*: 'params/0' has .*compat.merge"
+        ):
+            compat.load(network(), file, strict=strict)
+
+
+def test_a_network_whose_own_parameters_have_the_names_of_factors_is_loaded(tmp_path):
+    def make(value):
+        weight = {name: jnp.full((8, 8), value) for name in ("values", "scale")}
+        call = lambda params, x: x @ params["w"]["values"] * params["w"]["scale"]  # noqa: E731
+        return compat.FunctionModel(lambda key, x: {"w": weight}, call, X, key=0)
+
+    compat.save(make(2.0), file := tmp_path / "own.safetensors")
+    loaded, _ = compat.load(make(1.0), file)
+    assert_same_bits([loaded(X)[0]], [make(2.0)(X)[0]])
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_a_wrapped_model_is_converted_merged(wrap):
     model = wrap(network())
     converted = compat.convert(model, like=stirred(network()), example=X)

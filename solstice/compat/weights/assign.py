@@ -1,6 +1,7 @@
 """Matches layers of a source with layers of a model: by name, order of use, or similarity.
 
-    first    layers with equal names, then with names that differ only in numbers, in their order
+    first    norms are cut in two, if the source has their statistics apart
+    then     layers with equal names, then with names that differ only in numbers, in their order
     then     the k-th layer of some roles and shapes goes to the k-th such layer in order of use
     then     fused and split projections, and layers of which only one has a bias
     last     if one side has more layers of a shape than the other, the most similar names
@@ -18,7 +19,7 @@ import numpy as np
 
 from solstice.compat.weights.layers import Layer, normal, signature_of, without_numbers
 from solstice.compat.weights.pairs import BY_LIKENESS, BY_NAME, BY_USE, TIED, Pair
-from solstice.compat.weights.uses import MATRIX, TABLE, TRANSPOSED, Use
+from solstice.compat.weights.uses import MATRIX, MEAN, TABLE, TRANSPOSED, VARIANCE, Use
 
 _T = TypeVar("_T")
 _PARTS = (2, 3)  # a gate and a value in one array; query, key and value
@@ -113,6 +114,7 @@ def assign(targets: Sequence[Layer], sources: Sequence[Layer]) -> Assignment:
         sources: A source's layers, in its order.
     """
     found = Assignment([], list(targets), list(sources))
+    _cut_norms(found)
     _by_name(found, normal)
     _by_name(found, lambda name: without_numbers(normal(name)))
     _by_projection(found)
@@ -130,6 +132,22 @@ def _grouped(layers: Iterable[_T], key: Callable[[_T], Any]) -> dict[Any, list[_
     for layer in layers:
         groups[key(layer)].append(layer)
     return groups
+
+
+def _cut_norms(found: Assignment) -> None:
+    """Separate statistics from scales and biases, where the source does not say what is of what."""
+    apart = {
+        signature_of(layer.uses)
+        for layer in found.sources
+        if {use.role for use in layer.uses} == {MEAN, VARIANCE}
+    }
+    for place, layer in reversed(list(enumerate(found.targets))):
+        moments = tuple(use for use in layer.uses if use.role in (MEAN, VARIANCE))
+        rest = tuple(use for use in layer.uses if use not in moments)
+        whole = any(one.reading(signature_of(layer.uses)) for one in found.sources)
+        if rest and signature_of(moments) in apart and not whole:
+            parts = [Layer("", (moments,)), Layer(layer.name, (rest,))]
+            found.targets[place : place + 1] = parts
 
 
 def _by_name(found: Assignment, key: Callable[[str], tuple[str, ...]]) -> None:

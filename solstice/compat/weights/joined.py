@@ -4,8 +4,8 @@
     spectral norm    weight_orig, weight_u, weight_v  original, 0._u, 0._v      w / (u . W v)
     pruning          weight_orig, weight_mask                                   w * mask
 
-The second names are those of `torch.nn.utils.parametrizations`. What cannot be computed for sure
-stays as it is, with the reason and what to do about it.
+The second names are those of `torch.nn.utils.parametrizations`. A part without the others, or of a
+weight that cannot be computed for sure, is no weight: it stays, and is never matched by its role.
 """
 
 import dataclasses
@@ -17,7 +17,9 @@ import numpy as np
 from solstice.compat.weights.files.sources import Source
 from solstice.tree.names import few
 
-_OLD = re.compile(r"((?:.*[./])?\w*weight\w*)(_g|_v|_u|_orig|_mask)$")
+_OLD = re.compile(
+    r"((?:.*[./])?(?:\w*weight\w*|\w*bias\w*(?=_orig$|_mask$)))(_g|_v|_u|_orig|_mask)$"
+)
 _NEW = re.compile(r"(.*[./])?parametrizations[./](\w+)[./](original[01]?|\d+\.\w+)$")
 _CLOSE, _APART = 0.1, 0.3
 
@@ -42,16 +44,19 @@ def joined(source: Source, own: Set[str]) -> tuple[Source, list[str]]:
             groups.setdefault("".join(weight), {})[part] = name
     made: dict[str, tuple[str, np.ndarray]] = {}
     said: dict[str, list[str]] = {}
-    reasons, gone = [], set[str]()
+    reasons, gone, left = [], set[str](), set[str]()
     for weight, names in groups.items():
         first = next(iter(names.values()))
         kind = next((kind for words, kind, _ in _KINDS if set(names) == set(words)), None)
         if kind is None or weight in source.arrays:
-            reasons += [f"{first!r}: {_unknown(names)}"] if {*names} & _HINTS else []
+            here = weight in source.arrays
+            reasons.append(f"{first!r}: {_unknown(names, here=here)}")
+            left |= set(names.values())
             continue
         computed = _computed(names, source.arrays)
         if isinstance(computed, str):
             reasons.append(f"{first!r} is a part of a {kind}: {computed} {_advice(kind)}")
+            left |= set(names.values())
             continue
         said.setdefault(kind, []).append(repr(weight))
         made[first] = weight, computed
@@ -59,7 +64,8 @@ def joined(source: Source, own: Set[str]) -> tuple[Source, list[str]]:
     kept = {name: (name, array) for name, array in source.arrays.items() if name not in gone}
     arrays = dict((kept | made)[name] for name in source.arrays if name in kept or name in made)
     notes = [f"{kind.capitalize()} joined: {few(some, 4)}." for kind, some in said.items()]
-    return dataclasses.replace(source, arrays=arrays, notes=(*source.notes, *notes)), reasons
+    notes = (*source.notes, *notes)
+    return dataclasses.replace(source, arrays=arrays, notes=notes, parts=frozenset(left)), reasons
 
 
 def _computed(names: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> np.ndarray | str:
@@ -111,7 +117,13 @@ _KINDS: tuple[tuple[tuple[str, ...], str, Callable[..., np.ndarray | str]], ...]
     (("original", "0._u", "0._v"), "spectral norm", _spectral_norm),
     (("_orig", "_mask"), "pruning", _pruned),
 )
-_HINTS = {"_g", "_orig", "original", "original0", "original1"}
+# The part that tells the kind, where others are missing.
+_SIGNS = {
+    **dict.fromkeys(("_g", "original0", "original1"), "weight norm"),
+    "_mask": "pruning",
+    **dict.fromkeys(("_orig", "_u"), "spectral norm"),
+    "_v": "weight norm",
+}
 _REMOVERS = {
     "weight norm": "remove_weight_norm",
     "spectral norm": "remove_spectral_norm",
@@ -126,13 +138,14 @@ def _advice(kind: str) -> str:
     )
 
 
-def _unknown(names: Mapping[str, str]) -> str:
+def _unknown(names: Mapping[str, str], *, here: bool) -> str:
     """Say what to do about parts that are not those of one kind."""
-    if not {"_g", "_orig"} & set(names):
+    kind = next((kind for sign, kind in _SIGNS.items() if sign in names), None)
+    if kind is None:
         return (
             "it belongs to a parametrization of torch, whose weight is not computed here. In "
             "torch, before you save: "
             "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')."
         )
-    kind = "weight norm" if "_g" in names else "spectral norm"
-    return f"it looks like a part of a {kind}, of which other parts are not here. {_advice(kind)}"
+    why = "whose weight is here too" if here else "of which other parts are not here"
+    return f"it looks like a part of a {kind}, {why}. {_advice(kind)}"

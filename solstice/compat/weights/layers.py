@@ -67,7 +67,8 @@ def traced_layers(uses: Sequence[Use]) -> list[Layer]:
     """Return the layers of a model, from the uses outside of loops in its trace.
 
     A layer is a matrix, a convolution or a table with the bias that follows, or the statistics,
-    scale and bias of a norm. What repeats an earlier use (a tied weight) is left out.
+    scale and bias of a norm. It is named for its parameters, as a library may number its state.
+    What repeats an earlier use (a tied weight) is left out.
 
     >>> import numpy as np
     >>> uses = [Use("a/w", "matrix", np.arange(6).reshape(2, 3)), Use("a/b", "bias", np.arange(3))]
@@ -85,7 +86,12 @@ def traced_layers(uses: Sequence[Use]) -> list[Layer]:
         if not layers or not _belongs(use, layers[-1]):
             layers.append([])
         layers[-1].append(use)
-    return [Layer(prefix(layer[0].leaf), (tuple(layer),)) for layer in layers]
+    return [Layer(_name(layer), (tuple(layer),)) for layer in layers]
+
+
+def _name(layer: list[Use]) -> str:
+    leaves = [use.leaf for use in layer]
+    return prefix(next((leaf for leaf in leaves if not leaf.startswith("state/")), leaves[0]))
 
 
 def _belongs(use: Use, layer: list[Use]) -> bool:
@@ -111,6 +117,15 @@ def prefix(name: str) -> str:
     name = re.sub(r"/~/(mean|var)_ema/", "/", name)
     found = re.match(r"(.*)[./]", name)
     return found[1] if found else ""
+
+
+def without_collection(name: str) -> str:
+    """Return a name without the collection it begins with: a norm has arrays in two of them.
+
+    >>> without_collection("params/norm"), without_collection("batch_stats/norm")
+    ('norm', 'norm')
+    """
+    return re.sub(r"^((model|module|variables)[./])?(params|state|batch_stats)[./]", "", name)
 
 
 def normal(name: str) -> tuple[str, ...]:

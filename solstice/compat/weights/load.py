@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from solstice import arguments
 from solstice.arguments import describe
 from solstice.compat.model import Model, as_inputs, check_example
 from solstice.compat.surgery.wrapped import WrappedModel
-from solstice.compat.weights.files.sources import read
+from solstice.compat.weights.files.sources import Source, read
 from solstice.compat.weights.joined import joined
 from solstice.compat.weights.leaves import model_leaves
 from solstice.compat.weights.plan import Plan
@@ -22,6 +22,8 @@ from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.tree.pytree import PyTree
 
 _M = TypeVar("_M", bound=Model)
+# The parts of a weight in the files of wrapped models: of compat.lora, and of compat.quantize.
+_WRAPPED = {"base", "a", "b", "scale"}, {"values", "scale"}
 
 
 def load(
@@ -93,9 +95,14 @@ def load(
     arguments.check_untraced((leaves, source, example, outputs), "load()")
     strict = arguments.flag(strict, "strict")
     inputs = _inputs(model, example, outputs)
-    found, reasons = joined(read(source), {model.library_name(leaf) for leaf in leaves})
-    plan = Plan(model, found, renamed(found.arrays, rename), reasons)
+    own = {model.library_name(leaf) for leaf in leaves}
+    own |= {*leaves, *(name.replace("/", ".") for name in own)}
+    found, reasons = joined(read(source), own)
+    names = renamed(found.arrays, rename)
     wrapped = isinstance(model, WrappedModel)
+    if not wrapped:
+        _check_bare(found, names, own)
+    plan = Plan(model, found, names, reasons)
     plan.match_names(leaves, sure=inputs is None or wrapped)
     if wrapped:
         _check_wrapped(plan, leaves, strict=strict)
@@ -139,6 +146,28 @@ def _check_casts(
             raise InvalidValueError(
                 f"{row.leaf} of the model is {leaf.dtype.name}, and {name!r} of {report.source}, "
                 f"{array.dtype.name}, {why}. Give the model a wider dtype, or change the array."
+            )
+
+
+def _check_bare(source: Source, names: Mapping[str, str], own: Set[str]) -> None:
+    """Raise if arrays are those that a wrapped model computes a weight from.
+
+    Raises:
+        ValueError: The message names the weight.
+    """
+    nodes: dict[str, set[str]] = {}
+    for name in names:
+        weight, _, part = name.rpartition("/")
+        nodes.setdefault(weight, set()).add(part)
+    for weight, parts in nodes.items():
+        # The base of LoRA may be quantized, so its parts are below it.
+        kinds = parts, parts | {"base"} if f"{weight}/base" in nodes else parts
+        if any(one in _WRAPPED for one in kinds) and f"{weight}/scale" not in own:
+            raise InvalidValueError(
+                f"source is expected to hold the weights of this network; {source.place} was saved "
+                f"from a wrapped model (compat.lora, compat.quantize): {weight!r} has the parts "
+                f"{', '.join(sorted(parts))}. Wrap the model in the same way before you load, or "
+                f"save compat.merge(model) instead."
             )
 
 

@@ -7,6 +7,7 @@ first; the network that gets the arrays decides.
 
 import dataclasses
 import re
+import types
 from collections.abc import Iterable, Iterator, Mapping, Set
 
 import numpy as np
@@ -62,6 +63,7 @@ def read_names(
     in_order: bool,
     wanted: Set[tuple[int, ...]] = frozenset(),
     loops: bool = True,
+    words: Mapping[str, str] = types.MappingProxyType({}),
 ) -> Named:
     """Return the roles of arrays.
 
@@ -72,10 +74,16 @@ def read_names(
             sorted, by the numbers in their names.
         wanted: The shapes of the network's transposed kernels, which tell their groups.
         loops: Whether the network has recurrent cells; otherwise no array is of one.
+        words: What some arrays are, in place of the last parts of their names.
     """
     order = list(names) if in_order else sorted(names, key=natural)
     entries = [
-        Entry(name, names[name], np.arange(arrays[name].size).reshape(arrays[name].shape))
+        Entry(
+            name,
+            names[name],
+            np.arange(arrays[name].size).reshape(arrays[name].shape),
+            words.get(name, ""),
+        )
         for name in order
         if not is_ignored(name)
     ]

@@ -10,6 +10,7 @@ import numpy as np
 
 from solstice.compat.model import Model
 from solstice.compat.weights.assign import Assignment, Match, assign, tied_pairs
+from solstice.compat.weights.averages import numbered_averages
 from solstice.compat.weights.cell_matches import CellMatch, match_cells
 from solstice.compat.weights.exchanges import Matched, ambiguous, nearest_exchange
 from solstice.compat.weights.files.sources import Source
@@ -123,12 +124,15 @@ class Plan:
         outside, cells = cells_of(uses)
         arrays = self.source.arrays
         wanted = {use.shape for use in outside if use.role == TRANSPOSED}
+        words, reasons = numbered_averages(arrays)
+        self._reasons += reasons
         named = read_names(
             arrays,
-            weights,
+            {name: new for name, new in weights.items() if words.get(name, name)},
             in_order=self.source.in_order,
             wanted=wanted,
             loops=bool(cells),
+            words=words,
         )
         gates = find_gates(self.model, inputs, cells)
         self._cells, reasons = match_cells(cells, gates, named.cells, arrays)
@@ -173,7 +177,8 @@ class Plan:
             ]
             suspects += [match.pairs()[0].target.leaf for match in self._all if match.doubt]
             epsilons = self._trace.epsilons if self._trace else ()
-            raise explained(best, TOLERANCE, suspects, epsilons, tries=tries)
+            fixed = len(self.by_name)
+            raise explained(best, TOLERANCE, suspects, epsilons, tries=tries, fixed=fixed)
         self._found.matches[:] = [one for one in matches if isinstance(one, Match)]
         self._cells = [one for one in matches if isinstance(one, CellMatch)]
         self._how = BY_OUTPUTS if tries > 1 or groups or doubts else ""
@@ -208,7 +213,7 @@ class Plan:
         }
         unused, ignored = self._unused(pairs)
         if strict:
-            check_left(self.source.place, missing, unused, self._reasons)
+            check_left(self.source.place, missing, unused, self._reasons, self.source.parts)
         report = LoadReport(
             source=self.source.place,
             rows=tuple(self._rows(pairs, leaves)),
@@ -252,7 +257,8 @@ class Plan:
         return any(pair.target.role in (MEAN, VARIANCE) for pair in pairs)
 
     def _is_weight(self, name: str) -> bool:
-        return self.source.arrays[name].dtype.kind not in "iub" and not is_ignored(name)
+        weight = self.source.arrays[name].dtype.kind not in "iub" and not is_ignored(name)
+        return weight and name not in self.source.parts
 
     def _unused(self, pairs: Sequence[Pair]) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
         """Return the unused arrays: those that should have been used, and the others."""

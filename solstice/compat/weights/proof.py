@@ -1,7 +1,8 @@
 """Checks whether two networks compute the same, on random weights and on the real ones."""
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,7 +36,26 @@ def evaluation(model: Model, inputs: tuple[PyTree, ...]) -> Callable[..., PyTree
             return with_leaves(model, arrays)(*inputs)[0]
 
     compiled = jax.jit(run)
-    return lambda arrays, inputs=inputs: jax.tree.map(np.asarray, compiled(dict(arrays), inputs))
+
+    def outputs(arrays: Arrays, inputs: tuple[PyTree, ...] = inputs) -> PyTree:
+        with failed_on(model, inputs):
+            return jax.tree.map(np.asarray, compiled(dict(arrays), inputs))
+
+    return outputs
+
+
+@contextlib.contextmanager
+def failed_on(model: Model, inputs: tuple[PyTree, ...]) -> Iterator[None]:
+    """Add a note to an error of the network: which inputs it was called with."""
+    try:
+        yield
+    except Exception as error:
+        what = describe(inputs[0] if len(inputs) == 1 else inputs)
+        error.add_note(
+            f"The {type(model).__name__} failed on its example inputs, {what}. Give inputs as the "
+            f"network takes them, of the same dtypes and number of axes."
+        )
+        raise
 
 
 def difference(outputs: PyTree, reference: PyTree) -> float:

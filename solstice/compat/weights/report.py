@@ -1,7 +1,8 @@
 """What `compat.load` did, leaf by leaf, as a table; and a check by outputs."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from solstice.compat.surgery.difference import first_difference
 from solstice.compat.weights.files.sources import read
 from solstice.compat.weights.proof import as_expected, difference, evaluation
 from solstice.compat.weights.unequal import explained
+from solstice.compat.weights.words import may_be_alike
 from solstice.errors import InvalidValueError
 from solstice.tree.names import elided, few
 from solstice.tree.pytree import PyTree
@@ -210,32 +212,45 @@ def check_left(
     missing: dict[str, tuple[int, ...]],
     unused: dict[str, tuple[int, ...]],
     reasons: Sequence[str],
+    parts: Set[str] = frozenset(),
 ) -> None:
     """Raise if something is unmatched on either side.
+
+    Args:
+        source: The name of the source.
+        missing: Leaves of the model, with their shapes.
+        unused: Arrays of the source, likewise.
+        reasons: Why some arrays are unused.
+        parts: Arrays that are no weights by themselves: no rename is advised, as none helps.
 
     Raises:
         ValueError: Both are listed with their shapes, with advice on rename=.
     """
     if not missing and not unused:
         return
-    parts = []
+    said = []
     if missing:
-        parts.append(f"nothing was found for {few(shapes(missing), 6)} of the model")
+        said.append(f"nothing was found for {few(shapes(missing), 6)} of the model")
     if unused:
-        parts.append(f"{few(shapes(unused), 6)} of {source} went nowhere")
+        said.append(f"{few(shapes(unused), 6)} of {source} went nowhere")
+    free = {} if parts else unused
     fits = [
         (name, leaf)
         for leaf, shape in missing.items()
-        for name, other in unused.items()
-        if sorted(shape) == sorted(other)
+        for name, other in free.items()
+        if sorted(shape) == sorted(other) and may_be_alike(name, leaf, len(shape))
     ]
+    lefts, rights = (Counter(side) for side in zip(*fits, strict=True)) if fits else ({}, {})
+    sure = [(name, leaf) for name, leaf in fits if lefts[name] == rights[leaf] == 1]
     advice = "Pass strict=False to load what fits"
-    if fits:
-        name, leaf = fits[0]
+    if sure:
+        name, leaf = sure[0]
         advice += f", or match them: rename={{{name!r}: {leaf!r}}}"
-    elif unused:
-        advice += f", or drop arrays: rename={{{next(iter(unused))!r}: None}}"
+    elif fits:
+        advice += ", or match arrays with leaves: rename="
+    elif free:
+        advice += f", or drop arrays: rename={{{next(iter(free))!r}: None}}"
     raise InvalidValueError(
         f"load() is expected to use every array of the source and to fill every leaf of the model; "
-        f"{', and '.join(parts)}. {''.join(f'{reason} ' for reason in reasons)}{advice}."
+        f"{', and '.join(said)}. {''.join(f'{reason} ' for reason in reasons)}{advice}."
     )

@@ -39,6 +39,7 @@ from solstice.compat.weights.followed import (
     picked_rows,
 )
 from solstice.compat.weights.leaves import float_leaves, with_leaves
+from solstice.compat.weights.proof import failed_on
 from solstice.compat.weights.transposed import is_called_transposed
 from solstice.compat.weights.uses import (
     BIAS,
@@ -85,14 +86,16 @@ def trace(model: Model, example: PyTree) -> Trace:
 def forward_jaxpr(model: Model, inputs: tuple[PyTree, ...]) -> tuple[Jaxpr, list[Any]]:
     """Return the jaxpr of a model's evaluation, a function of its float leaves and of inputs.
 
-    It contains only what the outputs depend on. Its constants come second.
+    It contains only what the outputs depend on. Its constants come second. An error of the network
+    gets a note that it failed on the example.
     """
     arrays = float_leaves(model)
 
     def forward(values: list[jax.Array], inputs: PyTree) -> PyTree:
         return with_leaves(model, dict(zip(arrays, values, strict=True)))(*inputs)[0]
 
-    closed = jax.make_jaxpr(forward)(list(arrays.values()), inputs)
+    with failed_on(model, inputs):
+        closed = jax.make_jaxpr(forward)(list(arrays.values()), inputs)
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals), True)
     return jaxpr, closed.consts
 

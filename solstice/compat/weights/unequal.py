@@ -4,11 +4,15 @@ from collections.abc import Sequence
 
 from solstice.compat.weights.uses import Trace
 from solstice.errors import UnequalOutputsError
+from solstice.tree.names import few
 
 # Up to here, weights fit and something around them differs: an epsilon, the form of GELU.
 _HYPER_PARAMETERS = 1e-2
 # The same for weights drawn at random, with which such differences are larger.
 _HYPER_PARAMETERS_DRAWN = 1e-1
+_ELSEWHERE = (
+    "in an activation, the order of axes before a flatten, padding, or preprocessing of the inputs"
+)
 # Operations by which activations differ.
 _ACTIVATIONS = "cos", "erf", "erfc", "exp", "log1p", "logistic", "max", "sin", "tanh"
 
@@ -19,11 +23,24 @@ def explained(
     suspects: Sequence[str],
     epsilons: Sequence[float],
     *,
-    tries: int = 0,
+    tries: int | None = None,
+    fixed: int = 0,
     layer: str | None = None,
     where: str = "",
 ) -> UnequalOutputsError:
-    """Return the error for outputs that are too far apart, with the likely cause."""
+    """Return the error for outputs that are too far apart, with the likely cause.
+
+    Args:
+        found: How far apart they are.
+        tolerance: What is allowed.
+        suspects: Leaves that another array fits too, or this one in another layout.
+        epsilons: Of the network's norms.
+        tries: How many ways to match `load` has tried; None if it was not given outputs.
+        fixed: How many leaves it never tries otherwise, as their names are exact.
+        layer: The first layer that differs, if known.
+        where: Words about it.
+    """
+    some = few(list(dict.fromkeys(suspects)), 4)
     used = ", ".join(f"{one:g}" for one in dict.fromkeys(epsilons))
     if found <= _HYPER_PARAMETERS:
         why = (
@@ -31,20 +48,29 @@ def explained(
             f"the epsilon of a norm{f' (here {used})' if used else ''} or the variant of GELU "
             "(by tanh, or exact)"
         )
-    elif suspects:
-        few = ", ".join(suspects[:4]) + (", ..." if len(suspects) > 4 else "")
+    elif tries is not None and tries > 1:
+        of = f" of {some}" if suspects else ""
         why = (
-            f"Leaves may be swapped: {few} have the form of others, or fit in another layout. Pass "
-            "the outputs to load(..., example=inputs, outputs=outputs), which tries swaps, or name "
-            "them: rename="
+            f"{tries} ways to match and to lay out the arrays{of} were tried, and none gives "
+            f"these outputs. So the outputs are of other weights or inputs, or the networks "
+            f"differ: {_ELSEWHERE}. If only the match is wrong, name the layers: rename="
+        )
+    elif suspects and tries is None:
+        why = (
+            f"Leaves may be swapped: {some} have the form of others, or fit in "
+            f"another layout. Pass the outputs to load(..., example=inputs, outputs=outputs), "
+            f"which tries swaps, or name them: rename="
         )
     else:
         why = (
-            "Every leaf had one array that fits, so the networks differ: in an activation, the "
-            "order of axes before a flatten, padding, or preprocessing of the inputs"
+            f"Every leaf had one array that fits, so the outputs are of other weights or inputs, "
+            f"or the networks differ: {_ELSEWHERE}"
         )
-    if tries > 1:
-        why += f". {tries} assignments of layers with equal shapes were tried"
+    if fixed:
+        why += (
+            f". {fixed} arrays have exactly the model's own names and shapes; those are never "
+            f"swapped"
+        )
     return UnequalOutputsError(
         f"The loaded model's outputs are expected to be those given, up to {tolerance:g}; they "
         f"differ by {found:.2g} of the largest{where}. {why}.",

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from solstice.compat.weights.layers import prefix
+from solstice.compat.weights.layers import prefix, without_collection
 from solstice.compat.weights.uses import BIAS, MEAN, SCALE, VARIANCE, Use
 
 # Keras's files say the class of a layer, so `files/hdf5.py` can name its kernel by what it is.
@@ -56,6 +56,17 @@ def says_transposed(layer: str) -> bool:
     return "transpose" in own or "deconv" in own
 
 
+def may_be_alike(name: str, other: str, axes: int) -> bool:
+    """Return whether the last parts of two arrays' names allow one role.
+
+    >>> may_be_alike("bn/bias", "norm/offset", 1), may_be_alike("bn/bias", "norm/weight", 1)
+    (True, False)
+    """
+    vectors = VECTORS if axes > 1 else dict.fromkeys(OUT_IN, SCALE) | VECTORS
+    roles = {vectors.get(re.split(r"[./]", one)[-1]) for one in (name, other)}
+    return len(roles) == 1 or None in roles
+
+
 def says_layout(name: str) -> bool:
     """Return whether the last part of a name determines the layout.
 
@@ -103,7 +114,7 @@ class Entry:
     @property
     def layer(self) -> str:
         known = self.last in VECTORS or self.last in {*OUT_IN, *IN_OUT, *TABLES}
-        name = prefix(self.new) if known else self.new
+        name = without_collection(prefix(self.new) if known else self.new)
         return f"{name}/{self.within}" if self.within else name
 
     def use(self, role: str, index: np.ndarray) -> Use:

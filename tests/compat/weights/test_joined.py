@@ -84,6 +84,63 @@ ODD = {
 }  # fmt: skip
 
 
+SQUARE = normal(3, 3)
+HALVES = {
+    "the v of a weight norm": ("weight_v", "weight norm"),
+    "the g of a weight norm": ("weight_g", "weight norm"),
+    "a direction, parametrized": ("parametrizations.weight.original1", "weight norm"),
+    "a length, parametrized": ("parametrizations.weight.original0", "weight norm"),
+    "an original": ("weight_orig", "spectral norm"),
+    "an original, parametrized": ("parametrizations.weight.original", "parametrization of torch"),
+    "a vector": ("weight_u", "spectral norm"),
+    "a mask": ("weight_mask", "pruning"),
+}
+
+
+@pytest.mark.parametrize("case", HALVES)
+def test_a_half_is_never_taken_for_the_weight(case):
+    name, kind = HALVES[case]
+    model = compat.as_model(nn.Dense(3), X, key=0)
+    source = {"fc.bias": BIAS[:3], f"fc.{name}": SQUARE}
+    with pytest.raises(InvalidValueError, match=f"fc.{name}.* a(?: part of a)? {kind}") as told:
+        compat.load(model, source)
+    assert "rename=" not in str(told.value)
+    loaded, report = compat.load(model, source, strict=False)
+    assert "params/kernel" in report.missing
+    assert f"fc.{name}" in report.unused
+    assert kind in str(report)
+    np.testing.assert_array_equal(loaded.params["kernel"], model.params["kernel"])
+
+
+def test_a_half_of_a_convolution_leaves_its_kernel_missing():
+    model = compat.as_model(nn.Conv(4, (3, 3)), IMAGES, key=0)
+    source = {"c1.weight_v": normal(4, 4, 3, 3), "c1.bias": BIAS[:4]}
+    with pytest.raises(InvalidValueError, match=r"params/kernel .* part of a weight norm"):
+        compat.load(model, source)
+
+
+@pytest.mark.parametrize("bias", [BIAS, None])
+def test_a_pruned_bias_is_joined_and_its_half_is_no_bias(bias):
+    model, mask = compat.as_model(nn.Dense(5), X, key=0), np.float32([1, 0, 1, 1, 0])
+    source = {"fc.weight": V, "fc.bias_orig": BIAS}
+    if bias is None:
+        with pytest.raises(InvalidValueError, match=r"for params/bias .* other parts"):
+            compat.load(model, source)
+        return
+    _, report = compat.load(model, source | {"fc.bias_mask": mask})
+    assert report.check(X, X @ V.T + bias * mask) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["params/weight_v", "params.weight_v"])
+def test_a_half_whose_name_is_the_model_s_own_is_a_weight(name):
+    def init(key, x):
+        return {"weight_v": np.zeros((3, 5), np.float32)}
+
+    model = compat.FunctionModel(init, lambda p, x: x @ p["weight_v"], X, key=0)
+    _, report = compat.load(model, {name: V.T})
+    assert report.check(X, X @ V.T) < 1e-6
+
+
 @pytest.mark.parametrize("case", ODD)
 def test_parts_that_are_not_certain_are_an_error_that_says_what_to_do(case):
     parts, says = ODD[case]

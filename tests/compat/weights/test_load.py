@@ -274,12 +274,32 @@ def test_alike_layers_are_told_and_settled_by_outputs():
 def test_outputs_that_no_order_gives_are_an_error_with_the_number_of_tries():
     x = INPUTS["attention"]
     with pytest.raises(
-        UnequalOutputsError, match="2 assignments of layers with equal shapes were tried"
+        UnequalOutputsError, match=r"2 ways to match and to lay out the arrays of .* none gives"
     ) as e:
         compat.load(
             build("Linen", "attention", 1), ATTENTION, example=x, outputs=np.zeros((2, 5, 8))
         )
     assert e.value.difference > 1e-2
+    assert "outputs=outputs" not in str(e.value)
+    assert "Every leaf had one" not in str(e.value)
+
+
+def test_outputs_that_the_one_match_does_not_give_are_explained_without_swaps():
+    model = linen()
+    named = {name: np.asarray(leaf) for name, leaf in model_leaves(model).items()}
+    with pytest.raises(UnequalOutputsError, match="Every leaf had one array that fits, so") as told:
+        compat.load(model, named, example=X, outputs=mlp(MLP, X))
+    assert "6 arrays have exactly the model's own names and shapes; those are never" in str(
+        told.value
+    )
+    assert "were tried" not in str(told.value)
+
+
+def test_an_example_that_the_network_does_not_take_is_named():
+    ids = IDS.astype(np.float32)
+    with pytest.raises((TypeError, ValueError), match=r"integer|dtype") as told:
+        compat.load(compat.as_model(Twin(), IDS, key=0), TWIN, example=ids)
+    assert "FlaxModel failed on its example inputs, float32[3,5]." in told.value.__notes__[-1]
 
 
 class Twin(nn.Module):

@@ -58,12 +58,14 @@ class Source:
         arrays: By name, on the host.
         in_order: Whether the names are in the order in which the network defines them.
         notes: Remarks on the reading for the user.
+        parts: Arrays that are no weights by themselves, but parts of weights that are not known.
     """
 
     place: str
     arrays: dict[str, np.ndarray]
     in_order: bool
     notes: tuple[str, ...] = ()
+    parts: frozenset[str] = frozenset()
 
 
 def read(source: Any, name: str = "source") -> Source:

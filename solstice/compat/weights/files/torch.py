@@ -2,11 +2,12 @@
 
 import importlib
 import pickle
+import struct
 import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,22 @@ import numpy as np
 from solstice.arguments import describe
 from solstice.errors import InvalidTypeError, InvalidValueError, MissingPackageError
 from solstice.tree.tensors import damaged
+
+# Errors of torch for a file that was cut or changed. It may seek to before the start (OSError).
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    KeyError,
+    ValueError,
+    IndexError,
+    AttributeError,
+    OSError,
+    AssertionError,
+    MemoryError,
+    OverflowError,
+    TypeError,
+    struct.error,
+)
 
 
 def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
@@ -33,13 +50,27 @@ def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
             f"--index-url https://download.pytorch.org/whl/cpu. Or, on a machine with torch: "
             f"safetensors.torch.save_file(module.state_dict(), 'weights.safetensors')."
         ) from error
+    with path.open("rb") as file:
+        found = _content(torch, path, file)
+    if not isinstance(found, Mapping):
+        raise InvalidTypeError(
+            f"{path} is expected to hold a state dict, names with their tensors; it holds "
+            f"{describe(found)}. Save torch.save(module.state_dict(), path)."
+        )
+    return found, ()
+
+
+def _content(torch: Any, path: Path, file: BinaryIO) -> Any:
+    """Return what torch reads from an open file; see `read_torch` for the errors."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         why = next((line for line in lines if "GLOBAL" in line), "")
+        if why and not file.read(1):
+            raise damaged(path, "it is not a complete torch file (it ends early)") from error
         if not why:
             # torch also advises to read the file without `weights_only`, which runs its code.
             said = (line for line in lines if line.startswith("Unsupported"))
@@ -49,7 +80,7 @@ def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
             f"{path} is expected to hold tensors; it holds other objects, which are not unpickled: "
             f"that runs code. ({why}) Save torch.save(module.state_dict(), path)."
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError) as error:
+    except _DAMAGE as error:
         if "TorchScript" in str(error):
             raise InvalidValueError(
                 f"{path} is expected to hold tensors; it is a program of TorchScript. Save "
@@ -59,12 +90,6 @@ def read_torch(path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
         raise damaged(
             path, f"it is not a complete torch file ({why or 'it ends early'})"
         ) from error
-    if not isinstance(found, Mapping):
-        raise InvalidTypeError(
-            f"{path} is expected to hold a state dict, names with their tensors; it holds "
-            f"{describe(found)}. Save torch.save(module.state_dict(), path)."
-        )
-    return found, ()
 
 
 def is_tensor(leaf: object) -> bool:
