@@ -55,6 +55,9 @@ def nearest_exchange(
         return closer
 
     first = list(matches)
+    for assignment in (first, *_together(first)):
+        if nearer(assignment) and nearest <= TOLERANCE:
+            return best
     for every in (False, True):
         few = _many(first, every=every) <= _TRIES
         for assignment in _all(first, exchanged, every=every) if few else [first]:
@@ -101,6 +104,16 @@ def _all(
                 one if layout == one.layout else one.read(layout)
                 for one, layout in zip(ones, layouts, strict=True)
             ]
+
+
+def _together(matches: Sequence[Matched]) -> Iterator[list[Matched]]:
+    """Yield the assignments with flattened features in another order, the same in all layers."""
+    orders = [1 + max((way for _, way in one.layouts), default=0) for one in matches]
+    for way in range(1, max(orders, default=1)):
+        yield [
+            one.read(one.layout - one.layout % many + way % many) if many > 1 else one
+            for one, many in zip(matches, orders, strict=True)
+        ]
 
 
 def _moves(matches: Sequence[Matched], exchanged: _Exchange) -> Iterator[list[Matched]]:

@@ -13,6 +13,7 @@ from solstice.compat.weights.assign import Assignment, Match, assign, tied_pairs
 from solstice.compat.weights.cell_matches import CellMatch, match_cells
 from solstice.compat.weights.exchanges import Matched, ambiguous, nearest_exchange
 from solstice.compat.weights.files.sources import Source
+from solstice.compat.weights.flattened import flat_of
 from solstice.compat.weights.gates import find_gates
 from solstice.compat.weights.layers import prefix, traced_layers
 from solstice.compat.weights.layouts import Layouts, as_written
@@ -31,7 +32,7 @@ from solstice.compat.weights.roles import trace
 from solstice.compat.weights.transposed import says_groups
 from solstice.compat.weights.turned import turnings
 from solstice.compat.weights.unequal import explained
-from solstice.compat.weights.uses import MEAN, TRANSPOSED, VARIANCE, Trace
+from solstice.compat.weights.uses import LAYERS, MEAN, TRANSPOSED, VARIANCE, Trace
 from solstice.compat.weights.words import OUT_IN, is_ignored, says_layout
 from solstice.tree.kinds import is_typed_key
 from solstice.tree.pytree import PyTree
@@ -118,6 +119,10 @@ class Plan:
     def match_uses(self, inputs: PyTree) -> None:
         """Match the rest by the roles that a trace gives to leaves."""
         self._trace = trace(self.model, inputs)
+        named = {use.leaf for use in self._trace.uses if use.role in LAYERS} & set(self.by_name)
+        for use in self._trace.uses if not named else ():
+            if flat_of([use]):  # a library with other names may order the elements otherwise
+                self.by_name.pop(use.leaf, None)
         weights = {name: new for name, new in self.rest.items() if self._is_weight(name)}
         uses = [as_written(use) for use in self._trace.uses if use.leaf not in self.by_name]
         outside, cells = cells_of(uses)
@@ -277,9 +282,10 @@ class Plan:
         for pair in pairs:
             by_leaf.setdefault(pair.target.leaf, []).append(pair)
         doubts = {
-            match.target.main.leaf: match.doubt
+            use.leaf: match.doubt
             for match in self._found.matches
-            if self._how is None
+            for use in match.target.uses
+            if self._how is None and (use is match.target.main or flat_of([use]))
         }
         arrays = self.source.arrays
         shapes = {name: array.shape for name, array in arrays.items()}
