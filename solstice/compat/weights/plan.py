@@ -11,6 +11,7 @@ import numpy as np
 
 from solstice.compat.model import Model
 from solstice.compat.weights.assign import Assignment, Match, assign, tied_pairs
+from solstice.compat.weights.averaged import averages, holds_averages
 from solstice.compat.weights.cell_matches import CellMatch, match_cells
 from solstice.compat.weights.exchanges import Matched, ambiguous, nearest_exchange, undecided
 from solstice.compat.weights.files.sources import Source
@@ -36,6 +37,7 @@ from solstice.compat.weights.unequal import explained
 from solstice.compat.weights.uses import LAYERS, MEAN, TRANSPOSED, VARIANCE, Trace
 from solstice.compat.weights.words import OUT_IN, is_ignored, says_layout
 from solstice.tree.kinds import is_typed_key
+from solstice.tree.names import few
 from solstice.tree.pytree import PyTree
 
 # The largest difference, as a part of the largest output, that rounding may be.
@@ -119,14 +121,24 @@ class Plan:
         leaf = next((leaf for leaf in float_leaves(self.model) if leaf not in self.by_name), None)
         return leaf, next((name for name in self.rest if self._is_weight(name)), None)
 
-    def match_uses(self, inputs: PyTree) -> None:
-        """Match the rest by the roles that a trace gives to leaves."""
+    def match_uses(self, inputs: PyTree, *, averaged: bool = True) -> None:
+        """Match the rest by the roles that a trace gives to leaves.
+
+        Args:
+            inputs: Of the model.
+            averaged: Whether averages of other arrays are to be used too.
+        """
         self._trace = trace(self.model, inputs)
         named = {use.leaf for use in self._trace.uses if use.role in LAYERS} & set(self.by_name)
         for use in self._trace.uses if not named else ():
             if flat_of([use]):  # a library with other names may order the elements otherwise
                 self.by_name.pop(use.leaf, None)
         weights = {name: new for name, new in self.rest.items() if self._is_weight(name)}
+        if not averaged and not holds_averages(float_leaves(self.model)):
+            for name in (left := averages(weights, self.source.arrays)):
+                del weights[name]
+            if left:
+                self._notes.append(f"Averages of other arrays were left out: {few(left, 4)}.")
         uses = [as_written(use) for use in self._trace.uses if use.leaf not in self.by_name]
         outside, cells = cells_of(uses)
         arrays = self.source.arrays

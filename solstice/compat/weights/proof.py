@@ -38,7 +38,8 @@ def evaluation(model: Model, inputs: tuple[PyTree, ...]) -> Callable[[Arrays], P
 def difference(outputs: PyTree, reference: PyTree, *, least: float = 1.0) -> float:
     """Return the largest difference, as a part of the largest output (of 1, if that is greater).
 
-    With `least=0`, of the largest output alone, unless all are 0. Infinite if trees or shapes differ, or if one is finite where the other is not.
+    With `least=0`, of the largest output alone, unless all are 0. Infinite if trees or shapes
+    differ, or if one is finite where the other is not.
 
     >>> difference([np.ones(3)], [np.array([1, 1, 1.5])])
     0.3333333333333333
