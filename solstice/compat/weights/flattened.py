@@ -58,6 +58,47 @@ def _reordered(use: Use, wanted: tuple[int, ...], *, first_was_last: bool) -> Us
     return dataclasses.replace(use, index=use.index[order.reshape(-1)])
 
 
+def aligned(target: Use, source: Use, way: int) -> Use:
+    """Return a source's use with its rows and columns in the target's order; both are traced.
+
+    Args:
+        target: Which the source's goes to.
+        source: Of the same role and shape.
+        way: Which of the likely orders it is, counted from 0.
+    """
+    index = source.index
+    sides = (0, target.rows, source.rows), (-1, target.columns, source.columns)
+    for axis, ours, its in sides:
+        if len(ours) != len(its) or [one.size for one in ours] != [one.size for one in its]:
+            continue
+        starts = itertools.accumulate((flat.size for flat in ours), initial=0)
+        for start, mine, other in zip(starts, ours, its, strict=False):
+            index = _turned(index, axis, start, mine.sizes, other.sizes, way)
+    return dataclasses.replace(source, index=index)
+
+
+def _turned(
+    index: np.ndarray,
+    axis: int,
+    start: int,
+    wanted: tuple[int, ...],
+    sizes: tuple[int, ...],
+    way: int,
+) -> np.ndarray:
+    """Return an index with one block of an axis in the order of the wanted axes."""
+    size = math.prod(sizes)
+    orders = [np.arange(size)] if sizes == wanted else []
+    for last in (False, True):
+        if len(sizes) > 1 and sizes == _before(wanted, first_was_last=last):
+            move = (-1, 0) if last else (0, -1)
+            orders.append(np.moveaxis(np.arange(size).reshape(sizes), *move).reshape(-1))
+    if not orders:
+        return index
+    places = np.arange(index.shape[axis])
+    places[start : start + size] = start + orders[min(way, len(orders) - 1)]
+    return np.take(index, places, axis)
+
+
 def channels_at(kernels: Sequence[tuple[int, int, int]]) -> Callable[[int, bool], int]:
     """Return what gives, for a step, how many channels the last convolution until then gave.
 

@@ -1,6 +1,8 @@
 """What runs along flattened features is reordered, wherever in a network it stands."""
 
+import equinox as eqx
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -148,3 +150,32 @@ def test_features_that_become_an_image_are_reordered(channels):
         assert not report.ambiguous
     _, settled = compat.load(model, state, example=z, outputs=expected)
     assert settled.check(z, expected) < 1e-5
+
+
+class DecoderFirst(eqx.Module):
+    """Images from a vector, with channels first inside."""
+
+    fc: eqx.nn.Linear
+    norm: eqx.nn.LayerNorm
+    conv: eqx.nn.Conv2d
+    channels: int
+
+    def __init__(self, channels):
+        self.fc = eqx.nn.Linear(7, 9 * channels, key=jax.random.key(0))
+        self.norm = eqx.nn.LayerNorm(9 * channels)
+        self.conv = eqx.nn.Conv2d(channels, 4, 1, key=jax.random.key(1))
+        self.channels = channels
+
+    def __call__(self, z):
+        x = jax.nn.relu(self.norm(self.fc(z))).reshape(self.channels, 3, 3)
+        return self.conv(x).transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("channels", [5, 3])
+def test_features_that_become_an_image_are_converted_both_ways(channels):
+    z = normal(2, 7)
+    last = compat.as_model(Decoder(channels), z, key=0)
+    first = compat.as_model(DecoderFirst(channels))
+    for model, like in ((first, last), (last, first)):
+        converted = compat.convert(model, like=like, example=z)
+        np.testing.assert_allclose(converted(2 * z)[0], model(2 * z)[0], rtol=1e-5, atol=1e-5)
