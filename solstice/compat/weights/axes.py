@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 
 from solstice.compat.weights.uses import Flat
 
+# From a step, whether what comes later counts, and the number of axes, to the channels there.
+Channels = Callable[[int, bool, int], int]
+
 
 class Axis:
     """An axis of a value.
@@ -55,7 +58,7 @@ class Axis:
         if not root._is_known:
             root._sizes, root._step, root._later = sizes, step, True
 
-    def flat(self, size: int, channels: Callable[[int, bool], int]) -> tuple[Flat, ...]:
+    def flat(self, size: int, channels: Channels) -> tuple[Flat, ...]:
         """Return what lies along the axis: empty if no flattened features do.
 
         Args:
@@ -67,7 +70,7 @@ class Axis:
             found = tuple(flat for part, one in root._parts for flat in one.flat(part, channels))
             return found if any(len(flat.sizes) > 1 for flat in found) else ()
         if len(root._sizes) > 1:
-            return (Flat(root._sizes, channels(root._step, root._later)),)
+            return (Flat(root._sizes, channels(root._step, root._later, len(root._sizes))),)
         return (Flat((size,), 0),)
 
 

@@ -6,10 +6,11 @@ torch and Equinox flatten channels first, the others last.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from solstice.compat.weights.axes import Channels
 from solstice.compat.weights.uses import MATRIX, Flat, Use
 
 
@@ -99,19 +100,22 @@ def _turned(
     return np.take(index, places, axis)
 
 
-def channels_at(kernels: Sequence[tuple[int, int, int]]) -> Callable[[int, bool], int]:
+def channels_at(kernels: Sequence[tuple[int, int, int]]) -> Channels:
     """Return what gives, for a step, how many channels the last convolution until then gave.
 
-    With True, how many the next one takes. Both are 0 where there is none.
+    With True, how many the next one takes. Both are 0 where there is none. The third argument is
+    the number of axes: what becomes two and goes into a matrix next is split into heads.
 
     Args:
-        kernels: Of each convolution, in order, its step, and its channels before and after.
+        kernels: Of each convolution, in order, its step, and its channels before and after; both
+            are 0 of a matrix.
     """
 
-    def channels(at: int, later: bool) -> int:
+    def channels(at: int, later: bool, axes: int) -> int:
         if later:
-            return next((before for step, before, _ in kernels if step > at), 0)
-        return next((after for step, _, after in reversed(kernels) if step <= at), 0)
+            rest = [before for step, before, _ in kernels if step > at]
+            return next(filter(None, rest[:1] if axes == 2 else rest), 0)
+        return next((after for step, _, after in reversed(kernels) if step <= at and after), 0)
 
     return channels
 

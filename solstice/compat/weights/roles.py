@@ -121,7 +121,7 @@ class _Walk:
         self._loops = 0
         self._step = -1
         self._unrolled = 0
-        # Of each convolution, its step, and its channels before and after.
+        # Of each convolution, its step, and its channels before and after; 0 of a matrix.
         self._kernels: list[tuple[int, int, int]] = []
         # By the places of uses, the axes that their rows and columns run along.
         self._axes: dict[int, tuple[Axis, Axis]] = {}
@@ -268,6 +268,7 @@ class _Walk:
             rows = int(np.prod(index.shape[len(batch) : len(batch) + len(contracted)]))
             index = index.reshape(*head, rows, -1)
             role = MATRICES if batch else MATRIX
+            self._kernels.append((self._step, 0, 0))
             if not batch:
                 shape: Any = eqn.invars[1 - place].aval
                 theirs = p["dimension_numbers"][0][1 - place]
@@ -326,7 +327,8 @@ class _Walk:
         """Return the axis that a product sums over, or one made of several."""
         if len(summed) == 1:
             return axes[summed[0]]
-        return Axis(tuple(shape[k] for k in sorted(summed) if shape[k] > 1), self._step)
+        sizes = tuple(shape[k] for k in sorted(summed) if shape[k] > 1)
+        return Axis(sizes if len(sizes) > 2 else (), self._step)  # two may be heads
 
     def _note(
         self,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from solstice import compat
+from solstice.compat.weights.leaves import model_leaves
 
 RNG = np.random.default_rng(0)
 EPSILON = 1e-5
@@ -179,3 +180,31 @@ def test_features_that_become_an_image_are_converted_both_ways(channels):
     for model, like in ((first, last), (last, first)):
         converted = compat.convert(model, like=like, example=z)
         np.testing.assert_allclose(converted(2 * z)[0], model(2 * z)[0], rtol=1e-5, atol=1e-5)
+
+
+class Heads(nn.Module):
+    """Attention between convolutions that have as many channels as a head."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (1,), name="before")(x)
+        parts = [nn.Dense(8, name=name)(x).reshape(*x.shape[:2], 2, 4) for name in "qkv"]
+        x = nn.dot_product_attention(*parts)
+        x = nn.DenseGeneral(4, axis=(-2, -1), name="out")(x)
+        return nn.Conv(3, (1,), name="after")(x)
+
+
+def test_heads_beside_convolutions_are_no_flattened_features():
+    x = normal(2, 5, 3)
+    model = compat.as_model(Heads(), x, key=0)
+    source = {name: np.asarray(leaf) for name, leaf in model_leaves(model).items()}
+    state = {}
+    for name, leaf in source.items():
+        layer, word = name.removeprefix("params/").split("/")
+        if word == "bias":
+            state[f"{layer}.bias"] = leaf
+        else:
+            matrix = leaf.reshape(-1, leaf.shape[-1]).T
+            state[f"{layer}.weight"] = matrix[..., None] if leaf.shape[0] == 1 else matrix
+    _, report = compat.load(compat.as_model(Heads(), x, key=1), state)
+    assert report.check(x, model(x)[0]) < 1e-5
