@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from solstice.compat.weights.flattened import laid
 from solstice.compat.weights.layers import Layer, normal, signature_of, without_numbers
 from solstice.compat.weights.pairs import BY_LIKENESS, BY_NAME, BY_USE, TIED, Pair
 from solstice.compat.weights.uses import MATRIX, MEAN, TABLE, TRANSPOSED, VARIANCE, Use
@@ -47,9 +48,11 @@ class Match:
         uses: How the source's layer is interpreted.
         how: How it was found.
         group: Which matches it could be exchanged with; None if a name decided.
-        layouts: What gives its first use as it may be read, the likeliest first.
+        layouts: Its first use as it may be read, the likeliest first, and in which order the
+            source has flattened features.
         layout: Which of them it is.
         doubt: Why another layout could be meant; empty if none could.
+        channels_first: Whether the source's library flattens channels first.
     """
 
     target: Layer
@@ -57,9 +60,10 @@ class Match:
     uses: tuple[Use, ...]
     how: str
     group: Any = None
-    layouts: tuple[Callable[[], Use], ...] = ()
+    layouts: tuple[tuple[Use, int], ...] = ()
     layout: int = 0
     doubt: str = ""
+    channels_first: bool = False
 
     @property
     def leaf(self) -> str:
@@ -73,7 +77,7 @@ class Match:
 
     def read(self, layout: int) -> "Match":
         """Return the match with its source read in another layout."""
-        uses = (self.layouts[layout](), *self.uses[1:])
+        uses = (self.layouts[layout][0], *self.uses[1:])
         return dataclasses.replace(self, uses=uses, layout=layout)
 
     def pairs(self, others: tuple[str, ...] = ()) -> list[Pair]:
@@ -85,7 +89,9 @@ class Match:
         for use in self.target.uses:
             if found := left[use.role, use.shape]:
                 # Each network keeps its own factor and shift.
-                plain = dataclasses.replace(found.pop(0), factor=use.factor, shift=use.shift)
+                way = self.layouts[self.layout][1] if self.layouts else 0
+                its = laid(use, found.pop(0), way, channels_first=self.channels_first)
+                plain = dataclasses.replace(its, factor=use.factor, shift=use.shift)
                 pairs.append(Pair(use, (plain,), self.how, others))
         return pairs
 

@@ -164,6 +164,7 @@ def _by_words(ours: Sequence[str], theirs: Sequence[str]) -> list[int] | None:
 def _words(name: str) -> set[str]:
     """Return the words of a cell's name that tell it from others."""
     words = {"backward" if _BACKWARD.search(name) else "forward"}
+    name = re.sub(r"_l\d+(_reverse)?$", "", name)  # torch's number of a layer in a module
     return words | {part for part in normal(name) if not _COMMON.fullmatch(part)}
 
 

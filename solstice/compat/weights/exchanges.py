@@ -12,6 +12,8 @@ from solstice.compat.weights.proof import TOLERANCE
 
 # How many assignments are tried.
 _TRIES = 200
+# Up to how many alike layers every two are exchanged to see whether outputs decided.
+_FEW = 4
 Matched = Match | CellMatch
 _Exchange = Callable[[Any, Any], Matched]
 
@@ -27,8 +29,8 @@ def ambiguous(matches: Iterable[Matched]) -> list[list[Matched]]:
 
 def nearest_exchange(
     matches: Sequence[Matched], far: Callable[[list[Matched]], float], exchanged: _Exchange
-) -> list[Matched] | None:
-    """Return the first assignment that is close enough.
+) -> list[Matched]:
+    """Return the first assignment that is close enough, or the nearest one.
 
     If they are few, all orders of layers of equal shapes are tried: with the layouts that are in
     doubt, then with all layouts that fit. If they are many, the nearest one is changed in one place
@@ -55,6 +57,9 @@ def nearest_exchange(
         return closer
 
     first = list(matches)
+    for assignment in (first, *_together(first)):
+        if nearer(assignment) and nearest <= TOLERANCE:
+            return best
     for every in (False, True):
         few = _many(first, every=every) <= _TRIES
         for assignment in _all(first, exchanged, every=every) if few else [first]:
@@ -62,8 +67,32 @@ def nearest_exchange(
                 return best
     while any(map(nearer, _moves(best, exchanged))):
         if nearest <= TOLERANCE:
-            return best
-    return None
+            break
+    return best
+
+
+def undecided(
+    matches: Sequence[Matched],
+    fits: Callable[[list[Matched]], bool],
+    exchanged: _Exchange,
+) -> list[Matched]:
+    """Return the matches that were in question and could be changed: the outputs fit as well.
+
+    Of many alike layers, only neighbours are exchanged.
+
+    Args:
+        matches: An assignment that gives the right outputs.
+        fits: Whether another one gives them too, from other numbers.
+        exchanged: Returns the first match with the source of the second.
+    """
+    found: list[Matched] = []
+    moves = itertools.chain(_together(matches), _moves(matches, exchanged, every=False))
+    for other in moves:
+        changed = [one for one, new in zip(matches, other, strict=True) if one is not new]
+        asked = [one for one in changed if one.group is not None or one.doubt]
+        if asked and any(one not in found for one in asked) and fits(other):
+            found += [one for one in asked if one not in found]
+    return found
 
 
 def _open(match: Matched, *, every: bool) -> bool:
@@ -103,16 +132,34 @@ def _all(
             ]
 
 
-def _moves(matches: Sequence[Matched], exchanged: _Exchange) -> Iterator[list[Matched]]:
-    """Yield the assignments that differ in two alike layers, or in one layout, from one."""
+def _together(matches: Sequence[Matched]) -> Iterator[list[Matched]]:
+    """Yield the assignments with flattened features in another order, the same in all layers."""
+    orders = [1 + max((way for _, way in one.layouts), default=0) for one in matches]
+    for way in range(1, max(orders, default=1)):
+        yield [
+            one.read(one.layout - one.layout % many + way % many) if many > 1 else one
+            for one, many in zip(matches, orders, strict=True)
+        ]
+
+
+def _moves(
+    matches: Sequence[Matched], exchanged: _Exchange, *, every: bool = True
+) -> Iterator[list[Matched]]:
+    """Yield the assignments that differ in two alike layers, or in one layout, from one.
+
+    If `every` is False, only layouts that are in doubt are changed, and of many alike layers only
+    neighbours.
+    """
 
     def changed(*changes: tuple[Matched, Matched]) -> list[Matched]:
         return [next((new for old, new in changes if old is match), match) for match in matches]
 
     for group in ambiguous(matches):
-        for one, other in itertools.combinations(group, 2):
+        near = not every and len(group) > _FEW
+        pairs = itertools.pairwise(group) if near else itertools.combinations(group, 2)
+        for one, other in pairs:
             yield changed((one, exchanged(one, other)), (other, exchanged(other, one)))
     for match in matches:
-        for layout in range(len(match.layouts)):
+        for layout in range(len(match.layouts) if _open(match, every=every) else 0):
             if layout != match.layout:
                 yield changed((match, match.read(layout)))

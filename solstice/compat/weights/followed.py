@@ -6,6 +6,7 @@ with a known number only move the elements of leaves: `moved` does that, and any
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
+from solstice.compat.weights.axes import Axis
 from solstice.tree.programs import bind
 
 
@@ -58,7 +60,7 @@ class Flow:
         parts: If it was just concatenated, along which axis, and the parts with their sizes.
         epsilon: A constant that was just added.
         uses: Places in the walk's uses of the matrices and biases that it is linear in.
-        merged: The sizes of axes that were just made one.
+        axes: Its axes; empty if they are not known.
         fixed: Whether it is computed from leaves alone, as what a norm in evaluation multiplies by.
     """
 
@@ -66,7 +68,7 @@ class Flow:
     parts: tuple[int, tuple[tuple[int, str], ...]] | None = None
     epsilon: float | None = None
     uses: tuple[int, ...] = ()
-    merged: tuple[int, ...] = ()
+    axes: tuple[Axis, ...] = ()
     fixed: bool = False
 
 
@@ -213,13 +215,40 @@ def distinct(index: np.ndarray) -> np.ndarray:
     return flat[np.sort(first)]
 
 
-def merged_sizes(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the sizes of the last axes that a reshape makes one, without those of one element."""
-    kept = len(after) - 1
-    if len(before) - kept < 2 or before[:kept] != after[:kept]:
-        return ()
-    sizes = tuple(size for size in before[kept:] if size > 1)
-    return sizes if len(sizes) > 1 else ()
+def axes_of(value: Value, shape: tuple[int, ...]) -> tuple[Axis, ...]:
+    """Return the axes of a value, new ones where they are not known."""
+    if isinstance(value, Flow) and len(value.axes) == len(shape):
+        return value.axes
+    return tuple(Axis() for _ in shape)
+
+
+def reshaped(
+    axes: tuple[Axis, ...], before: tuple[int, ...], after: tuple[int, ...], step: int
+) -> tuple[Axis, ...]:
+    """Return the axes after a reshape, and note what it makes one, or several."""
+    made: list[Axis] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        first, last = i, j
+        i, j = min(i + 1, len(before)), min(j + 1, len(after))
+        ours, its = math.prod(before[first:i]), math.prod(after[last:j])
+        while ours != its:
+            if (ours < its and i < len(before)) or j == len(after):
+                i += 1
+            else:
+                j += 1
+            ours, its = math.prod(before[first:i]), math.prod(after[last:j])
+        held = [place for place in range(first, i) if before[place] > 1]
+        given = [place for place in range(last, j) if after[place] > 1]
+        kept = None
+        if len(held) == len(given) == 1:
+            kept = axes[held[0]]
+        elif len(given) == 1:
+            kept = Axis(tuple(before[place] for place in held), step)
+        elif len(held) == 1:
+            axes[held[0]].split(tuple(after[place] for place in given), step)
+        made += [kept if kept and place in given else Axis() for place in range(last, j)]
+    return tuple(made)
 
 
 def is_fixed(ins: Sequence[Value]) -> bool:

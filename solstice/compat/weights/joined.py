@@ -21,7 +21,8 @@ _OLD = re.compile(
     r"((?:.*[./])?(?:\w*weight\w*|\w*bias\w*(?=_orig$|_mask$)))(_g|_v|_u|_orig|_mask)$"
 )
 _NEW = re.compile(r"(.*[./])?parametrizations[./](\w+)[./](original[01]?|\d+\.\w+)$")
-_CLOSE, _APART = 0.1, 0.3
+# How far a vector may be along the right axis, and is more than three times that along another.
+_CLOSE, _APART = 0.1, 0.01
 
 
 def joined(source: Source, own: Set[str]) -> tuple[Source, list[str]]:
@@ -87,21 +88,28 @@ def _weight_norm(v: np.ndarray, g: np.ndarray) -> np.ndarray | str:
 
 
 def _spectral_norm(weight: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray | str:
-    """Return w / (u . W v), with W's rows along axis 0, or 1 if it is of a transposed convolution.
+    """Return w / (u . W v), with W's rows along axis 0, or 1 as of a transposed convolution.
 
-    Where shapes allow both, u is near to W v, up to its length, along the right one alone.
+    Where shapes allow both, u is near to W v, or v to W' u, up to its length, along the right one
+    alone.
     """
     found: list[tuple[float, np.ndarray]] = []
     for axis in range(min(weight.ndim, 2)):
         rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
         if rows.shape == (u.size, v.size):
-            product = rows @ v
-            far = np.linalg.norm(u - product / np.linalg.norm(product))
-            found.append((float(far), weight / (u @ product)))
-    found = found[:1] if weight.ndim == 2 else sorted(found, key=lambda one: one[0])
-    if not found or (len(found) > 1 and (found[0][0] > _CLOSE or found[1][0] < _APART)):
+            far = min(_distance(u, rows @ v), _distance(v, u @ rows))
+            found.append((far, weight / (u @ rows @ v)))
+    found.sort(key=lambda one: one[0])
+    if len(found) == 1 or (len(found) > 1 and np.allclose(found[0][1], found[1][1], rtol=1e-6)):
+        return found[0][1]
+    if not found or found[0][0] > _CLOSE or found[1][0] < 3 * found[0][0] + _APART:
         return "its shapes and numbers do not say along which axis."
     return found[0][1]
+
+
+def _distance(vector: np.ndarray, product: np.ndarray) -> float:
+    """Return how far a vector is from a product of length 1."""
+    return float(np.linalg.norm(vector - product / np.linalg.norm(product)))
 
 
 def _pruned(weight: np.ndarray, mask: np.ndarray) -> np.ndarray | str:

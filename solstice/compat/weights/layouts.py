@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from solstice.compat.weights.assign import Match
-from solstice.compat.weights.flattened import channels_before, row_orders
+from solstice.compat.weights.flattened import doubt_of, ways
 from solstice.compat.weights.layers import prefix
-from solstice.compat.weights.uses import CONV, MATRIX, TRANSPOSED, Trace, Use
+from solstice.compat.weights.uses import CONV, LAYERS, MATRIX, TRANSPOSED, Trace, Use
 from solstice.compat.weights.words import is_out_in, says_layout, says_transposed
 
 
@@ -30,7 +30,9 @@ class Layouts:
         self, trace: Trace, matches: Sequence[Match], shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
         self._shapes = shapes
-        self._channels = channels_before(trace.uses)
+        self._channels_first = any(
+            is_out_in(match.leaf) for match in matches if match.uses[0].role in LAYERS
+        )
         self._hinted = trace.padded_in_full
         # Matrices called "weight" that are no squares say whether they are (out, in), as torch's,
         # or (in, out), as some of GPT-2's.
@@ -40,17 +42,15 @@ class Layouts:
 
     def of(self, match: Match) -> Match:
         """Return a match with its layouts, and the doubt about the likeliest one, if any."""
-        target = match.target.main
         found, doubt = self._kernels(match)
-        orders = [
-            row_orders(
-                target, use, self._channels.get(target.step, 0), channels_first=is_out_in(use.leaf)
-            )
-            for use in found
-        ]
-        layouts = tuple(use for some, _ in orders for use in some)
-        doubt = doubt or orders[0][1]
-        return dataclasses.replace(match, layouts=layouts, doubt=doubt).read(0)
+        orders = ways(match.target.uses)
+        layouts = tuple((use, way) for use in found for way in range(orders))
+        return dataclasses.replace(
+            match,
+            layouts=layouts,
+            doubt=doubt or doubt_of(match.target.uses),
+            channels_first=self._channels_first,
+        ).read(0)
 
     def _is_weight(self, use: Use) -> bool:
         shape = self._shapes.get(use.leaf, ())

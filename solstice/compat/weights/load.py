@@ -55,7 +55,8 @@ def load(
         rename: New names for arrays before they are matched: from regular expressions, which match
             anywhere in a name, to their replacements, or to None to drop the array; or a function
             from a name to the new one, or to None. The old name determines the layout.
-        strict: Whether leftovers on either side are an error; otherwise the report lists them.
+        strict: Whether leftovers on either side are an error; otherwise the report lists them, and
+            averages of other arrays (`ema.`, `model_ema.`) are left out.
         outputs: The original network's outputs for `example`, in evaluation; `example` must then be
             arrays. Layers of equal shapes are swapped until the model gives the same outputs.
 
@@ -115,7 +116,7 @@ def load(
                 f"not know the shapes of its inputs. Pass load(..., example=x), or rename the "
                 f"arrays: rename=."
             )
-        plan.match_uses(inputs)
+        plan.match_uses(inputs, averaged=strict)
     if outputs is not None:
         plan.settle(as_inputs(example), outputs)
     with warnings.catch_warnings():

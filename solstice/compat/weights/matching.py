@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from solstice.compat.weights.flattened import likely_rows
+from solstice.compat.weights.flattened import aligned, likely_rows
 from solstice.compat.weights.layers import Signature, signature_of
 from solstice.compat.weights.pairs import BY_USE, Pair
 from solstice.compat.weights.recurrent import Cell, cells_of, pairings_of_cells
@@ -27,6 +27,7 @@ from solstice.compat.weights.uses import LAYERS, MEAN, VARIANCE, Use
 from solstice.errors import InvalidValueError
 
 _T = TypeVar("_T")
+_WAYS = 3  # in how many orders flattened features may be
 _SWAPS = 100  # how many other orders of alike layers are proposed
 
 
@@ -65,8 +66,25 @@ def candidates(target: Sequence[Use], source: Sequence[Use]) -> Iterator[tuple[P
            [2., 5.],
            [3., 6.]])}
     """
+    yield from _aligned(target, source)
     for turned in likely_rows(target, source):
         yield from _candidates(target, turned)
+
+
+def _aligned(target: Sequence[Use], source: Sequence[Use]) -> Iterator[tuple[Pair, ...]]:
+    """Yield the likeliest pairing with all that runs along flattened features reordered."""
+    if not any(use.columns or len(use.rows) > 1 for use in target):
+        return
+    for pairs in itertools.islice(_candidates(target, source), 1):
+        for way in range(_WAYS):
+            yield tuple(
+                dataclasses.replace(
+                    pair, sources=tuple(aligned(pair.target, use, way) for use in pair.sources)
+                )
+                if len(pair.sources) == 1
+                else pair
+                for pair in pairs
+            )
 
 
 def _candidates(target: Sequence[Use], source: Sequence[Use]) -> Iterator[tuple[Pair, ...]]:

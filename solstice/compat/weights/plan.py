@@ -1,5 +1,6 @@
 """Decides what goes where in `compat.load`: by names first, then by a trace, then by outputs."""
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +12,11 @@ import numpy as np
 from solstice.compat.model import Model
 from solstice.compat.weights.assign import Assignment, Match, assign, tied_pairs
 from solstice.compat.weights.averages import numbered_averages
+from solstice.compat.weights.ema import averages, holds_averages
 from solstice.compat.weights.cell_matches import CellMatch, match_cells
-from solstice.compat.weights.exchanges import Matched, ambiguous, nearest_exchange
+from solstice.compat.weights.exchanges import Matched, ambiguous, nearest_exchange, undecided
 from solstice.compat.weights.files.sources import Source
+from solstice.compat.weights.flattened import flat_of
 from solstice.compat.weights.gates import find_gates
 from solstice.compat.weights.layers import prefix, traced_layers
 from solstice.compat.weights.layouts import Layouts, as_written
@@ -32,11 +35,14 @@ from solstice.compat.weights.roles import trace
 from solstice.compat.weights.transposed import says_groups
 from solstice.compat.weights.turned import turnings
 from solstice.compat.weights.unequal import explained
-from solstice.compat.weights.uses import MEAN, TRANSPOSED, VARIANCE, Trace
+from solstice.compat.weights.uses import LAYERS, MEAN, TRANSPOSED, VARIANCE, Trace
 from solstice.compat.weights.words import OUT_IN, is_ignored, says_layout
 from solstice.tree.kinds import is_typed_key
+from solstice.tree.names import few
 from solstice.tree.pytree import PyTree
 
+# The largest difference, as a part of the largest output, that rounding may be.
+_COARSE = 1e-3
 # Kinds of matches that are certain.
 _SURE = (BY_NAME, BY_GATES)
 
@@ -116,10 +122,24 @@ class Plan:
         leaf = next((leaf for leaf in float_leaves(self.model) if leaf not in self.by_name), None)
         return leaf, next((name for name in self.rest if self._is_weight(name)), None)
 
-    def match_uses(self, inputs: PyTree) -> None:
-        """Match the rest by the roles that a trace gives to leaves."""
+    def match_uses(self, inputs: PyTree, *, averaged: bool = True) -> None:
+        """Match the rest by the roles that a trace gives to leaves.
+
+        Args:
+            inputs: Of the model.
+            averaged: Whether averages of other arrays are to be used too.
+        """
         self._trace = trace(self.model, inputs)
+        named = {use.leaf for use in self._trace.uses if use.role in LAYERS} & set(self.by_name)
+        for use in self._trace.uses if not named else ():
+            if flat_of([use]):  # a library with other names may order the elements otherwise
+                self.by_name.pop(use.leaf, None)
         weights = {name: new for name, new in self.rest.items() if self._is_weight(name)}
+        if not averaged and not holds_averages(float_leaves(self.model)):
+            for name in (left := averages(weights, self.source.arrays)):
+                del weights[name]
+            if left:
+                self._notes.append(f"Averages of other arrays were left out: {few(left, 4)}.")
         uses = [as_written(use) for use in self._trace.uses if use.leaf not in self.by_name]
         outside, cells = cells_of(uses)
         arrays = self.source.arrays
@@ -156,32 +176,59 @@ class Plan:
         run, floats = evaluation(base, inputs), float_leaves(base)
         best, tries = math.inf, 0
 
+        def given(matches: list[Matched]) -> dict[str, np.ndarray]:
+            return values(self._pairs(matches), self.source.arrays, floats)
+
+        def gap(matches: list[Matched], least: float = 0.0) -> float:
+            found = run(floats | given(matches))
+            return difference(found, as_expected(outputs, found), least=least)
+
         def far(matches: list[Matched]) -> float:
             nonlocal best, tries
             tries += 1
-            given = values(self._pairs(matches), self.source.arrays, floats)
-            found = run(floats | given)
-            best = min(best, gap := difference(found, as_expected(outputs, found)))
-            return gap
+            best = min(best, found := gap(matches))
+            return found
 
         def exchanged(one: Any, other: Any) -> Matched:
             new = one.exchanged(other)
             return self._layouts.of(new) if self._layouts and isinstance(new, Match) else new
 
         matches = nearest_exchange(self._all, far, exchanged)
-        groups = ambiguous(matches or self._all)
-        doubts = any(match.doubt for match in self._all)
-        if matches is None:
+        groups = ambiguous(matches)
+        doubts = any(match.doubt for match in matches)
+        # Small outputs of large numbers are not exact.
+        absolute = gap(matches, 1.0)
+        if best > TOLERANCE and (absolute > TOLERANCE or best > _COARSE):
             suspects = [
                 pair.target.leaf for group in groups for one in group for pair in one.pairs()
             ]
-            suspects += [match.pairs()[0].target.leaf for match in self._all if match.doubt]
+            suspects += [match.pairs()[0].target.leaf for match in matches if match.doubt]
             epsilons = self._trace.epsilons if self._trace else ()
+            shown = absolute if absolute > TOLERANCE else best
             fixed = len(self.by_name)
-            raise explained(best, TOLERANCE, suspects, epsilons, tries=tries, fixed=fixed)
-        self._found.matches[:] = [one for one in matches if isinstance(one, Match)]
-        self._cells = [one for one in matches if isinstance(one, CellMatch)]
+            raise explained(shown, TOLERANCE, suspects, epsilons, tries=tries, fixed=fixed)
+        numbers = given(matches)
+
+        def fits(other: list[Matched]) -> bool:
+            new = given(other)
+            same = all(np.array_equal(new[leaf], numbers[leaf]) for leaf in new)
+            return not same and gap(other) <= max(TOLERANCE, 10 * best)
+
+        left = undecided(matches, fits, exchanged)
+        settled = [
+            one if one in left else dataclasses.replace(one, group=None, doubt="")
+            for one in matches
+        ]
+        self._found.matches[:] = [one for one in settled if isinstance(one, Match)]
+        self._cells = [one for one in settled if isinstance(one, CellMatch)]
         self._how = BY_OUTPUTS if tries > 1 or groups or doubts else ""
+        if left:
+            self._notes.append(
+                f"The given outputs do not decide about {len(left)} layers, such as that of "
+                f"{left[0].pairs()[0].target.leaf!r}: another assignment gives the same. Pass an "
+                f"example with more, and more varied, numbers."
+            )
+            return
         if groups:
             self._notes.append(
                 f"The given outputs decided between layers of equal shapes, at try {tries}."
@@ -196,8 +243,7 @@ class Plan:
             ValueError: Something is unmatched on either side, and `strict` is True.
         """
         pairs, base = self._pairs(self._all), self._based()
-        if self._how is None:
-            self._notes += dict.fromkeys(match.doubt for match in self._all if match.doubt)
+        self._notes += dict.fromkeys(match.doubt for match in self._all if match.doubt)
         leaves, floats = model_leaves(base), float_leaves(base)
         loaded = with_leaves(base, values(pairs, self.source.arrays, floats))
         if self._has_statistics(pairs):
@@ -236,7 +282,7 @@ class Plan:
     def _pairs(self, matches: Sequence[Matched]) -> list[Pair]:
         """Return all pairs, with what could have been meant as well."""
         others: dict[int, tuple[str, ...]] = {}
-        for group in ambiguous(matches) if self._how is None else []:
+        for group in ambiguous(matches):
             mains = list(dict.fromkeys(match.leaf for match in group))
             for match in group:
                 others[id(match)] = tuple(one for one in mains if one != match.leaf)
@@ -283,9 +329,10 @@ class Plan:
         for pair in pairs:
             by_leaf.setdefault(pair.target.leaf, []).append(pair)
         doubts = {
-            match.target.main.leaf: match.doubt
+            use.leaf: match.doubt
             for match in self._found.matches
-            if self._how is None
+            for use in match.target.uses
+            if use is match.target.main or flat_of([use])
         }
         arrays = self.source.arrays
         shapes = {name: array.shape for name, array in arrays.items()}
@@ -297,8 +344,10 @@ class Plan:
                 names = list(dict.fromkeys(use.leaf for pair in some for use in pair.sources))
                 lines = [line for pair in some for line in turnings(pair, shapes, wanted)]
                 turned = lines[0] if len(lines) == 1 else f"{len(lines)} parts"
-                how = self._how if self._how and some[0].how not in _SURE else some[0].how
                 others = tuple(dict.fromkeys(one for pair in some for one in pair.others))
+                how = some[0].how
+                if self._how and how not in _SURE and not (others or doubts.get(leaf)):
+                    how = self._how
             else:
                 continue
             cast = _cast([arrays[name] for name in names], old)

@@ -58,10 +58,11 @@ def failed_on(model: Model, inputs: tuple[PyTree, ...]) -> Iterator[None]:
         raise
 
 
-def difference(outputs: PyTree, reference: PyTree) -> float:
+def difference(outputs: PyTree, reference: PyTree, *, least: float = 1.0) -> float:
     """Return the largest difference, as a part of the largest output (of 1, if that is greater).
 
-    Infinite if trees or shapes differ, or if one is finite where the other is not.
+    With `least=0`, of the largest output alone, unless all are 0. Infinite if trees or shapes
+    differ, or if one is finite where the other is not.
 
     >>> difference([np.ones(3)], [np.array([1, 1, 1.5])])
     0.3333333333333333
@@ -69,10 +70,11 @@ def difference(outputs: PyTree, reference: PyTree) -> float:
     if jax.tree.structure(outputs) != jax.tree.structure(reference):
         return math.inf
     both = zip(jax.tree.leaves(outputs), jax.tree.leaves(reference), strict=True)
-    return max((_gap(np.asarray(ours), np.asarray(its)) for ours, its in both), default=0.0)
+    gaps = (_gap(np.asarray(ours), np.asarray(its), least) for ours, its in both)
+    return max(gaps, default=0.0)
 
 
-def _gap(ours: np.ndarray, its: np.ndarray) -> float:
+def _gap(ours: np.ndarray, its: np.ndarray, least: float) -> float:
     finite = np.isfinite(its)
     if ours.shape != its.shape or not np.array_equal(np.isfinite(ours), finite):
         return math.inf
@@ -80,7 +82,8 @@ def _gap(ours: np.ndarray, its: np.ndarray) -> float:
         return 0.0
     exact = np.promote_types(its.dtype, np.float64)
     its = its[finite].astype(exact)
-    return float(np.abs(ours[finite].astype(exact) - its).max() / max(1.0, np.abs(its).max()))
+    largest = max(least, float(np.abs(its).max())) or 1.0
+    return float(np.abs(ours[finite].astype(exact) - its).max() / largest)
 
 
 def drawn(uses: Sequence[Use], arrays: Arrays, seed: int = 0) -> dict[str, np.ndarray]:

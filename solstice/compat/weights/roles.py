@@ -19,6 +19,8 @@ from jax.extend.core import Jaxpr, JaxprEqn
 from jax.interpreters import partial_eval
 
 from solstice.compat.model import Model, as_inputs
+from solstice.compat.weights.axes import Axis, known
+from solstice.compat.weights.flattened import channels_at
 from solstice.compat.weights.followed import (
     ARITHMETIC,
     LAYOUTS,
@@ -29,14 +31,15 @@ from solstice.compat.weights.followed import (
     Piece,
     Value,
     all_known,
+    axes_of,
     computed,
     dependence,
     distinct,
     is_fixed,
     linear_in,
-    merged_sizes,
     moved,
     picked_rows,
+    reshaped,
 )
 from solstice.compat.weights.leaves import float_leaves, with_leaves
 from solstice.compat.weights.proof import failed_on
@@ -80,7 +83,7 @@ def trace(model: Model, example: PyTree) -> Trace:
     used = {use.leaf for use in walk.uses}
     unused = tuple(path for path in arrays if path not in used)
     epsilons = tuple(walk.epsilons)
-    return Trace(tuple(walk.uses), unused, epsilons, walk.operations, walk.padded_in_full)
+    return Trace(walk.laid(), unused, epsilons, walk.operations, walk.padded_in_full)
 
 
 def forward_jaxpr(model: Model, inputs: tuple[PyTree, ...]) -> tuple[Jaxpr, list[Any]]:
@@ -100,6 +103,13 @@ def forward_jaxpr(model: Model, inputs: tuple[PyTree, ...]) -> tuple[Jaxpr, list
     return jaxpr, closed.consts
 
 
+# Operations that give other axes, though shapes may be equal.
+_MIXING = {
+    "dot_general", "conv_general_dilated", "rev", "sort", "cumsum", "cumprod", "gather",
+    "dynamic_slice", "dynamic_update_slice", "scatter", "scatter-add", "pad", "iota",
+}  # fmt: skip
+
+
 class _Walk:
     """Walks jaxprs, and notes uses."""
 
@@ -114,6 +124,10 @@ class _Walk:
         self._loops = 0
         self._step = -1
         self._unrolled = 0
+        # Of each convolution, its step, and its channels before and after; 0 of a matrix.
+        self._kernels: list[tuple[int, int, int]] = []
+        # By the places of uses, the axes that their rows and columns run along.
+        self._axes: dict[int, tuple[Axis, Axis]] = {}
 
     def run(self, jaxpr: Jaxpr, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
         """Walk a jaxpr whose arguments are known as `args`; return the values of its outputs."""
@@ -125,6 +139,20 @@ class _Walk:
             if isinstance(value, Piece):
                 self._note("output", distinct(value.index), "", value)
 
+    def laid(self) -> tuple[Use, ...]:
+        """Return the uses, with what is known of the axes that they run along."""
+        channels = channels_at(self._kernels)
+        uses = list(self.uses)
+        for place, (rows, columns) in self._axes.items():
+            use = uses[place]
+            first, last = use.shape[0], use.shape[-1]
+            uses[place] = dataclasses.replace(
+                use,
+                rows=known(rows.flat(first, channels), first) if use.index.ndim > 1 else (),
+                columns=known(columns.flat(last, channels), last),
+            )
+        return tuple(uses)
+
     def _equation(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
         name = eqn.primitive.name
         outputs = len(eqn.outvars)
@@ -132,6 +160,8 @@ class _Walk:
             return self.run(inner[0], all_known(inner[1]), ins)
         if self._loop is None and not self._unrolled:
             self._step += 1
+        if not outputs:  # jax.debug.print
+            return []
         if all(isinstance(value, Known) for value in ins):
             return computed(eqn, ins, outputs)
         self.operations[name] += 1
@@ -144,12 +174,30 @@ class _Walk:
         if (outs := moved(eqn, ins)) is not None:
             return outs
         before = len(self.uses)
+        axes = self._joined(eqn, ins)
         for place, value in enumerate(ins):
             if isinstance(value, Piece):
-                self._use(eqn, ins, place, value)
+                self._use(eqn, ins, place, value, axes)
         new = tuple(range(before, len(self.uses)))
         linear = {"dot_general": new, "add": (*linear_in(ins), *new)}.get(name, ())
-        return [Flow(dependence(ins), uses=linear, fixed=is_fixed(ins))] * outputs
+        return [Flow(dependence(ins), uses=linear, fixed=is_fixed(ins), axes=axes)] * outputs
+
+    def _joined(self, eqn: JaxprEqn, ins: list[Value]) -> tuple[Axis, ...]:
+        """Return the axes of a result: of an operation on elements, those of its operands."""
+        shape = eqn.outvars[0].aval.shape  # type: ignore[attr-defined]
+        axes = tuple(Axis() for _ in shape)
+        shapes: list[Any] = [getattr(atom.aval, "shape", ()) for atom in eqn.invars]
+        wide = {one for one in shapes if one}
+        if eqn.primitive.name in _MIXING or any(len(one) != len(shape) for one in wide):
+            return axes
+        if shape not in wide:
+            return axes
+        for value, sizes in zip(ins, shapes, strict=True):
+            if isinstance(value, Flow) and len(value.axes) == len(shape):
+                for ours, its, size, wanted in zip(axes, value.axes, sizes, shape, strict=True):
+                    if size == wanted:
+                        ours.join(its)
+        return axes
 
     def _flow(self, eqn: JaxprEqn, ins: list[Value]) -> Flow:
         name, of = eqn.primitive.name, dependence(ins)
@@ -158,26 +206,61 @@ class _Walk:
         first = next(value for value in ins if isinstance(value, Flow))
         if name in SAME:
             return first
+        result: Any = eqn.outvars[0].aval
+        before, after = avals[flows[0]].shape, result.shape
         if name in ROOTS and first.epsilon is not None:
             self.epsilons.append(first.epsilon)
         if name == "concatenate":
             axis = eqn.params["dimension"]
             sizes = [aval.shape[axis] for aval in avals]
             parts = zip(sizes, [dependence([value]) for value in ins], strict=True)
-            return Flow(of, (axis, tuple(parts)))
-        result: Any = eqn.outvars[0].aval
-        before, after = avals[flows[0]].shape, result.shape
+            laid = [axes_of(value, aval.shape) for value, aval in zip(ins, avals, strict=True)]
+            along = Axis(parts=list(zip(sizes, (axes[axis] for axes in laid), strict=True)))
+            for axes in laid[1:]:
+                for ours, its in zip(laid[0], axes, strict=True):
+                    if ours is not laid[0][axis]:
+                        ours.join(its)
+            made = tuple(along if k == axis else one for k, one in enumerate(laid[0]))
+            return Flow(of, (axis, tuple(parts)), axes=made)
         if name in LAYOUTS or name == "split":
-            return Flow(of, uses=first.uses, merged=merged_sizes(before, after))
+            return Flow(of, uses=first.uses, axes=self._moved(eqn, first, before, after))
         known = [value for value in ins if isinstance(value, Known)]
         epsilon = known[0].scalar() if name == "add" and known else None
-        alone = len(flows) == 1 and before == after
         uses = first.uses if name == "add" and known else ()
-        return Flow(of, epsilon=epsilon, uses=uses, merged=first.merged if alone else ())
+        return Flow(of, epsilon=epsilon, uses=uses, axes=self._joined(eqn, ins))
 
-    def _use(self, eqn: JaxprEqn, ins: list[Value], place: int, piece: Piece) -> None:
+    def _moved(
+        self, eqn: JaxprEqn, flow: Flow, before: tuple[int, ...], after: tuple[int, ...]
+    ) -> tuple[Axis, ...]:
+        """Return the axes of what is moved."""
+        name, p, axes = eqn.primitive.name, eqn.params, axes_of(flow, before)
+        if name == "reshape" and math.prod(after):
+            return reshaped(axes, before, after, self._step)
+        if name == "transpose":
+            return tuple(axes[k] for k in p["permutation"])
+        if name == "squeeze":
+            return tuple(one for k, one in enumerate(axes) if k not in p["dimensions"])
+        if name == "broadcast_in_dim":
+            kept = dict(zip(p["broadcast_dimensions"], range(len(before)), strict=True))
+            return tuple(
+                axes[kept[k]] if k in kept and before[kept[k]] == size else Axis()
+                for k, size in enumerate(after)
+            )
+        if name in ("slice", "split"):
+            same = [k for k, size in enumerate(after) if size == before[k]]
+            return tuple(axes[k] if k in same else Axis() for k in range(len(after)))
+        return tuple(Axis() for _ in after)
+
+    def _use(
+        self,
+        eqn: JaxprEqn,
+        ins: list[Value],
+        place: int,
+        piece: Piece,
+        axes: tuple[Axis, ...],
+    ) -> None:
         name, p, index = eqn.primitive.name, eqn.params, piece.index
-        factor, of, merged, spread = piece.factor, "", (), 0
+        factor, of, spread, along = piece.factor, "", 0, (Axis(), Axis())
         if name == "dot_general":
             contracted, batch = (axes[place] for axes in p["dimension_numbers"])
             other = ins[1 - place]
@@ -188,8 +271,13 @@ class _Walk:
             rows = int(np.prod(index.shape[len(batch) : len(batch) + len(contracted)]))
             index = index.reshape(*head, rows, -1)
             role = MATRICES if batch else MATRIX
-            if isinstance(other, Flow) and math.prod(other.merged) == rows:
-                merged = other.merged
+            self._kernels.append((self._step, 0, 0))
+            if not batch:
+                shape: Any = eqn.invars[1 - place].aval
+                theirs = p["dimension_numbers"][0][1 - place]
+                along = self._along(axes_of(other, shape.shape), shape.shape, theirs), Axis()
+                if len(free) == 1:
+                    along = along[0], axes[-1 if place else 0]
             if self._loop is not None:
                 of = dependence([other])
                 parts = other.parts if isinstance(other, Flow) and not batch else None
@@ -200,6 +288,9 @@ class _Walk:
                     return
         elif name == "conv_general_dilated" and place == 1:
             spec = p["dimension_numbers"].rhs_spec
+            outputs = index.shape[spec[0]]
+            inputs = index.shape[spec[1]] * p["feature_group_count"]
+            self._kernels.append((self._step, inputs, outputs))
             index = index.transpose([*spec[2:], spec[1], spec[0]])
             if any(size > 1 for size in p["lhs_dilation"]):
                 role = TRANSPOSED
@@ -216,6 +307,7 @@ class _Walk:
             index = index.transpose([*rows, *rest])
             index = index.reshape(int(np.prod(index.shape[: len(rows)])), -1)
         elif name in ARITHMETIC:
+            along = Axis(), _axis_of(index, axes)
             index, of = distinct(index), dependence(ins)
             role = {"mul": SCALE, "neg": MEAN, "div": "dividend" if place == 0 else "divisor"}.get(
                 name, BIAS
@@ -227,11 +319,19 @@ class _Walk:
             elif factor < 0 and role in (BIAS, SCALE, MEAN):
                 role, factor = (BIAS if role == MEAN else MEAN), -factor
         elif name in ROOTS:
+            along = Axis(), _axis_of(index, axes)
             role, index = VARIANCE, distinct(index)
             self.epsilons.append(piece.shift)
         else:
             role, index = name, distinct(index)
-        self._note(role, index, of, dataclasses.replace(piece, factor=factor), merged, spread)
+        self._note(role, index, of, dataclasses.replace(piece, factor=factor), along, spread)
+
+    def _along(self, axes: tuple[Axis, ...], shape: tuple[int, ...], summed: Sequence[int]) -> Axis:
+        """Return the axis that a product sums over, or one made of several."""
+        if len(summed) == 1:
+            return axes[summed[0]]
+        sizes = tuple(shape[k] for k in sorted(summed) if shape[k] > 1)
+        return Axis(sizes if len(sizes) > 2 else (), self._step)  # two may be heads
 
     def _note(
         self,
@@ -239,7 +339,7 @@ class _Walk:
         index: np.ndarray,
         of: str,
         piece: Piece,
-        rows: tuple[int, ...] = (),
+        along: tuple[Axis, Axis] | None = None,
         spread: int = 0,
     ) -> None:
         """Record a use, or one for each leaf that its elements are of."""
@@ -248,8 +348,10 @@ class _Walk:
         for part in parts:
             leaf = int(self._owner(part.flat[0]))
             index = part - self.starts[leaf]
-            said = role, index, self._loop, of, piece.factor, piece.shift, self._step, rows, spread
-            self.uses.append(Use(self._names[leaf], *said))
+            said = role, index, self._loop, of, piece.factor, piece.shift, self._step
+            if along and self._loop is None and not self._unrolled and len(parts) == 1:
+                self._axes[len(self.uses)] = along
+            self.uses.append(Use(self._names[leaf], *said, spread=spread))
 
     def _owner(self, positions: Any) -> Any:
         return np.searchsorted(self.starts, positions, "right") - 1
@@ -304,6 +406,13 @@ class _Walk:
             self._loop, self._loops = self._loops, self._loops + 1
         self.run(jaxpr, all_known(known), inside)
         self._loop = outer
+
+
+def _axis_of(index: np.ndarray, axes: tuple[Axis, ...]) -> Axis:
+    """Return the axis that a vector runs along."""
+    sizes = zip(index.shape, index.strides, strict=True)
+    wide = [k for k, (size, stride) in enumerate(sizes) if size > 1 and stride]
+    return axes[wide[0]] if len(wide) == 1 and len(axes) == index.ndim else Axis()
 
 
 def _is_full(p: Any, kernel: tuple[int, ...]) -> bool:

@@ -1,6 +1,7 @@
 """The use of a leaf, from a trace of a network (`roles`) or from the names in a file."""
 
 import dataclasses
+import math
 from collections import Counter
 
 import numpy as np
@@ -9,6 +10,24 @@ MATRIX, CONV, TRANSPOSED, TABLE = "matrix", "conv", "transposed", "table"
 MATRICES = "matrices"  # of a product with an axis along which there is one matrix for each
 BIAS, SCALE, MEAN, VARIANCE = "bias", "scale", "mean", "variance"
 LAYERS = MATRIX, CONV, TRANSPOSED, TABLE  # roles with which a layer begins
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat:
+    """Flattened features.
+
+    Attributes:
+        sizes: Of the axes they had, such as (height, width, channels).
+        channels: How many channels the convolution has that gave them, or takes them; 0 if none.
+    """
+
+    sizes: tuple[int, ...]
+    channels: int
+
+    @property
+    def size(self) -> int:
+        """The number of features."""
+        return math.prod(self.sizes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,8 +46,9 @@ class Use:
         factor: The value that is used is `factor * leaf + shift`.
         shift: As above. Of a variance it is the epsilon.
         step: The number of the operation in its network's trace; -1 without a trace.
-        rows: Of a matrix that takes flattened features, the axes they had, such as (height, width,
-            channels): what is first there and last elsewhere orders its rows. Otherwise empty.
+        rows: Of a matrix that takes flattened features, what lies along its rows: what is first
+            there and last elsewhere orders them. Otherwise empty.
+        columns: The same of what gives such features, or runs along them: a matrix or a vector.
         spread: How many spatial axes the kernel has, if the code calls its convolution a transposed
             one and its stride is 1, where it is the same operation as a plain one. Otherwise 0.
     """
@@ -41,7 +61,8 @@ class Use:
     factor: float = 1.0
     shift: float = 0.0
     step: int = -1
-    rows: tuple[int, ...] = ()
+    rows: tuple[Flat, ...] = ()
+    columns: tuple[Flat, ...] = ()
     spread: int = 0
 
     @property

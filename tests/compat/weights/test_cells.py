@@ -304,6 +304,25 @@ def test_alike_cells_are_told_and_settled_by_outputs():
     assert not settled.ambiguous
 
 
+class Named(nn.Module):
+    """Two cells, which the source has in another order."""
+
+    @nn.compact
+    def __call__(self, x):
+        later = nn.RNN(nn.GRUCell(8, name="dec"))(x)
+        return nn.RNN(nn.GRUCell(8, name="enc"))(x) - 2 * later
+
+
+@pytest.mark.parametrize("layer", ["", "_l0"])  # torch's cell, and its module of one layer
+def test_cells_of_equal_names_go_together(layer):
+    x = normal(2, 4, 8)
+    enc, dec = weights(3, 8), weights(3, 8)
+    state = named(enc, layer, "enc") | named(dec, layer, "dec")
+    _, report = compat.load(compat.as_model(Named(), x, key=0), state)
+    assert report.check(x, unrolled(gru, x, enc) - 2 * unrolled(gru, x, dec)) < 1e-5
+    assert not report.ambiguous
+
+
 def test_layers_of_one_module_are_in_the_order_of_use():
     x = normal(2, 4, 8)
     first, second = weights(3, 8), weights(3, 8)

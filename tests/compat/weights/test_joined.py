@@ -148,6 +148,23 @@ def test_parts_that_are_not_certain_are_an_error_that_says_what_to_do(case):
         compat.load(compat.as_model(nn.Dense(5), X, key=0), {"fc.bias": BIAS, **parts})
 
 
+@pytest.mark.parametrize("along", [0, 1])
+@pytest.mark.parametrize("last", ["u", "v"])  # torch's older form computes u last, the newer v
+def test_a_square_spectral_norm_is_along_the_axis_that_its_vectors_show(along, last):
+    weight, v = normal(3, 3), unit(normal(3))
+    rows = weight if along == 0 else weight.T
+    u = unit(rows @ v)
+    if last == "v":
+        v = unit(rows.T @ u)
+    parts = {"fc.weight_orig": weight, "fc.weight_u": u, "fc.weight_v": v, "fc.bias": BIAS[:3]}
+    _, report = compat.load(compat.as_model(nn.Dense(3), X, key=0), parts)
+    expected = weight / (u @ rows @ v)
+    assert report.check(X, X @ expected.T + BIAS[:3]) < 1e-5
+    parts["fc.weight_u"], parts["fc.weight_v"] = unit(normal(3)), unit(normal(3))
+    with pytest.raises(InvalidValueError, match="do not say along which axis"):
+        compat.load(compat.as_model(nn.Dense(3), X, key=0), parts)
+
+
 class Normed(nn.Module):
     """A network with parts of its own, of torch's names."""
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from architectures import LIBRARIES, build
 from architectures.common import INPUTS
 
 from solstice import compat
+from solstice.compat.weights.leaves import model_leaves
 from solstice.compat.weights.roles import trace
 
 CNN = Counter(
@@ -153,3 +155,24 @@ def test_a_cells_matrices_take_the_input_or_the_carry(library):
             if use.role == "matrix" and use.loop == 0:
                 columns[use.of, use.shape[0]] += use.shape[1]
         assert columns == {("input", 6): 8 * gates, ("carry", 8): 8 * gates}
+
+
+class Printing(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(4)(x)
+        jax.debug.print("{}", x.mean())
+        return nn.Dense(2)(x)
+
+
+def test_what_a_network_prints_is_no_use_of_a_leaf():
+    x = np.ones((2, 3), np.float32)
+    first, second = (compat.as_model(Printing(), x, key=key) for key in (0, 1))
+    converted = compat.convert(first, like=second, example=x)
+    np.testing.assert_array_equal(converted(x)[0], first(x)[0])
+    names = [("0", "params/Dense_0"), ("1", "params/Dense_1")]
+    leaves = model_leaves(first)
+    arrays = {f"{new}.weight": np.asarray(leaves[f"{old}/kernel"]).T for new, old in names}
+    arrays |= {f"{new}.bias": np.asarray(leaves[f"{old}/bias"]) for new, old in names}
+    loaded, _ = compat.load(second, arrays)
+    np.testing.assert_array_equal(loaded(x)[0], first(x)[0])
