@@ -12,8 +12,8 @@ import numpy as np
 from solstice.compat.model import Model
 from solstice.compat.weights.assign import Assignment, Match, assign, tied_pairs
 from solstice.compat.weights.averages import numbered_averages
-from solstice.compat.weights.ema import averages, holds_averages
 from solstice.compat.weights.cell_matches import CellMatch, match_cells
+from solstice.compat.weights.ema import averages, holds_averages
 from solstice.compat.weights.exchanges import Matched, ambiguous, nearest_exchange, undecided
 from solstice.compat.weights.files.sources import Source
 from solstice.compat.weights.flattened import flat_of
