@@ -45,9 +45,9 @@ def check_sizes(
         return
     found = {size: _operations(function, arrays, shapes) for size, shapes in sizes.items()}
     known = [one for one in found.values() if one is not None]
-    usual = max(known, key=known.count, default=None)
+    usual = max(known, key=known.count) if known else None
     for size, operations in found.items():
-        if operations is None or (operations == usual and known.count(usual) > 1):
+        if operations is None or (operations == usual and known.count(operations) > 1):
             continue
         inputs = _drawn(sizes[size])
         ours = jax.tree.leaves(exported(program).call(program.weights, inputs))

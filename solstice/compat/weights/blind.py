@@ -5,11 +5,13 @@ multiplies zeros; of a kernel over one pixel, only the centre counts. Outputs pr
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from solstice.compat.model import Model
@@ -29,8 +31,8 @@ from solstice.tree.kinds import is_typed_key
 from solstice.tree.pytree import PyTree
 
 # A unit may be off for some weights, as behind relu: after so many draws in which nothing more was
-# seen, the rest is hidden by the example.
-_STILL = 16
+# seen of a part, the rest is hidden by the example. All of many units are never off at once.
+_STILL, _STILL_OF_MANY, _MANY = 16, 3, 16
 # Gradients below this part of the largest may be rounding.
 _TINY = 1e-6
 
@@ -107,17 +109,17 @@ def hidden(
     arrays = float_leaves(model)
     draws = _draws(uses, arrays, run)
     outputs = run(next(draws))
-    still = 0
     gradient = _gradient(model, inputs, outputs)
-    while still < _STILL and any(part.dark.any() for part in parts):
+    while any(part.is_open for part in parts):
         slopes = gradient(next(draws))
         if slopes is None:
             break
         least = _TINY * max(float(one.max(initial=0)) for one in slopes.values())
-        seen = [part.see(slopes[part.use.leaf], least) for part in parts]
-        still = 0 if any(seen) else still + 1
+        for part in parts:
+            if part.is_open:
+                part.see(slopes[part.use.leaf], least)
     left = [part for part in parts if part.dark.any()]
-    bases = [next(draws) for _ in range(3)] if left else []
+    bases = [(base, run(base)) for base in itertools.islice(draws, 3 * bool(left))]
     unseen = [part.use for part in left if not _matters(part, bases, run)]
     return list({id(use): use for use in unseen}.values())
 
@@ -130,18 +132,27 @@ class _Part:
         use: The use.
         axes: Those over which elements are taken together.
         dark: Where no gradient was seen so far; of length 1 along `axes`.
+        still: In how many draws nothing more was seen.
     """
 
     use: Use
     axes: tuple[int, ...]
     dark: np.ndarray
+    still: int = 0
 
-    def see(self, slopes: np.ndarray, least: float) -> bool:
-        """Take note of gradients of the leaf; return whether they show something new."""
+    @property
+    def is_open(self) -> bool:
+        """Whether another draw may show more."""
+        last = len(self.use.shape) - 1
+        of_many = len(self.use.shape) > 1 and last in self.axes and self.use.shape[-1] >= _MANY
+        return bool(self.dark.any()) and self.still < (_STILL_OF_MANY if of_many else _STILL)
+
+    def see(self, slopes: np.ndarray, least: float) -> None:
+        """Take note of gradients of the leaf."""
         lines = slopes.reshape(-1)[self.use.index].max(self.axes, keepdims=True)
         new = self.dark & (lines > least)
         self.dark &= ~new
-        return bool(new.any())
+        self.still = 0 if new.any() else self.still + 1
 
     @property
     def elements(self) -> np.ndarray:
@@ -198,25 +209,27 @@ def _gradient(
             leaves = jax.tree.leaves(with_leaves(model, arrays)(*inputs)[0])
             return [leaf for leaf in leaves if eqx.is_inexact_array(leaf)]
 
-        return jax.vjp(floats, arrays)[1](weights)[0]
+        found = jax.vjp(floats, arrays)[1](weights)[0]
+        return jax.tree.map(lambda leaf: jnp.nan_to_num(jnp.abs(leaf), posinf=0.0), found)
 
     def gradient(arrays: Arrays) -> dict[str, np.ndarray] | None:
         try:
             found = pulled(dict(arrays), inputs, weights)
         except (NotImplementedError, TypeError, ValueError):  # a loop of unknown length, a kernel
             return None
-        size = {path: np.abs(np.asarray(leaf)).astype(float) for path, leaf in found.items()}
-        return {path: np.nan_to_num(leaf, posinf=0.0) for path, leaf in size.items()}
+        return {path: np.asarray(leaf) for path, leaf in found.items()}
 
     return gradient
 
 
-def _matters(part: _Part, bases: Sequence[Arrays], run: Callable[[Arrays], PyTree]) -> bool:
+def _matters(
+    part: _Part, bases: Sequence[tuple[Arrays, PyTree]], run: Callable[[Arrays], PyTree]
+) -> bool:
     """Say whether the outputs change with what has no gradient, as behind `stop_gradient`."""
     leaf, elements = part.use.leaf, part.elements
-    for base, other in zip(bases, [*bases[1:], bases[0]], strict=True):
+    for (base, outputs), (other, _) in zip(bases, [*bases[1:], bases[0]], strict=True):
         changed = np.array(base[leaf])
         changed.reshape(-1)[elements] = np.asarray(other[leaf]).reshape(-1)[elements]
-        if difference(run({**base, leaf: changed}), run(base)) > TOLERANCE:
+        if difference(run({**base, leaf: changed}), outputs) > TOLERANCE:
             return True
     return False

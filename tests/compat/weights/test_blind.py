@@ -10,6 +10,7 @@ from architectures.common import INPUTS, drawn
 
 import solstice
 from solstice import compat
+from solstice.compat.weights import blind
 
 ROWS = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
 SEQUENCES = np.random.default_rng(1).normal(size=(2, 5, 8)).astype(np.float32)
@@ -270,3 +271,14 @@ def test_a_mask_in_another_sense_is_refused():
     whole = np.ones((2, 5), bool)
     with pytest.raises(ValueError, match=r"other values of input '1'.*outputs differ by"):
         compat.convert(gate(1)(0), like=gate(-1)(1), example=(MASKED, whole))
+
+
+def test_positions_of_a_large_kernel_take_few_draws(monkeypatch):
+    draws = []
+    drawn = blind.drawn
+    monkeypatch.setattr(blind, "drawn", lambda *rest: draws.append(1) or drawn(*rest))
+    pixel = np.ones((2, 1, 1, 4), np.float32)
+    model = compat.as_model(nn.Conv(16, (3, 3)), pixel, key=0)
+    with pytest.raises(ValueError, match="params/kernel is, or a part"):
+        compat.convert(model, like=model, example=pixel)
+    assert len(draws) < 12  # not 16 for the gradients alone
