@@ -1,7 +1,7 @@
 """Gives the package index a README whose links lead to the repository.
 
-Relative links and pictures work where the repository is shown, but lead nowhere on the index. Where
-the repository is, `REPOSITORY_URL` says, as in CI; without it, the README stays as it is.
+Relative links and pictures work in the repository, but not on the index. The environment variable
+`REPOSITORY_URL`, which CI sets, is the repository's address; without it, the README stays as it is.
 """
 
 import os

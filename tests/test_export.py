@@ -25,7 +25,7 @@ import solstice
 from solstice import compat
 from solstice.exporting import folder as folders
 from solstice.exporting.folder import ABOUT, WEIGHTS, read, write
-from solstice.tree.rooms import tidy
+from solstice.tree.staging import tidy
 
 SIX = "linen", "nnx", "haiku", "equinox", "stax", "keras"
 X = np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 4)
@@ -608,14 +608,14 @@ def test_what_a_killed_export_left_is_deleted_by_the_next_and_what_a_live_one_wr
     with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout.readline() == b"here\n"
-            (room,) = tmp_path.glob(".export.*.tmp")
-            whole = {*room.rglob("*")}
+            (staging,) = tmp_path.glob(".export.*.tmp")
+            whole = {*staging.rglob("*")}
             solstice.export(exp, tmp_path / "another", platforms="cpu")
             tidy(path)  # as the next export does, while the other one lives
-            assert {*room.rglob("*")} == whole
+            assert {*staging.rglob("*")} == whole
         finally:
             process.send_signal(signal.SIGKILL)
-    assert path.exists() == (where == "writing") and room.exists()
+    assert path.exists() == (where == "writing") and staging.exists()
     with pytest.raises(solstice.errors.ExistingFileError, match="is an export"):
         solstice.export(exp, path, platforms="cpu")  # the older one, which has its name again
     assert sorted(os.listdir(tmp_path)) == ["another", "export"]

@@ -138,12 +138,12 @@ def inputs_by_name(x: Any, keys: BatchKeys, example: tuple[Any, ...] | None = No
     if isinstance(names, tuple):
         named = isinstance(x, Mapping) and {*names} <= {*x}
         return tuple(x[name] for name in names) if named else x
-    one_array = example is not None and len(example) == 1 and is_shaped(example[0])
-    if not (one_array and isinstance(x, Mapping | list)):
+    if not isinstance(x, Mapping | list):
+        return x
+    if example is None or len(example) != 1 or not is_shaped(example[0]):
         return x
     if isinstance(x, Mapping) and names in x:
         return x[names]
-    assert example is not None
     raise InvalidTypeError(
         f"x is expected to be an array like the network's example, {describe(example[0])}, or a "
         f"mapping with {names!r}; it is {describe(x)}. Give the array itself, or name it in "
@@ -163,20 +163,19 @@ def unlike_example(x: Any, keys: BatchKeys, example: tuple[Any, ...]) -> str:
         return ""
     names = keys[0] if isinstance(keys[0], tuple) else ()
     if len(example) == 1:
-        wanted, names = describe(example[0]), tuple(example[0]) if _is_mapping(example[0]) else ()
+        wanted, names = (
+            describe(example[0]),
+            tuple(example[0]) if isinstance(example[0], Mapping) else (),
+        )
     else:
         wanted = f"{len(example)} inputs as a tuple, {describe(example)}"
         wanted += f", or a mapping with {', '.join(map(repr, names))}" * bool(names)
-    how = names_difference(map(str, names), map(str, x)) if names and _is_mapping(x) else ""
-    remedy = "" if names or len(example) == 1 or not _is_mapping(x) else _NAME_THEM
+    how = names_difference(map(str, names), map(str, x)) if names and isinstance(x, Mapping) else ""
+    remedy = "" if names or len(example) == 1 or not isinstance(x, Mapping) else _NAME_THEM
     return (
         f"x is expected to be like the network's example: {wanted}; it is {describe(x)}"
         f"{': ' * bool(how)}{how}.{remedy}"
     )
-
-
-def _is_mapping(x: Any) -> bool:
-    return isinstance(x, Mapping)
 
 
 def batch_inputs(batch: Any, keys: BatchKeys, example: tuple[Any, ...] | None = None) -> Any:

@@ -25,6 +25,7 @@ from solstice.experiments import batches, precision
 from solstice.experiments.batches import BatchKeys
 from solstice.experiments.runnable import Runnable
 from solstice.experiments.task import Task
+from solstice.experiments.tasked import Tasked
 from solstice.metrics.base import Metrics, is_metrics, joining
 from solstice.metrics.checks import check_mask
 from solstice.metrics.combine import MetricsDict, check_apart
@@ -76,7 +77,7 @@ OTHER_NAMES = {
 }
 
 
-class SupervisedExperiment(Runnable):
+class SupervisedExperiment(Runnable, Tasked):
     """Trains a network on a task.
 
     A batch is `(x, y)`, `(x, y, mask)` or a mapping; an `x` that is a tuple is several inputs.

@@ -27,7 +27,7 @@ from solstice.errors import (
 )
 from solstice.tree.files import load, save
 from solstice.tree.pytree import PyTree
-from solstice.tree.rooms import OLD, room_beside, tidy
+from solstice.tree.staging import OLD, staged_beside, tidy
 from solstice.tree.tensors import (
     array_digest,
     damaged,
@@ -125,8 +125,8 @@ def write(place: Path, content: Content) -> None:
     """Write a folder, which appears when it is complete and replaces an older export."""
     place.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
-    with room_beside(place) as room:
-        new = room / "new"
+    with staged_beside(place) as staging:
+        new = staging / "new"
         new.mkdir()
         digests = {}
         for name, program in content.programs.items():
@@ -138,7 +138,7 @@ def write(place: Path, content: Content) -> None:
         about["digest"] = _digest_of(about)
         _write(new / ABOUT, json.dumps(about, indent=2).encode())
         sync_directory(new)
-        _take_place(new, place, room / OLD)
+        _take_place(new, place, staging / OLD)
         sync_directory(place.parent)
 
 

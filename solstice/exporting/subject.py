@@ -10,8 +10,8 @@ from solstice.compat.model import Model, check_example, is_shaped
 from solstice.errors import InvalidTypeError, InvalidValueError
 from solstice.experiment import Experiment
 from solstice.experiments.batches import inputs_by_name
-from solstice.experiments.supervised import SupervisedExperiment
 from solstice.experiments.task import Names
+from solstice.experiments.tasked import Tasked
 from solstice.signatures import overrides
 from solstice.tree.pytree import PyTree
 
@@ -62,7 +62,7 @@ def subject(thing: Experiment | Model, classes: tuple[str, ...] | None) -> Subje
             f"export its model."
         )
     inner, predicts = thing.innermost(), overrides(thing, Experiment, "predict")
-    known = inner if isinstance(inner, SupervisedExperiment) else None
+    known = inner if isinstance(inner, Tasked) else None
     return Subject(
         outputs=lambda exp, inputs: exp(_as_one(inputs)),
         outputs_are=known.task.outputs_are if known else "outputs",

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from solstice.errors import DirectoryInUseError
 from solstice.saving.stores import Local, Store, answered
 from solstice.tree.pytree import PyTree
-from solstice.tree.rooms import locked
+from solstice.tree.staging import locked
 
 if TYPE_CHECKING:
     from filelock import FileLock

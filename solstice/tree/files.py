@@ -19,7 +19,7 @@ from solstice.tree.json import from_json, to_json
 from solstice.tree.kinds import OBJECT, dtype_name, is_array, is_typed_key, kind
 from solstice.tree.naming import leaves_by_path
 from solstice.tree.pytree import PyTree
-from solstice.tree.rooms import room_beside
+from solstice.tree.staging import staged_beside
 from solstice.tree.tensors import (
     Tensors,
     array_digest,
@@ -220,8 +220,8 @@ def replacing(path: Path) -> Iterator[Path]:
     path = Path(os.path.realpath(path))  # a link keeps pointing to the replaced file
     if os.path.lexists(path):
         check_regular(path)
-    with room_beside(path) as room:
-        file = room / path.name
+    with staged_beside(path) as staging:
+        file = staging / path.name
         yield file
         with contextlib.suppress(FileNotFoundError):
             file.chmod(path.stat().st_mode)

@@ -1,7 +1,7 @@
-"""Rooms: a folder beside a path, for what is written first and then gets the path's name.
+"""Staging folders: beside a path, for what is written there first and then gets the path's name.
 
-A lock of the operating system, which ends with its process, says that a room is in use. So whoever
-writes to the same path next can tell what killed processes left, and removes it.
+A lock of the operating system, which ends with its process, shows that one is in use. So the next
+writer to the same path recognises the folders that killed processes left, and deletes them.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from solstice.tree.tensors import packages
 if TYPE_CHECKING:
     from filelock import FileLock
 
-# The folder in a room for what had the path's name, until something else has it.
+# In a staging folder: what had the path's name, until something else has it.
 OLD = "old"
 _LOCK = ".lock"
 
@@ -49,61 +49,61 @@ def locked(path: Path) -> "FileLock | None":
 
 
 @contextlib.contextmanager
-def room_beside(path: Path) -> Iterator[Path]:
+def staged_beside(path: Path) -> Iterator[Path]:
     """Yield a new folder beside a path; it is deleted in the end, and so are those left before.
 
-    What is moved to `room / OLD / path.name` gets its name back if nothing else has got it.
+    What is moved to `staging / OLD / path.name` gets its name back if nothing else has got it.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "text"
-    >>> with room_beside(path) as room:
-    ...     _ = (room / "new").write_text("all of it")
-    ...     _ = (room / "new").replace(path)
+    >>> with staged_beside(path) as staging:
+    ...     _ = (staging / "new").write_text("all of it")
+    ...     _ = (staging / "new").replace(path)
     >>> os.listdir(path.parent)
     ['text']
     """
     tidy(path)
-    room, lock = _taken(path)
+    staging, lock = _taken(path)
     try:
-        yield room
+        yield staging
     finally:
         if lock is not None:
             lock.release()
-        _clear(room, path)
+        _clear(staging, path)
 
 
 def tidy(path: Path) -> None:
-    """Delete the rooms beside a path that killed processes left; those in use stay."""
+    """Delete the staging folders that killed processes left beside a path; those in use stay."""
     left = re.compile(rf"{re.escape(_head(path))}[0-9a-f]{{16}}\.tmp")
     try:
         names = os.listdir(path.parent)
     except (FileNotFoundError, NotADirectoryError):
         return
-    for room in map(path.with_name, filter(left.fullmatch, names)):
-        if room.is_symlink():
+    for staging in map(path.with_name, filter(left.fullmatch, names)):
+        if staging.is_symlink():
             continue
         try:
-            lock = locked(room / _LOCK)
+            lock = locked(staging / _LOCK)
         except (OSError, NotImplementedError):  # nothing says that its process has ended
             continue
         if lock is not None:
-            _clear(room, path)
+            _clear(staging, path)
             lock.release()
 
 
 def _taken(path: Path) -> "tuple[Path, FileLock | None]":
-    """Return a new room and its lock; None where the file system has no locks."""
+    """Return a new staging folder and its lock; no lock if the file system has none."""
     while True:
-        room = path.with_name(f"{_head(path)}{secrets.token_hex(8)}.tmp")
-        room.mkdir()
+        staging = path.with_name(f"{_head(path)}{secrets.token_hex(8)}.tmp")
+        staging.mkdir()
         try:
-            lock = locked(room / _LOCK)
+            lock = locked(staging / _LOCK)
         except (OSError, NotImplementedError):
-            if room.exists():
-                return room, None
+            if staging.exists():
+                return staging, None
             continue
-        if lock is not None and (room / _LOCK).exists():
-            return room, lock
+        if lock is not None and (staging / _LOCK).exists():
+            return staging, lock
         # Otherwise another process has just deleted it, as one that was left.
 
 
@@ -112,12 +112,12 @@ def _head(path: Path) -> str:
     return f".{path.name[:50]}."
 
 
-def _clear(room: Path, path: Path) -> None:
-    """Delete a room, but for what no other thing has replaced."""
-    kept = room / OLD
+def _clear(staging: Path, path: Path) -> None:
+    """Delete a staging folder; what had the path's name gets it back if nothing else has it."""
+    kept = staging / OLD
     if kept.is_dir():
         if os.listdir(kept) != [path.name]:
             return  # of another path, whose name begins alike
         if not os.path.lexists(path):
             (kept / path.name).rename(path)
-    shutil.rmtree(room, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
