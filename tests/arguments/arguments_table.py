@@ -59,7 +59,7 @@ EXEMPT: dict[str, str] = {
     "*.fires": _TRAINER,
     "*.next_step": _TRAINER,
     "*.act": _TRAINER,
-    "Exported.*(named)": "inputs by name, where the export has names: see test_export",
+    "Exported.*(named)": "inputs by name, where the export has names: see tests/exporting",
     "*.better": "asked for a name that `compute()` has given",
     "callbacks.CheckpointingCallback.*": _TRAINER,
     "sharding.*.*": _TRAINER,

@@ -272,7 +272,7 @@ row(
     preprocess=optional(function(lambda x: x)),
 )
 row("load_exported", path=only(Made(export)))
-for name in ("__call__", "predict"):  # `ODD_INPUTS` of `test_export.py` has odd ones
+for name in ("__call__", "predict"):  # `ODD_INPUTS` of `exporting/test_export.py` has odd ones
     row(
         f"Exported.{name}",
         on=lambda: solstice.load_exported(export()),
